@@ -1,0 +1,25 @@
+"""prismfl: organisations that may not share their images train one image generator together.
+
+Importing this needs no torch; `train`, `resume` and `load` bring it in when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from prismfl.config import Settings, load_settings, settings_from
+from prismfl.errors import PrismError
+
+if TYPE_CHECKING:
+    from prismfl.engines.inprocess import resume, train
+    from prismfl.sampling import load
+
+__version__ = "0.1.0"
+__all__ = ["PrismError", "Settings", "load", "load_settings", "resume", "settings_from", "train"]
+
+_LAZY = {"train": "prismfl.engines.inprocess", "resume": "prismfl.engines.inprocess", "load": "prismfl.sampling"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'prismfl' has no attribute {name!r}")

@@ -1,0 +1,219 @@
+"""The `prismfl` command: every failure is one clear line and exit status 2."""
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from prismfl import __version__
+from prismfl.config import Settings, all_fields, load_settings, merged, settings_from
+from prismfl.errors import PrismError, SettingError
+from prismfl.progress import LiveWatcher, PlainWatcher, on_terminal, sized
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Train one image generator together, without sharing images.",
+)
+
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+def main() -> None:
+    """Entry point of the `prismfl` command."""
+    try:
+        status = app(standalone_mode=False)
+    except PrismError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; expected to run to the end; rounds that were shown are kept: continue with `prismfl train --resume RUN`")
+    except Exception as error:
+        # Wrong usage comes as click's own exceptions, which typer may bring in a copy of its own.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message()}; see `prismfl --help`")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(line: str) -> None:
+    print("error: " + " ".join(line.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option a setting; what was passed arrives as `changes`, by name."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "changes"]
+
+    def wrapped(**values: Any) -> None:
+        changes = {name: _parsed(name, values.pop(name)) for name in all_fields() if values.get(name) is not None}
+        command(changes=changes, **{p.name: values[p.name] for p in own})
+
+    options = [_option(name) for name in all_fields()]
+    wrapped.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in (*own, *options)}
+    wrapped.__doc__ = command.__doc__
+    return wrapped
+
+
+def _option(name: str) -> inspect.Parameter:
+    section, item = all_fields()[name]
+    choices = item.metadata["choices"]
+    kind = "|".join(str(c) for c in choices) if choices else getattr(item.type, "__name__", "list").upper()
+    shown = item.default if item.default not in ("", ()) else "none"
+    about = f"{item.metadata['about']} [{section + '.' if section else ''}{name} = {shown}]"
+    option = typer.Option(f"--{name.replace('_', '-')}", help=about, metavar=kind, show_default=False)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[str], option])  # noqa: UP045 - typer reads Optional
+
+
+def _parsed(name: str, text: str) -> Any:
+    """An option's text as its setting's type; what does not parse is left for validation to refuse."""
+    kind: Any = all_fields()[name][1].type
+    try:
+        if kind is bool:
+            return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}.get(text.lower(), text)
+        if kind == tuple[int, ...]:
+            return tuple(int(part) for part in text.split(",") if part.strip())
+        return kind(text)
+    except ValueError:
+        return text
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _train(
+    changes: dict[str, Any],
+    config: Annotated[Optional[Path], typer.Option(help="Settings file (TOML); options go over it.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="New run folder [runs/DATASET-SEED].")] = None,  # noqa: UP045
+    resume: Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")] = None,  # noqa: UP045
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run takes, and stop.")] = False,
+) -> None:
+    """Train a generator with simulated clients on this machine."""
+    if resume is not None and (changes or config or out or dry_run):
+        raise SettingError("--resume with other options", "--resume alone", "settings come from the run's config.toml")
+    settings = Settings() if resume else load_settings(config, changes) if config else settings_from(merged({}, changes))
+    if dry_run:
+        _forecast(settings)
+        return
+    from prismfl.engines import inprocess
+
+    def go(watcher: Any) -> Any:
+        if resume is not None:
+            return inprocess.resume(resume, watcher=watcher)
+        return inprocess.train(settings, out=out or Path("runs") / f"{settings.data.dataset}-{settings.seed}", watcher=watcher)
+
+    if on_terminal():
+        with LiveWatcher(Console()) as live:
+            finished = go(live)
+    else:
+        finished = go(PlainWatcher())
+    _closing(finished)
+
+
+app.command("train")(_with_settings(_train))
+
+
+def _closing(finished: Any) -> None:
+    found, folder = finished.summary, finished.folder
+    print(f"\n{found['rounds']} rounds in {found['seconds']:.0f} s; {sized(found['uplink_bytes'])} up, {sized(found['downlink_bytes'])} down")
+    if "fid_embedded" in found:
+        print(f"fid_embedded {found['fid_embedded']:.2f} (Fréchet distance in the embedded judge network)")
+    print(f"model    {folder.model} ({found['model_bytes']} bytes, {found['model_bits_per_parameter']:.3f} bits a weight)")
+    print(f"samples  {folder.root / found['grid']}")
+    print(f"log      {folder.rounds}")
+    print("privacy  no formal guarantee: this run released nothing under (ε, δ)")
+    print(f"more     prismfl sample {folder.model} --count 64 --seed 1 --out grid.png")
+
+
+def _forecast(settings: Settings) -> None:
+    import os
+
+    from prismfl.forecast import forecast
+    from prismfl.preparation import prepare
+
+    workers = settings.output.workers or max(1, (os.cpu_count() or 1) // settings.search.client_threads)
+    found = forecast(prepare(settings), workers)
+    print(f"minutes            {found.minutes:.1f} ({workers} clients at a time; without the closing figures)")
+    print(f"uplink             {sized(found.uplink_bytes)}")
+    print(f"downlink           {sized(found.downlink_bytes)}")
+    print(f"memory             {found.memory_mb:.0f} MB")
+    print(f"parameters         {found.parameters}")
+    print(f"moments a client   {found.moment_dimension}")
+    print(f"images a client    {found.images_per_client[0]} … {found.images_per_client[1]}")
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="Model file.")],
+    count: Annotated[int, typer.Option(help="Number of images.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
+    out: Annotated[Path, typer.Option(help="A .png for one grid, or a folder for single files.")] = Path("grid.png"),
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+) -> None:
+    """Make images with a finished model: same seed, same images."""
+    from prismfl.sampling import image_grid, load, save_picture, single_picture
+
+    images = load(model, device).sample(count, seed=seed)
+    if out.suffix.lower() == ".png":
+        save_picture(image_grid(images), out)
+    else:
+        for index, image in enumerate(images):
+            save_picture(single_picture(image), out / f"{index:06d}.png")
+    print(out)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model file.")],
+    dataset: Annotated[str, typer.Option(help="Data set to judge against [the model's own].")] = "",
+    data_dir: Annotated[str, typer.Option(help="Its folder [the model's own].")] = "",
+    samples: Annotated[int, typer.Option(help="Samples the distance is measured on.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a finished model: distance to test images, and how readable its samples are."""
+    from prismfl.evaluation import evaluate_model
+
+    found = evaluate_model(model, dataset, data_dir, samples, seed)
+    print(json.dumps(found, indent=1) if as_json else "\n".join(f"{key:20} {_shown(value)}" for key, value in found.items()))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(_shown(one) for one in value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+@app.command()
+def pretrain(
+    images: Annotated[Path, typer.Option(help="Folder or zip of train/CLASS/ and test/CLASS/ images.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    architecture: Annotated[str, typer.Option(help="vgg (matched in training) or judge (judges only).")] = "vgg",
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 20,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    name: Annotated[str, typer.Option(help="What the images are called.")] = "",
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 32,
+) -> None:
+    """Train a feature network on public images."""
+    from prismfl.data.datasets import load_dataset
+    from prismfl.pretrain import Recipe
+    from prismfl.pretrain import pretrain as run
+
+    recipe = Recipe(architecture=architecture, epochs=epochs, rate=rate, seed=seed)
+    train, test = (load_dataset("folder", images, size, split) for split in ("train", "test"))
+    accuracy = run(train, test, recipe, name or images.name, out)
+    print(f"{out}: test accuracy {accuracy:.4f}")
+
+
+if __name__ == "__main__":
+    main()

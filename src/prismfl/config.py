@@ -1,0 +1,310 @@
+"""Every setting of a run: frozen, validated, TOML in and out.
+
+A field's metadata says what it means and what it may be; the command line is made from it.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from prismfl.errors import SettingError
+
+
+def _setting(
+    default: Any, about: str, *, least: float | None = None, most: float | None = None,
+    above: float | None = None, choices: tuple[Any, ...] | None = None,
+) -> Any:
+    limits = {"least": least, "most": most, "above": above, "choices": choices}
+    return field(default=default, metadata={"about": about, **limits})
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, and how they are spread over the clients."""
+
+    dataset: str = _setting(
+        "digits", "data set; folder takes any image folder or zip",
+        choices=("digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder"),
+    )
+    data_dir: str = _setting("", "folder (or zip) that holds the data set")
+    clients: int = _setting(10, "number of clients", least=1, most=1_000_000)
+    partition: str = _setting(
+        "shards", "how images are spread: shards are label-sorted; given takes one top folder a client",
+        choices=("iid", "shards", "dirichlet", "attribute", "given"),
+    )
+    shards: int = _setting(40, "label-sorted shards, a multiple of the clients", least=1)
+    concentration: float = _setting(0.005, "concentration of the Dirichlet partition", above=0.0, most=1e6)
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The frozen random network whose mask is searched."""
+
+    size: int = _setting(0, "pixels a side; 0 takes 16 for digits, else 32", choices=(0, 16, 32, 64))
+    width: int = _setting(16, "channels of the last block", least=1, most=1024)
+    latent: int = _setting(64, "latent normals an image", least=1, most=65536)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The frozen feature network that training matches, and what is matched of it."""
+
+    features: str = _setting("vgg", "feature network to match: vgg (embedded) or a file of `prismfl pretrain`")
+    feature_size: int = _setting(0, "pixels that images are scaled to for the features; 0 leaves them", choices=(0, 16, 32, 64))
+    layers: tuple[int, ...] = _setting((), "numbers of the matched layers, from 0; none names all", least=0)
+    second_weight: float = _setting(0.05, "weight of second moments; first moments have 1", least=0.0, most=1e6)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A client's local mask search."""
+
+    local_steps: int = _setting(10, "gradient steps a client and round", least=1, most=1_000_000)
+    batch_size: int = _setting(32, "images a step", least=2, most=65536)
+    learning_rate: float = _setting(0.3, "Adam's step on the scores", above=0.0, most=1000.0)
+    final_rate: float = _setting(0.1, "share of the learning rate left in the last round (cosine)", least=0.0, most=1.0)
+    beta1: float = _setting(0.5, "Adam's first decay", least=0.0, most=0.9999)
+    beta2: float = _setting(0.999, "Adam's second decay", least=0.0, most=0.999999)
+    adam: str = _setting("reset", "Adam's moments between rounds: reset, or kept on the client's disk", choices=("reset", "keep"))
+    gradient: str = _setting("sigmoid", "straight-through gradient: times θ(1 - θ), or passed on unscaled", choices=("sigmoid", "identity"))
+    loss: str = _setting("squared", "squared distance of moments, or with an Adam moving average of the residual", choices=("squared", "moving"))
+    moving_rate: float = _setting(0.1, "rate of the moving average, in root-mean-square residuals", above=0.0, most=10.0)
+    precision: str = _setting("float32", "precision of the search", choices=("float32",))
+    batching: str = _setting("none", "clients computed together (none: one after another, byte-exact)", choices=("none",))
+    client_threads: int = _setting(1, "processor threads a client's search uses", least=1, most=1024)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Rounds, and how the server makes one probability a weight of the masks."""
+
+    rounds: int = _setting(20, "rounds", least=1, most=10_000_000)
+    cohort: int = _setting(0, "clients a round; 0 takes all", least=0, most=32767)
+    draws: str = _setting("stratified", "mask draws of a round's clients", choices=("stratified", "independent"))
+    control_variate: bool = _setting(False, "average differences to the mask without news")
+    mada: str = _setting("off", "moving average of θ: distance as published, coupled, a fixed share, or off (PRISM†)", choices=("published", "coupled", "fixed", "off"))
+    fixed_share: float = _setting(0.5, "share of the new average when mada is fixed", above=0.0, most=1.0)
+    alpha: float = _setting(0.0, "PRISM-α: share of the last layers that send keep-probabilities", least=0.0, most=1.0)
+    client_weights: str = _setting("equal", "weight of a client in the average", choices=("equal", "size"))
+    initial_theta: float = _setting(0.5, "keep-probability before the first round", above=0.0, most=0.9999)
+    clip: float = _setting(0.01, "θ stays this far from 0 and 1", least=0.0001, most=0.49)
+    shipped: str = _setting("best", "mask of the finished model: one draw, θ ≥ 1/2, or the best of several draws by the matched moments", choices=("draw", "half", "best"))
+    shipped_draws: int = _setting(8, "draws compared when shipped is best", least=1, most=1000)
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """The guarantee of the whole run."""
+
+    epsilon: float = _setting(0.0, "ε of the whole run; 0 gives no guarantee", least=0.0)
+    delta: float = _setting(1e-5, "δ of the whole run", above=0.0, most=0.5)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a run writes and measures on the way; nothing here changes the model."""
+
+    grid_every: int = _setting(5, "rounds between sample grids; 0 for none but the last", least=0)
+    distance_every: int = _setting(0, "rounds between distances; 0 for the last only", least=0)
+    distance_samples: int = _setting(10_000, "samples a distance is measured on; 0 for no distance", least=0)
+    workers: int = _setting(0, "clients searched at a time; 0 takes one a core", least=0, most=1024)
+    cache_dir: str = _setting("", "folder that keeps clients' moments between runs; none keeps them in the run folder")
+    device: str = _setting("cpu", "torch device")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run, one section a dataclass, with the seed of everything public."""
+
+    data: Data = field(default_factory=Data)
+    generator: Generator = field(default_factory=Generator)
+    features: Features = field(default_factory=Features)
+    search: Search = field(default_factory=Search)
+    federation: Federation = field(default_factory=Federation)
+    privacy: Privacy = field(default_factory=Privacy)
+    output: Output = field(default_factory=Output)
+    seed: int = _setting(0, "seed of everything public", least=0, most=2**64 - 1)
+
+    def __post_init__(self) -> None:
+        _check_together(self)
+
+
+SECTIONS: dict[str, type] = {
+    "data": Data, "generator": Generator, "features": Features, "search": Search,
+    "federation": Federation, "privacy": Privacy, "output": Output,
+}
+
+
+def all_fields() -> dict[str, tuple[str, "Field[Any]"]]:
+    """Every setting by its name: (section, field); the seed's section is empty."""
+    found = {item.name: (section, item) for section, kind in SECTIONS.items() for item in fields(kind)}
+    found["seed"] = ("", next(item for item in fields(Settings) if item.name == "seed"))
+    return found
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Settings from a nested mapping as TOML gives it.
+
+    Raises SettingError with key, value and allowed range for what is unknown, of the wrong
+    type, or impossible.
+    """
+    parts: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == "seed":
+            parts[key] = _checked("seed", _field("seed"), value)
+        elif key in SECTIONS and isinstance(value, Mapping):
+            parts[key] = SECTIONS[key](**_section(key, value))
+        else:
+            raise SettingError(f"key {key!r}", f"seed or a section: {', '.join(SECTIONS)}", "mend the settings")
+    return Settings(**parts)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with flat changes laid over it (`{"rounds": 3}` → federation.rounds)."""
+    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
+    known = all_fields()
+    for name, value in changes.items():
+        if name not in known:
+            raise SettingError(f"setting {name!r}", f"one of {', '.join(sorted(known))}", "mend the name")
+        section = known[name][0]
+        if section:
+            found.setdefault(section, {})[name] = value
+        else:
+            found[name] = value
+    return found
+
+
+def load_settings(path: Path, changes: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from a TOML file, with flat changes laid over it.  Raises SettingError."""
+    return settings_from(merged(read_toml(path), changes or {}))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as nested mappings.  Raises SettingError when it is missing or damaged."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"cannot read {path} ({error})", "a TOML file", "check the path and its text") from None
+
+
+def to_toml(settings: Settings) -> str:
+    """The settings as TOML that `load_settings` reads back to an equal value."""
+    lines = [f"seed = {settings.seed}"]
+    for section in SECTIONS:
+        lines += ["", f"[{section}]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in asdict(getattr(settings, section)).items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)
+
+
+def _field(name: str) -> "Field[Any]":
+    return all_fields()[name][1]
+
+
+def _section(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    known = {item.name: item for item in fields(SECTIONS[section])}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise SettingError(
+            f"key {section}.{unknown[0]} = {values[unknown[0]]!r}",
+            f"one of {', '.join(known)}", "mend or remove the key",
+        )
+    return {key: _checked(f"{section}.{key}", known[key], value) for key, value in values.items()}
+
+
+def _checked(key: str, item: "Field[Any]", value: Any) -> Any:
+    kind: Any = item.type
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind == tuple[int, ...] and isinstance(value, list | tuple):
+        return tuple(_in_range(key, item, one, int) for one in value)
+    return _in_range(key, item, value, kind)
+
+
+def _in_range(key: str, item: "Field[Any]", value: Any, kind: Any) -> Any:
+    limits = item.metadata
+    right_type = type(value) in _types(kind)
+    if right_type and kind is float and value != value:
+        right_type = False
+    if not right_type or not _allowed(value, limits):
+        raise SettingError(f"{key} = {value!r}", _range_text(kind, limits), f"change {key}")
+    return value
+
+
+def _types(kind: Any) -> tuple[type, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _allowed(value: Any, limits: Mapping[str, Any]) -> bool:
+    if limits["choices"] is not None and value not in limits["choices"]:
+        return False
+    if limits["least"] is not None and value < limits["least"]:
+        return False
+    if limits["above"] is not None and value <= limits["above"]:
+        return False
+    return limits["most"] is None or value <= limits["most"]
+
+
+def _range_text(kind: Any, limits: Mapping[str, Any]) -> str:
+    if limits["choices"] is not None:
+        return "one of " + ", ".join(str(choice) for choice in limits["choices"])
+    name = getattr(kind, "__name__", str(kind))
+    low = f"≥ {limits['least']}" if limits["least"] is not None else ""
+    low = f"> {limits['above']}" if limits["above"] is not None else low
+    high = f"≤ {limits['most']}" if limits["most"] is not None else ""
+    return " ".join(("a", name, " and ".join(part for part in (low, high) if part))).strip()
+
+
+def _check_together(settings: Settings) -> None:
+    """Settings that are fine alone and impossible together."""
+    data, federation = settings.data, settings.federation
+    if data.partition == "shards" and data.shards % data.clients:
+        raise SettingError(
+            f"data.shards = {data.shards} with data.clients = {data.clients}",
+            "a multiple of the clients", "change data.shards",
+        )
+    if federation.cohort > data.clients:
+        raise SettingError(
+            f"federation.cohort = {federation.cohort}", f"0 … {data.clients}, the clients", "change federation.cohort"
+        )
+    if federation.cohort == 0 and data.clients > 32767:
+        raise SettingError(
+            f"federation.cohort = 0 with {data.clients} clients", "a cohort of at most 32767", "set federation.cohort"
+        )
+    if federation.initial_theta < federation.clip or federation.initial_theta > 1 - federation.clip:
+        raise SettingError(
+            f"federation.initial_theta = {federation.initial_theta}",
+            f"{federation.clip} … {1 - federation.clip}, the clip range", "change one of the two",
+        )
+    _check_not_built(settings)
+
+
+def _check_not_built(settings: Settings) -> None:
+    """Names that are reserved and not served yet are refused, never ignored."""
+    if settings.privacy.epsilon:
+        raise SettingError(
+            f"privacy.epsilon = {settings.privacy.epsilon}", "0: this version gives no privacy guarantee",
+            "leave privacy.epsilon out",
+        )
+    if settings.data.dataset in ("cifar10", "celeba"):
+        raise SettingError(
+            f"data.dataset = {settings.data.dataset!r}", "digits, mnist, fmnist, kmnist or folder",
+            "unpack it into class folders and use folder",
+        )
+    if settings.data.partition == "attribute":
+        raise SettingError(
+            "data.partition = 'attribute'", "iid, shards, dirichlet or given", "sort the images into one folder a client and use given"
+        )

@@ -1,0 +1,167 @@
+"""A whole run over any engine: rounds, checkpoints, sample grids, the finished model, its figures."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prismfl import runfolder
+from prismfl.config import to_toml
+from prismfl.data.datasets import ImageSet
+from prismfl.federation import Agreement, Exchange, RoundRecord, broadcast, candidates, init, server_update, shipped_mask
+from prismfl.files import write_atomic
+from prismfl.metrics.frechet import fid_embedded
+from prismfl.modelfile import save_model
+from prismfl.runfolder import RunFolder
+from prismfl.sampling import Sampler, finish, image_grid, save_picture
+from prismfl.server import ServerState
+
+_GRID = 64
+
+
+class Engine(Protocol):
+    """What an engine offers: carry frames to clients, yield their replies in any order."""
+
+    def train(self, round_index: int) -> Exchange:
+        """Carry a round's broadcasts."""
+
+    def compare(self) -> Exchange:
+        """Carry the final θ for the comparison of candidate masks."""
+
+    def keep(self, round_index: int, clients: Iterable[int]) -> None:
+        """Have these clients keep what they remember of a round that counts."""
+
+
+class Watcher(Protocol):
+    """What is told of a run as it goes; the progress display is one."""
+
+    def started(self, done: int, rounds: int) -> None:
+        """The run begins, or goes on after `done` rounds."""
+
+    def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
+        """A round is on disk."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def started(self, done: int, rounds: int) -> None:
+        """Nothing."""
+
+    def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Where a finished run's model lies, and its closing figures."""
+
+    folder: RunFolder
+    summary: Mapping[str, Any]
+
+
+def run(
+    agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, test: ImageSet | None = None
+) -> Finished:
+    """All rounds that are left, then the finished model.
+
+    test: images that distances are measured against; without them none is measured.
+    A kill at any moment loses at most the round under way.
+    """
+    rounds = agreement.settings.federation.rounds
+    state = runfolder.load_state(folder, agreement.layout.count) or init(agreement)
+    watcher.started(state.round, rounds)
+    while state.round < rounds:
+        state = _round(agreement, engine, folder, watcher, state, test)
+    return _finish(agreement, engine, folder, watcher, state, test)
+
+
+def _round(
+    agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, state: ServerState, test: ImageSet | None
+) -> ServerState:
+    begun = time.monotonic()
+    sent = broadcast(agreement, state)
+    after, record = server_update(agreement, state, engine.train(state.round)(sent), sent)
+    for client, why in record.left_out.items():
+        watcher.note(f"round {state.round}: client {client} is left out: {why}")
+    engine.keep(state.round, record.replied)
+    line = _line(agreement, record, time.monotonic() - begun)
+    output, last = agreement.settings.output, after.round == agreement.settings.federation.rounds
+    sampler = None if last else _preview(agreement, after)
+    if sampler and _due(output.grid_every, after.round):
+        save_picture(image_grid(sampler.sample(_GRID)), folder.samples(after.round))
+    if sampler and test is not None and output.distance_samples and _due(output.distance_every, after.round):
+        line["distance"] = _distance(agreement, sampler, test)
+    runfolder.save_state(folder, after, line)
+    watcher.round_done(line, agreement.settings.federation.rounds)
+    return after
+
+
+def _due(every: int, done: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _preview(agreement: Agreement, state: ServerState) -> Sampler | None:
+    """The model as it would be after this round, where it is to be looked at."""
+    output = agreement.settings.output
+    if not (_due(output.grid_every, state.round) or _due(output.distance_every, state.round)):
+        return None
+    mask = candidates(agreement, state.q)[0]
+    return Sampler(finish(agreement.layout, agreement.settings.seed, mask, "", output.device), output.device)
+
+
+def _line(agreement: Agreement, record: RoundRecord, seconds: float) -> dict[str, Any]:
+    """A round as it stands in `rounds.jsonl`; bits a parameter are means over clients."""
+    asked = len(record.replied) + len(record.left_out)
+    per = 8 / (agreement.layout.count * max(1, asked))
+    return {
+        "round": record.round, "loss": record.loss, "lambda": record.kept_share, "density": record.density,
+        "theta_variance": record.theta_variance, "cohort": list(record.replied),
+        "left_out": {str(client): why for client, why in record.left_out.items()}, "seconds": round(seconds, 3),
+        "uplink_bytes": record.uplink_bytes, "downlink_bytes": record.downlink_bytes,
+        "uplink_bits_per_parameter": record.uplink_bytes * per,
+        "downlink_bits_per_parameter": record.downlink_bytes * per,
+    }
+
+
+def _finish(
+    agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, state: ServerState, test: ImageSet | None
+) -> Finished:
+    watcher.note("choosing the finished model's mask")
+    mask = shipped_mask(agreement, state, engine.compare())
+    settings = agreement.settings
+    model = finish(agreement.layout, settings.seed, mask, to_toml(settings), settings.output.device)
+    size = save_model(model, folder.model)
+    sampler = Sampler(model, settings.output.device)
+    save_picture(image_grid(sampler.sample(_GRID)), folder.samples(state.round))
+    summary = _summary(agreement, folder, size)
+    if test is not None and settings.output.distance_samples:
+        watcher.note(f"measuring the distance on {settings.output.distance_samples} samples")
+        summary["fid_embedded"] = _distance(agreement, sampler, test)
+    write_atomic(folder.summary, json.dumps(summary, indent=1) + "\n")
+    return Finished(folder, summary)
+
+
+def _summary(agreement: Agreement, folder: RunFolder, size: int) -> dict[str, Any]:
+    lines = runfolder.read_rounds(folder)
+    return {
+        "rounds": len(lines), "parameters": agreement.layout.count, "model_bytes": size,
+        "model_bits_per_parameter": 8 * size / agreement.layout.count,
+        "uplink_bytes": sum(line["uplink_bytes"] for line in lines),
+        "downlink_bytes": sum(line["downlink_bytes"] for line in lines),
+        "seconds": round(sum(line["seconds"] for line in lines), 1),
+        "loss": lines[-1]["loss"] if lines else None,
+        "grid": str(folder.samples(agreement.settings.federation.rounds).relative_to(folder.root)),
+    }
+
+
+def _distance(agreement: Agreement, sampler: Sampler, test: ImageSet) -> float:
+    output = agreement.settings.output
+    return fid_embedded(test.images, sampler.sample(output.distance_samples), device=output.device)

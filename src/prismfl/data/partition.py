@@ -1,0 +1,82 @@
+"""Spread a data set over clients: every image goes to exactly one, and none is empty."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismfl.config import Data
+from prismfl.data.datasets import ImageSet, Labels
+from prismfl.errors import DataError, SettingError
+from prismfl.seeding import Purpose, Stream
+
+Indices = NDArray[np.int64]
+
+
+def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
+    """Indices of each client's images, ascending: `clients` arrays int64 `[n_k]`.
+
+    The split is public and comes from (seed, PARTITION).  Raises SettingError when there are
+    more clients or shards than images, DataError when `given` does not fit the data.
+    """
+    count, clients = len(images), settings.clients
+    if clients > count:
+        raise SettingError(f"data.clients = {clients}", f"1 … {count}, the images", "lower data.clients")
+    stream = Stream(seed, Purpose.PARTITION)
+    if settings.partition == "given":
+        parts = _given(images, clients)
+    elif settings.partition == "shards":
+        parts = _shards(images.labels, clients, settings.shards, stream)
+    elif settings.partition == "dirichlet":
+        parts = _dirichlet(images.labels, clients, settings.concentration, stream)
+    else:
+        parts = np.array_split(stream.permutation(count), clients)
+    return [np.sort(part) for part in parts]
+
+
+def _given(images: ImageSet, clients: int) -> list[Indices]:
+    if images.owners is None:
+        raise DataError("a data set that names no clients", "one top folder a client", "use dataset folder, or another partition")
+    named = int(images.owners.max()) + 1
+    if named != clients:
+        raise SettingError(f"data.clients = {clients}", f"{named}, the folders found", f"set data.clients to {named}")
+    return [np.flatnonzero(images.owners == client) for client in range(clients)]
+
+
+def _shards(labels: Labels, clients: int, shards: int, stream: Stream) -> list[Indices]:
+    """Label-sorted shards, `shards / clients` of them a client (the paper's non-IID setting)."""
+    if shards > len(labels):
+        raise SettingError(f"data.shards = {shards}", f"1 … {len(labels)}, the images", "lower data.shards")
+    pieces = np.array_split(np.argsort(labels, kind="stable"), shards)
+    dealt = stream.permutation(shards).reshape(clients, -1)
+    return [np.concatenate([pieces[shard] for shard in hand]) for hand in dealt]
+
+
+def _dirichlet(labels: Labels, clients: int, concentration: float, stream: Stream) -> list[Indices]:
+    """Each class is divided by shares from a symmetric Dirichlet distribution over clients."""
+    rng = np.random.Generator(np.random.PCG64(stream.words(4).tolist()))
+    parts: list[list[Indices]] = [[] for _ in range(clients)]
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        edges = np.round(np.cumsum(_dirichlet_shares(rng, clients, concentration)) * len(members)).astype(int)
+        for client, piece in enumerate(np.split(members, edges[:-1])):
+            parts[client].append(piece)
+    return _none_empty([np.concatenate(pieces) for pieces in parts])
+
+
+def _dirichlet_shares(rng: np.random.Generator, clients: int, concentration: float) -> NDArray[np.float64]:
+    """One Dirichlet draw, in logarithms: small concentrations underflow every plain gamma draw.
+
+    Gamma(a) equals Gamma(a + 1) times U^(1/a) in distribution (Marsaglia, Tsang 2000).
+    """
+    logs = np.log(rng.gamma(concentration + 1, size=clients)) + np.log(rng.random(clients)) / concentration
+    shares = np.exp(logs - logs.max())
+    return np.asarray(shares / shares.sum(), np.float64)
+
+
+def _none_empty(parts: list[Indices]) -> list[Indices]:
+    """Move one image at a time from the largest part to each empty one."""
+    parts = list(parts)
+    for client, part in enumerate(parts):
+        if not len(part):
+            donor = max(range(len(parts)), key=lambda other: len(parts[other]))
+            parts[client], parts[donor] = parts[donor][-1:], parts[donor][:-1]
+    return parts

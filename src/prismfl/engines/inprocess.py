@@ -1,0 +1,185 @@
+"""The simulator: every client in this process, its bytes carried as a deployment would."""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prismfl import coordinator, runfolder
+from prismfl.config import Settings
+from prismfl.coordinator import Finished, Silent, Watcher
+from prismfl.errors import ClientError, PrismError
+from prismfl.federation import Agreement, ClientKit, Exchange, Reply, client_distances, client_update
+from prismfl.mmd import Target
+from prismfl.preparation import Prepared, prepare
+from prismfl.runfolder import RunFolder
+from prismfl.search import Memory
+
+
+# glibc's numbers for mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+# A client's part: (client, frame) → reply frame.
+Worker = Callable[[int, bytes], bytes]
+
+
+class InProcess:
+    """An engine whose clients are threads of this process.
+
+    Each client's search runs on `client_threads` processor threads, whatever the number of
+    clients searched at a time: the bytes do not depend on `workers`.
+    """
+
+    def __init__(self, agreement: Agreement, kit: ClientKit, images: Sequence[NDArray[np.uint8]], folder: RunFolder) -> None:
+        self.agreement, self.kit, self.images, self.folder = agreement, kit, images, folder
+        threads = agreement.settings.search.client_threads
+        workers = agreement.settings.output.workers or max(1, (os.cpu_count() or 1) // threads)
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+        self.targets: dict[int, Target] = {}
+        self.memories: dict[int, Memory] = {}
+
+    def train(self, round_index: int) -> Exchange:
+        """Carry a round's broadcasts to the clients and yield their updates as they come."""
+
+        def one(client: int, frame: bytes) -> bytes:
+            memory = self._recall(client, round_index)
+            reply, self.memories[client] = client_update(
+                self.agreement, self.kit, frame, round_index, client, self.target(client), memory
+            )
+            return reply
+
+        return lambda frames: self._carry(one, frames)
+
+    def compare(self) -> Exchange:
+        """Carry the final θ to the clients and yield their distances."""
+
+        def one(client: int, frame: bytes) -> bytes:
+            return client_distances(self.agreement, self.kit, frame, client, self.target(client))
+
+        return lambda frames: self._carry(one, frames)
+
+    def keep(self, round_index: int, clients: Iterable[int]) -> None:
+        """Write the memories of a round's clients, where Adam is kept between rounds."""
+        if self.agreement.settings.search.adam == "keep":
+            for client in clients:
+                memory = self.memories[client]
+                arrays = {"first": memory.first, "second": memory.second, "steps": np.array([memory.steps])}
+                runfolder.save_arrays(self._memory_path(client, round_index), arrays)
+        self.memories.clear()
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self.pool.shutdown(cancel_futures=True)
+
+    def _carry(self, one: Worker, frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
+        futures: dict[Future[bytes], int] = {self.pool.submit(one, client, frame): client for client, frame in frames.items()}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], _outcome(future, futures[future])
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def target(self, client: int) -> Target:
+        """The client's moments: computed once, then kept in its own folder under a local key.
+
+        The key names feature map and images; it never leaves the client's disk.
+        """
+        if client not in self.targets:
+            self.targets[client] = self._stored_target(client)
+        return self.targets[client]
+
+    def _stored_target(self, client: int) -> Target:
+        images = self.images[client]
+        text = self.kit.features.fingerprint().encode() + images.tobytes() + repr(images.shape).encode()
+        key = np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
+        path = self._cache(client, key)
+        held = runfolder.load_arrays(path)
+        if held is not None and {"key", "moments"} <= set(held) and np.array_equal(held["key"], key):
+            return Target(held["moments"], len(images))
+        target = self.kit.features.target(images)
+        runfolder.save_arrays(path, {"key": key, "moments": target.moments})
+        return target
+
+    def _cache(self, client: int, key: NDArray[np.uint8]) -> Path:
+        shared = self.agreement.settings.output.cache_dir
+        name = f"target-{key.tobytes().hex()[:32]}.safetensors"
+        return Path(shared) / name if shared else self.folder.client(client) / "target.safetensors"
+
+    def _recall(self, client: int, round_index: int) -> Memory | None:
+        """The client's memory of its last round that counted, and older ones removed."""
+        if self.agreement.settings.search.adam != "keep":
+            return None
+        found = sorted(self.folder.client(client).glob("adam-*.safetensors"))
+        usable = [path for path in found if int(path.stem[5:]) < round_index]
+        for path in usable[:-1]:
+            path.unlink()
+        held = runfolder.load_arrays(usable[-1]) if usable else None
+        return Memory(held["first"], held["second"], int(held["steps"][0])) if held else None
+
+    def _memory_path(self, client: int, round_index: int) -> Path:
+        return self.folder.client(client) / f"adam-{round_index:08d}.safetensors"
+
+
+def _outcome(future: "Future[bytes]", client: int) -> Reply:
+    """A client's reply; whatever goes wrong inside a client stays that client's."""
+    try:
+        return future.result()
+    except PrismError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - a client may fail in any way
+        return ClientError(f"client {client} failed ({type(error).__name__}: {error})", "an update", "look at its data and machine")
+
+
+# -------------------------------------------------------------------------------- entry points
+
+
+def train(
+    settings: Settings, images: NDArray[np.uint8] | None = None, labels: NDArray[np.int64] | None = None, *,
+    out: str | Path, watcher: Watcher | None = None,
+) -> Finished:
+    """Train in this process, in a new run folder `out`; the command line's `train` from Python.
+
+    images: uint8 `[N, C, H, W]` with labels int64 `[N]`, every tenth kept for testing; or None
+    to load the settings' data set.  Raises PrismError subclasses for bad settings, data, folders.
+    """
+    ready = prepare(settings, images, labels)
+    return _run(ready, runfolder.create(Path(out), settings), watcher)
+
+
+def resume(
+    root: str | Path, images: NDArray[np.uint8] | None = None, labels: NDArray[np.int64] | None = None, *,
+    watcher: Watcher | None = None,
+) -> Finished:
+    """Finish the run in a run folder; its model has the same bytes as an uninterrupted run's."""
+    folder, settings = runfolder.reopen(Path(root))
+    return _run(prepare(settings, images, labels), folder, watcher)
+
+
+def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finished:
+    keep_freed_memory()
+    engine = InProcess(ready.agreement, ready.kit, ready.images, folder)
+    try:
+        return coordinator.run(ready.agreement, engine, folder, watcher or Silent(), ready.test)
+    finally:
+        engine.close()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed blocks: each step frees and asks for the same large tensors again.
+
+    Giving them back to the system and faulting them in anew took a third of a step.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
+            libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -1,0 +1,44 @@
+"""All figures of a finished model against a data set."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from prismfl.config import Settings, settings_from
+from prismfl.data.datasets import load_dataset
+from prismfl.errors import DataError, SettingError
+from prismfl.metrics.frechet import fid_embedded
+from prismfl.metrics.readability import Classifier, readability
+from prismfl.sampling import load
+
+READABILITY_SAMPLES = 1000
+
+
+def evaluate_model(path: Path, dataset: str = "", data_dir: str = "", samples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+    """Distance and readability of a model file, by name of the figure.
+
+    dataset, data_dir: what to judge against, else what the model was trained on.  Readability
+    is of 1,000 samples and is left out where the data has a single class.
+    Raises PrismError subclasses for unusable files, data and numbers.
+    """
+    if samples < 2:
+        raise SettingError(f"samples {samples}", "at least 2", "ask for more")
+    sampler = load(path)
+    trained = _settings(sampler.model.settings)
+    name = dataset or trained.data.dataset
+    folder = data_dir or ("" if dataset else trained.data.data_dir)
+    size = sampler.model.layout.size
+    train, test = (load_dataset(name, Path(folder) if folder else None, size, split) for split in ("train", "test"))
+    if test.images.shape[1] != sampler.model.layout.channels:
+        raise DataError(
+            f"images of {test.images.shape[1]} channels", f"{sampler.model.layout.channels}, as the model makes", "judge against another data set"
+        )
+    images = sampler.sample(samples, seed=seed)
+    found: dict[str, Any] = {"samples": samples, "fid_embedded": fid_embedded(test.images, images)}
+    if len(train.classes) > 1:
+        found |= vars(readability(Classifier(train), sampler.sample(READABILITY_SAMPLES, seed=seed), test))
+    return found | {"ledger": list(sampler.model.ledger)}
+
+
+def _settings(text: str) -> Settings:
+    return settings_from(tomllib.loads(text))

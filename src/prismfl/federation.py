@@ -1,0 +1,276 @@
+"""One round of the federation, spelt out: the only place where it is.
+
+The paper's four steps: the server broadcasts θ_t (`broadcast`), a client searches its mask
+(`client_update`), clients send masks, the server averages them (`server_update`).  Every
+function is pure: explicit state in, frames and new state out.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prismfl.config import Settings, to_toml
+from prismfl.errors import ClientError, MessageError, PrismError
+from prismfl.layout import Layout, frozen_weights
+from prismfl.mmd import FeatureMap, Target
+from prismfl.nets.generator import generate, latent_batch
+from prismfl.nets.masked import mask_of
+from prismfl.search import Memory, local_search, rate_at
+from prismfl.seeding import Purpose, Stream
+from prismfl.server import ServerState, Tally, add_reply, average, initial_state
+from prismfl.wire import message
+from prismfl.wire.draws import uniforms
+
+Reply = bytes | PrismError
+Exchange = Callable[[Mapping[int, bytes]], Iterator[tuple[int, Reply]]]
+
+_CANDIDATE_LATENTS, _CANDIDATE_BATCH = 500, 250
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What server and clients agree on before the first round; all of it is public."""
+
+    settings: Settings
+    layout: Layout
+    run: bytes
+
+    @property
+    def masked(self) -> int:
+        """Number of parameters whose masks travel; the rest are α layers."""
+        return self.layout.alpha_start(self.settings.federation.alpha)
+
+    def place(self, round_index: int, client: int) -> message.Place:
+        """Where a frame of this run belongs."""
+        return message.Place(self.run, round_index, client)
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What is logged of a round; bytes are of whole frames, summed over the cohort."""
+
+    round: int
+    loss: float
+    kept_share: float
+    density: float
+    theta_variance: float
+    replied: tuple[int, ...]
+    left_out: Mapping[int, str]
+    uplink_bytes: int
+    downlink_bytes: int
+
+
+def agree(settings: Settings, channels: int, classes: int = 0) -> Agreement:
+    """Layout and run id of the settings, for images of `channels` channels."""
+    size = settings.generator.size or (16 if settings.data.dataset == "digits" else 32)
+    layout = Layout(size, channels, settings.generator.width, settings.generator.latent, classes)
+    # Paths and machines are private and change nothing.
+    public = replace(settings, data=replace(settings.data, data_dir=""), output=type(settings.output)())
+    return Agreement(settings, layout, message.run_id(to_toml(public) + repr(layout)))
+
+
+def init(agreement: Agreement) -> ServerState:
+    """State before the first round."""
+    return initial_state(agreement.settings.federation, agreement.layout.count)
+
+
+def cohort(agreement: Agreement, round_index: int) -> list[int]:
+    """The clients of a round, ascending: all, or a public random choice."""
+    clients, size = agreement.settings.data.clients, agreement.settings.federation.cohort
+    if size in (0, clients):
+        return list(range(clients))
+    stream = Stream(agreement.settings.seed, Purpose.COHORT, round_index)
+    return sorted(stream.permutation(clients)[:size].tolist())
+
+
+def broadcast(agreement: Agreement, state: ServerState) -> dict[int, bytes]:
+    """Step 1: θ_t, framed for each client of the round's cohort."""
+    members = cohort(agreement, state.round)
+    return {
+        client: message.seal_broadcast(
+            message.Broadcast(state.q, rank, len(members)), agreement.place(state.round, client)
+        )
+        for rank, client in enumerate(members)
+    }
+
+
+# --------------------------------------------------------------------------------------- client
+
+
+@dataclass
+class ClientKit:
+    """What a client computes with: frozen weights float32 `[N]` and the feature map.
+
+    A simulator shares one kit among its clients; candidate moments are then computed once.
+    """
+
+    weights: torch.Tensor
+    features: FeatureMap
+    _candidates: dict[bytes, list[torch.Tensor]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def candidate_moments(self, agreement: Agreement, q: NDArray[np.uint16]) -> list[torch.Tensor]:
+        """Moments `[D]` of images from each candidate mask of the final θ."""
+        with self._lock:
+            key = q.tobytes()
+            if key not in self._candidates:
+                masks = candidates(agreement, q)
+                self._candidates = {key: [_moments_of_mask(agreement, self, mask) for mask in masks]}
+            return self._candidates[key]
+
+
+def make_kit(agreement: Agreement, features: FeatureMap) -> ClientKit:
+    """A kit on the run's device."""
+    device = agreement.settings.output.device
+    weights = torch.from_numpy(frozen_weights(agreement.layout, agreement.settings.seed).copy())
+    return ClientKit(weights.to(device), features.to(device))
+
+
+def client_update(
+    agreement: Agreement, kit: ClientKit, frame: bytes, round_index: int, client: int,
+    target: Target, memory: Memory | None = None,
+) -> tuple[bytes, Memory]:
+    """Steps 2 and 3: search from the broadcast θ_t, draw the mask, frame it.
+
+    Returns the update's frame and Adam's memory, which the client keeps if its settings say so.
+    Raises MessageError when the broadcast is not the expected one.
+    """
+    settings, count = agreement.settings, agreement.layout.count
+    place = agreement.place(round_index, client)
+    heard = message.open_broadcast(frame, place, count)
+    draws = Stream(settings.seed, Purpose.SEARCH, round_index, client).torch_generator()
+    rate = rate_at(settings.search, round_index, settings.federation.rounds)
+    found = local_search(
+        agreement.layout, kit.weights, kit.features, heard.q, target, settings.search, rate, draws, memory
+    )
+    if not np.isfinite(found.loss):
+        raise ClientError(f"client {client}'s loss is {found.loss}", "a finite loss", "lower search.learning_rate")
+    masked = agreement.masked
+    uniform = _uniforms(agreement, round_index, client, heard.rank, heard.cohort)
+    weight = target.images if settings.federation.client_weights == "size" else 1
+    update = message.Update(mask_of(found.q[:masked], uniform), found.q[masked:], weight, found.loss)
+    return message.seal_update(update, place), found.memory
+
+
+def client_distances(
+    agreement: Agreement, kit: ClientKit, frame: bytes, client: int, target: Target
+) -> bytes:
+    """Squared distances of each candidate mask's moments from the client's target, framed."""
+    place = agreement.place(agreement.settings.federation.rounds, client)
+    q = message.open_candidates(frame, place, agreement.layout.count)
+    real = torch.from_numpy(target.moments).to(kit.weights.device)
+    found = [float((fake - real).double().square().sum()) for fake in kit.candidate_moments(agreement, q)]
+    weight = target.images if agreement.settings.federation.client_weights == "size" else 1
+    return message.seal_distances(np.array(found), weight, place)
+
+
+def _uniforms(agreement: Agreement, round_index: int, client: int, rank: int, size: int) -> NDArray[np.uint16]:
+    settings = agreement.settings
+    return uniforms(settings.federation.draws, settings.seed, round_index, client, rank, size, agreement.masked)
+
+
+@torch.no_grad()
+def _moments_of_mask(agreement: Agreement, kit: ClientKit, mask: NDArray[np.bool_]) -> torch.Tensor:
+    flat = kit.weights * torch.from_numpy(mask).to(kit.weights.device)
+    stream = Stream(agreement.settings.seed, Purpose.SHIPPED, 2**32 - 1)
+    latents = latent_batch(agreement.layout, stream, _CANDIDATE_LATENTS).to(kit.weights.device)
+    parts = [kit.features.moments(generate(agreement.layout, flat, part)) for part in latents.split(_CANDIDATE_BATCH)]
+    return torch.stack(parts).mean(0)
+
+
+# --------------------------------------------------------------------------------------- server
+
+
+def server_update(
+    agreement: Agreement, state: ServerState, replies: Iterable[tuple[int, Reply]], sent: Mapping[int, bytes]
+) -> tuple[ServerState, RoundRecord]:
+    """Step 4: average the masks that arrived, in any order, into θ_{t+1}.
+
+    A client whose reply is an error, damaged or foreign is left out and named in the record.
+    Raises ClientError when no client is left.
+    """
+    ranks = {client: rank for rank, client in enumerate(sent)}
+    tally = Tally(np.zeros(agreement.layout.count, np.int64))
+    losses: dict[int, float] = {}
+    left_out: dict[int, str] = {}
+    uplink = 0
+    for client, reply in replies:
+        uplink += len(reply) if isinstance(reply, bytes) else 0
+        try:
+            if client not in ranks or client in losses:
+                raise MessageError(f"a reply from client {client}", "one reply from each client asked", "it is left out")
+            tally, losses[client] = _heard(agreement, state, tally, client, ranks[client], len(ranks), reply)
+        except PrismError as error:
+            left_out[client] = str(error)
+    if not losses:
+        raise ClientError(
+            f"no usable reply in round {state.round} ({'; '.join(left_out.values()) or 'none came'})",
+            "at least one", "mend the clients and resume the run",
+        )
+    done = average(state, tally, agreement.settings.federation, agreement.settings.seed, agreement.masked)
+    theta = done.state.q.astype(np.float64) / 65536
+    return done.state, RoundRecord(
+        state.round, float(np.mean([losses[client] for client in sorted(losses)])), done.kept_share, done.density,
+        float(np.mean(theta * (1 - theta))), tuple(sorted(losses)), left_out,
+        uplink, sum(len(frame) for frame in sent.values()),
+    )
+
+
+def _heard(
+    agreement: Agreement, state: ServerState, tally: Tally, client: int, rank: int, size: int, reply: Reply
+) -> tuple[Tally, float]:
+    """The tally with one reply more, and the client's loss."""
+    if isinstance(reply, PrismError):
+        raise reply
+    masked = agreement.masked
+    place = agreement.place(state.round, client)
+    update = message.open_update(reply, place, masked, agreement.layout.count - masked)
+    without_news = None
+    if agreement.settings.federation.control_variate:
+        without_news = mask_of(state.q[:masked], _uniforms(agreement, state.round, client, rank, size))
+    return add_reply(tally, update.mask, update.alpha, update.weight, without_news), update.loss
+
+
+# ------------------------------------------------------------------------------- finished model
+
+
+def candidates(agreement: Agreement, q: NDArray[np.uint16]) -> list[NDArray[np.bool_]]:
+    """Masks that may be shipped, bool `[N]` each: draws from θ, and θ ≥ 1/2."""
+    federation, seed = agreement.settings.federation, agreement.settings.seed
+    half = [q >= 32768]
+    if federation.shipped == "half":
+        return half
+    count = federation.shipped_draws if federation.shipped == "best" else 1
+    drawn = [mask_of(q, Stream(seed, Purpose.SHIPPED, index).halves(len(q))) for index in range(count)]
+    return drawn + (half if federation.shipped == "best" else [])
+
+
+def shipped_mask(agreement: Agreement, state: ServerState, exchange: Exchange) -> NDArray[np.bool_]:
+    """The finished model's mask: bool `[N]`.
+
+    With several candidates, the last cohort's clients send each one's squared distance from
+    their targets, and the least mean wins: it differs from the distance to the pooled moments
+    by a constant only.
+    """
+    masks = candidates(agreement, state.q)
+    if len(masks) == 1:
+        return masks[0]
+    last = agreement.settings.federation.rounds
+    frames = {
+        client: message.seal_candidates(state.q, agreement.place(last, client)) for client in cohort(agreement, last)
+    }
+    heard: dict[int, tuple[NDArray[np.float64], int]] = {}
+    for client, reply in exchange(frames):
+        try:
+            if isinstance(reply, bytes):
+                heard[client] = message.open_distances(reply, agreement.place(last, client), len(masks))
+        except MessageError:
+            continue  # one vote less decides nothing
+    if not heard:
+        return masks[-1]
+    total = sum(heard[client][0] * heard[client][1] for client in sorted(heard))
+    return masks[int(np.argmin(total))]

@@ -1,0 +1,125 @@
+"""Shapes, offsets and scales of a generator's layers: pure data, needing NumPy alone.
+
+The generator is the paper's: a 4×4 transposed convolution, then one upsampling residual block a
+doubling of the size, BatchNorm and ReLU, a 3×3 convolution, tanh.  Its weights are one flat
+vector; a layer is a stretch of it.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismfl.errors import SettingError
+from prismfl.seeding import Purpose, Stream
+
+SIZES = (16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight tensor: a stretch of the flat vector, and the size of its frozen weights."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    scale: float
+
+    @property
+    def count(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def span(self) -> slice:
+        """Where the layer lies in the flat vector."""
+        return slice(self.offset, self.offset + self.count)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A generator of `channels` × `size` × `size` images from `latent` normals.
+
+    width: channels of the last block; classes: 0, or the number of labels with an embedding.
+    Raises SettingError when a number is impossible.
+    """
+
+    size: int
+    channels: int
+    width: int
+    latent: int
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES or self.channels not in (1, 3):
+            raise SettingError(
+                f"size {self.size}, channels {self.channels}",
+                "size 16, 32 or 64, channels 1 or 3", "choose one of these",
+            )
+        if min(self.width, self.latent) < 1 or self.classes < 0:
+            raise SettingError(
+                f"width {self.width}, latent {self.latent}, classes {self.classes}",
+                "width ≥ 1, latent ≥ 1, classes ≥ 0", "raise them",
+            )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels before the first block and after each: `(8w, 4w, 2w, w)` at 32 pixels."""
+        blocks = int(math.log2(self.size)) - 2
+        return tuple(self.width << power for power in range(blocks, -1, -1))
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers in forward order."""
+        widths, found, offset = self.widths, [], 0
+        shapes = [("embed", (self.classes, self.latent), 1)] if self.classes else []
+        shapes.append(("input", (self.latent, widths[0], 4, 4), self.latent))
+        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+            shapes.append((f"block{index}.first", (after, before, 3, 3), 9 * before))
+            shapes.append((f"block{index}.second", (after, after, 3, 3), 9 * after))
+            shapes.append((f"block{index}.short", (after, before, 1, 1), before))
+        shapes.append(("output", (self.channels, widths[-1], 3, 3), 9 * widths[-1]))
+        for name, shape, fan_in in shapes:
+            found.append(Layer(name, shape, offset, math.sqrt(2 / fan_in)))
+            offset += found[-1].count
+        return tuple(found)
+
+    @property
+    def count(self) -> int:
+        """Number of weights N."""
+        last = self.layers[-1]
+        return last.offset + last.count
+
+    @cached_property
+    def norms(self) -> tuple[int, ...]:
+        """Channels of each BatchNorm in forward order: two a block, one before the output."""
+        widths = self.widths
+        pairs = zip(widths, widths[1:], strict=False)
+        return (*(channels for pair in pairs for channels in pair), widths[-1])
+
+    def alpha_start(self, alpha: float) -> int:
+        """First weight of the last `alpha` share of the layers, which send keep-probabilities.
+
+        Layers are counted from the output; `ceil(alpha × layers)` of them belong to the share.
+        """
+        taken = math.ceil(alpha * len(self.layers) - 1e-9)
+        return self.layers[len(self.layers) - taken].offset if taken else self.count
+
+
+@lru_cache(maxsize=4)
+def frozen_signs(layout: Layout, seed: int) -> NDArray[np.int8]:
+    """Signs of the frozen weights, from the seed alone: int8 `[N]` of -1 and +1."""
+    bits = Stream(seed, Purpose.WEIGHTS).bits(layout.count)
+    return (2 * bits.astype(np.int8) - 1).astype(np.int8)
+
+
+@lru_cache(maxsize=4)
+def frozen_weights(layout: Layout, seed: int) -> NDArray[np.float32]:
+    """Frozen weights ±sqrt(2 / fan_in) (Kaiming-constant): float32 `[N]`."""
+    weights = frozen_signs(layout, seed).astype(np.float32)
+    for layer in layout.layers:
+        weights[layer.span] *= np.float32(layer.scale)
+    weights.setflags(write=False)
+    return weights

@@ -1,0 +1,1 @@
+"""Distances and readability of samples.  Nothing here is ever matched in training."""

@@ -1,0 +1,162 @@
+"""Moments of feature maps, and the squared distance of fake moments from a target.
+
+With the kernel k(x, y) = ⟨ψ(x), ψ(y)⟩ of a feature vector ψ, the squared maximum mean
+discrepancy is the squared distance of mean feature vectors (Gretton et al. 2012).  Here ψ stacks,
+for each layer j, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, with
+weights a_j whose squares sum to 1, so that ‖ψ(x)‖ ≤ 1 for every image.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prismfl.config import Features
+from prismfl.errors import DataError, SettingError
+from prismfl.nets.features import LoadedNet
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a client's images contribute, and all that its search ever sees of them.
+
+    moments: float32 `[D]`, weighted; images: the number they are the mean of.
+    """
+
+    moments: NDArray[np.float32]
+    images: int
+
+
+class _UnitMoments(torch.autograd.Function):
+    """Batch means of `φ / ‖φ‖` and `φ² / ‖φ²‖` (0/0 = 0), with the gradient in few passes."""
+
+    @staticmethod
+    def forward(ctx, phi: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def,override]
+        square = phi * phi
+        inverse1, inverse2 = _inverse(square.sum(1).sqrt_()), _inverse(square.norm(dim=1))
+        ctx.save_for_backward(phi, square, inverse1, inverse2)
+        return (inverse1 / len(phi)) @ phi, (inverse2 / len(phi)) @ square
+
+    @staticmethod
+    def backward(ctx, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        # With p = f·d₁ and r = g·d₂:  dφ = (d₁ - p f)/‖φ‖ + 2φ (d₂ - r g)/‖φ²‖, over the batch size.
+        phi, square, inverse1, inverse2 = ctx.saved_tensors
+        along1, along2 = (phi @ first) * inverse1**3, (square @ second) * inverse2**3
+        gradient = square * (-2 * along2)[:, None]
+        gradient.addcmul_((2 * inverse2)[:, None], second[None])
+        gradient.sub_(along1[:, None]).mul_(phi)
+        gradient.addcmul_(inverse1[:, None], first[None])
+        return gradient.div_(len(phi))
+
+
+def _inverse(norm: Tensor) -> Tensor:
+    return torch.where(norm > 0, norm.reciprocal(), torch.zeros_like(norm))
+
+
+class FeatureMap:
+    """Images → weighted moments ψ̄, through a frozen feature network.
+
+    layers: numbers of the matched layers; `dimension` is D, the entries of a moment vector,
+    twice the sum of the layers' sizes.  Raises SettingError when a layer does not exist.
+    """
+
+    def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
+        self.net, self.settings, self.sha256 = loaded.net, settings, loaded.sha256
+        shape = (1, channels, size, size)
+        maps = self._stages(torch.zeros(shape))
+        self.layers = settings.layers or tuple(range(len(maps)))
+        if max(self.layers) >= len(maps):
+            raise SettingError(f"features.layers = {list(self.layers)}", f"numbers in 0 … {len(maps) - 1}", "change features.layers")
+        self.sizes = tuple(maps[layer][0].numel() for layer in self.layers)
+        self.dimension = 2 * sum(self.sizes)
+        share = 1 / (len(self.layers) * (1 + settings.second_weight))
+        self.weights = (share**0.5, (share * settings.second_weight) ** 0.5)
+
+    def to(self, device: str) -> "FeatureMap":
+        """Move the network to a device; returns itself."""
+        self.net.to(device)
+        return self
+
+    def _stages(self, x: Tensor) -> list[Tensor]:
+        size = self.settings.feature_size
+        if size and size != x.shape[-1]:
+            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+        return self.net.stages(x)
+
+    def moments(self, x: Tensor) -> Tensor:
+        """Mean ψ of images `[B, C, H, W]` in [-1, 1]: float32 `[D]`, differentiable."""
+        maps = self._stages(x.contiguous(memory_format=torch.channels_last))
+        first, second = self.weights
+        parts = []
+        for layer in self.layers:
+            # Channels last: flattening this way is free, and the order of entries is ours to choose.
+            means = _UnitMoments.apply(maps[layer].permute(0, 2, 3, 1).flatten(1))  # type: ignore[no-untyped-call]
+            parts += [means[0] * first, means[1] * second]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def target(self, images: NDArray[np.uint8], batch: int = 100) -> Target:
+        """The moments of uint8 images `[n, C, H, W]`, in double precision over batches.
+
+        Raises DataError when there is no image or a moment is not finite.
+        """
+        if not len(images):
+            raise DataError("a client without images", "at least one image", "leave the client out")
+        device = next(self.net.parameters()).device
+        total = torch.zeros(self.dimension, dtype=torch.float64, device=device)
+        for start in range(0, len(images), batch):
+            part = torch.from_numpy(images[start : start + batch]).to(device)
+            total += self.moments(part.float().div_(127.5).sub_(1)).double() * len(part)
+        moments = (total / len(images)).float().cpu().numpy()
+        if not np.isfinite(moments).all():
+            raise DataError("moments that are not finite", "finite features", "check the images and the feature network")
+        return Target(moments, len(images))
+
+    def fingerprint(self) -> str:
+        """Names this map: equal fingerprints give equal moments of equal images."""
+        text = repr((self.sha256, self.layers, self.sizes, self.weights, self.settings.feature_size))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def distance(moments: Tensor, target: Tensor) -> Tensor:
+    """Squared MMD of the stacked kernel: `‖ψ̄_fake - ψ̄_real‖²`, a scalar."""
+    return (moments - target).square().sum()
+
+
+class MovingResidual:
+    """The paper's moving average: Adam steps towards the residual of the moments.
+
+    The loss is `2⟨v, target - ψ̄_fake⟩`, with v following `target - ψ̄_fake` by Adam (generative
+    feature matching networks, dos Santos et al. 2019): v averages over many batches, so that a
+    small batch does not decide the direction alone.
+
+    rate: step of v, in root-mean-square entries of the first residual.
+    """
+
+    def __init__(self, target: Tensor, rate: float) -> None:
+        self.target, self.rate, self.step = target, rate, 0
+        self.value, self.scale = torch.zeros_like(target), 0.0
+        self.first, self.second = torch.zeros_like(target), torch.zeros_like(target)
+
+    def loss(self, moments: Tensor) -> Tensor:
+        """A scalar whose gradient is that of the squared distance with v for the residual."""
+        difference = self.target - moments
+        residual = difference.detach()
+        if self.step:
+            self._follow(residual)
+        else:
+            self.value.copy_(residual)
+            self.scale = self.rate * float(residual.square().mean().sqrt())
+        self.step += 1
+        return 2 * torch.dot(self.value, difference)
+
+    def _follow(self, residual: Tensor) -> None:
+        gradient = self.value - residual
+        self.first.lerp_(gradient, 0.1)
+        self.second.lerp_(gradient.square(), 0.001)
+        root = (self.second / (1 - 0.999**self.step)).sqrt_().add_(1e-20)
+        self.value.addcdiv_(self.first, root, value=-self.scale / (1 - 0.9**self.step))

@@ -1,0 +1,108 @@
+"""One self-describing file for a finished model: seed, layout, packed mask, BatchNorm statistics.
+
+safetensors with three tensors: `mask` uint8 `[ceil(N / 8)]`, `norm_mean` and `norm_var` float32
+`[sum(norms)]`; everything else is JSON in its metadata under `prismfl`.  Needs NumPy alone.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from prismfl.errors import ModelFileError, PrismError
+from prismfl.files import write_atomic
+from prismfl.layout import Layout, frozen_signs
+from prismfl.wire.codec import pack_mask, unpack_mask
+
+FORMAT = "prismfl-model-1"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A finished generator: one bit a weight, and what is needed to run and judge it.
+
+    mask: bool `[N]`; norm_mean, norm_var: float32 `[sum(norms)]`; settings: TOML text of the run;
+    ledger: releases of private data (empty: no privacy guarantee).
+    """
+
+    layout: Layout
+    seed: int
+    mask: NDArray[np.bool_]
+    norm_mean: NDArray[np.float32]
+    norm_var: NDArray[np.float32]
+    settings: str
+    ledger: tuple[Any, ...] = ()
+
+
+def save_model(model: Model, path: Path) -> int:
+    """Write the file whole, return its size in bytes."""
+    about = {
+        "format": FORMAT, "seed": model.seed, "layout": asdict(model.layout),
+        "signs_sha256": _signs_hash(model.layout, model.seed),
+        "settings": model.settings, "ledger": list(model.ledger),
+    }
+    tensors = {
+        "mask": np.frombuffer(pack_mask(model.mask), np.uint8),
+        "norm_mean": model.norm_mean, "norm_var": model.norm_var,
+    }
+    about["tensors_sha256"] = _tensors_hash(tensors)
+    raw = save_tensors(tensors, {"prismfl": json.dumps(about)})
+    write_atomic(path, raw)
+    return len(raw)
+
+
+def load_model(path: str | Path) -> Model:
+    """Read a model file.  Raises ModelFileError when it is missing, damaged or foreign."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise _refuse(path, f"cannot be read ({error.strerror})") from None
+    try:
+        return _parse(path, raw)
+    except (SafetensorError, PrismError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        if isinstance(error, ModelFileError):
+            raise
+        raise _refuse(path, f"is damaged or foreign ({type(error).__name__}: {error})") from None
+
+
+def _parse(path: str | Path, raw: bytes) -> Model:
+    tensors = load_tensors(raw)
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    about = json.loads(header["__metadata__"]["prismfl"])
+    if about["format"] != FORMAT:
+        raise _refuse(path, f"has format {about['format']!r}")
+    if about["tensors_sha256"] != _tensors_hash(tensors):
+        raise _refuse(path, "holds other bytes than were saved")
+    layout = Layout(**about["layout"])
+    # The mask's length bounds N before anything of size N is made.
+    if layout.count > 8 * tensors["mask"].size:
+        raise _refuse(path, f"holds {tensors['mask'].size} mask bytes for {layout.count} weights")
+    mask = unpack_mask(tensors["mask"].tobytes(), layout.count)
+    norms = {tensors[name].shape == (sum(layout.norms),) and tensors[name].dtype == np.float32 for name in ("norm_mean", "norm_var")}
+    if norms != {True} or not all(np.isfinite(tensors[name]).all() for name in ("norm_mean", "norm_var")):
+        raise _refuse(path, "holds unusable BatchNorm statistics")
+    if about["signs_sha256"] != _signs_hash(layout, about["seed"]):
+        raise _refuse(path, "was made with other frozen weights than its seed gives here")
+    return Model(
+        layout, about["seed"], mask, tensors["norm_mean"], tensors["norm_var"], about["settings"], tuple(about["ledger"])
+    )
+
+
+def _signs_hash(layout: Layout, seed: int) -> str:
+    return hashlib.sha256(np.packbits(frozen_signs(layout, seed) > 0).tobytes()).hexdigest()[:32]
+
+
+def _tensors_hash(tensors: dict[str, NDArray[Any]]) -> str:
+    joined = b"".join(np.ascontiguousarray(tensors[name]).tobytes() for name in sorted(tensors))
+    return hashlib.sha256(joined).hexdigest()[:32]
+
+
+def _refuse(path: str | Path, what: str) -> ModelFileError:
+    return ModelFileError(f"model file {path} {what}", f"a whole {FORMAT} file", "make or fetch it anew")

@@ -1,0 +1,1 @@
+"""The frozen generator, its masks, and the frozen feature networks."""

@@ -1,0 +1,132 @@
+"""The ResNet generator as a pure forward over a layout: no modules, no state of its own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prismfl.layout import Layout
+from prismfl.seeding import Purpose, Stream
+
+EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """BatchNorm means and variances, one flat float32 vector each, in the order of `layout.norms`."""
+
+    mean: NDArray[np.float32]
+    var: NDArray[np.float32]
+
+
+class _Norm:
+    """Walks through the BatchNorms of one forward; normalises by the batch or by given statistics.
+
+    With `momentum` the batch normalises and the given statistics move towards it.
+    """
+
+    def __init__(self, layout: Layout, mean: Tensor | None, var: Tensor | None, momentum: float | None) -> None:
+        self.parts: Iterator[tuple[Tensor | None, Tensor | None]]
+        if mean is None or var is None:
+            self.parts = iter([(None, None)] * len(layout.norms))
+        else:
+            self.parts = iter(zip(mean.split(layout.norms), var.split(layout.norms), strict=True))
+        self.batch = mean is None or momentum is not None
+        self.momentum = momentum or 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        mean, var = next(self.parts)
+        x = F.batch_norm(x, mean, var, training=self.batch, momentum=self.momentum, eps=EPSILON)
+        return F.relu(x)
+
+
+def layer_views(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
+    """Each layer's weights as a view of the flat vector `[N]`."""
+    return {layer.name: flat[layer.span].view(layer.shape) for layer in layout.layers}
+
+
+def generate(
+    layout: Layout, flat: Tensor, latents: Tensor, *, labels: Tensor | None = None,
+    mean: Tensor | None = None, var: Tensor | None = None, momentum: float | None = None,
+) -> Tensor:
+    """Images in [-1, 1], `[B, C, H, W]`, from weights `[N]` and latents `[B, latent]`.
+
+    labels: int64 `[B]` where the layout has classes: their embedding is added to the latents.
+    mean, var: float32 `[sum(norms)]`; without them BatchNorm uses the batch.
+    """
+    weights, norm = layer_views(layout, flat), _Norm(layout, mean, var, momentum)
+    if labels is not None:
+        latents = latents + weights["embed"][labels]
+    count = latents.shape[0]
+    x = (latents @ weights["input"].flatten(1)).view(count, layout.widths[0], 4, 4)
+    for index in range(len(layout.widths) - 1):
+        x = _block(x, weights, f"block{index}", norm)
+    return torch.tanh(F.conv2d(norm(x), weights["output"], padding=1))
+
+
+def _block(x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm) -> Tensor:
+    """Upsampling residual block `[B, C, H, W]` → `[B, C / 2, 2H, 2W]`.
+
+    The 1×1 shortcut commutes with nearest-neighbour upsampling, so it runs at the small size.
+    """
+    h = F.conv_transpose2d(norm(x), _doubling(weights[f"{name}.first"]), stride=2, padding=1)
+    h = F.conv2d(norm(h), weights[f"{name}.second"], padding=1)
+    return F.interpolate(F.conv2d(x, weights[f"{name}.short"]), scale_factor=2) + h
+
+
+def _doubling(kernel: Tensor) -> Tensor:
+    """The 4×4 transposed kernel equal to nearest-neighbour doubling, then this 3×3 convolution.
+
+    Doubling is a transposed convolution with a 2×2 box; convolved with the (flipped) kernel it
+    takes four products an output where doubling first would take nine.
+    """
+    flipped = kernel.flip(2, 3).transpose(0, 1)
+    return sum(  # type: ignore[return-value]
+        F.pad(flipped, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1)
+    )
+
+
+def latent_batch(layout: Layout, stream: Stream, count: int) -> Tensor:
+    """Latents of a public stream: float32 `[count, latent]`, equal on every machine."""
+    return torch.from_numpy(stream.normals(count * layout.latent)).view(count, layout.latent)
+
+
+@torch.no_grad()
+def recompute_statistics(
+    layout: Layout, flat: Tensor, seed: int, batches: int = 8, batch: int = 256
+) -> Statistics:
+    """BatchNorm statistics of a finished network from `batches` × `batch` public latents.
+
+    They need no data, so they never travel in training (Purpose.STATISTICS, seed).
+    """
+    device = flat.device
+    mean, var = torch.zeros(sum(layout.norms), device=device), torch.zeros(sum(layout.norms), device=device)
+    latents = latent_batch(layout, Stream(seed, Purpose.STATISTICS), batches * batch).to(device)
+    labels = torch.arange(batch, device=device) % layout.classes if layout.classes else None
+    for index, part in enumerate(latents.split(batch)):
+        generate(layout, flat, part, labels=labels, mean=mean, var=var, momentum=1 / (index + 1))
+    return Statistics(mean.cpu().numpy(), var.cpu().numpy())
+
+
+@torch.no_grad()
+def render(
+    layout: Layout, flat: Tensor, statistics: Statistics, latents: Tensor,
+    labels: Tensor | None = None, batch: int = 250,
+) -> NDArray[np.uint8]:
+    """Finished images: uint8 `[n, C, H, W]` from latents `[n, latent]`, `batch` at a time."""
+    device = flat.device
+    mean = torch.from_numpy(statistics.mean).to(device)
+    var = torch.from_numpy(statistics.var).to(device)
+    found = np.empty((len(latents), layout.channels, layout.size, layout.size), np.uint8)
+    for start in range(0, len(latents), batch):
+        part = slice(start, start + batch)
+        x = generate(
+            layout, flat, latents[part].to(device),
+            labels=None if labels is None else labels[part].to(device), mean=mean, var=var,
+        )
+        found[part] = x.add_(1).mul_(127.5).round_().clamp_(0, 255).byte().cpu().numpy()
+    return found

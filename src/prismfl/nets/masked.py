@@ -1,0 +1,44 @@
+"""Scores, keep-probabilities and masks of frozen weights, with the straight-through gradient."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ONE = 65536  # keep-probabilities travel and rest as q / 65536
+
+
+def scores_of(q: NDArray[np.uint16]) -> Tensor:
+    """Scores `logit(q / 65536)` of integer keep-probabilities: float32 `[N]`.
+
+    q = 0 stands for half a step, so that every score is finite.
+    """
+    theta = torch.from_numpy(np.maximum(q.astype(np.float64), 0.5) / ONE)
+    return torch.logit(theta).float()
+
+
+def integers_of(scores: Tensor) -> NDArray[np.uint16]:
+    """Keep-probabilities `sigmoid(s)` rounded to `q / 65536`, q in 1 … 65535: uint16 `[N]`."""
+    q = torch.sigmoid(scores.double()).mul_(ONE).round_().clamp_(1, ONE - 1)
+    return q.to(torch.int32).cpu().numpy().astype(np.uint16)
+
+
+def masked_weights(weights: Tensor, theta: Tensor, draws: torch.Generator) -> Tensor:
+    """`W ⊙ M` with `M ~ Bernoulli(θ)`, a new leaf that takes gradients: float32 `[N]`."""
+    uniform = torch.empty(theta.shape, dtype=theta.dtype).uniform_(generator=draws).to(theta.device)
+    return (weights * (uniform < theta)).requires_grad_()
+
+
+def score_gradient(weight_gradient: Tensor, weights: Tensor, theta: Tensor, form: str) -> Tensor:
+    """Gradient of the loss by the scores, straight through the draw: float32 `[N]`.
+
+    `dL/dM = dL/d(W ⊙ M) · W` stands for `dL/dθ`; form `sigmoid` multiplies by
+    `dθ/ds = θ(1 - θ)`, form `identity` passes it on (Bengio et al. 2013).
+    """
+    gradient = weight_gradient * weights
+    return gradient if form == "identity" else gradient * theta * (1 - theta)
+
+
+def mask_of(q: NDArray[np.uint16], uniform: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """`M = [u < q]`, an exact Bernoulli(q / 65536) sample for uniform 16-bit u: bool `[N]`."""
+    return uniform < q

@@ -1,0 +1,150 @@
+"""The folder of a run: the only writer of its state, whatever the engine.
+
+A round is on disk once `checkpoint.safetensors` names it; lines of `rounds.jsonl` beyond it and
+clients' memories of other rounds are leftovers of a killed run, and are dropped on resume.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from prismfl.config import Settings, load_settings, to_toml
+from prismfl.errors import RunFolderError, SettingError
+from prismfl.files import write_atomic
+from prismfl.server import ServerState
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Settings of the run, TOML."""
+        return self.root / "config.toml"
+
+    @property
+    def rounds(self) -> Path:
+        """One JSON object a line and round."""
+        return self.root / "rounds.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """θ and the number of rounds done."""
+        return self.root / "checkpoint.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The finished model."""
+        return self.root / "model.safetensors"
+
+    @property
+    def ledger(self) -> Path:
+        """Releases of private data, JSON."""
+        return self.root / "ledger.json"
+
+    @property
+    def summary(self) -> Path:
+        """Closing figures, JSON."""
+        return self.root / "summary.json"
+
+    def samples(self, round_index: int) -> Path:
+        """Grid of samples after a number of rounds."""
+        return self.root / "samples" / f"round-{round_index:05d}.png"
+
+    def client(self, client: int) -> Path:
+        """A simulated client's own folder: its cached target and its memory."""
+        return self.root / "clients" / str(client)
+
+
+def create(root: Path, settings: Settings) -> RunFolder:
+    """A new run folder with its settings.  Raises RunFolderError when a run is there already."""
+    folder = RunFolder(root)
+    if folder.config.exists():
+        raise RunFolderError(f"a run in {root}", "a new or empty folder", f"choose another --out, or continue with --resume {root}")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot make {root} ({error.strerror})", "a writable place", "choose another --out") from None
+    write_atomic(folder.config, to_toml(settings))
+    write_atomic(folder.ledger, json.dumps({"releases": []}, indent=1) + "\n")
+    return folder
+
+
+def reopen(root: Path) -> tuple[RunFolder, Settings]:
+    """An existing run folder and its settings.  Raises RunFolderError."""
+    folder = RunFolder(root)
+    if not folder.config.is_file():
+        raise RunFolderError(f"no config.toml in {root}", "the folder of a run", "check the path given to --resume")
+    try:
+        return folder, load_settings(folder.config)
+    except SettingError as error:
+        raise RunFolderError(f"{folder.config}: {error.got}", error.expected, error.remedy) from None
+
+
+def save_state(folder: RunFolder, state: ServerState, record: Mapping[str, Any]) -> None:
+    """Commit a round: its log line first, then the checkpoint that makes it count."""
+    _append(folder.rounds, json.dumps(record))
+    write_atomic(folder.checkpoint, save_tensors({"q": state.q, "round": np.array([state.round], np.int64)}))
+
+
+def load_state(folder: RunFolder, count: int) -> ServerState | None:
+    """State of the last committed round, or None before the first.  Raises RunFolderError.
+
+    Log lines beyond it are removed.
+    """
+    if not folder.checkpoint.is_file():
+        write_atomic(folder.rounds, "") if folder.rounds.exists() else None
+        return None
+    try:
+        tensors = load_tensors(folder.checkpoint.read_bytes())
+        q, done = tensors["q"], int(tensors["round"][0])
+        if q.dtype != np.uint16 or q.shape != (count,):
+            raise ValueError(f"θ of shape {q.shape}, {count} parameters expected")
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
+        raise RunFolderError(f"{folder.checkpoint} is damaged ({error})", "a whole checkpoint", "start the run anew") from None
+    lines = [record for record in read_rounds(folder) if record["round"] < done]
+    write_atomic(folder.rounds, "".join(json.dumps(record) + "\n" for record in lines))
+    return ServerState(q, done)
+
+
+def read_rounds(folder: RunFolder) -> list[dict[str, Any]]:
+    """The log's whole lines; a last line cut short by a kill is left out."""
+    found = []
+    for line in folder.rounds.read_text().splitlines() if folder.rounds.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path} ({error.strerror})", "a writable place with room", "free space and resume the run") from None
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """A client's arrays, whole.  Raises RunFolderError."""
+    write_atomic(path, save_tensors(dict(arrays)))
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """A client's arrays, or None when there is no usable file: what is cached can be made again."""
+    try:
+        return load_tensors(path.read_bytes())
+    except (OSError, SafetensorError):
+        return None

@@ -1,0 +1,115 @@
+"""Local mask search: (θ, target, settings, draws) → θ_k.  It never sees images or raw moments."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prismfl.config import Search
+from prismfl.layout import Layout
+from prismfl.mmd import FeatureMap, MovingResidual, Target, distance
+from prismfl.nets.generator import generate
+from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of
+
+# Gradients of single scores are as small as 1e-9: Adam's usual 1e-8 would drown them.
+_TINY = 1e-16
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Adam's moments, float32 `[N]` each, and the number of steps behind them."""
+
+    first: NDArray[np.float32]
+    second: NDArray[np.float32]
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """Result of a local search: θ_k as integers uint16 `[N]`, the mean loss, Adam's memory."""
+
+    q: NDArray[np.uint16]
+    loss: float
+    memory: Memory
+
+
+def rate_at(settings: Search, round_index: int, rounds: int) -> float:
+    """Learning rate of a round: half a cosine from `learning_rate` to `final_rate` of it."""
+    done = round_index / max(1, rounds - 1)
+    low = settings.final_rate
+    return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def local_search(
+    layout: Layout, weights: Tensor, features: FeatureMap, q: NDArray[np.uint16], target: Target,
+    settings: Search, rate: float, draws: torch.Generator, memory: Memory | None = None,
+) -> Found:
+    """Search from θ = q / 65536 for `local_steps` steps of Adam on the scores.
+
+    weights: frozen, float32 `[N]`; q: uint16 `[N]`; target moments `[D]`.  A step draws a mask
+    and latents from `draws`, and descends the squared MMD straight through the draw (paper,
+    local step).  Same inputs, threads and machine: same bytes out.
+    """
+    searcher = _Searcher(layout, weights, features, target, settings, draws)
+    adam = _Adam(settings, len(q), weights.device, memory)
+    scores, total = scores_of(q).to(weights.device), 0.0
+    for _ in range(settings.local_steps):
+        gradient, loss = searcher.gradient(torch.sigmoid(scores))
+        adam.step(scores, gradient, rate)
+        total += loss
+    return Found(integers_of(scores), total / settings.local_steps, adam.memory())
+
+
+class _Searcher:
+    """One client's loss and its gradient by the scores."""
+
+    def __init__(
+        self, layout: Layout, weights: Tensor, features: FeatureMap, target: Target,
+        settings: Search, draws: torch.Generator,
+    ) -> None:
+        self.layout, self.weights, self.features = layout, weights, features
+        self.settings, self.draws = settings, draws
+        self.target = torch.from_numpy(target.moments).to(weights.device)
+        self.moving = MovingResidual(self.target, settings.moving_rate)
+
+    def gradient(self, theta: Tensor) -> tuple[Tensor, float]:
+        """Gradient by the scores `[N]` and the squared distance of one batch."""
+        flat = masked_weights(self.weights, theta, self.draws)
+        latents = torch.randn(self.settings.batch_size, self.layout.latent, generator=self.draws)
+        labels = None
+        if self.layout.classes:
+            labels = torch.arange(self.settings.batch_size, device=flat.device) % self.layout.classes
+        moments = self.features.moments(generate(self.layout, flat, latents.to(flat.device), labels=labels))
+        measured = distance(moments, self.target)
+        loss = measured if self.settings.loss == "squared" else self.moving.loss(moments)
+        (weight_gradient,) = torch.autograd.grad(loss, flat)
+        return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), float(measured.detach())
+
+
+class _Adam:
+    """Adam (Kingma, Ba 2015) on one flat vector."""
+
+    def __init__(self, settings: Search, count: int, device: torch.device, memory: Memory | None) -> None:
+        self.betas, self.steps = (settings.beta1, settings.beta2), 0
+        self.first, self.second = torch.zeros(count, device=device), torch.zeros(count, device=device)
+        if memory is not None:
+            self.steps = memory.steps
+            self.first.copy_(torch.from_numpy(memory.first))
+            self.second.copy_(torch.from_numpy(memory.second))
+
+    def step(self, scores: Tensor, gradient: Tensor, rate: float) -> None:
+        """Move the scores in place by one step of size `rate`."""
+        self.steps += 1
+        beta1, beta2 = self.betas
+        self.first.lerp_(gradient, 1 - beta1)
+        self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        size = rate / (1 - beta1**self.steps)
+        root = (self.second / (1 - beta2**self.steps)).sqrt_().add_(_TINY)
+        scores.addcdiv_(self.first, root, value=-size)
+
+    def memory(self) -> Memory:
+        """Adam's moments as NumPy arrays."""
+        return Memory(self.first.cpu().numpy(), self.second.cpu().numpy(), self.steps)

@@ -1,0 +1,1 @@
+"""What travels: shared draws, masks as bytes, and the frames around them."""
