@@ -4,7 +4,6 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -17,7 +16,10 @@ from prismfl.errors import PrismError, SettingError
 from prismfl.progress import LiveWatcher, PlainWatcher, on_terminal, sized
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Train one image generator together, without sharing images.",
 )
 
@@ -31,7 +33,9 @@ def main() -> None:
     except PrismError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("interrupted; expected to run to the end; rounds that were shown are kept: continue with `prismfl train --resume RUN`")
+        _fail(
+            "interrupted; expected a run to its end; finished rounds are kept: continue with `prismfl train --resume RUN`"
+        )
     except Exception as error:
         # Wrong usage comes as click's own exceptions, which typer may bring in a copy of its own.
         if not hasattr(error, "format_message"):
@@ -67,7 +71,9 @@ def _option(name: str) -> inspect.Parameter:
     shown = item.default if item.default not in ("", ()) else "none"
     about = f"{item.metadata['about']} [{section + '.' if section else ''}{name} = {shown}]"
     option = typer.Option(f"--{name.replace('_', '-')}", help=about, metavar=kind, show_default=False)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Optional[str], option])  # noqa: UP045 - typer reads Optional
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
 
 
 def _parsed(name: str, text: str) -> Any:
@@ -100,7 +106,9 @@ def _train(
     """Train a generator with simulated clients on this machine."""
     if resume is not None and (changes or config or out or dry_run):
         raise SettingError("--resume with other options", "--resume alone", "settings come from the run's config.toml")
-    settings = Settings() if resume else load_settings(config, changes) if config else settings_from(merged({}, changes))
+    settings = (
+        Settings() if resume else load_settings(config, changes) if config else settings_from(merged({}, changes))
+    )
     if dry_run:
         _forecast(settings)
         return
@@ -109,7 +117,9 @@ def _train(
     def go(watcher: Any) -> Any:
         if resume is not None:
             return inprocess.resume(resume, watcher=watcher)
-        return inprocess.train(settings, out=out or Path("runs") / f"{settings.data.dataset}-{settings.seed}", watcher=watcher)
+        return inprocess.train(
+            settings, out=out or Path("runs") / f"{settings.data.dataset}-{settings.seed}", watcher=watcher
+        )
 
     if on_terminal():
         with LiveWatcher(Console()) as live:
@@ -124,10 +134,13 @@ app.command("train")(_with_settings(_train))
 
 def _closing(finished: Any) -> None:
     found, folder = finished.summary, finished.folder
-    print(f"\n{found['rounds']} rounds in {found['seconds']:.0f} s; {sized(found['uplink_bytes'])} up, {sized(found['downlink_bytes'])} down")
+    traffic = f"{sized(found['uplink_bytes'])} up, {sized(found['downlink_bytes'])} down"
+    print(f"\n{found['rounds']} rounds in {found['seconds']:.0f} s; {traffic}")
     if "fid_embedded" in found:
         print(f"fid_embedded {found['fid_embedded']:.2f} (Fréchet distance in the embedded judge network)")
-    print(f"model    {folder.model} ({found['model_bytes']} bytes, {found['model_bits_per_parameter']:.3f} bits a weight)")
+    print(
+        f"model    {folder.model} ({found['model_bytes']} bytes, {found['model_bits_per_parameter']:.3f} bits a weight)"
+    )
     print(f"samples  {folder.root / found['grid']}")
     print(f"log      {folder.rounds}")
     print("privacy  no formal guarantee: this run released nothing under (ε, δ)")
@@ -184,7 +197,11 @@ def evaluate(
     from prismfl.evaluation import evaluate_model
 
     found = evaluate_model(model, dataset, data_dir, samples, seed)
-    print(json.dumps(found, indent=1) if as_json else "\n".join(f"{key:20} {_shown(value)}" for key, value in found.items()))
+    print(
+        json.dumps(found, indent=1)
+        if as_json
+        else "\n".join(f"{key:20} {_shown(value)}" for key, value in found.items())
+    )
 
 
 def _shown(value: Any) -> str:

@@ -14,8 +14,13 @@ from prismfl.errors import SettingError
 
 
 def _setting(
-    default: Any, about: str, *, least: float | None = None, most: float | None = None,
-    above: float | None = None, choices: tuple[Any, ...] | None = None,
+    default: Any,
+    about: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    choices: tuple[Any, ...] | None = None,
 ) -> Any:
     limits = {"least": least, "most": most, "above": above, "choices": choices}
     return field(default=default, metadata={"about": about, **limits})
@@ -26,13 +31,15 @@ class Data:
     """Which images, and how they are spread over the clients."""
 
     dataset: str = _setting(
-        "digits", "data set; folder takes any image folder or zip",
+        "digits",
+        "data set; folder takes any image folder or zip",
         choices=("digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder"),
     )
     data_dir: str = _setting("", "folder (or zip) that holds the data set")
     clients: int = _setting(10, "number of clients", least=1, most=1_000_000)
     partition: str = _setting(
-        "shards", "how images are spread: shards are label-sorted; given takes one top folder a client",
+        "shards",
+        "how images are spread: shards are label-sorted; given takes one top folder a client",
         choices=("iid", "shards", "dirichlet", "attribute", "given"),
     )
     shards: int = _setting(40, "label-sorted shards, a multiple of the clients", least=1)
@@ -53,7 +60,9 @@ class Features:
     """The frozen feature network that training matches, and what is matched of it."""
 
     features: str = _setting("vgg", "feature network to match: vgg (embedded) or a file of `prismfl pretrain`")
-    feature_size: int = _setting(0, "pixels that images are scaled to for the features; 0 leaves them", choices=(0, 16, 32, 64))
+    feature_size: int = _setting(
+        0, "pixels that images are scaled to for the features; 0 leaves them", choices=(0, 16, 32, 64)
+    )
     layers: tuple[int, ...] = _setting((), "numbers of the matched layers, from 0; none names all", least=0)
     second_weight: float = _setting(0.05, "weight of second moments; first moments have 1", least=0.0, most=1e6)
 
@@ -68,12 +77,24 @@ class Search:
     final_rate: float = _setting(0.1, "share of the learning rate left in the last round (cosine)", least=0.0, most=1.0)
     beta1: float = _setting(0.5, "Adam's first decay", least=0.0, most=0.9999)
     beta2: float = _setting(0.999, "Adam's second decay", least=0.0, most=0.999999)
-    adam: str = _setting("reset", "Adam's moments between rounds: reset, or kept on the client's disk", choices=("reset", "keep"))
-    gradient: str = _setting("sigmoid", "straight-through gradient: times θ(1 - θ), or passed on unscaled", choices=("sigmoid", "identity"))
-    loss: str = _setting("squared", "squared distance of moments, or with an Adam moving average of the residual", choices=("squared", "moving"))
-    moving_rate: float = _setting(0.1, "rate of the moving average, in root-mean-square residuals", above=0.0, most=10.0)
+    adam: str = _setting(
+        "reset", "Adam's moments between rounds: reset, or kept on the client's disk", choices=("reset", "keep")
+    )
+    gradient: str = _setting(
+        "sigmoid", "straight-through gradient: times θ(1 - θ), or passed on unscaled", choices=("sigmoid", "identity")
+    )
+    loss: str = _setting(
+        "squared",
+        "squared distance of moments, or with an Adam moving average of the residual",
+        choices=("squared", "moving"),
+    )
+    moving_rate: float = _setting(
+        0.1, "rate of the moving average, in root-mean-square residuals", above=0.0, most=10.0
+    )
     precision: str = _setting("float32", "precision of the search", choices=("float32",))
-    batching: str = _setting("none", "clients computed together (none: one after another, byte-exact)", choices=("none",))
+    batching: str = _setting(
+        "none", "clients computed together (none: one after another, byte-exact)", choices=("none",)
+    )
     client_threads: int = _setting(1, "processor threads a client's search uses", least=1, most=1024)
 
 
@@ -85,13 +106,21 @@ class Federation:
     cohort: int = _setting(0, "clients a round; 0 takes all", least=0, most=32767)
     draws: str = _setting("stratified", "mask draws of a round's clients", choices=("stratified", "independent"))
     control_variate: bool = _setting(False, "average differences to the mask without news")
-    mada: str = _setting("off", "moving average of θ: distance as published, coupled, a fixed share, or off (PRISM†)", choices=("published", "coupled", "fixed", "off"))
+    mada: str = _setting(
+        "off",
+        "moving average of θ: distance as published, coupled, a fixed share, or off (PRISM†)",
+        choices=("published", "coupled", "fixed", "off"),
+    )
     fixed_share: float = _setting(0.5, "share of the new average when mada is fixed", above=0.0, most=1.0)
     alpha: float = _setting(0.0, "PRISM-α: share of the last layers that send keep-probabilities", least=0.0, most=1.0)
     client_weights: str = _setting("equal", "weight of a client in the average", choices=("equal", "size"))
     initial_theta: float = _setting(0.5, "keep-probability before the first round", above=0.0, most=0.9999)
     clip: float = _setting(0.01, "θ stays this far from 0 and 1", least=0.0001, most=0.49)
-    shipped: str = _setting("best", "mask of the finished model: one draw, θ ≥ 1/2, or the best of several draws by the matched moments", choices=("draw", "half", "best"))
+    shipped: str = _setting(
+        "best",
+        "mask of the finished model: one draw, θ ≥ 1/2, or the best of several draws by the matched moments",
+        choices=("draw", "half", "best"),
+    )
     shipped_draws: int = _setting(8, "draws compared when shipped is best", least=1, most=1000)
 
 
@@ -133,8 +162,13 @@ class Settings:
 
 
 SECTIONS: dict[str, type] = {
-    "data": Data, "generator": Generator, "features": Features, "search": Search,
-    "federation": Federation, "privacy": Privacy, "output": Output,
+    "data": Data,
+    "generator": Generator,
+    "features": Features,
+    "search": Search,
+    "federation": Federation,
+    "privacy": Privacy,
+    "output": Output,
 }
 
 
@@ -220,7 +254,8 @@ def _section(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise SettingError(
             f"key {section}.{unknown[0]} = {values[unknown[0]]!r}",
-            f"one of {', '.join(known)}", "mend or remove the key",
+            f"one of {', '.join(known)}",
+            "mend or remove the key",
         )
     return {key: _checked(f"{section}.{key}", known[key], value) for key, value in values.items()}
 
@@ -274,7 +309,8 @@ def _check_together(settings: Settings) -> None:
     if data.partition == "shards" and data.shards % data.clients:
         raise SettingError(
             f"data.shards = {data.shards} with data.clients = {data.clients}",
-            "a multiple of the clients", "change data.shards",
+            "a multiple of the clients",
+            "change data.shards",
         )
     if federation.cohort > data.clients:
         raise SettingError(
@@ -287,7 +323,8 @@ def _check_together(settings: Settings) -> None:
     if federation.initial_theta < federation.clip or federation.initial_theta > 1 - federation.clip:
         raise SettingError(
             f"federation.initial_theta = {federation.initial_theta}",
-            f"{federation.clip} … {1 - federation.clip}, the clip range", "change one of the two",
+            f"{federation.clip} … {1 - federation.clip}, the clip range",
+            "change one of the two",
         )
     _check_not_built(settings)
 
@@ -296,15 +333,19 @@ def _check_not_built(settings: Settings) -> None:
     """Names that are reserved and not served yet are refused, never ignored."""
     if settings.privacy.epsilon:
         raise SettingError(
-            f"privacy.epsilon = {settings.privacy.epsilon}", "0: this version gives no privacy guarantee",
+            f"privacy.epsilon = {settings.privacy.epsilon}",
+            "0: this version gives no privacy guarantee",
             "leave privacy.epsilon out",
         )
     if settings.data.dataset in ("cifar10", "celeba"):
         raise SettingError(
-            f"data.dataset = {settings.data.dataset!r}", "digits, mnist, fmnist, kmnist or folder",
+            f"data.dataset = {settings.data.dataset!r}",
+            "digits, mnist, fmnist, kmnist or folder",
             "unpack it into class folders and use folder",
         )
     if settings.data.partition == "attribute":
         raise SettingError(
-            "data.partition = 'attribute'", "iid, shards, dirichlet or given", "sort the images into one folder a client and use given"
+            "data.partition = 'attribute'",
+            "iid, shards, dirichlet or given",
+            "sort the images into one folder a client and use given",
         )

@@ -9,7 +9,16 @@ from typing import Any, Protocol
 from prismfl import runfolder
 from prismfl.config import to_toml
 from prismfl.data.datasets import ImageSet
-from prismfl.federation import Agreement, Exchange, RoundRecord, broadcast, candidates, init, server_update, shipped_mask
+from prismfl.federation import (
+    Agreement,
+    Exchange,
+    RoundRecord,
+    broadcast,
+    candidates,
+    init,
+    server_update,
+    shipped_mask,
+)
 from prismfl.files import write_atomic
 from prismfl.metrics.frechet import fid_embedded
 from prismfl.modelfile import save_model
@@ -122,10 +131,16 @@ def _line(agreement: Agreement, record: RoundRecord, seconds: float) -> dict[str
     asked = len(record.replied) + len(record.left_out)
     per = 8 / (agreement.layout.count * max(1, asked))
     return {
-        "round": record.round, "loss": record.loss, "lambda": record.kept_share, "density": record.density,
-        "theta_variance": record.theta_variance, "cohort": list(record.replied),
-        "left_out": {str(client): why for client, why in record.left_out.items()}, "seconds": round(seconds, 3),
-        "uplink_bytes": record.uplink_bytes, "downlink_bytes": record.downlink_bytes,
+        "round": record.round,
+        "loss": record.loss,
+        "lambda": record.kept_share,
+        "density": record.density,
+        "theta_variance": record.theta_variance,
+        "cohort": list(record.replied),
+        "left_out": {str(client): why for client, why in record.left_out.items()},
+        "seconds": round(seconds, 3),
+        "uplink_bytes": record.uplink_bytes,
+        "downlink_bytes": record.downlink_bytes,
         "uplink_bits_per_parameter": record.uplink_bytes * per,
         "downlink_bits_per_parameter": record.downlink_bytes * per,
     }
@@ -152,7 +167,9 @@ def _finish(
 def _summary(agreement: Agreement, folder: RunFolder, size: int) -> dict[str, Any]:
     lines = runfolder.read_rounds(folder)
     return {
-        "rounds": len(lines), "parameters": agreement.layout.count, "model_bytes": size,
+        "rounds": len(lines),
+        "parameters": agreement.layout.count,
+        "model_bytes": size,
         "model_bits_per_parameter": 8 * size / agreement.layout.count,
         "uplink_bytes": sum(line["uplink_bytes"] for line in lines),
         "downlink_bytes": sum(line["downlink_bytes"] for line in lines),

@@ -14,7 +14,9 @@ from prismfl.sampling import load
 READABILITY_SAMPLES = 1000
 
 
-def evaluate_model(path: Path, dataset: str = "", data_dir: str = "", samples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+def evaluate_model(
+    path: Path, dataset: str = "", data_dir: str = "", samples: int = 10_000, seed: int = 0
+) -> dict[str, Any]:
     """Distance and readability of a model file, by name of the figure.
 
     dataset, data_dir: what to judge against, else what the model was trained on.  Readability
@@ -31,7 +33,9 @@ def evaluate_model(path: Path, dataset: str = "", data_dir: str = "", samples: i
     train, test = (load_dataset(name, Path(folder) if folder else None, size, split) for split in ("train", "test"))
     if test.images.shape[1] != sampler.model.layout.channels:
         raise DataError(
-            f"images of {test.images.shape[1]} channels", f"{sampler.model.layout.channels}, as the model makes", "judge against another data set"
+            f"images of {test.images.shape[1]} channels",
+            f"{sampler.model.layout.channels}, as the model makes",
+            "judge against another data set",
         )
     images = sampler.sample(samples, seed=seed)
     found: dict[str, Any] = {"samples": samples, "fid_embedded": fid_embedded(test.images, images)}

@@ -131,8 +131,13 @@ def make_kit(agreement: Agreement, features: FeatureMap) -> ClientKit:
 
 
 def client_update(
-    agreement: Agreement, kit: ClientKit, frame: bytes, round_index: int, client: int,
-    target: Target, memory: Memory | None = None,
+    agreement: Agreement,
+    kit: ClientKit,
+    frame: bytes,
+    round_index: int,
+    client: int,
+    target: Target,
+    memory: Memory | None = None,
 ) -> tuple[bytes, Memory]:
     """Steps 2 and 3: search from the broadcast θ_t, draw the mask, frame it.
 
@@ -156,9 +161,7 @@ def client_update(
     return message.seal_update(update, place), found.memory
 
 
-def client_distances(
-    agreement: Agreement, kit: ClientKit, frame: bytes, client: int, target: Target
-) -> bytes:
+def client_distances(agreement: Agreement, kit: ClientKit, frame: bytes, client: int, target: Target) -> bytes:
     """Squared distances of each candidate mask's moments from the client's target, framed."""
     place = agreement.place(agreement.settings.federation.rounds, client)
     q = message.open_candidates(frame, place, agreement.layout.count)
@@ -202,21 +205,30 @@ def server_update(
         uplink += len(reply) if isinstance(reply, bytes) else 0
         try:
             if client not in ranks or client in losses:
-                raise MessageError(f"a reply from client {client}", "one reply from each client asked", "it is left out")
+                raise MessageError(
+                    f"a reply from client {client}", "one reply from each client asked", "it is left out"
+                )
             tally, losses[client] = _heard(agreement, state, tally, client, ranks[client], len(ranks), reply)
         except PrismError as error:
             left_out[client] = str(error)
     if not losses:
         raise ClientError(
             f"no usable reply in round {state.round} ({'; '.join(left_out.values()) or 'none came'})",
-            "at least one", "mend the clients and resume the run",
+            "at least one",
+            "mend the clients and resume the run",
         )
     done = average(state, tally, agreement.settings.federation, agreement.settings.seed, agreement.masked)
     theta = done.state.q.astype(np.float64) / 65536
     return done.state, RoundRecord(
-        state.round, float(np.mean([losses[client] for client in sorted(losses)])), done.kept_share, done.density,
-        float(np.mean(theta * (1 - theta))), tuple(sorted(losses)), left_out,
-        uplink, sum(len(frame) for frame in sent.values()),
+        state.round,
+        float(np.mean([losses[client] for client in sorted(losses)])),
+        done.kept_share,
+        done.density,
+        float(np.mean(theta * (1 - theta))),
+        tuple(sorted(losses)),
+        left_out,
+        uplink,
+        sum(len(frame) for frame in sent.values()),
     )
 
 

@@ -23,5 +23,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
         raise RunFolderError(
-            f"cannot write {path} ({error.strerror})", "a writable place with room", "free space or choose another folder"
+            f"cannot write {path} ({error.strerror})",
+            "a writable place with room",
+            "free space or choose another folder",
         ) from None

@@ -44,8 +44,13 @@ def forecast(ready: Prepared, workers: int) -> Forecast:
     searches, sizes = len(frames) * settings.federation.rounds, [len(part) for part in ready.images]
     work = step_seconds * settings.search.local_steps * searches + moments_seconds * sum(sizes)
     return Forecast(
-        work / workers / 60, update_bytes * searches, sum(map(len, frames.values())) * settings.federation.rounds,
-        _peak_mb() * _SPARE, count, ready.kit.features.dimension, (min(sizes), max(sizes)),
+        work / workers / 60,
+        update_bytes * searches,
+        sum(map(len, frames.values())) * settings.federation.rounds,
+        _peak_mb() * _SPARE,
+        count,
+        ready.kit.features.dimension,
+        (min(sizes), max(sizes)),
     )
 
 
@@ -69,7 +74,9 @@ def _timed_update(ready: Prepared, frames: Mapping[int, bytes], target: Target) 
 
 
 def _shortened(settings: Settings) -> Settings:
-    return replace(settings, search=replace(settings.search, local_steps=min(_TRIAL_STEPS, settings.search.local_steps)))
+    return replace(
+        settings, search=replace(settings.search, local_steps=min(_TRIAL_STEPS, settings.search.local_steps))
+    )
 
 
 @contextmanager

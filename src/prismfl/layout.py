@@ -8,6 +8,7 @@ vector; a layer is a stretch of it.
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,12 +57,14 @@ class Layout:
         if self.size not in SIZES or self.channels not in (1, 3):
             raise SettingError(
                 f"size {self.size}, channels {self.channels}",
-                "size 16, 32 or 64, channels 1 or 3", "choose one of these",
+                "size 16, 32 or 64, channels 1 or 3",
+                "choose one of these",
             )
         if min(self.width, self.latent) < 1 or self.classes < 0:
             raise SettingError(
                 f"width {self.width}, latent {self.latent}, classes {self.classes}",
-                "width ≥ 1, latent ≥ 1, classes ≥ 0", "raise them",
+                "width ≥ 1, latent ≥ 1, classes ≥ 0",
+                "raise them",
             )
 
     @property
@@ -73,10 +76,12 @@ class Layout:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """All layers in forward order."""
-        widths, found, offset = self.widths, [], 0
-        shapes = [("embed", (self.classes, self.latent), 1)] if self.classes else []
+        widths, found, offset = self.widths, list[Layer](), 0
+        shapes: list[tuple[str, tuple[int, ...], int]] = []
+        if self.classes:
+            shapes.append(("embed", (self.classes, self.latent), 1))
         shapes.append(("input", (self.latent, widths[0], 4, 4), self.latent))
-        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for index, (before, after) in enumerate(pairwise(widths)):
             shapes.append((f"block{index}.first", (after, before, 3, 3), 9 * before))
             shapes.append((f"block{index}.second", (after, after, 3, 3), 9 * after))
             shapes.append((f"block{index}.short", (after, before, 1, 1), before))
@@ -96,8 +101,7 @@ class Layout:
     def norms(self) -> tuple[int, ...]:
         """Channels of each BatchNorm in forward order: two a block, one before the output."""
         widths = self.widths
-        pairs = zip(widths, widths[1:], strict=False)
-        return (*(channels for pair in pairs for channels in pair), widths[-1])
+        return (*(channels for pair in pairwise(widths) for channels in pair), widths[-1])
 
     def alpha_start(self, alpha: float) -> int:
         """First weight of the last `alpha` share of the layers, which send keep-probabilities.

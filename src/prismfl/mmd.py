@@ -35,14 +35,14 @@ class _UnitMoments(torch.autograd.Function):
     """Batch means of `φ / ‖φ‖` and `φ² / ‖φ²‖` (0/0 = 0), with the gradient in few passes."""
 
     @staticmethod
-    def forward(ctx, phi: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def,override]
+    def forward(ctx, phi: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
         square = phi * phi
         inverse1, inverse2 = _inverse(square.sum(1).sqrt_()), _inverse(square.norm(dim=1))
         ctx.save_for_backward(phi, square, inverse1, inverse2)
         return (inverse1 / len(phi)) @ phi, (inverse2 / len(phi)) @ square
 
     @staticmethod
-    def backward(ctx, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def backward(ctx, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         # With p = f·d₁ and r = g·d₂:  dφ = (d₁ - p f)/‖φ‖ + 2φ (d₂ - r g)/‖φ²‖, over the batch size.
         phi, square, inverse1, inverse2 = ctx.saved_tensors
         along1, along2 = (phi @ first) * inverse1**3, (square @ second) * inverse2**3
@@ -50,7 +50,8 @@ class _UnitMoments(torch.autograd.Function):
         gradient.addcmul_((2 * inverse2)[:, None], second[None])
         gradient.sub_(along1[:, None]).mul_(phi)
         gradient.addcmul_(inverse1[:, None], first[None])
-        return gradient.div_(len(phi))
+        gradient.div_(len(phi))
+        return gradient  # type: ignore[no-any-return]
 
 
 def _inverse(norm: Tensor) -> Tensor:
@@ -70,7 +71,9 @@ class FeatureMap:
         maps = self._stages(torch.zeros(shape))
         self.layers = settings.layers or tuple(range(len(maps)))
         if max(self.layers) >= len(maps):
-            raise SettingError(f"features.layers = {list(self.layers)}", f"numbers in 0 … {len(maps) - 1}", "change features.layers")
+            raise SettingError(
+                f"features.layers = {list(self.layers)}", f"numbers in 0 … {len(maps) - 1}", "change features.layers"
+            )
         self.sizes = tuple(maps[layer][0].numel() for layer in self.layers)
         self.dimension = 2 * sum(self.sizes)
         share = 1 / (len(self.layers) * (1 + settings.second_weight))
@@ -94,7 +97,9 @@ class FeatureMap:
         parts = []
         for layer in self.layers:
             # Channels last: flattening this way is free, and the order of entries is ours to choose.
-            means = _UnitMoments.apply(maps[layer].permute(0, 2, 3, 1).flatten(1))  # type: ignore[no-untyped-call]
+            means = _UnitMoments.apply(  # type: ignore[no-untyped-call]
+                maps[layer].permute(0, 2, 3, 1).flatten(1)
+            )
             parts += [means[0] * first, means[1] * second]
         return torch.cat(parts)
 
@@ -113,7 +118,9 @@ class FeatureMap:
             total += self.moments(part.float().div_(127.5).sub_(1)).double() * len(part)
         moments = (total / len(images)).float().cpu().numpy()
         if not np.isfinite(moments).all():
-            raise DataError("moments that are not finite", "finite features", "check the images and the feature network")
+            raise DataError(
+                "moments that are not finite", "finite features", "check the images and the feature network"
+            )
         return Target(moments, len(images))
 
     def fingerprint(self) -> str:

@@ -44,13 +44,17 @@ class Model:
 def save_model(model: Model, path: Path) -> int:
     """Write the file whole, return its size in bytes."""
     about = {
-        "format": FORMAT, "seed": model.seed, "layout": asdict(model.layout),
+        "format": FORMAT,
+        "seed": model.seed,
+        "layout": asdict(model.layout),
         "signs_sha256": _signs_hash(model.layout, model.seed),
-        "settings": model.settings, "ledger": list(model.ledger),
+        "settings": model.settings,
+        "ledger": list(model.ledger),
     }
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "mask": np.frombuffer(pack_mask(model.mask), np.uint8),
-        "norm_mean": model.norm_mean, "norm_var": model.norm_var,
+        "norm_mean": model.norm_mean,
+        "norm_var": model.norm_var,
     }
     about["tensors_sha256"] = _tensors_hash(tensors)
     raw = save_tensors(tensors, {"prismfl": json.dumps(about)})
@@ -85,13 +89,22 @@ def _parse(path: str | Path, raw: bytes) -> Model:
     if layout.count > 8 * tensors["mask"].size:
         raise _refuse(path, f"holds {tensors['mask'].size} mask bytes for {layout.count} weights")
     mask = unpack_mask(tensors["mask"].tobytes(), layout.count)
-    norms = {tensors[name].shape == (sum(layout.norms),) and tensors[name].dtype == np.float32 for name in ("norm_mean", "norm_var")}
+    norms = {
+        tensors[name].shape == (sum(layout.norms),) and tensors[name].dtype == np.float32
+        for name in ("norm_mean", "norm_var")
+    }
     if norms != {True} or not all(np.isfinite(tensors[name]).all() for name in ("norm_mean", "norm_var")):
         raise _refuse(path, "holds unusable BatchNorm statistics")
     if about["signs_sha256"] != _signs_hash(layout, about["seed"]):
         raise _refuse(path, "was made with other frozen weights than its seed gives here")
     return Model(
-        layout, about["seed"], mask, tensors["norm_mean"], tensors["norm_var"], about["settings"], tuple(about["ledger"])
+        layout,
+        about["seed"],
+        mask,
+        tensors["norm_mean"],
+        tensors["norm_var"],
+        about["settings"],
+        tuple(about["ledger"]),
     )
 
 

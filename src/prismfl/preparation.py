@@ -70,7 +70,9 @@ def _given(images: NDArray[np.uint8], labels: NDArray[np.int64] | None, size: in
     """Arrays of a caller as training and test images."""
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3) or len(images) < _TEST_EVERY:
         raise DataError(
-            f"images {images.dtype} {list(images.shape)}", f"uint8 [N, 1 or 3, H, W] with N ≥ {_TEST_EVERY}", "convert them"
+            f"images {images.dtype} {list(images.shape)}",
+            f"uint8 [N, 1 or 3, H, W] with N ≥ {_TEST_EVERY}",
+            "convert them",
         )
     tags = np.zeros(len(images), np.int64) if labels is None else np.asarray(labels)
     if tags.shape != (len(images),) or not np.issubdtype(tags.dtype, np.integer) or tags.min() < 0:
@@ -86,4 +88,6 @@ def _check_device(device: str) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise SettingError(f"output.device = {device!r} ({reason})", "a device that torch can use here", "try cpu or cuda") from None
+        raise SettingError(
+            f"output.device = {device!r} ({reason})", "a device that torch can use here", "try cpu or cuda"
+        ) from None

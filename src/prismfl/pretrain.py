@@ -39,13 +39,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
-            raise SettingError(f"architecture {self.architecture!r}", f"one of {', '.join(ARCHITECTURES)}", "name one of these")
+            raise SettingError(
+                f"architecture {self.architecture!r}", f"one of {', '.join(ARCHITECTURES)}", "name one of these"
+            )
         if self.epochs < 1 or self.batch < 2:
             raise SettingError(f"epochs {self.epochs}, batch {self.batch}", "epochs ≥ 1, batch ≥ 2", "raise them")
 
 
 def pretrain(
-    train: ImageSet, test: ImageSet, recipe: Recipe, trained_on: str, out: Path,
+    train: ImageSet,
+    test: ImageSet,
+    recipe: Recipe,
+    trained_on: str,
+    out: Path,
     report: Callable[[str], None] = print,
 ) -> float:
     """Train on `train`, write `out`, return the test accuracy of the written file (0 … 1).
@@ -55,10 +61,15 @@ def pretrain(
     """
     net = _fit(train, recipe, report)
     about = {
-        "format": FORMAT, "architecture": recipe.architecture, "classes": list(train.classes),
-        "trained_on": trained_on, "images": len(train), "recipe": asdict(recipe),
+        "format": FORMAT,
+        "architecture": recipe.architecture,
+        "classes": list(train.classes),
+        "trained_on": trained_on,
+        "images": len(train),
+        "recipe": asdict(recipe),
         "images_sha256": hashlib.sha256(train.images.tobytes()).hexdigest(),
         "size": train.images.shape[-1],
+        "unit": _unit(net, train),
     }
     half = {name: tensor.half().contiguous() for name, tensor in fold(net).items()}
     write_atomic(out, save_tensors(half, {"prismfl": json.dumps(about)}))
@@ -70,7 +81,7 @@ def pretrain(
 def _fit(train: ImageSet, recipe: Recipe, report: Callable[[str], None]) -> FeatureNet:
     torch.manual_seed(recipe.seed)  # initialisation; everything after draws from `draws`
     draws = torch.Generator().manual_seed(recipe.seed)
-    net = ARCHITECTURES[recipe.architecture](len(train.classes), norm=True).to(memory_format=torch.channels_last)
+    net = ARCHITECTURES[recipe.architecture](len(train.classes), norm=True)
     steps = max(1, len(train) // recipe.batch)
     optimiser = torch.optim.SGD(
         net.parameters(), recipe.rate, recipe.momentum, weight_decay=recipe.decay, nesterov=True
@@ -85,12 +96,13 @@ def _fit(train: ImageSet, recipe: Recipe, report: Callable[[str], None]) -> Feat
             x = augment(images[batch], recipe, draws).contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(net(x), labels[batch], label_smoothing=recipe.smoothing)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
             total += float(loss.detach())
         report(f"epoch {epoch + 1}/{recipe.epochs}  loss {total / steps:.4f}")
-    return net.eval()
+    net.eval()
+    return net
 
 
 def augment(images: Tensor, recipe: Recipe, draws: torch.Generator) -> Tensor:
@@ -117,6 +129,14 @@ def _recolour(x: Tensor, recipe: Recipe, draws: torch.Generator) -> Tensor:
     grey = x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     grey = torch.where(picks[2] < 0.5, -grey, grey)
     return torch.where(picks[1] < recipe.grey, grey, x)
+
+
+@torch.no_grad()
+def _unit(net: FeatureNet, train: ImageSet, most: int = 5000) -> float:
+    """Root of the mean variance of pooled features over the first images, every class among them."""
+    images = torch.from_numpy(train.images[:: max(1, len(train) // most)])
+    parts = [net.embed(part.float().div_(127.5).sub_(1)) for part in torch.split(images, 250)]
+    return float(torch.cat(parts).var(0).mean().sqrt())
 
 
 @torch.no_grad()

@@ -52,8 +52,13 @@ class LiveWatcher:
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-            TextColumn("left"), TimeRemainingColumn(), console=console,
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
         )
         self.task: TaskID | None = None
 
@@ -61,7 +66,9 @@ class LiveWatcher:
         self.progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.progress.stop()
 
     def started(self, done: int, rounds: int) -> None:
@@ -71,7 +78,7 @@ class LiveWatcher:
     def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
         """A round is on disk."""
         if self.task is not None:
-            self.progress.update(self.task, completed=record["round"] + 1, description=figures(record))
+            self.progress.update(self.task, total=rounds, completed=record["round"] + 1, description=figures(record))
 
     def note(self, text: str) -> None:
         """A line above the bar."""

@@ -71,11 +71,15 @@ def create(root: Path, settings: Settings) -> RunFolder:
     """A new run folder with its settings.  Raises RunFolderError when a run is there already."""
     folder = RunFolder(root)
     if folder.config.exists():
-        raise RunFolderError(f"a run in {root}", "a new or empty folder", f"choose another --out, or continue with --resume {root}")
+        raise RunFolderError(
+            f"a run in {root}", "a new or empty folder", f"choose another --out, or continue with --resume {root}"
+        )
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFolderError(f"cannot make {root} ({error.strerror})", "a writable place", "choose another --out") from None
+        raise RunFolderError(
+            f"cannot make {root} ({error.strerror})", "a writable place", "choose another --out"
+        ) from None
     write_atomic(folder.config, to_toml(settings))
     write_atomic(folder.ledger, json.dumps({"releases": []}, indent=1) + "\n")
     return folder
@@ -112,7 +116,9 @@ def load_state(folder: RunFolder, count: int) -> ServerState | None:
         if q.dtype != np.uint16 or q.shape != (count,):
             raise ValueError(f"θ of shape {q.shape}, {count} parameters expected")
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
-        raise RunFolderError(f"{folder.checkpoint} is damaged ({error})", "a whole checkpoint", "start the run anew") from None
+        raise RunFolderError(
+            f"{folder.checkpoint} is damaged ({error})", "a whole checkpoint", "start the run anew"
+        ) from None
     lines = [record for record in read_rounds(folder) if record["round"] < done]
     write_atomic(folder.rounds, "".join(json.dumps(record) + "\n" for record in lines))
     return ServerState(q, done)
@@ -134,7 +140,9 @@ def _append(path: Path, line: str) -> None:
         with path.open("a") as file:
             file.write(line + "\n")
     except OSError as error:
-        raise RunFolderError(f"cannot write {path} ({error.strerror})", "a writable place with room", "free space and resume the run") from None
+        raise RunFolderError(
+            f"cannot write {path} ({error.strerror})", "a writable place with room", "free space and resume the run"
+        ) from None
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

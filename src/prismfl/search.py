@@ -44,8 +44,15 @@ def rate_at(settings: Search, round_index: int, rounds: int) -> float:
 
 
 def local_search(
-    layout: Layout, weights: Tensor, features: FeatureMap, q: NDArray[np.uint16], target: Target,
-    settings: Search, rate: float, draws: torch.Generator, memory: Memory | None = None,
+    layout: Layout,
+    weights: Tensor,
+    features: FeatureMap,
+    q: NDArray[np.uint16],
+    target: Target,
+    settings: Search,
+    rate: float,
+    draws: torch.Generator,
+    memory: Memory | None = None,
 ) -> Found:
     """Search from θ = q / 65536 for `local_steps` steps of Adam on the scores.
 
@@ -67,8 +74,13 @@ class _Searcher:
     """One client's loss and its gradient by the scores."""
 
     def __init__(
-        self, layout: Layout, weights: Tensor, features: FeatureMap, target: Target,
-        settings: Search, draws: torch.Generator,
+        self,
+        layout: Layout,
+        weights: Tensor,
+        features: FeatureMap,
+        target: Target,
+        settings: Search,
+        draws: torch.Generator,
     ) -> None:
         self.layout, self.weights, self.features = layout, weights, features
         self.settings, self.draws = settings, draws

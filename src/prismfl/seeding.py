@@ -59,7 +59,8 @@ class Stream:
         if not (0 <= self.seed < 2**64 and 0 <= self.round < 2**32 and 0 <= self.client < 2**32):
             raise SettingError(
                 f"seed {self.seed}, round {self.round}, client {self.client}",
-                "0 ≤ seed < 2^64, 0 ≤ round, client < 2^32", "choose numbers in these ranges",
+                "0 ≤ seed < 2^64, 0 ≤ round, client < 2^32",
+                "choose numbers in these ranges",
             )
 
     @property
@@ -122,9 +123,7 @@ class Stream:
         return torch.Generator().manual_seed(int(self.words(2).astype("<u4").view("<u8")[0]) >> 1)
 
 
-def philox(
-    counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]
-) -> NDArray[np.uint32]:
+def philox(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> NDArray[np.uint32]:
     """Philox4x32-10 of four uint64 `[n]` counters below 2^32: uint32 `[n, 4]`."""
     c0, c1, c2, c3 = counter
     low, half = np.uint64(_LOW), np.uint64(32)

@@ -53,7 +53,10 @@ def initial_state(settings: Federation, count: int) -> ServerState:
 
 
 def add_reply(
-    tally: Tally, mask: NDArray[np.bool_], alpha: NDArray[np.uint16], weight: int,
+    tally: Tally,
+    mask: NDArray[np.bool_],
+    alpha: NDArray[np.uint16],
+    weight: int,
     without_news: NDArray[np.bool_] | None = None,
 ) -> Tally:
     """A tally with one more client: mask bool `[A]`, α layers uint16 `[N - A]`, its weight.
@@ -63,7 +66,9 @@ def add_reply(
     weights would overflow exact arithmetic.
     """
     if tally.weight + weight >= _MOST_WEIGHT:
-        raise MessageError(f"client weights of {tally.weight + weight}", f"less than {_MOST_WEIGHT}", "use equal weights")
+        raise MessageError(
+            f"client weights of {tally.weight + weight}", f"less than {_MOST_WEIGHT}", "use equal weights"
+        )
     change = mask.astype(np.int64)
     if without_news is not None:
         change -= without_news

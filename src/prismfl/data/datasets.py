@@ -1,5 +1,6 @@
 """One loader a format: scikit-learn's digits, IDX files, and folders or zips of class folders."""
 
+import functools
 import gzip
 import io
 import struct
@@ -40,9 +41,7 @@ class ImageSet:
         return len(self.images)
 
 
-def load_dataset(
-    name: str, data_dir: Path | None, size: int, split: str, *, per_client: bool = False
-) -> ImageSet:
+def load_dataset(name: str, data_dir: Path | None, size: int, split: str, *, per_client: bool = False) -> ImageSet:
     """Load one split of a data set, scaled to `size` × `size` pixels.
 
     name: one of `DATASETS`; split: `train` or `test`; per_client: the top folders of a
@@ -103,7 +102,8 @@ def _idx_pair(folder: Path, name: str, split: str) -> ImageSet:
     if len(pixels) != len(labels):
         raise DataError(
             f"{len(pixels)} images and {len(labels)} labels in {folder} ({prefix})",
-            "one label an image", "fetch both files anew from one source",
+            "one label an image",
+            "fetch both files anew from one source",
         )
     count = int(labels.max()) + 1
     return ImageSet(pixels[:, None], labels.astype(np.int64), tuple(str(c) for c in range(count)))
@@ -115,7 +115,8 @@ def _find_idx(folder: Path, stem: str, name: str) -> Path:
         if (folder / candidate).is_file():
             return folder / candidate
     raise DataError(
-        f"no {stem} or {stem}.gz in {folder}", f"{IDX_FAMILIES[name]}'s IDX files",
+        f"no {stem} or {stem}.gz in {folder}",
+        f"{IDX_FAMILIES[name]}'s IDX files",
         "point --data-dir at the folder that holds them",
     )
 
@@ -131,21 +132,21 @@ def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path} does not decompress ({error})", "a whole gzip file", "fetch it anew"
-            ) from None
+            raise DataError(f"{path} does not decompress ({error})", "a whole gzip file", "fetch it anew") from None
     header = 4 + 4 * rank
     if len(raw) < header or raw[:4] != bytes((0, 0, 8, rank)):
         raise DataError(
             f"{path} begins with {raw[:4].hex() or 'nothing'}",
-            f"an IDX header of unsigned bytes with {rank} axes", "check that the file is what its name says",
+            f"an IDX header of unsigned bytes with {rank} axes",
+            "check that the file is what its name says",
         )
     shape = struct.unpack(f">{rank}I", raw[4:header])
     want = int(np.prod(shape, dtype=object))
     if want != len(raw) - header or want == 0:
         raise DataError(
             f"{path} claims shape {shape} and holds {len(raw) - header} bytes",
-            f"{want} bytes, more than none", "fetch the file anew; it is cut short or damaged",
+            f"{want} bytes, more than none",
+            "fetch the file anew; it is cut short or damaged",
         )
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
@@ -193,7 +194,7 @@ def _entries(root: Path) -> Iterator[_Entry]:
     if root.is_dir():
         for path in root.rglob("*"):
             if path.suffix.lower() in _SUFFIXES and path.is_file():
-                yield PurePosixPath(path.relative_to(root).as_posix()), lambda path=path: _read_bytes(path)
+                yield PurePosixPath(path.relative_to(root).as_posix()), functools.partial(_read_bytes, path)
     elif root.is_file():
         yield from _zip_entries(root)
     else:
@@ -204,11 +205,13 @@ def _zip_entries(root: Path) -> Iterator[_Entry]:
     try:
         archive = zipfile.ZipFile(root)
     except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{root} is not a readable zip ({error})", "a whole zip file", "pack or fetch it anew") from None
+        raise DataError(
+            f"{root} is not a readable zip ({error})", "a whole zip file", "pack or fetch it anew"
+        ) from None
     for name in archive.namelist():
         path = PurePosixPath(name)
         if path.suffix.lower() in _SUFFIXES and not name.endswith("/"):
-            yield path, lambda name=name: _read_member(archive, root, name)
+            yield path, functools.partial(_read_member, archive, root, name)
 
 
 def _read_member(archive: zipfile.ZipFile, root: Path, name: str) -> bytes:
@@ -241,7 +244,8 @@ def _decode_all(root: Path, entries: list[_Entry]) -> Images:
             raise DataError(
                 f"{root}/{entry[0]} has {image.shape[2]}×{image.shape[1]} pixels, "
                 f"{entries[0][0]} has {first.shape[2]}×{first.shape[1]}",
-                "images of one size", "scale or crop them to one size first",
+                "images of one size",
+                "scale or crop them to one size first",
             )
         grey = grey and bool((image[0] == image[1]).all() and (image[0] == image[2]).all())
         planes[index] = image
@@ -254,4 +258,6 @@ def _decode(root: Path, entry: _Entry) -> Images:
         with Image.open(io.BytesIO(read())) as image:
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{root}/{path} does not decode ({error})", "a whole image file", "replace or remove it") from None
+        raise DataError(
+            f"{root}/{path} does not decode ({error})", "a whole image file", "replace or remove it"
+        ) from None

@@ -34,7 +34,9 @@ def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
 
 def _given(images: ImageSet, clients: int) -> list[Indices]:
     if images.owners is None:
-        raise DataError("a data set that names no clients", "one top folder a client", "use dataset folder, or another partition")
+        raise DataError(
+            "a data set that names no clients", "one top folder a client", "use dataset folder, or another partition"
+        )
     named = int(images.owners.max()) + 1
     if named != clients:
         raise SettingError(f"data.clients = {clients}", f"{named}, the folders found", f"set data.clients to {named}")

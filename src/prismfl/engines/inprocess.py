@@ -23,7 +23,6 @@ from prismfl.preparation import Prepared, prepare
 from prismfl.runfolder import RunFolder
 from prismfl.search import Memory
 
-
 # glibc's numbers for mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
@@ -38,7 +37,9 @@ class InProcess:
     clients searched at a time: the bytes do not depend on `workers`.
     """
 
-    def __init__(self, agreement: Agreement, kit: ClientKit, images: Sequence[NDArray[np.uint8]], folder: RunFolder) -> None:
+    def __init__(
+        self, agreement: Agreement, kit: ClientKit, images: Sequence[NDArray[np.uint8]], folder: RunFolder
+    ) -> None:
         self.agreement, self.kit, self.images, self.folder = agreement, kit, images, folder
         threads = agreement.settings.search.client_threads
         workers = agreement.settings.output.workers or max(1, (os.cpu_count() or 1) // threads)
@@ -80,7 +81,9 @@ class InProcess:
         self.pool.shutdown(cancel_futures=True)
 
     def _carry(self, one: Worker, frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
-        futures: dict[Future[bytes], int] = {self.pool.submit(one, client, frame): client for client, frame in frames.items()}
+        futures: dict[Future[bytes], int] = {
+            self.pool.submit(one, client, frame): client for client, frame in frames.items()
+        }
         try:
             for future in as_completed(futures):
                 yield futures[future], _outcome(future, futures[future])
@@ -135,16 +138,22 @@ def _outcome(future: "Future[bytes]", client: int) -> Reply:
         return future.result()
     except PrismError as error:
         return error
-    except Exception as error:  # noqa: BLE001 - a client may fail in any way
-        return ClientError(f"client {client} failed ({type(error).__name__}: {error})", "an update", "look at its data and machine")
+    except Exception as error:
+        return ClientError(
+            f"client {client} failed ({type(error).__name__}: {error})", "an update", "look at its data and machine"
+        )
 
 
 # -------------------------------------------------------------------------------- entry points
 
 
 def train(
-    settings: Settings, images: NDArray[np.uint8] | None = None, labels: NDArray[np.int64] | None = None, *,
-    out: str | Path, watcher: Watcher | None = None,
+    settings: Settings,
+    images: NDArray[np.uint8] | None = None,
+    labels: NDArray[np.int64] | None = None,
+    *,
+    out: str | Path,
+    watcher: Watcher | None = None,
 ) -> Finished:
     """Train in this process, in a new run folder `out`; the command line's `train` from Python.
 
@@ -156,7 +165,10 @@ def train(
 
 
 def resume(
-    root: str | Path, images: NDArray[np.uint8] | None = None, labels: NDArray[np.int64] | None = None, *,
+    root: str | Path,
+    images: NDArray[np.uint8] | None = None,
+    labels: NDArray[np.int64] | None = None,
+    *,
     watcher: Watcher | None = None,
 ) -> Finished:
     """Finish the run in a run folder; its model has the same bytes as an uninterrupted run's."""

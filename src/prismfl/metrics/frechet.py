@@ -1,5 +1,7 @@
 """Fréchet distance in the embedded judge network: `fid_embedded`."""
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -47,11 +49,13 @@ def fid_embedded(real: NDArray[np.uint8], fake: NDArray[np.uint8], batch: int = 
     return float(metric.compute())
 
 
-def _metric(extractor: nn.Module) -> "nn.Module":
+def _metric(extractor: nn.Module) -> Any:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch raises RuntimeError
         raise DependencyError(
-            f"torchmetrics does not import ({error})", "torchmetrics beside torch", "remove or mend torchvision, or reinstall"
+            f"torchmetrics does not import ({error})",
+            "torchmetrics beside torch",
+            "remove or mend torchvision, or reinstall",
         ) from None
     return FrechetInceptionDistance(feature=extractor, input_img_size=(3, JUDGE_SIZE, JUDGE_SIZE))

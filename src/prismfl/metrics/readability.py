@@ -54,8 +54,12 @@ def readability(classifier: Classifier, samples: NDArray[np.uint8], test: ImageS
     fake, real = classifier.probabilities(samples), classifier.probabilities(test.images)
     shares = np.bincount(fake.argmax(1), minlength=classifier.classes) / len(fake)
     return Readability(
-        float((fake.max(1) >= SURE).mean()), float(shares.min()), tuple(shares.tolist()), float(fake.max(1).mean()),
-        float((real.argmax(1) == test.labels).mean()), float((real.max(1) >= SURE).mean()),
+        float((fake.max(1) >= SURE).mean()),
+        float(shares.min()),
+        tuple(shares.tolist()),
+        float(fake.max(1).mean()),
+        float((real.argmax(1) == test.labels).mean()),
+        float((real.max(1) >= SURE).mean()),
     )
 
 
@@ -67,9 +71,16 @@ def _network(channels: int, size: int, classes: int, seed: int) -> nn.Sequential
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-            nn.Linear(64 * (size // 4) ** 2, 128), nn.ReLU(), nn.Linear(128, classes),
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64 * (size // 4) ** 2, 128),
+            nn.ReLU(),
+            nn.Linear(128, classes),
         )
 
 
@@ -83,7 +94,7 @@ def _fit(net: nn.Module, train: ImageSet, draws: torch.Generator, steps: int, ba
         move = torch.randint(-reach, reach + 1, (2,), generator=draws).tolist()
         x = _scaled(train.images[picked.numpy()]).roll(move, (2, 3))
         optimiser.zero_grad()
-        F.cross_entropy(net(x), labels[picked]).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(net(x), labels[picked]).backward()
         optimiser.step()
         schedule.step()
     net.eval()

@@ -8,10 +8,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -40,20 +40,24 @@ class ConvUnit(nn.Module):
         conv = self.conv
         if x.shape[1] == 1 and conv.in_channels == 3:
             weight = conv.weight.sum(1, keepdim=True)
-            x = F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)  # type: ignore[arg-type]
+            x = F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)
         else:
             x = conv(x)
         return x if self.norm is None else self.norm(x)
 
 
 class FeatureNet(nn.Module):
-    """What both networks share: `stages` gives the maps to match, `embed` one vector an image."""
+    """What both networks share: `stages` gives the maps to match, `embed` one vector an image.
+
+    unit: standard deviation of pooled features on the public images, which `embed` divides by.
+    """
 
     width: int
+    unit: float
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.unit = width, 1.0
         self.head = nn.Linear(width, classes)
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -61,12 +65,15 @@ class FeatureNet(nn.Module):
         raise NotImplementedError
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images `[B, 1 or 3, H, W]` in [-1, 1] → penultimate features `[B, width]`."""
+        """Images `[B, 1 or 3, H, W]` in [-1, 1] → penultimate features `[B, width]`, in units."""
+        return self._pooled(x) / self.unit
+
+    def _pooled(self, x: Tensor) -> Tensor:
         return self.stages(x)[-1].mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores `[B, classes]`."""
-        return self.head(self.embed(x))  # type: ignore[no-any-return]
+        return self.head(self._pooled(x))  # type: ignore[no-any-return]
 
 
 class Vgg(FeatureNet):
@@ -75,8 +82,7 @@ class Vgg(FeatureNet):
     def __init__(self, classes: int = 10, *, norm: bool) -> None:
         super().__init__(classes, VGG_PLAN[-1])
         channels = [3, *(c for c in VGG_PLAN if c)]
-        pairs = zip(channels, channels[1:], strict=False)
-        self.units = nn.ModuleList(ConvUnit(a, b, norm=norm) for a, b in pairs)
+        self.units = nn.ModuleList(ConvUnit(a, b, norm=norm) for a, b in pairwise(channels))
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """See `FeatureNet.stages`: seven maps, all non-negative."""
@@ -112,8 +118,7 @@ class Judge(FeatureNet):
         super().__init__(classes, JUDGE_PLAN[-1])
         self.stem = ConvUnit(3, JUDGE_STEM, norm=norm)
         widths = (JUDGE_STEM, *JUDGE_PLAN)
-        pairs = zip(widths, widths[1:], strict=False)
-        self.blocks = nn.ModuleList(Residual(a, b, norm=norm) for a, b in pairs)
+        self.blocks = nn.ModuleList(Residual(a, b, norm=norm) for a, b in pairwise(widths))
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """See `FeatureNet.stages`: the stem's map and three block outputs, signed."""
@@ -131,9 +136,10 @@ def fold(net: FeatureNet) -> dict[str, Tensor]:
     state = {"head.weight": net.head.weight.detach(), "head.bias": net.head.bias.detach()}
     for name, unit in net.named_modules():
         if isinstance(unit, ConvUnit) and unit.norm is not None:
-            gain = unit.norm.weight / (unit.norm.running_var + unit.norm.eps).sqrt()  # type: ignore[operator]
-            state[f"{name}.conv.weight"] = (unit.conv.weight * gain[:, None, None, None]).detach()
-            state[f"{name}.conv.bias"] = (unit.norm.bias - unit.norm.running_mean * gain).detach()  # type: ignore[operator]
+            norm = unit.norm.state_dict()
+            gain = norm["weight"] / (norm["running_var"] + unit.norm.eps).sqrt()
+            state[f"{name}.conv.weight"] = unit.conv.weight.detach() * gain[:, None, None, None]
+            state[f"{name}.conv.bias"] = norm["bias"] - norm["running_mean"] * gain
     return state
 
 
@@ -159,11 +165,13 @@ def load_features(source: str | Path) -> LoadedNet:
         if about["format"] != FORMAT:
             raise KeyError(about["format"])
         net = ARCHITECTURES[about["architecture"]](len(about["classes"]), norm=False)
+        net.unit = float(about["unit"])
         net.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(
             f"{source} is not a usable feature network ({type(error).__name__}: {error})",
-            f"a {FORMAT} file", "make one with `prismfl pretrain`",
+            f"a {FORMAT} file",
+            "make one with `prismfl pretrain`",
         ) from None
     net.eval().requires_grad_(False)
     return LoadedNet(net, hashlib.sha256(raw).hexdigest(), about)
@@ -183,5 +191,6 @@ def _file_bytes(source: str | Path) -> bytes:
     except OSError as error:
         raise ModelFileError(
             f"cannot read feature network {source} ({error.strerror})",
-            f"{' or '.join(EMBEDDED)}, or a file", "check the name or path",
+            f"{' or '.join(EMBEDDED)}, or a file",
+            "check the name or path",
         ) from None

@@ -50,8 +50,14 @@ def layer_views(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
 
 
 def generate(
-    layout: Layout, flat: Tensor, latents: Tensor, *, labels: Tensor | None = None,
-    mean: Tensor | None = None, var: Tensor | None = None, momentum: float | None = None,
+    layout: Layout,
+    flat: Tensor,
+    latents: Tensor,
+    *,
+    labels: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    momentum: float | None = None,
 ) -> Tensor:
     """Images in [-1, 1], `[B, C, H, W]`, from weights `[N]` and latents `[B, latent]`.
 
@@ -96,9 +102,7 @@ def latent_batch(layout: Layout, stream: Stream, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def recompute_statistics(
-    layout: Layout, flat: Tensor, seed: int, batches: int = 8, batch: int = 256
-) -> Statistics:
+def recompute_statistics(layout: Layout, flat: Tensor, seed: int, batches: int = 8, batch: int = 256) -> Statistics:
     """BatchNorm statistics of a finished network from `batches` × `batch` public latents.
 
     They need no data, so they never travel in training (Purpose.STATISTICS, seed).
@@ -114,8 +118,12 @@ def recompute_statistics(
 
 @torch.no_grad()
 def render(
-    layout: Layout, flat: Tensor, statistics: Statistics, latents: Tensor,
-    labels: Tensor | None = None, batch: int = 250,
+    layout: Layout,
+    flat: Tensor,
+    statistics: Statistics,
+    latents: Tensor,
+    labels: Tensor | None = None,
+    batch: int = 250,
 ) -> NDArray[np.uint8]:
     """Finished images: uint8 `[n, C, H, W]` from latents `[n, latent]`, `batch` at a time."""
     device = flat.device
@@ -125,8 +133,12 @@ def render(
     for start in range(0, len(latents), batch):
         part = slice(start, start + batch)
         x = generate(
-            layout, flat, latents[part].to(device),
-            labels=None if labels is None else labels[part].to(device), mean=mean, var=var,
+            layout,
+            flat,
+            latents[part].to(device),
+            labels=None if labels is None else labels[part].to(device),
+            mean=mean,
+            var=var,
         )
         found[part] = x.add_(1).mul_(127.5).round_().clamp_(0, 255).byte().cpu().numpy()
     return found

@@ -86,7 +86,9 @@ def open_frame(frame: bytes, kind: Kind, place: Place) -> bytes:
     if magic != MAGIC or version != VERSION:
         raise _refuse(f"a frame of format {magic!r} version {version}", f"{MAGIC!r} version {VERSION}")
     if length != len(frame) - HEADER_BYTES:
-        raise _refuse(f"a frame claiming {length} payload bytes and holding {len(frame) - HEADER_BYTES}", "equal numbers")
+        raise _refuse(
+            f"a frame claiming {length} payload bytes and holding {len(frame) - HEADER_BYTES}", "equal numbers"
+        )
     payload = frame[HEADER_BYTES:]
     blank = frame[: HEADER_BYTES - 4] + bytes(4)
     if zlib.crc32(payload, zlib.crc32(blank)) != check:
