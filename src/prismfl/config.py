@@ -65,6 +65,10 @@ class Features:
     )
     layers: tuple[int, ...] = _setting((), "numbers of the matched layers, from 0; none names all", least=0)
     second_weight: float = _setting(0.05, "weight of second moments; first moments have 1", least=0.0, most=1e6)
+    joint: int = _setting(0, "random Fourier features of a layer's whole map; 0 for none", least=0, most=65536)
+    joint_layers: int = _setting(3, "how many of the matched layers, from the last, have joint features", least=1)
+    joint_weight: float = _setting(1.0, "weight of joint features; first moments have 1", least=0.0, most=1e6)
+    bandwidth: float = _setting(0.5, "bandwidth of the joint features' Gaussian kernel", above=0.0, most=1000.0)
 
 
 @dataclass(frozen=True)

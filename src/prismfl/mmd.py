@@ -2,12 +2,13 @@
 
 With the kernel k(x, y) = ⟨ψ(x), ψ(y)⟩ of a feature vector ψ, the squared maximum mean
 discrepancy is the squared distance of mean feature vectors (Gretton et al. 2012).  Here ψ stacks,
-for each layer j, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, with
-weights a_j whose squares sum to 1, so that ‖ψ(x)‖ ≤ 1 for every image.
+for each layer, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, and for
+the deep layers random Fourier features of f, with weights a_j whose squares sum to 1, so that
+‖ψ(x)‖ ≤ 1 for every image.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from prismfl.config import Features
 from prismfl.errors import DataError, SettingError
 from prismfl.nets.features import LoadedNet
+from prismfl.seeding import Purpose, Stream
 
 
 @dataclass(frozen=True)
@@ -58,30 +60,50 @@ def _inverse(norm: Tensor) -> Tensor:
     return torch.where(norm > 0, norm.reciprocal(), torch.zeros_like(norm))
 
 
+def joint_features(phi: Tensor, projection: Tensor) -> Tensor:
+    """Random Fourier features of unit maps: `[B, d]` and `[d, R]` → `[B, 2R]` of norm 1.
+
+    Inner products approximate the Gaussian kernel `exp(-‖f - f'‖² / 2σ²)` of whole maps, which
+    sees what entrywise moments do not: which entries occur together (Rahimi, Recht 2007).
+    """
+    angles = F.normalize(phi) @ projection
+    return torch.cat((angles.cos(), angles.sin()), 1) / projection.shape[1] ** 0.5
+
+
+def _projection(settings: Features, layer: int, entries: int) -> Tensor:
+    """Public normals over the bandwidth: float32 `[entries, joint / 2]`, the same for every run."""
+    half = max(1, settings.joint // 2)
+    normals = Stream(0, Purpose.JOINT, layer).normals(entries * half)
+    return torch.from_numpy(normals).view(entries, half) / settings.bandwidth
+
+
 class FeatureMap:
     """Images → weighted moments ψ̄, through a frozen feature network.
 
-    layers: numbers of the matched layers; `dimension` is D, the entries of a moment vector,
-    twice the sum of the layers' sizes.  Raises SettingError when a layer does not exist.
+    `dimension` is D, the entries of a moment vector: twice the sum of the matched layers' sizes,
+    and `joint` for each layer with joint features.  Raises SettingError when a layer does not
+    exist.
     """
 
     def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
         self.net, self.settings, self.sha256 = loaded.net, settings, loaded.sha256
-        shape = (1, channels, size, size)
-        maps = self._stages(torch.zeros(shape))
+        maps = self._stages(torch.zeros((1, channels, size, size)))
         self.layers = settings.layers or tuple(range(len(maps)))
         if max(self.layers) >= len(maps):
             raise SettingError(
                 f"features.layers = {list(self.layers)}", f"numbers in 0 … {len(maps) - 1}", "change features.layers"
             )
         self.sizes = tuple(maps[layer][0].numel() for layer in self.layers)
-        self.dimension = 2 * sum(self.sizes)
-        share = 1 / (len(self.layers) * (1 + settings.second_weight))
-        self.weights = (share**0.5, (share * settings.second_weight) ** 0.5)
+        joint = list(zip(self.layers, self.sizes, strict=True))[-settings.joint_layers :] if settings.joint else []
+        self.projections = {layer: _projection(settings, layer, entries) for layer, entries in joint}
+        self.dimension = 2 * sum(self.sizes) + sum(2 * matrix.shape[1] for matrix in self.projections.values())
+        share = 1 / (len(self.layers) * (1 + settings.second_weight) + len(joint) * settings.joint_weight)
+        self.weights = tuple((share * part) ** 0.5 for part in (1.0, settings.second_weight, settings.joint_weight))
 
     def to(self, device: str) -> "FeatureMap":
         """Move the network to a device; returns itself."""
         self.net.to(device)
+        self.projections = {layer: matrix.to(device) for layer, matrix in self.projections.items()}
         return self
 
     def _stages(self, x: Tensor) -> list[Tensor]:
@@ -93,14 +115,15 @@ class FeatureMap:
     def moments(self, x: Tensor) -> Tensor:
         """Mean ψ of images `[B, C, H, W]` in [-1, 1]: float32 `[D]`, differentiable."""
         maps = self._stages(x.contiguous(memory_format=torch.channels_last))
-        first, second = self.weights
+        first, second, joint = self.weights
         parts = []
         for layer in self.layers:
             # Channels last: flattening this way is free, and the order of entries is ours to choose.
-            means = _UnitMoments.apply(  # type: ignore[no-untyped-call]
-                maps[layer].permute(0, 2, 3, 1).flatten(1)
-            )
+            phi = maps[layer].permute(0, 2, 3, 1).flatten(1)
+            means = _UnitMoments.apply(phi)  # type: ignore[no-untyped-call]
             parts += [means[0] * first, means[1] * second]
+            if layer in self.projections:
+                parts.append(joint_features(phi, self.projections[layer]).mean(0) * joint)
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -125,7 +148,7 @@ class FeatureMap:
 
     def fingerprint(self) -> str:
         """Names this map: equal fingerprints give equal moments of equal images."""
-        text = repr((self.sha256, self.layers, self.sizes, self.weights, self.settings.feature_size))
+        text = repr((self.sha256, self.sizes, replace(self.settings, features="")))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

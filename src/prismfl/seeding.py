@@ -39,6 +39,7 @@ class Purpose(IntEnum):
     STATISTICS = 8
     SHIPPED = 9
     CLASSIFIER = 10
+    JOINT = 11
 
 
 @dataclass(frozen=True)

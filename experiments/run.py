@@ -1,0 +1,174 @@
+"""Run experiment rows over seeds, resume where a run stopped, and write Markdown and CSV.
+
+    python experiments/run.py experiments/yardstick.toml [more rows] --out experiments/results
+
+A row is one TOML file: settings as `prismfl train --config` takes them, and a table `[row]` with
+`about`, optionally `base` (another row it changes) and `readability = true`.  The data folder
+comes from the environment variable PRISMFL_DATA.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from prismfl.config import Settings, merged, read_toml, settings_from, to_toml
+from prismfl.engines import inprocess
+from prismfl.errors import SettingError
+from prismfl.evaluation import evaluate_model
+from prismfl.files import write_atomic
+from prismfl.progress import PlainWatcher
+from prismfl.runfolder import RunFolder, read_rounds
+
+COLUMNS = (
+    "fid_embedded",
+    "readable",
+    "least_class",
+    "up_bits",
+    "down_bits",
+    "theta_variance",
+    "model_bytes",
+    "seconds",
+)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="+", type=Path)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("experiments/results"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
+    args = parser.parse_args()
+    results = [one_run(row, seed, args.out, args.runs) for seed in args.seeds for row in args.rows]
+    name = args.rows[0].stem if len(args.rows) == 1 else "table"
+    write_atomic(args.out / f"{name}.md", markdown(results))
+    write_atomic(args.out / f"{name}.csv", csv_text(results))
+    print(markdown(results))
+
+
+def load_row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A row's nested settings, laid over its base's, and its `[row]` table."""
+    values = read_toml(path)
+    row = values.pop("row", {})
+    if "base" not in row:
+        return values, row
+    below, base_row = load_row(path.parent / row["base"])
+    for section, content in values.items():
+        below[section] = {**below.get(section, {}), **content} if isinstance(content, dict) else content
+    return below, {**base_row, **row}
+
+
+def row_settings(values: dict[str, Any], seed: int) -> Settings:
+    """Settings of one run of a row; the data folder is found through PRISMFL_DATA."""
+    changes: dict[str, Any] = {"seed": seed}
+    name = values.get("data", {}).get("dataset", "digits")
+    if name != "digits":
+        if "PRISMFL_DATA" not in os.environ:
+            raise SettingError("no PRISMFL_DATA in the environment", f"the folder above {name}/", "set it")
+        changes["data_dir"] = str(Path(os.environ["PRISMFL_DATA"]) / name)
+    return settings_from(merged(values, changes))
+
+
+def one_run(path: Path, seed: int, out: Path, runs: Path) -> dict[str, Any]:
+    """One row and seed: read its result where there is one, else run or resume it."""
+    values, row = load_row(path)
+    settings = row_settings(values, seed)
+    key = hashlib.sha256(to_toml(settings_from(merged(values, {"seed": seed}))).encode()).hexdigest()[:12]
+    kept = out / "runs" / f"{path.stem}-{seed}-{key}.json"
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
+    print(f"== {path.stem}, seed {seed}", flush=True)
+    folder = RunFolder(runs / f"{path.stem}-{seed}-{key}")
+    begun = time.monotonic()
+    fresh = not folder.config.exists()
+    finished = (
+        inprocess.train(settings, out=folder.root, watcher=PlainWatcher())
+        if fresh
+        else inprocess.resume(folder.root, watcher=PlainWatcher())
+    )
+    result = {"row": path.stem, "about": row.get("about", ""), "seed": seed, **provenance()}
+    result |= figures(folder, dict(finished.summary))
+    result["wall_seconds"] = round(time.monotonic() - begun, 1) if fresh else None
+    if row.get("readability"):
+        found = evaluate_model(folder.model, samples=2)
+        result |= {name: found[name] for name in ("readable", "least_class", "confidence")}
+    write_atomic(kept, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def figures(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
+    """What is tabulated of a finished run; bits are means over its rounds."""
+    lines = read_rounds(folder)
+    return {
+        "fid_embedded": summary.get("fid_embedded"),
+        "up_bits": mean(line["uplink_bits_per_parameter"] for line in lines),
+        "down_bits": mean(line["downlink_bits_per_parameter"] for line in lines),
+        "uplink_bytes": summary["uplink_bytes"],
+        "downlink_bytes": summary["downlink_bytes"],
+        "theta_variance": lines[-1]["theta_variance"],
+        "model_bytes": summary["model_bytes"],
+        "seconds": summary["seconds"],
+        "distances": {line["round"] + 1: line["distance"] for line in lines if "distance" in line},
+    }
+
+
+def provenance() -> dict[str, str]:
+    """Commit, date and hardware of a run."""
+    said = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "commit": said.stdout.strip() or "unknown",
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": f"{os.cpu_count()} cores, {_processor()}",
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def csv_text(results: list[dict[str, Any]]) -> str:
+    """One line a run."""
+    buffer = io.StringIO()
+    names = [name for name in dict.fromkeys(key for result in results for key in result) if name != "distances"]
+    writer = csv.DictWriter(buffer, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(results)
+    return buffer.getvalue()
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """One line a row: mean over seeds, ± standard deviation for more than one."""
+    shown = [name for name in COLUMNS if any(result.get(name) is not None for result in results)]
+    lines = ["| row | seeds | " + " | ".join(shown) + " |", "|---|---|" + "---|" * len(shown)]
+    for row in dict.fromkeys(result["row"] for result in results):
+        group = [result for result in results if result["row"] == row]
+        cells = [_cell([result[name] for result in group if result.get(name) is not None]) for name in shown]
+        lines.append(f"| {row} | {len(group)} | " + " | ".join(cells) + " |")
+    made = sorted({f"{result['date']}, commit {result['commit']}, {result['hardware']}" for result in results})
+    return "\n".join(lines) + "\n\n" + "\n".join(f"Measured {one}." for one in made) + "\n"
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return "–"
+    spread = f" ± {stdev(values):.3g}" if len(values) > 1 else ""
+    return f"{mean(values):.4g}{spread}"
+
+
+if __name__ == "__main__":
+    main()

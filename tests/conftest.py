@@ -1,0 +1,87 @@
+"""Small shared pieces: tiny settings, a tiny feature map, and one processor thread."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings as hypothesis_settings
+
+from prismfl.config import Features, Settings, settings_from
+from prismfl.federation import agree, make_kit
+from prismfl.layout import Layout
+from prismfl.mmd import FeatureMap
+from prismfl.nets.features import load_features
+
+torch.set_num_threads(1)
+
+hypothesis_settings.register_profile("tests", database=None, deadline=None, derandomize=True)
+hypothesis_settings.load_profile("tests")
+
+
+def _tiny(**changes) -> Settings:
+    """Settings of a run that takes a second; keyword `section={...}` or `seed=` changes them."""
+    base = {
+        "data": {"clients": 3, "partition": "iid"},
+        "generator": {"size": 16, "width": 2, "latent": 8},
+        "features": {"layers": [0, 1]},
+        "search": {"local_steps": 1, "batch_size": 4},
+        "federation": {"rounds": 2, "shipped": "half"},
+        "output": {"grid_every": 0, "distance_samples": 0, "workers": 1},
+    }
+    for key, value in changes.items():
+        base[key] = base.get(key, {}) | value if isinstance(value, dict) else value
+    return settings_from(base)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A maker of tiny settings."""
+    return _tiny
+
+
+@pytest.fixture(scope="session")
+def layout():
+    """A generator of 16×16 grey images."""
+    return Layout(16, 1, 2, 8)
+
+
+@pytest.fixture(scope="session")
+def feature_map():
+    """The embedded network's first two maps of 16×16 grey images."""
+    return FeatureMap(load_features("vgg"), Features(layers=(0, 1)), 1, 16)
+
+
+@pytest.fixture(scope="session")
+def blobs():
+    """Thirty grey images of a bright square somewhere: uint8 `[30, 1, 16, 16]`."""
+    rng = np.random.default_rng(5)
+    images = np.zeros((30, 1, 16, 16), np.uint8)
+    for image, (top, left) in zip(images, rng.integers(0, 10, (30, 2)), strict=True):
+        image[0, top : top + 6, left : left + 6] = 255
+    return images
+
+
+@pytest.fixture(scope="session")
+def make_agreement(tiny):
+    """A maker of agreements from tiny settings."""
+
+    def make(**changes):
+        return agree(tiny(**changes), 1)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_world(make_agreement, feature_map, blobs):
+    """A maker of (agreement, kit, targets by client)."""
+    targets = {client: feature_map.target(blobs[10 * client : 10 * client + 10]) for client in range(3)}
+
+    def make(sizes=None, **changes):
+        agreement = make_agreement(**changes)
+        mine = dict(targets)
+        for client, images in (sizes or {}).items():
+            mine[client] = replace(targets[client], images=images)
+        return agreement, make_kit(agreement, feature_map), mine
+
+    return make

@@ -1,0 +1,132 @@
+"""Partitions: every image goes to exactly one client, none is empty, and the seed decides."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prismfl.config import Data
+from prismfl.data.datasets import ImageSet
+from prismfl.data.partition import partition
+from prismfl.errors import DataError, SettingError
+
+
+def image_set(labels, owners=None):
+    labels = np.asarray(labels, np.int64)
+    classes = tuple(str(c) for c in range(int(labels.max(initial=0)) + 1))
+    owners = None if owners is None else np.asarray(owners, np.int64)
+    return ImageSet(np.zeros((len(labels), 1, 2, 2), np.uint8), labels, classes, owners)
+
+
+@st.composite
+def cases(draw):
+    """Labels with gaps, few clients or as many as there are images, any way to split."""
+    labels = draw(st.lists(st.sampled_from([0, 1, 2, 5, 9]), min_size=1, max_size=80))
+    clients = draw(st.integers(1, len(labels)))
+    how = draw(st.sampled_from(["iid", "shards", "dirichlet", "given"]))
+    owners = None
+    if how == "given":
+        spare = draw(st.lists(st.integers(0, clients - 1), min_size=len(labels), max_size=len(labels)))
+        owners = draw(st.permutations([*range(clients), *spare[clients:]]))
+    each = draw(st.integers(1, len(labels) // clients))
+    alpha = draw(st.sampled_from([0.005, 0.1, 1.0, 100.0]))
+    return image_set(labels, owners), Data(clients=clients, partition=how, shards=each * clients, concentration=alpha)
+
+
+@given(cases(), st.integers(0, 2**64 - 1))
+def test_every_image_has_one_owner_and_no_client_is_empty(case, seed):
+    images, settings = case
+    parts = partition(images, settings, seed)
+    assert len(parts) == settings.clients
+    assert all(len(part) and part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(images)))
+    again = partition(images, settings, seed)
+    assert all(np.array_equal(one, two) for one, two in zip(parts, again, strict=True))
+
+
+@given(cases())
+def test_given_owners_are_kept(case):
+    images, settings = case
+    if images.owners is not None:
+        for client, part in enumerate(partition(images, settings, 0)):
+            assert (images.owners[part] == client).all()
+
+
+@pytest.mark.parametrize("how", ["iid", "shards", "dirichlet"])
+def test_another_seed_splits_otherwise(how):
+    images, settings = image_set(np.arange(200) % 10), Data(clients=5, partition=how, shards=20, concentration=0.3)
+    splits = {b"|".join(part.tobytes() for part in partition(images, settings, seed)) for seed in range(5)}
+    assert len(splits) == 5
+
+
+@given(st.integers(1, 60), st.integers(0, 99))
+def test_iid_parts_differ_by_one_image_at_most(clients, seed):
+    sizes = [len(part) for part in partition(image_set(np.zeros(60)), Data(clients=clients, partition="iid"), seed)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_iid_mixes_labels():
+    labels = np.repeat(np.arange(10), 100)
+    for part in partition(image_set(labels), Data(clients=5, partition="iid"), 3):
+        assert np.bincount(labels[part], minlength=10).min() >= 5
+
+
+def test_shards_give_few_labels_a_client():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
+    parts = partition(image_set(labels), Data(clients=10, partition="shards", shards=20), 7)
+    assert {len(part) for part in parts} == {40}
+    assert all(len(set(labels[part])) <= 2 for part in parts), "shards of 20 divide classes of 40"
+    assert set(labels[np.concatenate(parts)]) == set(range(10))
+
+
+def test_one_shard_a_client_is_one_run_of_labels():
+    labels = np.repeat(np.arange(4), 25)
+    parts = partition(image_set(labels), Data(clients=4, partition="shards", shards=4), 1)
+    assert sorted(set(labels[part]).pop() for part in parts) == [0, 1, 2, 3]
+    assert all(len(set(labels[part])) == 1 for part in parts)
+
+
+def largest_shares(concentration, seeds=8):
+    """Mean over classes and seeds of the largest share that one client has of a class."""
+    labels, found = np.repeat(np.arange(5), 400), []
+    for seed in range(seeds):
+        parts = partition(image_set(labels), Data(clients=8, partition="dirichlet", concentration=concentration), seed)
+        counts = np.stack([np.bincount(labels[part], minlength=5) for part in parts])
+        found.append(counts.max(0) / counts.sum(0))
+    return float(np.mean(found))
+
+
+def test_concentration_runs_from_one_owner_to_even_shares():
+    shares = [largest_shares(c) for c in (0.005, 0.3, 5.0, 1e4)]
+    assert shares[0] > 0.95, "a class nearly always has one owner"
+    assert shares[3] < 1 / 8 * 1.1, "every client has its eighth"
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_dirichlet_shares_have_the_right_spread():
+    """The variance of a symmetric Dirichlet share is (K - 1) / (K² (K c + 1))."""
+    clients, concentration, count = 4, 0.5, 20_000
+    labels = np.repeat(np.arange(300), 2000 // 10)
+    parts = partition(
+        image_set(labels), Data(clients=clients, partition="dirichlet", concentration=concentration), seed=5
+    )
+    shares = np.stack([np.bincount(labels[part], minlength=300) for part in parts]) / 200
+    want = (clients - 1) / (clients**2 * (clients * concentration + 1))
+    assert count and shares.var() == pytest.approx(want, rel=0.12)
+
+
+def test_more_clients_or_shards_than_images_are_refused():
+    images = image_set([0, 1, 2])
+    with pytest.raises(SettingError, match=r"data\.clients = 4; expected 1 … 3"):
+        partition(images, Data(clients=4, partition="iid"), 0)
+    with pytest.raises(SettingError, match=r"data\.shards = 6; expected 1 … 3"):
+        partition(images, Data(clients=2, partition="shards", shards=6), 0)
+
+
+def test_given_needs_the_right_number_of_named_clients():
+    with pytest.raises(SettingError, match=r"data\.clients = 3; expected 2, the folders found"):
+        partition(image_set([0, 1, 2], owners=[0, 1, 1]), Data(clients=3, partition="given"), 0)
+    with pytest.raises(SettingError, match=r"data\.clients = 1; expected 2"):
+        partition(image_set([0, 1, 2], owners=[0, 1, 1]), Data(clients=1, partition="given"), 0)
+    with pytest.raises(DataError, match="names no clients"):
+        partition(image_set([0, 1, 2]), Data(clients=2, partition="given"), 0)

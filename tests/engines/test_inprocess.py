@@ -1,0 +1,384 @@
+"""Whole small runs: killed and resumed, on more threads, with broken clients, on a full disk."""
+
+import errno
+import json
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prismfl import coordinator, runfolder
+from prismfl.coordinator import Silent
+from prismfl.engines import inprocess
+from prismfl.engines.inprocess import InProcess, resume, train
+from prismfl.errors import ClientError, DataError, RunFolderError
+from prismfl.federation import Agreement
+from prismfl.mmd import FeatureMap
+from prismfl.modelfile import load_model
+from prismfl.preparation import prepare
+from prismfl.runfolder import RunFolder, read_rounds
+from prismfl.sampling import load
+
+ROUNDS = 4
+
+
+class Kill(Silent):
+    """A watcher that ends the run once a round is on disk."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def round_done(self, record, rounds):
+        assert rounds == ROUNDS
+        if record["round"] + 1 == self.after:
+            raise KeyboardInterrupt
+
+
+class Listen(Silent):
+    """A watcher that keeps what it hears."""
+
+    def __init__(self):
+        self.begun, self.notes = [], []
+
+    def started(self, done, rounds):
+        self.begun.append((done, rounds))
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def run_settings(tiny):
+    def make(adam="reset", **changes):
+        return tiny(search={"adam": adam}, federation={"rounds": ROUNDS, "cohort": 2} | changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, run_settings, blobs):
+    """Folders of uninterrupted runs, by Adam's habit."""
+    folders = {}
+    for adam in ("reset", "keep"):
+        root = tmp_path_factory.mktemp("whole") / adam
+        train(run_settings(adam), blobs, out=root)
+        folders[adam] = RunFolder(root)
+    return folders
+
+
+def timeless(folder):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in read_rounds(folder)]
+
+
+def same_run(root, folder):
+    mine = RunFolder(Path(root))
+    assert mine.model.read_bytes() == folder.model.read_bytes()
+    assert timeless(mine) == timeless(folder)
+    assert {path.name for path in mine.samples(0).parent.iterdir()} == {
+        path.name for path in folder.samples(0).parent.iterdir()
+    }
+
+
+# ------------------------------------------------------------------------------------- whole runs
+
+
+def test_a_run_leaves_what_it_promises(finished, run_settings):
+    folder = finished["reset"]
+    lines = read_rounds(folder)
+    assert [line["round"] for line in lines] == list(range(ROUNDS))
+    keys = (
+        "round loss lambda density cohort seconds uplink_bytes downlink_bytes "
+        "uplink_bits_per_parameter downlink_bits_per_parameter"
+    )
+    assert all(set(keys.split()) <= set(line) for line in lines)
+    assert all(len(line["cohort"]) == 2 for line in lines)
+    summary = json.loads(folder.summary.read_text())
+    assert summary["rounds"] == ROUNDS
+    assert summary["model_bytes"] == folder.model.stat().st_size
+    assert summary["uplink_bytes"] == sum(line["uplink_bytes"] for line in lines)
+    assert (folder.root / summary["grid"]).read_bytes().startswith(b"\x89PNG")
+    assert runfolder.reopen(folder.root)[1] == run_settings()
+    images = load(folder.model).sample(5, seed=1)
+    assert images.shape == (5, 1, 16, 16)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images[:3], load(folder.model).sample(3, seed=1))
+    assert not np.array_equal(images, load(folder.model).sample(5, seed=2))
+
+
+def test_habits_of_adam_make_different_models(finished):
+    models = [load_model(folder.model).mask for folder in finished.values()]
+    assert not np.array_equal(*models)
+
+
+def test_the_same_settings_give_the_same_run(finished, run_settings, blobs, tmp_path):
+    train(run_settings(), blobs, out=tmp_path / "again")
+    same_run(tmp_path / "again", finished["reset"])
+
+
+def test_bytes_are_whole_frames(finished):
+    count = load_model(finished["reset"].model).layout.count
+    for line in read_rounds(finished["reset"]):
+        assert line["uplink_bytes"] == 2 * (40 + 8 + (count + 7) // 8)
+        assert line["downlink_bytes"] == 2 * (40 + 8 + 2 * count)
+        assert line["uplink_bits_per_parameter"] == pytest.approx(8 * line["uplink_bytes"] / 2 / count)
+
+
+# -------------------------------------------------------------------------------------- kill, resume
+
+
+@pytest.mark.parametrize("adam", ["reset", "keep"])
+@pytest.mark.parametrize(
+    ("after", "tail"), [(1, ""), (2, '{"round": 2, "loss": 0.1}\n'), (3, '{"round": 3, "lo'), (4, "")]
+)
+def test_a_killed_run_resumes_to_the_same_bytes(finished, run_settings, blobs, tmp_path, adam, after, tail):
+    root, watcher = tmp_path / "run", Listen()
+    with pytest.raises(KeyboardInterrupt):
+        train(run_settings(adam), blobs, out=root, watcher=Kill(after))
+    assert not RunFolder(root).model.exists()
+    with RunFolder(root).rounds.open("a") as file:
+        file.write(tail)
+    resume(root, blobs, watcher=watcher)
+    assert watcher.begun == [(after, ROUNDS)]
+    same_run(root, finished[adam])
+
+
+@pytest.mark.parametrize("adam", ["reset", "keep"])
+def test_a_run_killed_within_a_commit_resumes_to_the_same_bytes(
+    finished, run_settings, blobs, tmp_path, monkeypatch, adam
+):
+    """Memories and log line of the last round are on disk, its checkpoint is not."""
+    write, root = runfolder.write_atomic, tmp_path / "run"
+
+    def until(path, content):
+        if path.name.startswith("checkpoint") and len(read_rounds(RunFolder(root))) == 3:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(runfolder, "write_atomic", until)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_settings(adam), blobs, out=root)
+    monkeypatch.undo()
+    assert len(read_rounds(RunFolder(root))) == 3
+    resume(root, blobs)
+    same_run(root, finished[adam])
+
+
+def test_a_run_killed_at_its_end_resumes_to_the_same_bytes(finished, run_settings, blobs, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(coordinator, "save_model", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_settings(), blobs, out=tmp_path / "run")
+    monkeypatch.undo()
+    resume(tmp_path / "run", blobs)
+    same_run(tmp_path / "run", finished["reset"])
+    resume(tmp_path / "run", blobs)  # a finished run may be resumed, too
+    same_run(tmp_path / "run", finished["reset"])
+
+
+def test_a_full_disk_ends_the_run_and_resuming_finishes_it(finished, run_settings, blobs, tmp_path, monkeypatch):
+    replaced, root = Path.replace, tmp_path / "run"
+
+    def full(path, target):
+        if Path(target).name.startswith("checkpoint") and Path(target).exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replaced(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(RunFolderError, match="No space left"):
+        train(run_settings("keep"), blobs, out=root)
+    monkeypatch.undo()
+    assert runfolder.load_state(RunFolder(root), load_model(finished["keep"].model).layout.count).round == 1
+    resume(root, blobs)
+    same_run(root, finished["keep"])
+
+
+def test_an_existing_run_is_refused(finished, run_settings, blobs):
+    before = finished["reset"].model.read_bytes()
+    with pytest.raises(RunFolderError, match="--resume"):
+        train(run_settings(), blobs, out=finished["reset"].root)
+    assert finished["reset"].model.read_bytes() == before
+
+
+def test_nothing_is_not_resumed(tmp_path, blobs):
+    with pytest.raises(RunFolderError):
+        resume(tmp_path, blobs)
+
+
+def test_unusable_images_are_refused_before_a_folder_is_made(tmp_path, run_settings, blobs):
+    for images in (blobs.astype(np.float32), blobs[:, 0], blobs[:5]):
+        with pytest.raises(DataError):
+            train(run_settings(), images, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------------------------- workers
+
+
+@pytest.fixture(scope="module")
+def by_workers(tmp_path_factory, tiny, blobs):
+    folders = []
+    for workers in (1, 2):
+        settings = tiny(
+            search={"adam": "keep"},
+            federation={"shipped": "best", "shipped_draws": 2},
+            output={"workers": workers},
+        )
+        root = tmp_path_factory.mktemp("workers") / str(workers)
+        train(settings, blobs, out=root)
+        folders.append(RunFolder(root))
+    return folders
+
+
+def test_workers_change_nothing_of_the_network(by_workers):
+    one, two = (load_model(folder.model) for folder in by_workers)
+    assert one.mask.tobytes() == two.mask.tobytes()
+    assert one.norm_mean.tobytes() == two.norm_mean.tobytes()
+    assert one.norm_var.tobytes() == two.norm_var.tobytes()
+    assert timeless(by_workers[0]) == timeless(by_workers[1])
+
+
+@pytest.mark.xfail(strict=True, reason="the model file holds the number of workers and other things of the machine")
+def test_workers_change_no_byte_of_the_model(by_workers):
+    one, two = (folder.model.read_bytes() for folder in by_workers)
+    assert one == two
+
+
+def test_two_workers_search_at_a_time(tiny, blobs, tmp_path):
+    ready = prepare(tiny(output={"workers": 2}), blobs)
+    engine = InProcess(ready.agreement, ready.kit, ready.images, RunFolder(tmp_path))
+    barrier = threading.Barrier(2, timeout=60)
+
+    def meet(client, frame):
+        barrier.wait()
+        return frame
+
+    assert dict(engine._carry(meet, {0: b"a", 1: b"b"})) == {0: b"a", 1: b"b"}
+    engine.close()
+
+
+# ----------------------------------------------------------------------------------- broken clients
+
+
+@pytest.fixture
+def run_with(tiny, blobs, tmp_path):
+    """Run with one client's images replaced."""
+
+    def run(images, client=1, **changes):
+        ready, watcher = prepare(tiny(**changes), blobs), Listen()
+        parts = [images if index == client else part for index, part in enumerate(ready.images)]
+        folder = runfolder.create(tmp_path / "run", ready.agreement.settings)
+        done = inprocess._run(replace(ready, images=parts), folder, watcher)
+        return done.folder, watcher
+
+    return run
+
+
+BROKEN = {
+    "two channels": np.zeros((5, 2, 16, 16), np.uint8),
+    "another size": np.zeros((5, 1, 32, 32), np.uint8),
+    "no images": np.zeros((0, 1, 16, 16), np.uint8),
+    "no axes": np.zeros(5, np.uint8),
+    "no array": None,
+}
+
+
+@pytest.mark.parametrize("what", sorted(BROKEN))
+def test_a_client_with_broken_images_is_left_out(run_with, what):
+    folder, watcher = run_with(BROKEN[what], search={"adam": "keep"}, federation={"shipped": "best"})
+    for line in read_rounds(folder):
+        assert line["cohort"] == [0, 2]
+        assert list(line["left_out"]) == ["1"]
+    assert load_model(folder.model)
+    assert sum("client 1 is left out" in note for note in watcher.notes) == 2
+
+
+def test_no_client_left_ends_the_run(tiny, blobs, tmp_path):
+    ready = prepare(tiny(), blobs)
+    folder = runfolder.create(tmp_path / "run", ready.agreement.settings)
+    with pytest.raises(ClientError, match="no usable reply"):
+        inprocess._run(replace(ready, images=[None] * 3), folder, None)
+    assert not folder.checkpoint.exists()
+
+
+def test_a_client_that_fails_once_takes_part_again(tiny, blobs, tmp_path, monkeypatch):
+    update = inprocess.client_update
+
+    def failing(agreement: Agreement, kit, frame, round_index, client, target, memory):
+        if (round_index, client) == (0, 2):
+            raise MemoryError("too little")
+        return update(agreement, kit, frame, round_index, client, target, memory)
+
+    monkeypatch.setattr(inprocess, "client_update", failing)
+    train(tiny(search={"adam": "keep"}), blobs, out=tmp_path / "run")
+    cohorts = [(line["cohort"], line["left_out"]) for line in read_rounds(RunFolder(tmp_path / "run"))]
+    assert cohorts[0][0] == [0, 1]
+    assert "MemoryError" in cohorts[0][1]["2"]
+    assert cohorts[1] == ([0, 1, 2], {})
+
+
+# ------------------------------------------------------------------------------- what clients store
+
+
+@pytest.fixture
+def engine_of(tiny, blobs, tmp_path):
+    engines = []
+
+    def make(images=None, **output):
+        ready = prepare(tiny(output=output), blobs)
+        parts = list(ready.images) if images is None else images
+        engines.append(InProcess(ready.agreement, ready.kit, parts, RunFolder(tmp_path / "run")))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_moments_are_computed_once_and_kept(engine_of, tmp_path, monkeypatch, shared):
+    changes = {"cache_dir": str(tmp_path / "cache")} if shared else {}
+    first = engine_of(**changes).target(0)
+    assert any((tmp_path / ("cache" if shared else "run")).rglob("target*.safetensors"))
+
+    def never(*_):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(FeatureMap, "target", never)
+    again = engine_of(**changes).target(0)
+    np.testing.assert_array_equal(again.moments, first.moments)
+    assert again.images == first.images
+
+
+def test_moments_of_other_images_are_computed_anew(engine_of, blobs):
+    first = engine_of().target(0)
+    other = engine_of([blobs[:4]]).target(0)
+    assert other.images == 4
+    assert not np.array_equal(first.moments, other.moments)
+
+
+def test_a_damaged_cache_is_computed_anew(engine_of, tmp_path):
+    first = engine_of().target(0)
+    (path,) = (tmp_path / "run").rglob("target*.safetensors")
+    for damage in (path.read_bytes()[:-4], b""):
+        path.write_bytes(damage)
+        np.testing.assert_array_equal(engine_of().target(0).moments, first.moments)
+
+
+def test_a_memory_of_an_uncommitted_round_is_not_recalled(tiny, blobs, tmp_path):
+    ready = prepare(tiny(search={"adam": "keep"}), blobs)
+    engine = InProcess(ready.agreement, ready.kit, ready.images, RunFolder(tmp_path))
+    count = ready.agreement.layout.count
+    for turn in (1, 4, 6):
+        engine.memories[0] = inprocess.Memory(*np.full((2, count), turn, np.float32), steps=turn)
+        engine.keep(turn, [0])
+    assert engine._recall(0, 1) is None
+    assert engine._recall(0, 2).steps == 1
+    assert engine._recall(0, 6).steps == 4
+    assert engine._recall(0, 7).steps == 6
+    assert engine._recall(1, 7) is None
+    engine.close()

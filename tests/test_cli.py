@@ -1,0 +1,536 @@
+"""The command line: whole runs, and one clear line for everything that goes wrong."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import prismfl
+from prismfl import cli, evaluation
+from prismfl.config import load_settings
+from prismfl.engines import inprocess
+from prismfl.errors import PrismError
+from prismfl.forecast import forecast
+from prismfl.metrics.readability import Classifier
+from prismfl.preparation import prepare
+from prismfl.progress import sized
+
+TINY = (
+    "--size 16 --width 2 --latent 8 --clients 2 --shards 4 --rounds 2 --local-steps 1 --batch-size 4 "
+    "--layers 0,1 --distance-samples 0 --shipped half --workers 1"
+).split()
+KEYS = (
+    "round loss lambda density cohort seconds uplink_bytes downlink_bytes "
+    "uplink_bits_per_parameter downlink_bits_per_parameter"
+).split()
+
+
+def call(*words):
+    """Run the command in this process: (exit status, standard output, standard error)."""
+    out, err = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, ["prismfl", *map(str, words)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as caught:
+            cli.main()
+    finally:
+        sys.argv = before
+    return caught.value.code, out.getvalue(), err.getvalue()
+
+
+def refused(*words):
+    """The one line with which a command is refused."""
+    code, _, err = call(*words)
+    assert code == 2
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished tiny run, and what it printed."""
+    root = tmp_path_factory.mktemp("cli") / "run"
+    code, out, err = call("train", *TINY, "--out", root)
+    assert (code, err) == (0, "")
+    return root, out
+
+
+@pytest.fixture
+def model(run):
+    return run[0] / "model.safetensors"
+
+
+def lines_of(root):
+    return [json.loads(line) for line in (root / "rounds.jsonl").read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------- train
+
+
+def test_a_run_folder_has_all_its_files(run):
+    root, out = run
+    settings = load_settings(root / "config.toml")
+    assert (settings.federation.rounds, settings.data.clients, settings.features.layers) == (2, 2, (0, 1))
+    lines = lines_of(root)
+    assert [line["round"] for line in lines] == [0, 1]
+    for line in lines:
+        assert set(KEYS) <= set(line)
+        assert line["cohort"] == [0, 1] and line["left_out"] == {}
+        assert line["loss"] > 0 and 0 < line["density"] < 1
+    assert json.loads((root / "ledger.json").read_text()) == {"releases": []}
+    with Image.open(next((root / "samples").glob("*.png"))) as grid:
+        assert grid.mode == "L" and min(grid.size) > 8 * 16
+    assert "round 2/2" in out and str(root / "model.safetensors") in out and "no formal guarantee" in out
+    assert not list(root.rglob("*.tmp"))
+
+
+def test_bits_a_parameter_follow_from_bytes(run, model):
+    count = prismfl.load(model).model.layout.count
+    for line in lines_of(run[0]):
+        for way in ("uplink", "downlink"):
+            bits = line[f"{way}_bytes"] * 8 / (count * len(line["cohort"]))
+            assert line[f"{way}_bits_per_parameter"] == pytest.approx(bits)
+
+
+def test_the_config_of_a_run_makes_the_same_model(run, model, tmp_path):
+    code, _, _ = call("train", "--config", run[0] / "config.toml", "--out", tmp_path / "again")
+    assert code == 0 and (tmp_path / "again" / "model.safetensors").read_bytes() == model.read_bytes()
+    assert (tmp_path / "again" / "config.toml").read_bytes() == (run[0] / "config.toml").read_bytes()
+
+
+def test_options_go_over_the_config(run, model, tmp_path):
+    root = tmp_path / "other"
+    code, _, _ = call("train", "--config", run[0] / "config.toml", "--out", root, "--seed", 5, "--rounds", 1)
+    settings = load_settings(root / "config.toml")
+    assert code == 0 and (settings.seed, settings.federation.rounds, settings.generator.width) == (5, 1, 2)
+    assert len(lines_of(root)) == 1
+    assert (root / "model.safetensors").read_bytes() != model.read_bytes()
+
+
+def test_without_out_the_folder_is_named_after_data_and_seed(run, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("train", *TINY, "--seed", 3, "--rounds", 1)[0] == 0
+    assert (tmp_path / "runs" / "digits-3" / "model.safetensors").is_file()
+
+
+def test_a_terminal_sees_a_bar_and_the_same_model(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "on_terminal", lambda: True)
+    code, out, err = call("train", *TINY, "--out", tmp_path / "live")
+    assert (code, err) == (0, "") and "2/2" in out and "no formal guarantee" in out
+    assert (tmp_path / "live" / "model.safetensors").read_bytes() == model.read_bytes()
+
+
+def test_grids_and_distances_come_when_they_are_due(tmp_path):
+    words = ["--grid-every", 1, "--distance-every", 1, "--distance-samples", 50]
+    code, out, _ = call("train", *TINY, *words, "--out", tmp_path / "run")
+    first, last = lines_of(tmp_path / "run")
+    assert code == 0 and first["distance"] > 0 and "distance" not in last
+    assert len(list((tmp_path / "run" / "samples").iterdir())) == 2
+    assert "fid_embedded" in out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["fid_embedded"] > 0
+
+
+def test_what_is_only_shown_does_not_change_the_model(model, tmp_path):
+    """Grids, distances and the number of workers are outside the model's numbers."""
+    words = ["--grid-every", 1, "--workers", 2]
+    assert call("train", *TINY, *words, "--out", tmp_path / "run")[0] == 0
+    one, two = (prismfl.load(path).model for path in (model, tmp_path / "run" / "model.safetensors"))
+    assert np.array_equal(one.mask, two.mask) and np.array_equal(one.norm_mean, two.norm_mean)
+
+
+# ------------------------------------------------------------------------------------------ resume
+
+
+def test_resuming_a_finished_run_changes_nothing(run, model, tmp_path):
+    copy = shutil.copytree(run[0], tmp_path / "copy")
+    code, out, err = call("train", "--resume", copy)
+    assert (code, err) == (0, "") and "going on after 2 of 2" in out
+    assert (copy / "model.safetensors").read_bytes() == model.read_bytes()
+    assert lines_of(copy) == lines_of(run[0])
+
+
+def test_a_run_stopped_between_rounds_ends_alike(run, model, tmp_path, monkeypatch):
+    class StopError(Exception):
+        pass
+
+    def stop(self, record, rounds):
+        raise StopError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("prismfl.progress.PlainWatcher.round_done", stop)
+        with pytest.raises(StopError):
+            call("train", *TINY, "--out", tmp_path / "run")
+    assert len(lines_of(tmp_path / "run")) == 1
+    # A kill in the middle of a line leaves part of it.
+    with (tmp_path / "run" / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 1, "loss": 0.')
+    assert call("train", "--resume", tmp_path / "run")[0] == 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == model.read_bytes()
+    assert [line["round"] for line in lines_of(tmp_path / "run")] == [0, 1]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
+def test_a_killed_run_ends_with_the_same_model(tmp_path):
+    words = ["train", *TINY, "--rounds", "40", "--adam", "keep"]
+    killed, log = tmp_path / "killed", tmp_path / "killed" / "rounds.jsonl"
+    command = [sys.executable, "-m", "prismfl.cli", *words, "--out", str(killed)]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
+        while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 2):
+            time.sleep(0.005)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert not (killed / "model.safetensors").exists() and len(lines_of(killed)) < 40
+    assert call("train", "--resume", killed)[0] == 0
+    assert call(*words, "--out", tmp_path / "whole")[0] == 0
+    one, two = (tmp_path / name / "model.safetensors" for name in ("killed", "whole"))
+    assert one.read_bytes() == two.read_bytes()
+    assert [line["loss"] for line in lines_of(killed)] == [line["loss"] for line in lines_of(tmp_path / "whole")]
+
+
+@pytest.mark.parametrize("extra", [["--rounds", "9"], ["--out", "other"], ["--dry-run"], ["--config", "a.toml"]])
+def test_resume_stands_alone(run, extra):
+    assert "--resume alone" in refused("train", "--resume", run[0], *extra)
+
+
+def test_resume_of_what_is_no_run_is_refused(tmp_path):
+    assert "no config.toml" in refused("train", "--resume", tmp_path)
+    assert "no config.toml" in refused("train", "--resume", tmp_path / "nowhere")
+    (tmp_path / "config.toml").write_text("[data]\nclients = 0\n")
+    assert "data.clients = 0" in refused("train", "--resume", tmp_path)
+
+
+def test_resume_with_a_damaged_checkpoint_is_refused(run, tmp_path):
+    copy = shutil.copytree(run[0], tmp_path / "copy")
+    path = copy / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert "checkpoint.safetensors is damaged" in refused("train", "--resume", copy)
+
+
+# ----------------------------------------------------------------------------------------- dry run
+
+
+def test_a_dry_run_says_what_the_run_takes(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("train", *TINY, "--dry-run")
+    assert (code, err) == (0, "") and not list(tmp_path.iterdir()), "nothing is written"
+    shown = {line.split()[0]: line for line in out.splitlines()}
+    assert {"minutes", "uplink", "downlink", "memory", "parameters"} <= set(shown)
+    lines, found = lines_of(run[0]), forecast(prepare(load_settings(run[0] / "config.toml")), 1)
+    for way, promised in (("uplink", found.uplink_bytes), ("downlink", found.downlink_bytes)):
+        real = sum(line[f"{way}_bytes"] for line in lines)
+        assert promised == real
+        assert sized(real) in shown[way]
+    assert str(found.parameters) in shown["parameters"] and "MB" in shown["memory"]
+
+
+# ------------------------------------------------------------------------------------------ sample
+
+
+def test_a_grid_is_decided_by_its_seed(model, tmp_path):
+    paths = [tmp_path / f"{name}.png" for name in ("one", "again", "other")]
+    for path, seed in zip(paths, (4, 4, 5), strict=True):
+        code, out, _ = call("sample", model, "--count", 9, "--seed", seed, "--out", path)
+        assert code == 0 and out.strip() == str(path)
+    one, again, other = (path.read_bytes() for path in paths)
+    assert one == again != other
+    images = prismfl.load(model).sample(9, seed=4)
+    with Image.open(paths[0]) as grid:
+        sheet = np.asarray(grid)[::2, ::2]
+    tiles = [sheet[1 + 17 * r : 17 + 17 * r, 1 + 17 * c : 17 + 17 * c] for r in range(3) for c in range(3)]
+    assert np.array_equal(np.stack(tiles)[:, None], images)
+
+
+def test_single_files_hold_the_images(model, tmp_path):
+    assert call("sample", model, "--count", 3, "--seed", 1, "--out", tmp_path / "new" / "singles")[0] == 0
+    found = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "new" / "singles").iterdir())]
+    assert np.array_equal(np.stack(found)[:, None], prismfl.load(model).sample(3, seed=1))
+
+
+# ---------------------------------------------------------------------------------------- evaluate
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    monkeypatch.setattr(evaluation, "Classifier", lambda train: Classifier(train, steps=2))
+    monkeypatch.setattr(evaluation, "READABILITY_SAMPLES", 20)
+
+
+def test_evaluate_prints_text_and_json_alike(model, few_steps):
+    words = ["evaluate", model, "--samples", 30, "--seed", 2]
+    (code, text, _), (json_code, raw, _) = call(*words), call(*words, "--json")
+    found = json.loads(raw)
+    assert (code, json_code) == (0, 0) and found["samples"] == 30
+    shown = dict(line.split(maxsplit=1) for line in text.splitlines() if len(line.split()) > 1)
+    assert float(shown["fid_embedded"]) == pytest.approx(found["fid_embedded"], abs=1e-4)
+    assert float(shown["readable"]) == pytest.approx(found["readable"], abs=1e-4)
+    assert len(shown["class_shares"].split()) == len(found["class_shares"]) == 10
+
+
+# ---------------------------------------------------------------------------------------- pretrain
+
+
+def write_tree(root, splits=("train", "test")):
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(3):
+                image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(image).save(root / split / name / f"{index}.png")
+    return root
+
+
+def test_pretrain_makes_a_network_to_train_with(tmp_path):
+    out = tmp_path / "mine.safetensors"
+    code, shown, _ = call("pretrain", "--images", write_tree(tmp_path / "im"), "--out", out, "--epochs", 1)
+    assert code == 0 and "test accuracy" in shown
+    assert call("train", *TINY, "--features", out, "--rounds", 1, "--out", tmp_path / "run")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--epochs", "0", "epochs 0"),
+        ("--architecture", "resnet", "'resnet'"),
+        ("--rate", "-1", "rate"),
+        ("--rate", "nan", "rate"),
+        ("--size", "0", "size"),
+        ("--size", "4", "size"),
+        ("--seed", str(2**70), "seed"),
+        ("--images", "nowhere", "nowhere does not exist"),
+    ],
+)
+def test_pretrain_refuses_what_cannot_work(tmp_path, option, value, says):
+    images = write_tree(tmp_path / "im")
+    words = ["pretrain", "--images", images, "--out", tmp_path / "f", "--epochs", 1, option, value]
+    assert says in refused(*words).replace(str(tmp_path), "")
+    assert not (tmp_path / "f").exists()
+
+
+def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused("pretrain", "--images", write_tree(tmp_path / "im"), "--epochs", 1, "--out", ".")
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian"], "trian"),
+        (["train", "--colour", "3"], "--colour"),
+        (["train", "extra"], "extra"),
+        (["train", "--clients"], "--clients"),
+        (["train", "--clients", "many"], "data.clients = 'many'"),
+        (["train", "--clients", "2.5"], "data.clients = '2.5'"),
+        (["train", "--clients", "0"], "data.clients = 0; expected a int ≥ 1"),
+        (["train", "--alpha", "2"], "federation.alpha = 2.0"),
+        (["train", "--alpha", "nan"], "federation.alpha = nan"),
+        (["train", "--learning-rate", "inf"], "search.learning_rate = inf"),
+        (["train", "--size", "28"], "generator.size = 28; expected one of 0, 16, 32, 64"),
+        (["train", "--layers", "0,x"], "features.layers = '0,x'"),
+        (["train", "--layers", "0,99"], "features.layers"),
+        (["train", "--control-variate", "perhaps"], "federation.control_variate = 'perhaps'"),
+        (["train", "--epsilon", "8"], "privacy.epsilon = 8.0"),
+        (["train", "--dataset", "cifar10"], "data.dataset = 'cifar10'"),
+        (["train", "--partition", "attribute"], "data.partition = 'attribute'"),
+        (["train", "--shards", "41"], "data.shards = 41 with data.clients = 2"),
+        (["train", "--seed", "-1"], "seed = -1"),
+        (["train", "--seed", str(2**64)], f"seed = {2**64}"),
+        (["train", "--dataset", "mnist"], "--data-dir"),
+        (["train", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere"),
+        (["train", "--dataset", "folder", "--data-dir", "nowhere"], "nowhere does not exist"),
+        (["train", "--features", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["train", "--config", "nowhere.toml"], "nowhere.toml"),
+        (["train", "--device", "nonsense"], "output.device = 'nonsense'"),
+        (["train", "--device", "cuda:77"], "output.device = 'cuda:77'"),
+        (["train", "--clients", "1439", "--partition", "iid"], "data.clients = 1439"),
+        (["train", "--data-dir", "\udcff"], "data_dir"),
+        (["sample", "nowhere.safetensors"], "nowhere.safetensors cannot be read"),
+        (["sample"], "MODEL"),
+        (["sample", "MODEL", "--count", "0"], "count 0"),
+        (["sample", "MODEL", "--count", "-1"], "count -1"),
+        (["sample", "MODEL", "--count", "x"], "--count"),
+        (["sample", "MODEL", "--count", str(10**17)], f"count {10**17}"),
+        (["sample", "MODEL", "--seed", "-1"], "seed -1"),
+        (["sample", "MODEL", "--device", "nonsense"], "device"),
+        (["sample", "MODEL", "--out", "MODEL/below/grid.png"], "cannot write"),
+        (["sample", "MODEL", "--out", "MODEL/below"], "cannot write"),
+        (["evaluate", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["evaluate", "MODEL", "--samples", "1"], "samples 1"),
+        (["evaluate", "MODEL", "--dataset", "imagenet", "--data-dir", "."], "'imagenet'"),
+        (["evaluate", "MODEL", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere"),
+        (["evaluate", "MODEL", "--seed", "-1"], "seed -1"),
+        (["pretrain"], "--images"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_in_one_line(model, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("MODEL", str(model)) for word in words]
+    if words[0] == "train":
+        words = ["train", *TINY, *words[1:]]
+    assert says in refused(*words)
+    assert not list(tmp_path.rglob("*.safetensors")), "nothing was made"
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_models_that_are_none_are_refused(model, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    raw, path = model.read_bytes(), tmp_path / "m.safetensors"
+    flipped = bytearray(raw)
+    flipped[-40] ^= 4
+    for damaged in (raw[:-1], raw[:100], b"", b"hello", bytes(flipped), b"\xff" * 64):
+        path.write_bytes(damaged)
+        assert "m.safetensors" in refused(command, path)
+    foreign = tmp_path / "foreign.safetensors"
+    from importlib import resources
+
+    foreign.write_bytes((resources.files("prismfl") / "weights" / "vgg.safetensors").read_bytes())
+    assert "foreign.safetensors" in refused(command, foreign)
+    assert "cannot be read" in refused(command, tmp_path)
+
+
+def test_a_run_is_never_written_over(run, model):
+    before = {path: path.read_bytes() for path in run[0].rglob("*") if path.is_file()}
+    line = refused("train", *TINY, "--seed", 9, "--out", run[0])
+    assert f"--resume {run[0]}" in line
+    assert before == {path: path.read_bytes() for path in run[0].rglob("*") if path.is_file()}
+
+
+def test_leftovers_of_another_run_are_refused_or_without_effect(run, model, tmp_path):
+    """A folder that holds a checkpoint and no settings must not lend θ to a new run."""
+    assert call("train", *TINY, "--seed", 8, "--out", tmp_path / "eight")[0] == 0
+    left = tmp_path / "left"
+    left.mkdir()
+    shutil.copy(tmp_path / "eight" / "checkpoint.safetensors", left)
+    code, _, err = call("train", *TINY, "--out", left)
+    if code == 0:
+        assert (left / "model.safetensors").read_bytes() == model.read_bytes()
+    else:
+        assert code == 2 and err.startswith("error: ")
+
+
+@pytest.mark.parametrize("below", ["file", "file/below", "file/below/deeper"])
+def test_an_unwritable_out_is_refused(tmp_path, below):
+    (tmp_path / "file").write_text("kept")
+    assert "file" in refused("train", *TINY, "--out", tmp_path / below)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
+    def interrupted(*_args, **_keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inprocess, "train", interrupted)
+    assert "--resume" in refused("train", *TINY, "--out", tmp_path / "run")
+
+
+def test_a_defect_is_not_hidden(monkeypatch, tmp_path):
+    """Only what a user can mend becomes one line; a defect keeps its traceback."""
+
+    def broken(*_args, **_keywords):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(inprocess, "train", broken)
+    monkeypatch.setattr("sys.argv", ["prismfl", "train", *TINY, "--out", str(tmp_path / "run")])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_help_and_version():
+    code, out, _ = call("--version")
+    assert (code, out.strip()) == (0, prismfl.__version__)
+    code, out, _ = call("--help")
+    assert code == 0 and all(name in out for name in ("train", "sample", "evaluate", "pretrain"))
+
+
+def test_no_command_shows_the_help():
+    _, out, err = call()
+    shown = (out + err).splitlines()
+    assert any("train" in line for line in shown) and any("sample" in line for line in shown)
+    assert max(map(len, shown)) < 200, "help is laid out in lines"
+
+
+def test_the_installed_command_works_from_anywhere(tmp_path):
+    command = [sys.executable, "-m", "prismfl.cli", "train", "--clients", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: data.clients = 0") and done.stderr.count("\n") == 1
+
+
+# -------------------------------------------------------------------------------------- Python API
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(3)
+    return rng.integers(0, 256, (40, 3, 16, 16), np.uint8), np.arange(40) % 4
+
+
+@pytest.fixture(scope="module")
+def from_python(tiny, arrays, tmp_path_factory):
+    return prismfl.train(tiny(), *arrays, out=tmp_path_factory.mktemp("api") / "run")
+
+
+def test_arrays_become_a_model_that_makes_such_arrays(from_python):
+    sampler = prismfl.load(from_python.folder.model)
+    images = sampler.sample(5, seed=2)
+    assert images.shape == (5, 3, 16, 16) and images.dtype == np.uint8 and images.std() > 0
+    assert np.array_equal(images, prismfl.load(str(from_python.folder.model)).sample(5, seed=2))
+    assert not np.array_equal(images, sampler.sample(5, seed=3))
+    assert np.array_equal(sampler.sample(2, seed=2), images[:2]), "more images begin with the same"
+    assert from_python.summary["rounds"] == 2 == len(lines_of(from_python.folder.root))
+
+
+def test_the_same_call_makes_the_same_model(tiny, arrays, from_python, tmp_path):
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    again = prismfl.train(tiny(), *arrays, out=str(tmp_path / "run"))
+    assert again.folder.model.read_bytes() == from_python.folder.model.read_bytes()
+
+
+def test_a_run_of_arrays_is_resumed_with_them(arrays, from_python, tmp_path):
+    copy = shutil.copytree(from_python.folder.root, tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    again = prismfl.resume(copy, *arrays)
+    assert again.folder.model.read_bytes() == from_python.folder.model.read_bytes()
+
+
+def test_a_run_of_arrays_is_not_resumed_on_other_data(from_python, tmp_path):
+    """Its settings name a data set that it never saw."""
+    copy = shutil.copytree(from_python.folder.root, tmp_path / "copy")
+    (copy / "checkpoint.safetensors").unlink()
+    with pytest.raises(PrismError):
+        prismfl.resume(copy)
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_images_cannot_be_sampled(from_python, count):
+    with pytest.raises(PrismError, match=f"count {count}"):
+        prismfl.load(from_python.folder.model).sample(count)
+
+
+def test_bad_arrays_make_no_folder(tiny, arrays, tmp_path):
+    for images, labels in [(arrays[0].astype(float), None), (arrays[0], arrays[1][:-1]), (arrays[0][:3], None)]:
+        with pytest.raises(PrismError, match="expected"):
+            prismfl.train(tiny(), images, labels, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,284 @@
+"""Settings: TOML out and in, refusals that name key, value and range, and the command line's options."""
+
+import inspect
+import math
+import tomllib
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from prismfl import cli
+from prismfl.config import SECTIONS, Settings, load_settings, merged, read_toml, settings_from, to_toml
+from prismfl.errors import SettingError
+
+HARD_TEXTS = [
+    'a "quoted" word',
+    "back\\slash\\",
+    "\\u0041",
+    "tab\tline\nend\r",
+    "\x00\x1f\x7f",
+    "Bilder für 佐藤 🙂",
+    "'",
+]
+
+# Every TOML-able character: all of Unicode but surrogates.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(HARD_TEXTS)
+
+
+def floats(low, high):
+    return st.floats(low, high, allow_nan=False, exclude_min=low == 0.0)
+
+
+@st.composite
+def valid_settings(draw):
+    """Nested values that are allowed alone and together."""
+    clients, clip = draw(st.integers(1, 32767)), draw(floats(0.0001, 0.49))
+    return {
+        "seed": draw(st.integers(0, 2**64 - 1)),
+        "data": {
+            "dataset": draw(st.sampled_from(["digits", "mnist", "fmnist", "kmnist", "folder"])),
+            "data_dir": draw(texts),
+            "clients": clients,
+            "partition": draw(st.sampled_from(["iid", "shards", "dirichlet", "given"])),
+            "shards": clients * draw(st.integers(1, 9)),
+            "concentration": draw(floats(0.0, 1e6)),
+        },
+        "generator": {"size": draw(st.sampled_from([0, 16, 32, 64])), "width": draw(st.integers(1, 1024))},
+        "features": {"features": draw(texts), "layers": tuple(draw(st.lists(st.integers(0, 50), max_size=4)))},
+        "search": {"learning_rate": draw(floats(0.0, 1000.0)), "adam": draw(st.sampled_from(["reset", "keep"]))},
+        "federation": {
+            "cohort": draw(st.integers(0, clients)),
+            "control_variate": draw(st.booleans()),
+            "clip": clip,
+            "initial_theta": draw(st.floats(clip, 1 - clip)),
+            "alpha": draw(st.floats(0, 1)),
+        },
+        "privacy": {"delta": draw(floats(0.0, 0.5))},
+        "output": {"cache_dir": draw(texts), "grid_every": draw(st.integers(0, 2**40))},
+    }
+
+
+# ------------------------------------------------------------------------------------------ TOML
+
+
+@given(valid_settings())
+@example({"search": {"learning_rate": 1e-05}, "privacy": {"delta": 5e-324}, "seed": 2**64 - 1})
+@example({"search": {"learning_rate": 1e-100}, "data": {"concentration": 1e6}})
+@example({"output": {"grid_every": 10**30}})
+@example({"features": {"layers": (0,)}, "data": {"data_dir": "".join(HARD_TEXTS)}})
+def test_settings_survive_toml(values):
+    settings = settings_from(values)
+    parsed = tomllib.loads(to_toml(settings))
+    assert settings_from(parsed) == settings
+    assert to_toml(settings_from(parsed)) == to_toml(settings)
+    # What was asked for is what stands in the file, not only what comes back.
+    for section, asked in values.items():
+        if isinstance(asked, dict):
+            for key, value in asked.items():
+                assert parsed[section][key] == (list(value) if isinstance(value, tuple) else value)
+        else:
+            assert parsed[section] == asked
+
+
+def test_toml_on_disk_is_read_with_changes_over_it(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(
+        'seed = 18446744073709551615\n[data]\ndata_dir = "a\\\\b \\u00fc"\nclients = 4\npartition = "iid"\n'
+        "[search]\nlearning_rate = 1e-05\n[federation]\nrounds = 7\nalpha = 1\n[features]\nlayers = [2, 0]\n",
+        encoding="utf-8",
+    )
+    settings = load_settings(path, {"rounds": 9, "layers": [1]})
+    assert (settings.seed, settings.data.data_dir, settings.data.clients) == (2**64 - 1, "a\\b ü", 4)
+    assert (settings.search.learning_rate, settings.federation.rounds) == (0.00001, 9)
+    assert settings.features.layers == (1,)
+    # A whole number may stand for a float.
+    assert settings.federation.alpha == 1.0 and isinstance(settings.federation.alpha, float)
+
+
+def test_nothing_given_is_the_default():
+    assert settings_from({}) == Settings()
+    assert tomllib.loads(to_toml(Settings()))["federation"]["mada"] == "off"
+
+
+@pytest.mark.parametrize("raw", [b"seed = ", b"[data\nclients = 3", b"\xff\xfe", b"seed = 1\nseed = 2\n"])
+def test_damaged_toml_is_refused_by_name(tmp_path, raw):
+    path = tmp_path / "damaged.toml"
+    path.write_bytes(raw)
+    with pytest.raises(SettingError, match="damaged.toml") as caught:
+        load_settings(path)
+    assert "expected a TOML file" in str(caught.value)
+
+
+def test_missing_toml_is_refused_by_name(tmp_path):
+    with pytest.raises(SettingError, match=r"nowhere\.toml.*No such file"):
+        read_toml(tmp_path / "nowhere.toml")
+    with pytest.raises(SettingError, match="cannot read"):
+        read_toml(tmp_path)
+
+
+# -------------------------------------------------------------------------------------- refusals
+
+# section, key, value, what the message must say is allowed
+IMPOSSIBLE = [
+    ("data", "clients", 0, "≥ 1"),
+    ("data", "clients", 1_000_001, "≤ 1000000"),
+    ("data", "clients", -3, "≥ 1"),
+    ("data", "clients", True, "a int"),
+    ("data", "clients", 2.0, "a int"),
+    ("data", "clients", "2", "a int"),
+    ("data", "clients", None, "a int"),
+    ("data", "clients", [2], "a int"),
+    ("data", "clients", math.nan, "a int"),
+    ("data", "dataset", "imagenet", "one of digits, mnist"),
+    ("data", "dataset", 3, "one of digits, mnist"),
+    ("data", "dataset", ["digits"], "one of digits, mnist"),
+    ("data", "dataset", "cifar10", "digits, mnist, fmnist, kmnist or folder"),
+    ("data", "dataset", "celeba", "digits, mnist, fmnist, kmnist or folder"),
+    ("data", "data_dir", 5, "a str"),
+    ("data", "partition", "attribute", "iid, shards, dirichlet or given"),
+    ("data", "partition", "random", "one of iid, shards"),
+    ("data", "shards", 45, "a multiple of the clients"),
+    ("data", "concentration", 0.0, "> 0"),
+    ("data", "concentration", -1.0, "> 0"),
+    ("data", "concentration", math.inf, "≤ 1000000"),
+    ("data", "concentration", math.nan, "a float"),
+    ("data", "concentration", True, "a float"),
+    ("data", "concentration", "0.5", "a float"),
+    ("generator", "size", 28, "one of 0, 16, 32, 64"),
+    ("generator", "size", 128, "one of 0, 16, 32, 64"),
+    ("generator", "size", False, "one of 0, 16, 32, 64"),
+    ("generator", "size", 16.0, "one of 0, 16, 32, 64"),
+    ("generator", "width", 0, "≥ 1"),
+    ("generator", "latent", 0, "≥ 1"),
+    ("features", "layers", [-1], "≥ 0"),
+    ("features", "layers", [0, 1.5], "a int"),
+    ("features", "layers", [True], "a int"),
+    ("features", "layers", "0,1", "tuple"),
+    ("features", "second_weight", -0.1, "≥ 0"),
+    ("search", "local_steps", 0, "≥ 1"),
+    ("search", "batch_size", 1, "≥ 2"),
+    ("search", "learning_rate", 0.0, "> 0"),
+    ("search", "learning_rate", math.inf, "≤ 1000"),
+    ("search", "learning_rate", math.nan, "a float"),
+    ("search", "final_rate", 1.5, "≤ 1"),
+    ("search", "beta1", 1.0, "≤ 0.9999"),
+    ("search", "client_threads", 0, "≥ 1"),
+    ("federation", "rounds", 0, "≥ 1"),
+    ("federation", "cohort", -1, "≥ 0"),
+    ("federation", "cohort", 11, "0 … 10, the clients"),
+    ("federation", "control_variate", 1, "a bool"),
+    ("federation", "control_variate", "true", "a bool"),
+    ("federation", "alpha", -0.1, "≥ 0"),
+    ("federation", "alpha", 1.01, "≤ 1"),
+    ("federation", "alpha", math.nan, "a float"),
+    ("federation", "alpha", -math.inf, "≥ 0"),
+    ("federation", "clip", 0.5, "≤ 0.49"),
+    ("federation", "initial_theta", 0.001, "the clip range"),
+    ("privacy", "epsilon", 1.0, "no privacy guarantee"),
+    ("privacy", "epsilon", math.inf, "no privacy guarantee"),
+    ("privacy", "epsilon", -1.0, "≥ 0"),
+    ("privacy", "delta", 0.0, "> 0"),
+    ("output", "device", 0, "a str"),
+    ("output", "workers", -1, "≥ 0"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value", "allowed"), IMPOSSIBLE)
+def test_impossible_values_are_refused_with_key_value_and_range(section, key, value, allowed):
+    with pytest.raises(SettingError) as caught:
+        settings_from({section: {key: value}})
+    text = str(caught.value)
+    assert f"{section}.{key}" in text and allowed in text
+    assert (repr(value) if not isinstance(value, list) else repr(value[-1])) in text
+
+
+@pytest.mark.parametrize("value", [-1, 2**64, 1.0, True, "1", None])
+def test_impossible_seeds_are_refused(value):
+    with pytest.raises(SettingError) as caught:
+        settings_from({"seed": value})
+    assert f"seed = {value!r}" in str(caught.value) and str(2**64 - 1) in str(caught.value)
+
+
+@pytest.mark.parametrize("section", list(SECTIONS))
+def test_unknown_keys_are_refused_with_the_known_ones(section):
+    known = list(SECTIONS[section].__dataclass_fields__)
+    with pytest.raises(SettingError, match=rf"{section}\.colour = 5") as caught:
+        settings_from({section: {known[0]: getattr(SECTIONS[section](), known[0]), "colour": 5}})
+    assert all(key in str(caught.value) for key in known)
+
+
+@pytest.mark.parametrize("values", [{"training": {}}, {"clients": 3}, {"data": 3}, {"data": [1]}])
+def test_unknown_sections_are_refused(values):
+    with pytest.raises(SettingError, match=repr(next(iter(values)))) as caught:
+        settings_from(values)
+    assert "data, generator" in str(caught.value)
+
+
+def test_one_value_at_each_end_of_a_range_is_allowed():
+    low = settings_from({"data": {"clients": 1}, "federation": {"alpha": 0}, "search": {"batch_size": 2}, "seed": 0})
+    high = settings_from(
+        {"data": {"clients": 1_000_000, "partition": "iid"}, "federation": {"alpha": 1.0, "cohort": 32767}}
+    )
+    assert (low.data.clients, high.data.clients, high.federation.cohort) == (1, 1_000_000, 32767)
+
+
+def test_all_of_too_many_clients_cannot_be_one_cohort():
+    with pytest.raises(SettingError, match=r"federation\.cohort = 0 with 32768 clients"):
+        settings_from({"data": {"clients": 32768, "partition": "iid"}})
+
+
+def test_settings_are_frozen():
+    with pytest.raises(AttributeError):
+        Settings().data.clients = 3
+
+
+def test_settings_made_in_python_are_checked_too():
+    """What is built from the classes obeys the same ranges as what comes from a file."""
+    from prismfl.config import Data, Search
+
+    with pytest.raises(SettingError, match=r"data\.clients"):
+        Settings(data=Data(clients=0))
+    with pytest.raises(SettingError, match=r"search\.batch_size"):
+        Settings(search=Search(batch_size=0))
+
+
+# ----------------------------------------------------------------------------- merged, and options
+
+
+def test_merged_lays_flat_changes_over_nested_values():
+    base = {"data": {"clients": 3}, "seed": 1}
+    found = merged(base, {"clients": 5, "rounds": 2, "seed": 9})
+    assert found == {"data": {"clients": 5}, "federation": {"rounds": 2}, "seed": 9}
+    assert base == {"data": {"clients": 3}, "seed": 1}, "the base is left as it was"
+    assert merged(base, {}) == base
+
+
+def test_merged_refuses_unknown_names():
+    with pytest.raises(SettingError, match=r"'colour'.*clients"):
+        merged({}, {"colour": 1})
+
+
+def test_changes_over_a_section_that_is_none_are_refused(tmp_path):
+    path = tmp_path / "flat.toml"
+    path.write_text("data = 3\n")
+    with pytest.raises(SettingError, match="'data'"):
+        load_settings(path, {"clients": 3})
+
+
+@given(valid_settings())
+def test_changes_one_by_one_equal_the_nested_values(values):
+    flat = {k: v for s in values.values() if isinstance(s, dict) for k, v in s.items()} | {"seed": values["seed"]}
+    assert settings_from(merged({}, flat)) == settings_from(values)
+
+
+def test_every_setting_is_an_option_of_train(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["prismfl", "train", "--help"])
+    monkeypatch.setenv("COLUMNS", "240")
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    shown = set(capsys.readouterr().out.split())
+    names = [name for kind in SECTIONS.values() for name in inspect.signature(kind).parameters]
+    assert caught.value.code == 0 and len(names) == len(set(names))
+    assert {f"--{name.replace('_', '-')}" for name in [*names, "seed"]} <= shown
+    assert {"--config", "--out", "--resume", "--dry-run"} <= shown

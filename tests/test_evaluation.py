@@ -1,0 +1,105 @@
+"""Figures of a finished model against a data set."""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import prismfl
+from prismfl import evaluation
+from prismfl.data.datasets import load_dataset
+from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
+from prismfl.evaluation import evaluate_model
+from prismfl.metrics.frechet import fid_embedded
+from prismfl.metrics.readability import Classifier
+from prismfl.modelfile import load_model, save_model
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    return prismfl.train(tiny(), out=tmp_path_factory.mktemp("evaluation") / "run").folder.model
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setattr(evaluation, "Classifier", functools.partial(Classifier, steps=2))
+    monkeypatch.setattr(evaluation, "READABILITY_SAMPLES", 30)
+
+
+def tree(root, channels, classes, count=20, size=16):
+    rng = np.random.default_rng(1)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            image = rng.integers(0, 256, (size, size, 3) if channels == 3 else (size, size), np.uint8)
+            Image.fromarray(image).save(root / name / f"{index}.png")
+    return str(root)
+
+
+def test_figures_are_those_of_their_makers(model):
+    found = evaluate_model(model, samples=40, seed=3)
+    test = load_dataset("digits", None, 16, "test")
+    images = prismfl.load(model).sample(40, seed=3)
+    assert found["fid_embedded"] == pytest.approx(fid_embedded(test.images, images), rel=1e-6)
+    assert found["samples"] == 40 and found["ledger"] == []
+    assert {"readable", "least_class", "confidence", "test_accuracy", "test_readable"} <= set(found)
+    assert sum(found["class_shares"]) == pytest.approx(1)
+
+
+def test_the_seed_decides(model):
+    one, again, other = (evaluate_model(model, samples=20, seed=seed) for seed in (1, 1, 2))
+    assert one == again and one["fid_embedded"] != other["fid_embedded"]
+
+
+def test_a_single_class_has_no_readability(model, tmp_path):
+    found = evaluate_model(model, "folder", tree(tmp_path / "one", 1, ["a"]), samples=20)
+    assert "readable" not in found and found["fid_embedded"] > 0
+
+
+def test_images_of_other_channels_are_refused(model, tmp_path):
+    with pytest.raises(DataError, match="images of 3 channels; expected 1"):
+        evaluate_model(model, "folder", tree(tmp_path / "rgb", 3, ["a", "b"]), samples=20)
+
+
+@pytest.mark.parametrize("samples", [1, 0, -5])
+def test_fewer_than_two_samples_are_refused(model, samples):
+    with pytest.raises(SettingError, match=f"samples {samples}; expected at least 2"):
+        evaluate_model(model, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        ({"seed": -1}, SettingError),
+        ({"dataset": "mnist"}, DataError),
+        ({"dataset": "folder", "data_dir": "nowhere"}, DataError),
+        ({"dataset": "imagenet", "data_dir": "nowhere"}, DataError),
+    ],
+)
+def test_unusable_arguments_are_refused(model, arguments, kind):
+    with pytest.raises(kind):
+        evaluate_model(model, samples=4, **arguments)
+
+
+@pytest.mark.parametrize("text", ["no = toml = at all", "[data]\nclients = 0\n", "colour = 1"])
+def test_a_model_with_unusable_settings_is_refused(model, tmp_path, text):
+    save_model(replace(load_model(model), settings=text), tmp_path / "m.safetensors")
+    with pytest.raises(PrismError):
+        evaluate_model(tmp_path / "m.safetensors", samples=4)
+
+
+def test_a_model_with_unusable_settings_is_named_as_the_culprit(model, tmp_path):
+    save_model(replace(load_model(model), settings="no = toml = at all"), tmp_path / "m.safetensors")
+    with pytest.raises(ModelFileError, match=r"m\.safetensors"):
+        evaluate_model(tmp_path / "m.safetensors", samples=4)
+
+
+def test_a_model_of_a_callers_arrays_asks_what_to_be_judged_against(tiny, tmp_path):
+    """Its settings name a data set that it never saw; judging against that would mislead."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16), np.uint8)
+    path = prismfl.train(tiny(), images, out=tmp_path / "run").folder.model
+    with pytest.raises(PrismError):
+        evaluate_model(path, samples=4)
+    assert evaluate_model(path, "digits", samples=4)["fid_embedded"] > 0

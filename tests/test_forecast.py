@@ -1,0 +1,48 @@
+"""Forecasts: bytes are those of the real run, and the trial leaves no trace."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import prismfl
+from prismfl import runfolder
+from prismfl.forecast import forecast
+from prismfl.preparation import prepare
+
+IMAGES = np.random.default_rng(4).integers(0, 256, (40, 1, 16, 16), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "federation",
+    [{}, {"cohort": 2, "rounds": 3}, {"alpha": 0.5}, {"draws": "independent", "control_variate": True}],
+    ids=["all", "cohort", "alpha", "independent"],
+)
+def test_bytes_are_those_of_the_run(tiny, tmp_path, federation):
+    settings = tiny(federation=federation)
+    ready = prepare(settings, IMAGES)
+    found = forecast(ready, 1)
+    prismfl.train(settings, IMAGES, out=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert found.uplink_bytes == sum(line["uplink_bytes"] for line in lines)
+    assert found.downlink_bytes == sum(line["downlink_bytes"] for line in lines)
+    assert found.parameters == prismfl.load(tmp_path / "run" / "model.safetensors").model.layout.count
+    held = runfolder.load_arrays(tmp_path / "run" / "clients" / "0" / "target.safetensors")
+    assert found.moment_dimension == len(held["moments"])
+    assert found.images_per_client == (12, 12)
+    assert 0 < found.minutes < math.inf and found.memory_mb > 50
+
+
+def test_fewest_and_most_images_are_told(tiny):
+    ready = prepare(tiny(data={"partition": "dirichlet", "concentration": 0.1}))
+    sizes = [len(part) for part in ready.images]
+    assert forecast(ready, 1).images_per_client == (min(sizes), max(sizes))
+    assert min(sizes) < max(sizes)
+
+
+def test_the_callers_threads_are_left_alone(tiny):
+    before = torch.get_num_threads()
+    forecast(prepare(tiny(search={"client_threads": 2}), IMAGES), 1)
+    assert torch.get_num_threads() == before

@@ -1,0 +1,141 @@
+"""From settings to a simulation: loading, splitting, and refusals before any training."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismfl.data.datasets import load_dataset
+from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
+from prismfl.preparation import prepare
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(2)
+    return rng.integers(0, 256, (40, 1, 16, 16), np.uint8), np.arange(40) % 4
+
+
+def test_digits_are_dealt_whole(tiny):
+    ready = prepare(tiny())
+    train, test = (load_dataset("digits", None, 16, split) for split in ("train", "test"))
+    dealt = np.concatenate(ready.images)
+    assert len(ready.images) == 3 and len(dealt) == len(train)
+    assert sorted(i.tobytes() for i in dealt) == sorted(i.tobytes() for i in train.images)
+    assert np.array_equal(ready.test.images, test.images)
+    assert ready.agreement.layout.size == 16 and ready.agreement.layout.channels == 1
+    assert len(ready.kit.weights) == ready.agreement.layout.count
+
+
+def test_another_size_is_taken_where_it_is_set(tiny):
+    ready = prepare(tiny(generator={"size": 32}))
+    assert {part.shape[1:] for part in ready.images} == {(1, 32, 32)}
+    assert ready.test.images.shape[1:] == (1, 32, 32)
+
+
+def test_of_a_callers_arrays_every_tenth_is_for_testing(tiny, arrays):
+    images, labels = arrays
+    ready = prepare(tiny(), images, labels)
+    assert np.array_equal(ready.test.images, images[9::10]) and ready.test.labels.tolist() == labels[9::10].tolist()
+    held = {i.tobytes() for i in ready.test.images}
+    dealt = {i.tobytes() for part in ready.images for i in part}
+    assert not held & dealt and len(held | dealt) == 40
+
+
+def test_labels_are_only_needed_where_a_split_asks(tiny, arrays):
+    assert sum(map(len, prepare(tiny(), arrays[0]).images)) == 36
+    shards = prepare(tiny(data={"partition": "shards", "clients": 4, "shards": 4}), *arrays)
+    train_labels = np.delete(arrays[1], np.s_[9::10])
+    by_image = {image.tobytes(): label for image, label in zip(np.delete(arrays[0], np.s_[9::10], 0), train_labels)}
+    assert [len({by_image[i.tobytes()] for i in part}) for part in shards.images].count(1) >= 2
+
+
+def test_colour_arrays_make_a_coloured_generator(tiny, arrays):
+    ready = prepare(tiny(), arrays[0].repeat(3, 1))
+    assert ready.agreement.layout.channels == 3 and ready.images[0].shape[1] == 3
+
+
+def test_clients_as_given_keep_every_image(tiny, tmp_path):
+    rng = np.random.default_rng(0)
+    for client, count in (("a", 5), ("b", 9)):
+        (tmp_path / client).mkdir()
+        for index in range(count):
+            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(tmp_path / client / f"{index}.png")
+    data = {"dataset": "folder", "data_dir": str(tmp_path), "partition": "given", "clients": 2}
+    ready = prepare(tiny(data=data))
+    assert [len(part) for part in ready.images] == [5, 9] and ready.test is None
+    with pytest.raises(SettingError, match="2, the folders found"):
+        prepare(tiny(data=data | {"clients": 3}))
+
+
+GOOD = np.zeros((20, 1, 16, 16), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "says"),
+    [
+        (GOOD.astype(np.float32), None, r"images float32 \[20, 1, 16, 16\]; expected uint8"),
+        (GOOD[:, 0], None, r"\[20, 16, 16\]"),
+        (GOOD.transpose(0, 2, 3, 1), None, r"\[20, 16, 16, 1\]"),
+        (GOOD.repeat(2, 1), None, r"\[20, 2, 16, 16\]"),
+        (GOOD[:9], None, "N ≥ 10"),
+        (GOOD[:0], None, "N ≥ 10"),
+        (GOOD[:, :, :0], None, r"\[20, 1, 0, 16\]"),
+        (GOOD, np.zeros(19, np.int64), r"labels int64 \[19\]; expected integers ≥ 0 \[20\]"),
+        (GOOD, np.zeros((20, 1), np.int64), r"\[20, 1\]"),
+        (GOOD, np.zeros(20), "labels float64"),
+        (GOOD, np.full(20, -1), "integers ≥ 0"),
+        (GOOD, np.array(["a"] * 20), r"labels <U1 \[20\]"),
+    ],
+)
+def test_bad_arrays_are_refused(tiny, images, labels, says):
+    with pytest.raises(DataError, match=says):
+        prepare(tiny(), images, labels)
+
+
+def test_a_list_is_refused_as_no_array(tiny):
+    with pytest.raises(DataError, match="images"):
+        prepare(tiny(), GOOD.tolist())
+
+
+def test_labels_without_images_are_refused(tiny):
+    with pytest.raises(DataError, match="labels"):
+        prepare(tiny(), None, np.zeros(5, np.int64))
+
+
+@pytest.mark.parametrize("device", ["nonsense", "", "cuda:99", "hpu", "meta"])
+def test_devices_that_do_not_work_here_are_refused(tiny, device):
+    with pytest.raises(SettingError, match=r"output\.device"):
+        prepare(tiny(output={"device": device}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "says"),
+    [
+        ({"data": {"clients": 1439}}, SettingError, r"data\.clients = 1439; expected 1 … 1438"),
+        ({"features": {"features": "nowhere.safetensors"}}, ModelFileError, r"nowhere\.safetensors"),
+        ({"features": {"layers": [7]}}, SettingError, r"features\.layers"),
+        ({"data": {"dataset": "mnist"}}, DataError, "--data-dir"),
+        ({"data": {"dataset": "folder", "data_dir": "nowhere"}}, DataError, "nowhere does not exist"),
+        ({"data": {"partition": "given"}}, DataError, "names no clients"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(tiny, changes, kind, says):
+    with pytest.raises(kind, match=says):
+        prepare(tiny(**changes))
+
+
+def test_a_distance_that_cannot_be_measured_is_refused_before_training(tiny, arrays):
+    """Two images of each kind are needed: better said now than after the last round."""
+    with pytest.raises(PrismError, match="distance_samples"):
+        prepare(tiny(output={"distance_samples": 1}))
+    with pytest.raises(PrismError, match="test images"):
+        prepare(tiny(output={"distance_samples": 50}), arrays[0][:12])
+
+
+def test_a_tree_without_test_images_is_named_as_such(tiny, tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for index in range(12):
+        Image.fromarray(np.full((16, 16), index, np.uint8)).save(tmp_path / "train" / "a" / f"{index}.png")
+    with pytest.raises(DataError) as caught:
+        prepare(tiny(data={"dataset": "folder", "data_dir": str(tmp_path)}))
+    assert "test" in str(caught.value).replace(str(tmp_path), "")

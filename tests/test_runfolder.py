@@ -1,0 +1,232 @@
+"""Run folders: what is committed counts, leftovers are dropped, and a full disk harms nothing."""
+
+import contextlib
+import errno
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save as save_tensors
+
+from prismfl import runfolder
+from prismfl.errors import RunFolderError
+from prismfl.files import write_atomic
+from prismfl.runfolder import RunFolder, create, load_arrays, load_state, read_rounds, reopen, save_arrays, save_state
+from prismfl.server import ServerState
+
+COUNT = 11
+
+
+def state_of(done):
+    return ServerState(np.arange(done, done + COUNT).astype(np.uint16), done)
+
+
+@pytest.fixture
+def folder(tmp_path, tiny):
+    return create(tmp_path / "run", tiny())
+
+
+@pytest.fixture
+def after_three(folder):
+    for done in (1, 2, 3):
+        save_state(folder, state_of(done), {"round": done - 1, "loss": done / 3})
+    return folder
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def leftovers(root):
+    return [path for path in Path(root).rglob("*") if path.name.endswith(".tmp")]
+
+
+# ------------------------------------------------------------------------------------ whole files
+
+
+@pytest.mark.parametrize("content", ["text ü\n", b"\x00\xff", b""])
+def test_files_are_written_whole(tmp_path, content):
+    path = tmp_path / "new" / "folder" / "file"
+    write_atomic(path, content)
+    write_atomic(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch, step):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), full_disk)
+    with pytest.raises(RunFolderError, match=r"file \(No space left"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert not leftovers(tmp_path)
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(RunFolderError, match="cannot write"):
+        write_atomic(tmp_path / "a" / "b", b"")
+
+
+@pytest.mark.xfail(strict=True, reason="threads that write one file share its temporary name")
+def test_two_threads_may_write_one_file(tmp_path, monkeypatch):
+    """Clients of equal images share one file of a common cache folder."""
+    both, path = threading.Barrier(2), tmp_path / "file"
+
+    def wait(_):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=2)
+
+    monkeypatch.setattr(os, "fsync", wait)
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [pool.submit(write_atomic, path, b"content") for _ in range(2)]
+    assert [outcome.exception() for outcome in outcomes] == [None, None]
+    assert path.read_bytes() == b"content"
+
+
+# -------------------------------------------------------------------------------- create and reopen
+
+
+def test_a_new_folder_has_settings_and_an_empty_ledger(folder, tiny):
+    again, settings = reopen(folder.root)
+    assert again == folder
+    assert settings == tiny()
+    assert json.loads(folder.ledger.read_text()) == {"releases": []}
+    assert load_state(folder, COUNT) is None
+
+
+def test_an_existing_run_is_not_overwritten(folder, tiny):
+    before = folder.config.read_bytes()
+    with pytest.raises(RunFolderError, match="--resume"):
+        create(folder.root, tiny(seed=9))
+    assert folder.config.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, tiny):
+    (tmp_path / "a").write_text("x")
+    for root in (tmp_path / "a", tmp_path / "a" / "b"):
+        with pytest.raises(RunFolderError, match="cannot make"):
+            create(root, tiny())
+
+
+def test_what_is_no_run_is_not_resumed(tmp_path):
+    for root in (tmp_path, tmp_path / "none"):
+        with pytest.raises(RunFolderError, match=r"no config\.toml"):
+            reopen(root)
+
+
+@pytest.mark.parametrize("text", [b"seed = ", b"\xff\xfe", b"unknown = 1", b"[federation]\nrounds = -1"])
+def test_damaged_settings_are_named(folder, text):
+    folder.config.write_bytes(text)
+    with pytest.raises(RunFolderError, match=r"config\.toml"):
+        reopen(folder.root)
+
+
+# --------------------------------------------------------------------------------------------- state
+
+
+def test_the_last_committed_round_comes_back(after_three):
+    state = load_state(after_three, COUNT)
+    assert state.round == 3
+    np.testing.assert_array_equal(state.q, state_of(3).q)
+    assert [record["round"] for record in read_rounds(after_three)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "tail", ['{"round": 3, "loss": 1.0}\n', '{"round": 3, "lo', '{"round": 3}\n{"round": 4}\n{"r', ""]
+)
+def test_log_lines_beyond_the_checkpoint_are_dropped(after_three, tail):
+    before = after_three.rounds.read_text()
+    with after_three.rounds.open("a") as file:
+        file.write(tail)
+    assert load_state(after_three, COUNT).round == 3
+    assert after_three.rounds.read_text() == before
+    save_state(after_three, state_of(4), {"round": 3, "loss": 2.0})
+    assert [record["round"] for record in read_rounds(after_three)] == [0, 1, 2, 3]
+
+
+def test_a_log_without_a_checkpoint_is_dropped(folder):
+    folder.rounds.write_text('{"round": 0}\n')
+    assert load_state(folder, COUNT) is None
+    assert read_rounds(folder) == []
+
+
+def test_the_log_line_comes_before_the_checkpoint(after_three, monkeypatch):
+    def killed(path, content):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runfolder, "write_atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(after_three, state_of(4), {"round": 3})
+    monkeypatch.undo()
+    assert len(read_rounds(after_three)) == 4
+    assert load_state(after_three, COUNT).round == 3
+    assert len(read_rounds(after_three)) == 3
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 40, -1])
+def test_a_checkpoint_cut_short_is_named(after_three, keep):
+    raw = after_three.checkpoint.read_bytes()
+    after_three.checkpoint.write_bytes(raw[:keep])
+    with pytest.raises(RunFolderError, match=r"checkpoint\.safetensors is damaged"):
+        load_state(after_three, COUNT)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"q": np.zeros(COUNT, np.uint16)},
+        {"round": np.array([1])},
+        {"q": np.zeros(COUNT + 1, np.uint16), "round": np.array([1])},
+        {"q": np.zeros(COUNT, np.int32), "round": np.array([1])},
+        {"q": np.zeros(COUNT, np.uint16), "round": np.zeros(0, np.int64)},
+    ],
+    ids=["no round", "no q", "other layout", "other type", "empty round"],
+)
+def test_foreign_checkpoints_are_refused(folder, tensors):
+    folder.checkpoint.write_bytes(save_tensors(tensors))
+    with pytest.raises(RunFolderError, match="damaged"):
+        load_state(folder, COUNT)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_loses_one_round_only(after_three, monkeypatch, step):
+    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), full_disk)
+    with pytest.raises(RunFolderError, match="No space left"):
+        save_state(after_three, state_of(4), {"round": 3})
+    monkeypatch.undo()
+    assert load_state(after_three, COUNT).round == 3
+    assert not leftovers(after_three.root)
+
+
+def test_a_log_that_cannot_be_written_is_named(folder):
+    folder.rounds.mkdir()
+    with pytest.raises(RunFolderError, match=r"rounds\.jsonl"):
+        save_state(folder, state_of(1), {"round": 0})
+    assert not folder.checkpoint.exists()
+
+
+# -------------------------------------------------------------------------------------------- arrays
+
+
+def test_arrays_come_back_and_unusable_ones_are_none(tmp_path):
+    path = tmp_path / "clients" / "1" / "x.safetensors"
+    assert load_arrays(path) is None
+    save_arrays(path, {"a": np.arange(5), "b": np.ones((2, 2), np.float32)})
+    found = load_arrays(path)
+    np.testing.assert_array_equal(found["a"], np.arange(5))
+    assert found["b"].shape == (2, 2)
+    path.write_bytes(path.read_bytes()[:-3])
+    assert load_arrays(path) is None
+
+
+def test_places_in_the_folder():
+    folder = RunFolder(Path("r"))
+    assert folder.samples(7) == Path("r/samples/round-00007.png")
+    assert folder.client(12) == Path("r/clients/12")

@@ -1,0 +1,151 @@
+"""The local search: repeatable, it descends, and what it remembers matters."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prismfl.config import Search
+from prismfl.layout import frozen_weights
+from prismfl.nets.generator import generate
+from prismfl.nets.masked import scores_of
+from prismfl.search import Memory, local_search, rate_at
+
+SETTINGS = Search(local_steps=3, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def search(layout, feature_map, blobs):
+    target = feature_map.target(blobs)
+    weights = torch.from_numpy(frozen_weights(layout, 0).copy())
+
+    def run(settings=SETTINGS, rate=0.3, seed=0, q=None, memory=None, target=target):
+        start = np.full(layout.count, 32768, np.uint16) if q is None else q
+        draws = torch.Generator().manual_seed(seed)
+        return local_search(layout, weights, feature_map, start, target, settings, rate, draws, memory)
+
+    return run
+
+
+@pytest.mark.parametrize("loss", ["squared", "moving"])
+@pytest.mark.parametrize("gradient", ["sigmoid", "identity"])
+def test_the_same_seed_gives_the_same_bytes(search, loss, gradient):
+    settings = replace(SETTINGS, loss=loss, gradient=gradient)
+    once, again, other = search(settings), search(settings), search(settings, seed=1)
+    assert once.q.tobytes() == again.q.tobytes()
+    assert once.loss == again.loss
+    assert once.memory.first.tobytes() == again.memory.first.tobytes()
+    assert once.memory.second.tobytes() == again.memory.second.tobytes()
+    assert once.q.tobytes() != other.q.tobytes()
+    assert once.q.dtype == np.uint16
+    assert (once.q >= 1).all()
+
+
+def test_the_global_generator_is_left_alone_and_has_no_say(search):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    once = search()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert search().q.tobytes() == once.q.tobytes()
+
+
+def test_the_start_is_left_alone(search, layout):
+    q = np.full(layout.count, 32768, np.uint16)
+    q.setflags(write=False)
+    found = search(q=q)
+    assert (q == 32768).all()
+    assert (found.q != q).mean() > 0.5
+
+
+@pytest.mark.parametrize("loss", ["squared", "moving"])
+def test_the_loss_falls_on_an_easy_problem(search, loss):
+    settings = Search(local_steps=30, batch_size=16, loss=loss)
+    first = search(replace(settings, local_steps=1), rate=1e-6)
+    found, losses = first, []
+    for seed in range(3):
+        found = search(settings, rate=0.3, seed=seed, q=found.q)
+        losses.append(found.loss)
+    assert losses[-1] < 0.6 * first.loss
+    assert losses[-1] < losses[0]
+
+
+def test_a_mask_that_made_the_target_is_a_low_loss(layout, feature_map, search):
+    mask = np.random.default_rng(0).random(layout.count) < 0.5
+    weights = torch.from_numpy(frozen_weights(layout, 0) * mask)
+    latents = torch.randn(256, layout.latent, generator=torch.Generator().manual_seed(3))
+    images = generate(layout, weights, latents).detach()
+    target = feature_map.target(((images + 1) * 127.5).round().byte().numpy())
+    known = np.where(mask, 65535, 1).astype(np.uint16)
+    settings = Search(local_steps=2, batch_size=64)
+    assert search(settings, 1e-6, q=known, target=target).loss < 0.5 * search(settings, 1e-6, target=target).loss
+
+
+def test_the_first_step_moves_every_score_with_a_gradient_by_the_rate(search, layout):
+    found = search(replace(SETTINGS, local_steps=1), rate=0.25)
+    moved = scores_of(found.q).abs()
+    struck = torch.from_numpy(found.memory.first != 0)
+    torch.testing.assert_close(moved[struck], torch.full_like(moved[struck], 0.25), atol=1e-3, rtol=0)
+    assert not moved[~struck].any()
+    assert struck.float().mean() > 0.5
+
+
+def test_scores_move_against_their_gradient(search):
+    found = search(replace(SETTINGS, local_steps=1))
+    struck = found.memory.first != 0
+    assert (np.sign(32768 - found.q.astype(int)) == np.sign(found.memory.first))[struck].all()
+
+
+def test_adam_is_torchs_adam(search, layout):
+    settings = Search(local_steps=1, batch_size=4)
+    beta1, beta2 = settings.beta1, settings.beta2
+    scores = torch.zeros(layout.count, requires_grad=True)
+    adam = torch.optim.Adam([scores], lr=0.3, betas=(beta1, beta2), eps=1e-16)
+    q, memory, before = None, None, np.zeros(layout.count, np.float32)
+    for seed in range(4):
+        found = search(settings, q=q, seed=seed, memory=memory)
+        scores.grad = torch.from_numpy((found.memory.first - beta1 * before) / (1 - beta1))
+        adam.step()
+        q, memory, before = found.q, found.memory, found.memory.first.copy()
+    assert memory.steps == 4
+    # q rests on a grid of 1/65536 between the searches.
+    torch.testing.assert_close(torch.sigmoid(scores.detach()), torch.from_numpy(q / 65536).float(), atol=2e-4, rtol=0)
+
+
+def test_a_kept_memory_goes_on_and_differs_from_a_reset_one(search):
+    first = search(seed=0)
+    assert first.memory.steps == 3
+    kept, reset = search(seed=1, q=first.q, memory=first.memory), search(seed=1, q=first.q)
+    assert kept.memory.steps == 6
+    assert reset.memory.steps == 3
+    assert kept.q.tobytes() != reset.q.tobytes()
+
+
+def test_a_memory_given_is_left_alone(search):
+    memory = search().memory
+    before = memory.first.tobytes(), memory.second.tobytes()
+    search(memory=memory, seed=1)
+    assert (memory.first.tobytes(), memory.second.tobytes()) == before
+
+
+def test_a_memory_of_nothing_is_no_memory(search, layout):
+    nothing = Memory(np.zeros(layout.count, np.float32), np.zeros(layout.count, np.float32))
+    assert search(memory=nothing).q.tobytes() == search().q.tobytes()
+
+
+@given(st.integers(2, 500), st.floats(0, 1), st.floats(0.01, 10))
+def test_the_rate_falls_from_the_first_to_the_last_round(rounds, final, rate):
+    settings = Search(learning_rate=rate, final_rate=final)
+    rates = [rate_at(settings, turn, rounds) for turn in range(rounds)]
+    assert rates[0] == pytest.approx(rate)
+    assert rates[-1] == pytest.approx(rate * final)
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(rates))
+    assert np.mean(rates) == pytest.approx(rate * (1 + final) / 2)
+
+
+def test_a_single_round_has_the_whole_rate():
+    assert rate_at(Search(learning_rate=0.7, final_rate=0.1), 0, 1) == pytest.approx(0.7)
