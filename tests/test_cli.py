@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,14 +26,14 @@ from prismfl.metrics.readability import Classifier
 from prismfl.preparation import prepare
 from prismfl.progress import sized
 
-TINY = (
-    "--size 16 --width 2 --latent 8 --clients 2 --shards 4 --rounds 2 --local-steps 1 --batch-size 4 "
-    "--layers 0,1 --distance-samples 0 --shipped half --workers 1"
-).split()
-KEYS = (
-    "round loss lambda density cohort seconds uplink_bytes downlink_bytes "
-    "uplink_bits_per_parameter downlink_bits_per_parameter"
-).split()
+TINY = shlex.split("""
+    --size 16 --width 2 --latent 8 --clients 2 --shards 4 --rounds 2 --local-steps 1 --batch-size 4
+    --layers 0,1 --distance-samples 0 --shipped half --workers 1
+""")
+KEYS = shlex.split("""
+    round loss lambda density cohort seconds uplink_bytes downlink_bytes
+    uplink_bits_per_parameter downlink_bits_per_parameter
+""")
 
 
 def call(*words):
@@ -186,17 +187,17 @@ def test_a_run_stopped_between_rounds_ends_alike(run, model, tmp_path, monkeypat
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
 def test_a_killed_run_ends_with_the_same_model(tmp_path):
-    words = ["train", *TINY, "--rounds", "40", "--adam", "keep"]
+    words = ["train", *TINY, "--rounds", "25", "--adam", "keep"]
     killed, log = tmp_path / "killed", tmp_path / "killed" / "rounds.jsonl"
     command = [sys.executable, "-m", "prismfl.cli", *words, "--out", str(killed)]
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
         while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 2):
             time.sleep(0.005)
         process.kill()
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    assert not (killed / "model.safetensors").exists() and len(lines_of(killed)) < 40
+    assert process.returncode == -signal.SIGKILL, "it was still training"
+    assert not (killed / "model.safetensors").exists() and len(lines_of(killed)) < 25
     assert call("train", "--resume", killed)[0] == 0
     assert call(*words, "--out", tmp_path / "whole")[0] == 0
     one, two = (tmp_path / name / "model.safetensors" for name in ("killed", "whole"))
@@ -341,7 +342,7 @@ def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
         (["train", "--clients"], "--clients"),
         (["train", "--clients", "many"], "data.clients = 'many'"),
         (["train", "--clients", "2.5"], "data.clients = '2.5'"),
-        (["train", "--clients", "0"], "data.clients = 0; expected a int ≥ 1"),
+        (["train", "--clients", "0"], "data.clients = 0; expected"),
         (["train", "--alpha", "2"], "federation.alpha = 2.0"),
         (["train", "--alpha", "nan"], "federation.alpha = nan"),
         (["train", "--learning-rate", "inf"], "search.learning_rate = inf"),
@@ -365,7 +366,7 @@ def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
         (["train", "--clients", "1439", "--partition", "iid"], "data.clients = 1439"),
         (["train", "--data-dir", "\udcff"], "data_dir"),
         (["sample", "nowhere.safetensors"], "nowhere.safetensors cannot be read"),
-        (["sample"], "MODEL"),
+        (["sample"], "'model'"),
         (["sample", "MODEL", "--count", "0"], "count 0"),
         (["sample", "MODEL", "--count", "-1"], "count -1"),
         (["sample", "MODEL", "--count", "x"], "--count"),
@@ -503,7 +504,7 @@ def test_arrays_become_a_model_that_makes_such_arrays(from_python):
 
 def test_the_same_call_makes_the_same_model(tiny, arrays, from_python, tmp_path):
     torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)
     again = prismfl.train(tiny(), *arrays, out=str(tmp_path / "run"))
     assert again.folder.model.read_bytes() == from_python.folder.model.read_bytes()
 

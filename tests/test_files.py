@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 
 import pytest
 
@@ -58,3 +59,20 @@ def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="taken"):
         write_atomic(tmp_path / "taken", b"x")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_two_writers_at_a_time_both_succeed(tmp_path, monkeypatch):
+    """Clients that share a cache may write the same file in the same moment."""
+    path, real = tmp_path / "a.bin", os.fsync
+
+    def meanwhile(number):
+        monkeypatch.setattr(os, "fsync", real)
+        other = threading.Thread(target=write_atomic, args=(path, b"other"))
+        other.start()
+        other.join()
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_atomic(path, b"first")
+    assert path.read_bytes() == b"first"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]

@@ -42,7 +42,8 @@ def test_fewest_and_most_images_are_told(tiny):
     assert min(sizes) < max(sizes)
 
 
-def test_the_callers_threads_are_left_alone(tiny):
-    before = torch.get_num_threads()
-    forecast(prepare(tiny(search={"client_threads": 2}), IMAGES), 1)
-    assert torch.get_num_threads() == before
+def test_the_trial_uses_a_clients_threads_and_gives_them_back(tiny, monkeypatch):
+    asked, before = [], torch.get_num_threads()
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    forecast(prepare(tiny(search={"client_threads": 7}), IMAGES), 1)
+    assert asked == [7, before]

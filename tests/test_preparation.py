@@ -45,7 +45,9 @@ def test_labels_are_only_needed_where_a_split_asks(tiny, arrays):
     assert sum(map(len, prepare(tiny(), arrays[0]).images)) == 36
     shards = prepare(tiny(data={"partition": "shards", "clients": 4, "shards": 4}), *arrays)
     train_labels = np.delete(arrays[1], np.s_[9::10])
-    by_image = {image.tobytes(): label for image, label in zip(np.delete(arrays[0], np.s_[9::10], 0), train_labels)}
+    by_image = {
+        image.tobytes(): label for image, label in zip(np.delete(arrays[0], np.s_[9::10], 0), train_labels, strict=True)
+    }
     assert [len({by_image[i.tobytes()] for i in part}) for part in shards.images].count(1) >= 2
 
 

@@ -13,6 +13,11 @@ from prismfl.errors import RunFolderError, SettingError
 from prismfl.nets.features import load_features
 from prismfl.pretrain import Recipe, augment, evaluate, pretrain
 
+
+def silent(_line):
+    """Says nothing."""
+
+
 CLASSES = ("flat", "rows", "columns", "checks")
 RECIPE = Recipe(epochs=2, batch=16, rate=0.1, seed=3)
 
@@ -75,14 +80,14 @@ def test_the_same_seed_gives_the_same_bytes(sets, tmp_path):
     few = ImageSet(sets[0].images[:32], sets[0].labels[:32], CLASSES)
     for name, seed in [("a", 3), ("b", 3), ("c", 4)]:
         torch.rand(5)
-        pretrain(few, sets[1], Recipe(epochs=1, batch=16, seed=seed), "t", tmp_path / name, lambda line: None)
+        pretrain(few, sets[1], Recipe(epochs=1, batch=16, seed=seed), "t", tmp_path / name, silent)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b != c
 
 
 def test_fewer_images_than_a_batch_are_one_step(sets, tmp_path):
     few = ImageSet(sets[0].images[:8], sets[0].labels[:8], CLASSES)
-    accuracy = pretrain(few, few, Recipe(epochs=1, batch=128), "t", tmp_path / "a", lambda line: None)
+    accuracy = pretrain(few, few, Recipe(epochs=1, batch=128), "t", tmp_path / "a", silent)
     assert 0 <= accuracy <= 1
 
 

@@ -74,7 +74,6 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
         write_atomic(tmp_path / "a" / "b", b"")
 
 
-@pytest.mark.xfail(strict=True, reason="threads that write one file share its temporary name")
 def test_two_threads_may_write_one_file(tmp_path, monkeypatch):
     """Clients of equal images share one file of a common cache folder."""
     both, path = threading.Barrier(2), tmp_path / "file"

@@ -168,6 +168,5 @@ def test_purposes_keep_their_numbers():
     assert {name: int(Purpose[name]) for name in numbers} == numbers
 
 
-@pytest.mark.xfail(strict=True, reason="the cached table can be written to, and every later draw with it")
 def test_the_cached_table_cannot_be_changed():
     assert not normal_table().flags.writeable

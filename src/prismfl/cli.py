@@ -17,12 +17,13 @@ from prismfl.progress import LiveWatcher, PlainWatcher, on_terminal, sized
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
+    no_args_is_help=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Train one image generator together, without sharing images.",
 )
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
@@ -32,15 +33,13 @@ def main() -> None:
         status = app(standalone_mode=False)
     except PrismError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        _fail(
-            "interrupted; expected a run to its end; finished rounds are kept: continue with `prismfl train --resume RUN`"
-        )
     except Exception as error:
         # Wrong usage comes as click's own exceptions, which typer may bring in a copy of its own.
         if not hasattr(error, "format_message"):
             raise
         _fail(f"{error.format_message()}; see `prismfl --help`")
+    if status == _INTERRUPTED:
+        _fail("interrupted; expected a whole run; finished rounds are kept: go on with `prismfl train --resume RUN`")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -90,10 +89,14 @@ def _parsed(name: str, text: str) -> Any:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def _train(
@@ -227,6 +230,8 @@ def pretrain(
     from prismfl.pretrain import pretrain as run
 
     recipe = Recipe(architecture=architecture, epochs=epochs, rate=rate, seed=seed)
+    if not 8 <= size <= 256:
+        raise SettingError(f"size {size}", "8 … 256", "change --size")
     train, test = (load_dataset("folder", images, size, split) for split in ("train", "test"))
     accuracy = run(train, test, recipe, name or images.name, out)
     print(f"{out}: test accuracy {accuracy:.4f}")

@@ -5,7 +5,7 @@ A field's metadata says what it means and what it may be; the command line is ma
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -32,8 +32,8 @@ class Data:
 
     dataset: str = _setting(
         "digits",
-        "data set; folder takes any image folder or zip",
-        choices=("digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder"),
+        "data set; folder takes any image folder or zip, arrays marks a run on a caller's arrays",
+        choices=("digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder", "arrays"),
     )
     data_dir: str = _setting("", "folder (or zip) that holds the data set")
     clients: int = _setting(10, "number of clients", least=1, most=1_000_000)
@@ -75,7 +75,7 @@ class Features:
 class Search:
     """A client's local mask search."""
 
-    local_steps: int = _setting(10, "gradient steps a client and round", least=1, most=1_000_000)
+    local_steps: int = _setting(20, "gradient steps a client and round", least=1, most=1_000_000)
     batch_size: int = _setting(32, "images a step", least=2, most=65536)
     learning_rate: float = _setting(0.3, "Adam's step on the scores", above=0.0, most=1000.0)
     final_rate: float = _setting(0.1, "share of the learning rate left in the last round (cosine)", least=0.0, most=1.0)
@@ -106,7 +106,7 @@ class Search:
 class Federation:
     """Rounds, and how the server makes one probability a weight of the masks."""
 
-    rounds: int = _setting(20, "rounds", least=1, most=10_000_000)
+    rounds: int = _setting(50, "rounds", least=1, most=10_000_000)
     cohort: int = _setting(0, "clients a round; 0 takes all", least=0, most=32767)
     draws: str = _setting("stratified", "mask draws of a round's clients", choices=("stratified", "independent"))
     control_variate: bool = _setting(False, "average differences to the mask without news")
@@ -162,7 +162,15 @@ class Settings:
     seed: int = _setting(0, "seed of everything public", least=0, most=2**64 - 1)
 
     def __post_init__(self) -> None:
+        _checked("seed", _field("seed"), self.seed)
+        for section, kind in SECTIONS.items():
+            for item in fields(kind):
+                _checked(f"{section}.{item.name}", item, getattr(getattr(self, section), item.name))
         _check_together(self)
+
+    def public(self) -> "Settings":
+        """The settings without paths and machines, which change nothing and are nobody's business."""
+        return replace(self, data=replace(self.data, data_dir=""), output=Output())
 
 
 SECTIONS: dict[str, type] = {
@@ -204,6 +212,9 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     """A nested mapping with flat changes laid over it (`{"rounds": 3}` → federation.rounds)."""
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
     known = all_fields()
+    for section in SECTIONS:
+        if not isinstance(found.get(section, {}), dict):
+            raise SettingError(f"key {section!r} = {found[section]!r}", "a table of settings", "mend the settings")
     for name, value in changes.items():
         if name not in known:
             raise SettingError(f"setting {name!r}", f"one of {', '.join(sorted(known))}", "mend the name")
@@ -278,6 +289,8 @@ def _in_range(key: str, item: "Field[Any]", value: Any, kind: Any) -> Any:
     right_type = type(value) in _types(kind)
     if right_type and kind is float and value != value:
         right_type = False
+    if kind is str and right_type:
+        right_type = value == value.encode("utf-8", "ignore").decode()
     if not right_type or not _allowed(value, limits):
         raise SettingError(f"{key} = {value!r}", _range_text(kind, limits), f"change {key}")
     return value
@@ -300,11 +313,12 @@ def _allowed(value: Any, limits: Mapping[str, Any]) -> bool:
 def _range_text(kind: Any, limits: Mapping[str, Any]) -> str:
     if limits["choices"] is not None:
         return "one of " + ", ".join(str(choice) for choice in limits["choices"])
-    name = getattr(kind, "__name__", str(kind))
+    names = {int: "a whole number", float: "a number", str: "UTF-8 text", bool: "true or false"}
+    name = names.get(kind, "whole numbers")
     low = f"≥ {limits['least']}" if limits["least"] is not None else ""
     low = f"> {limits['above']}" if limits["above"] is not None else low
     high = f"≤ {limits['most']}" if limits["most"] is not None else ""
-    return " ".join(("a", name, " and ".join(part for part in (low, high) if part))).strip()
+    return " ".join((name, " and ".join(part for part in (low, high) if part))).strip()
 
 
 def _check_together(settings: Settings) -> None:

@@ -14,7 +14,6 @@ from prismfl.federation import (
     Exchange,
     RoundRecord,
     broadcast,
-    candidates,
     init,
     server_update,
     shipped_mask,
@@ -122,14 +121,13 @@ def _preview(agreement: Agreement, state: ServerState) -> Sampler | None:
     output = agreement.settings.output
     if not (_due(output.grid_every, state.round) or _due(output.distance_every, state.round)):
         return None
-    mask = candidates(agreement, state.q)[0]
+    mask = state.q >= 32768
     return Sampler(finish(agreement.layout, agreement.settings.seed, mask, "", output.device), output.device)
 
 
 def _line(agreement: Agreement, record: RoundRecord, seconds: float) -> dict[str, Any]:
     """A round as it stands in `rounds.jsonl`; bits a parameter are means over clients."""
-    asked = len(record.replied) + len(record.left_out)
-    per = 8 / (agreement.layout.count * max(1, asked))
+    per = 8 / (agreement.layout.count * record.asked)
     return {
         "round": record.round,
         "loss": record.loss,
@@ -152,7 +150,7 @@ def _finish(
     watcher.note("choosing the finished model's mask")
     mask = shipped_mask(agreement, state, engine.compare())
     settings = agreement.settings
-    model = finish(agreement.layout, settings.seed, mask, to_toml(settings), settings.output.device)
+    model = finish(agreement.layout, settings.seed, mask, to_toml(settings.public()), settings.output.device)
     size = save_model(model, folder.model)
     sampler = Sampler(model, settings.output.device)
     save_picture(image_grid(sampler.sample(_GRID)), folder.samples(state.round))

@@ -6,7 +6,7 @@ from typing import Any
 
 from prismfl.config import Settings, settings_from
 from prismfl.data.datasets import load_dataset
-from prismfl.errors import DataError, SettingError
+from prismfl.errors import DataError, ModelFileError, SettingError
 from prismfl.metrics.frechet import fid_embedded
 from prismfl.metrics.readability import Classifier, readability
 from prismfl.sampling import load
@@ -19,18 +19,20 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Distance and readability of a model file, by name of the figure.
 
-    dataset, data_dir: what to judge against, else what the model was trained on.  Readability
+    dataset, data_dir: what to judge against; a data set that needs a folder needs it here, for
+    a model file names no folder of its maker.  Without dataset it is the model's own.  Readability
     is of 1,000 samples and is left out where the data has a single class.
     Raises PrismError subclasses for unusable files, data and numbers.
     """
     if samples < 2:
         raise SettingError(f"samples {samples}", "at least 2", "ask for more")
     sampler = load(path)
-    trained = _settings(sampler.model.settings)
+    trained = _settings(path, sampler.model.settings)
     name = dataset or trained.data.dataset
-    folder = data_dir or ("" if dataset else trained.data.data_dir)
+    if name == "arrays":
+        raise DataError("a model of a caller's arrays", "a data set to judge against", "pass --dataset and --data-dir")
     size = sampler.model.layout.size
-    train, test = (load_dataset(name, Path(folder) if folder else None, size, split) for split in ("train", "test"))
+    train, test = (load_dataset(name, Path(data_dir) if data_dir else None, size, split) for split in ("train", "test"))
     if test.images.shape[1] != sampler.model.layout.channels:
         raise DataError(
             f"images of {test.images.shape[1]} channels",
@@ -44,5 +46,10 @@ def evaluate_model(
     return found | {"ledger": list(sampler.model.ledger)}
 
 
-def _settings(text: str) -> Settings:
-    return settings_from(tomllib.loads(text))
+def _settings(path: Path, text: str) -> Settings:
+    try:
+        return settings_from(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, SettingError) as error:
+        raise ModelFileError(
+            f"settings inside {path} do not read ({error})", "those of a run", "fetch the file anew"
+        ) from None

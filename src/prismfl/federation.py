@@ -5,9 +5,10 @@ The paper's four steps: the server broadcasts θ_t (`broadcast`), a client searc
 function is pure: explicit state in, frames and new state out.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from prismfl.nets.generator import generate, latent_batch
 from prismfl.nets.masked import mask_of
 from prismfl.search import Memory, local_search, rate_at
 from prismfl.seeding import Purpose, Stream
-from prismfl.server import ServerState, Tally, add_reply, average, initial_state
+from prismfl.server import MOST_WEIGHT, ServerState, Tally, add_reply, average, initial_state
 from prismfl.wire import message
 from prismfl.wire.draws import uniforms
 
@@ -60,6 +61,7 @@ class RoundRecord:
     theta_variance: float
     replied: tuple[int, ...]
     left_out: Mapping[int, str]
+    asked: int
     uplink_bytes: int
     downlink_bytes: int
 
@@ -68,9 +70,7 @@ def agree(settings: Settings, channels: int, classes: int = 0) -> Agreement:
     """Layout and run id of the settings, for images of `channels` channels."""
     size = settings.generator.size or (16 if settings.data.dataset == "digits" else 32)
     layout = Layout(size, channels, settings.generator.width, settings.generator.latent, classes)
-    # Paths and machines are private and change nothing.
-    public = replace(settings, data=replace(settings.data, data_dir=""), output=type(settings.output)())
-    return Agreement(settings, layout, message.run_id(to_toml(public) + repr(layout)))
+    return Agreement(settings, layout, message.run_id(to_toml(settings.public()) + repr(layout)))
 
 
 def init(agreement: Agreement) -> ServerState:
@@ -152,12 +152,13 @@ def client_update(
     found = local_search(
         agreement.layout, kit.weights, kit.features, heard.q, target, settings.search, rate, draws, memory
     )
-    if not np.isfinite(found.loss):
-        raise ClientError(f"client {client}'s loss is {found.loss}", "a finite loss", "lower search.learning_rate")
+    if not (np.isfinite(found.loss) and np.isfinite(found.memory.first).all()):
+        raise ClientError(
+            f"client {client}'s search diverged (loss {found.loss})", "finite numbers", "lower search.learning_rate"
+        )
     masked = agreement.masked
     uniform = _uniforms(agreement, round_index, client, heard.rank, heard.cohort)
-    weight = target.images if settings.federation.client_weights == "size" else 1
-    update = message.Update(mask_of(found.q[:masked], uniform), found.q[masked:], weight, found.loss)
+    update = message.Update(mask_of(found.q[:masked], uniform), found.q[masked:], _weight(settings, target), found.loss)
     return message.seal_update(update, place), found.memory
 
 
@@ -167,8 +168,11 @@ def client_distances(agreement: Agreement, kit: ClientKit, frame: bytes, client:
     q = message.open_candidates(frame, place, agreement.layout.count)
     real = torch.from_numpy(target.moments).to(kit.weights.device)
     found = [float((fake - real).double().square().sum()) for fake in kit.candidate_moments(agreement, q)]
-    weight = target.images if agreement.settings.federation.client_weights == "size" else 1
-    return message.seal_distances(np.array(found), weight, place)
+    return message.seal_distances(np.array(found), _weight(agreement.settings, target), place)
+
+
+def _weight(settings: Settings, target: Target) -> int:
+    return target.images if settings.federation.client_weights == "size" else 1
 
 
 def _uniforms(agreement: Agreement, round_index: int, client: int, rank: int, size: int) -> NDArray[np.uint16]:
@@ -227,6 +231,7 @@ def server_update(
         float(np.mean(theta * (1 - theta))),
         tuple(sorted(losses)),
         left_out,
+        len(sent),
         uplink,
         sum(len(frame) for frame in sent.values()),
     )
@@ -241,10 +246,20 @@ def _heard(
     masked = agreement.masked
     place = agreement.place(state.round, client)
     update = message.open_update(reply, place, masked, agreement.layout.count - masked)
+    _check_weight(agreement, client, update.weight, size)
     without_news = None
     if agreement.settings.federation.control_variate:
         without_news = mask_of(state.q[:masked], _uniforms(agreement, state.round, client, rank, size))
     return add_reply(tally, update.mask, update.alpha, update.weight, without_news), update.loss
+
+
+def _check_weight(agreement: Agreement, client: int, weight: int, size: int) -> None:
+    """A client's share of exact arithmetic is the same whoever comes first."""
+    most = MOST_WEIGHT // size if agreement.settings.federation.client_weights == "size" else 1
+    if not 1 <= weight <= most:
+        raise MessageError(
+            f"weight {weight} from client {client}", f"1 … {most}", "the sender is left out of this round"
+        )
 
 
 # ------------------------------------------------------------------------------- finished model
@@ -275,14 +290,14 @@ def shipped_mask(agreement: Agreement, state: ServerState, exchange: Exchange) -
     frames = {
         client: message.seal_candidates(state.q, agreement.place(last, client)) for client in cohort(agreement, last)
     }
-    heard: dict[int, tuple[NDArray[np.float64], int]] = {}
+    heard: dict[int, NDArray[np.float64]] = {}
     for client, reply in exchange(frames):
-        try:
-            if isinstance(reply, bytes):
-                heard[client] = message.open_distances(reply, agreement.place(last, client), len(masks))
-        except MessageError:
-            continue  # one vote less decides nothing
+        # One vote less decides nothing: what is damaged, uninvited or second is passed over.
+        if isinstance(reply, bytes) and client in frames and client not in heard:
+            with contextlib.suppress(MessageError):
+                votes, weight = message.open_distances(reply, agreement.place(last, client), len(masks))
+                _check_weight(agreement, client, weight, len(frames))
+                heard[client] = votes * weight
     if not heard:
         return masks[-1]
-    total = sum(heard[client][0] * heard[client][1] for client in sorted(heard))
-    return masks[int(np.argmin(total))]
+    return masks[int(np.argmin(sum(heard[client] for client in sorted(heard))))]

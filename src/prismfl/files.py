@@ -1,6 +1,7 @@
 """Files appear whole or not at all: written to a temporary name, synced, then renamed."""
 
 import os
+import threading
 from pathlib import Path
 
 from prismfl.errors import RunFolderError
@@ -12,18 +13,41 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises RunFolderError naming the file; what stood there before is kept.
     """
     raw = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(temporary, raw)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
-        raise RunFolderError(
-            f"cannot write {path} ({error.strerror})",
-            "a writable place with room",
-            "free space or choose another folder",
-        ) from None
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+        raise _refuse(path, str(error.strerror)) from None
+
+
+def check_writable(path: Path) -> None:
+    """Raise RunFolderError now, not after hours, when a file could not be written there."""
+    temporary = _temporary(path)
+    try:
+        _write(temporary, b"")
+        temporary.unlink()
+    except OSError as error:
+        raise _refuse(path, str(error.strerror)) from None
+
+
+def _temporary(path: Path) -> Path:
+    if not path.name or path.is_dir():
+        raise _refuse(path, "it names no file")
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+
+def _write(path: Path, raw: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _refuse(path: Path, why: str) -> RunFolderError:
+    return RunFolderError(
+        f"cannot write {path} ({why})", "a writable place with room", "free space or choose another folder"
+    )

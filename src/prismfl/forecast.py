@@ -44,7 +44,7 @@ def forecast(ready: Prepared, workers: int) -> Forecast:
     searches, sizes = len(frames) * settings.federation.rounds, [len(part) for part in ready.images]
     work = step_seconds * settings.search.local_steps * searches + moments_seconds * sum(sizes)
     return Forecast(
-        work / workers / 60,
+        work / min(workers, len(frames)) / 60,
         update_bytes * searches,
         sum(map(len, frames.values())) * settings.federation.rounds,
         _peak_mb() * _SPARE,

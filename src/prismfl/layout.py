@@ -54,6 +54,8 @@ class Layout:
     classes: int = 0
 
     def __post_init__(self) -> None:
+        if any(type(value) is not int for value in (self.size, self.channels, self.width, self.latent, self.classes)):
+            raise SettingError(f"a layout of {self}", "whole numbers", "change them")
         if self.size not in SIZES or self.channels not in (1, 3):
             raise SettingError(
                 f"size {self.size}, channels {self.channels}",
@@ -115,8 +117,9 @@ class Layout:
 @lru_cache(maxsize=4)
 def frozen_signs(layout: Layout, seed: int) -> NDArray[np.int8]:
     """Signs of the frozen weights, from the seed alone: int8 `[N]` of -1 and +1."""
-    bits = Stream(seed, Purpose.WEIGHTS).bits(layout.count)
-    return (2 * bits.astype(np.int8) - 1).astype(np.int8)
+    signs = (2 * Stream(seed, Purpose.WEIGHTS).bits(layout.count).astype(np.int8) - 1).astype(np.int8)
+    signs.setflags(write=False)
+    return signs
 
 
 @lru_cache(maxsize=4)

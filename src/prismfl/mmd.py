@@ -57,7 +57,8 @@ class _UnitMoments(torch.autograd.Function):
 
 
 def _inverse(norm: Tensor) -> Tensor:
-    return torch.where(norm > 0, norm.reciprocal(), torch.zeros_like(norm))
+    """1 / ‖·‖, and 0 for what is as good as 0: the gradient takes its cube in float32."""
+    return torch.where(norm > 1e-12, norm.reciprocal(), 0.0)
 
 
 def joint_features(phi: Tensor, projection: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def joint_features(phi: Tensor, projection: Tensor) -> Tensor:
     sees what entrywise moments do not: which entries occur together (Rahimi, Recht 2007).
     """
     angles = F.normalize(phi) @ projection
-    return torch.cat((angles.cos(), angles.sin()), 1) / projection.shape[1] ** 0.5
+    return torch.cat((angles.cos(), angles.sin()), 1).div_(projection.shape[1] ** 0.5)
 
 
 def _projection(settings: Features, layer: int, entries: int) -> Tensor:

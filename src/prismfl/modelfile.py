@@ -56,7 +56,7 @@ def save_model(model: Model, path: Path) -> int:
         "norm_mean": model.norm_mean,
         "norm_var": model.norm_var,
     }
-    about["tensors_sha256"] = _tensors_hash(tensors)
+    about["sha256"] = _content_hash(about, tensors)
     raw = save_tensors(tensors, {"prismfl": json.dumps(about)})
     write_atomic(path, raw)
     return len(raw)
@@ -66,11 +66,20 @@ def load_model(path: str | Path) -> Model:
     """Read a model file.  Raises ModelFileError when it is missing, damaged or foreign."""
     try:
         raw = Path(path).read_bytes()
-    except OSError as error:
-        raise _refuse(path, f"cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise _refuse(path, f"cannot be read ({error})") from None
     try:
         return _parse(path, raw)
-    except (SafetensorError, PrismError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+    except (
+        SafetensorError,
+        PrismError,
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         if isinstance(error, ModelFileError):
             raise
         raise _refuse(path, f"is damaged or foreign ({type(error).__name__}: {error})") from None
@@ -82,18 +91,16 @@ def _parse(path: str | Path, raw: bytes) -> Model:
     about = json.loads(header["__metadata__"]["prismfl"])
     if about["format"] != FORMAT:
         raise _refuse(path, f"has format {about['format']!r}")
-    if about["tensors_sha256"] != _tensors_hash(tensors):
+    if about.pop("sha256") != _content_hash(about, tensors):
         raise _refuse(path, "holds other bytes than were saved")
     layout = Layout(**about["layout"])
     # The mask's length bounds N before anything of size N is made.
     if layout.count > 8 * tensors["mask"].size:
         raise _refuse(path, f"holds {tensors['mask'].size} mask bytes for {layout.count} weights")
     mask = unpack_mask(tensors["mask"].tobytes(), layout.count)
-    norms = {
-        tensors[name].shape == (sum(layout.norms),) and tensors[name].dtype == np.float32
-        for name in ("norm_mean", "norm_var")
-    }
-    if norms != {True} or not all(np.isfinite(tensors[name]).all() for name in ("norm_mean", "norm_var")):
+    if not isinstance(about["settings"], str) or not isinstance(about["ledger"], list):
+        raise _refuse(path, "holds unusable settings or ledger")
+    if not all(_usable(tensors[name], layout) for name in ("norm_mean", "norm_var")) or tensors["norm_var"].min() < 0:
         raise _refuse(path, "holds unusable BatchNorm statistics")
     if about["signs_sha256"] != _signs_hash(layout, about["seed"]):
         raise _refuse(path, "was made with other frozen weights than its seed gives here")
@@ -108,13 +115,18 @@ def _parse(path: str | Path, raw: bytes) -> Model:
     )
 
 
+def _usable(values: NDArray[Any], layout: Layout) -> bool:
+    return values.shape == (sum(layout.norms),) and values.dtype == np.float32 and bool(np.isfinite(values).all())
+
+
 def _signs_hash(layout: Layout, seed: int) -> str:
     return hashlib.sha256(np.packbits(frozen_signs(layout, seed) > 0).tobytes()).hexdigest()[:32]
 
 
-def _tensors_hash(tensors: dict[str, NDArray[Any]]) -> str:
+def _content_hash(about: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> str:
+    """Of everything the file says: a ledger or a setting cannot change unseen."""
     joined = b"".join(np.ascontiguousarray(tensors[name]).tobytes() for name in sorted(tensors))
-    return hashlib.sha256(joined).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode() + joined).hexdigest()
 
 
 def _refuse(path: str | Path, what: str) -> ModelFileError:

@@ -1,11 +1,10 @@
 """From settings to everything a simulation needs before its first round."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prismfl.config import Settings
@@ -13,9 +12,10 @@ from prismfl.data.datasets import ImageSet, fit, load_dataset
 from prismfl.data.partition import partition
 from prismfl.errors import DataError, SettingError
 from prismfl.federation import Agreement, ClientKit, agree, make_kit
-from prismfl.layout import Layout
+from prismfl.layout import SIZES, Layout
 from prismfl.mmd import FeatureMap
 from prismfl.nets.features import load_features
+from prismfl.nets.generator import check_device
 
 _TEST_EVERY = 10
 
@@ -40,16 +40,38 @@ def prepare(
 
     images: uint8 `[N, C, H, W]` with labels int64 `[N]` instead of the settings' data set.
     """
-    _check_device(settings.output.device)
+    check_device(settings.output.device)
     size = agree(settings, 1).layout.size
-    if images is None:
-        train, test = _load(settings, size)
-    else:
+    test: ImageSet | None
+    if images is not None:
         train, test = _given(images, labels, size)
+    elif labels is not None or settings.data.dataset == "arrays":
+        raise DataError("no images", "the arrays of the run", "pass images, and labels if there are any")
+    else:
+        train, test = _load(settings, size)
+    _check_distance(settings, test)
     agreement = agree(settings, train.images.shape[1])
     parts = partition(train, settings.data, settings.seed)
     features = _feature_map(settings, agreement.layout)
     return Prepared(agreement, make_kit(agreement, features), [train.images[part] for part in parts], test)
+
+
+def for_arrays(settings: Settings, images: NDArray[np.uint8]) -> Settings:
+    """Settings of a run on a caller's arrays: they say so, and their size fits the images."""
+    size = settings.generator.size
+    if not size and isinstance(images, np.ndarray) and images.ndim == 4:
+        size = next((one for one in SIZES if one >= max(images.shape[2:])), SIZES[-1])
+    return replace(
+        settings, data=replace(settings.data, dataset="arrays"), generator=replace(settings.generator, size=size)
+    )
+
+
+def _check_distance(settings: Settings, test: ImageSet | None) -> None:
+    asked = settings.output.distance_samples
+    if test is not None and asked and min(asked, len(test)) < 2:
+        raise SettingError(
+            f"output.distance_samples = {asked} with {len(test)} test images", "0, or at least 2 of each", "set it to 0"
+        )
 
 
 def _feature_map(settings: Settings, layout: Layout) -> FeatureMap:
@@ -66,28 +88,25 @@ def _load(settings: Settings, size: int) -> tuple[ImageSet, ImageSet | None]:
     return train, load_dataset(data.dataset, folder, size, "test")
 
 
+def _usable(images: NDArray[np.uint8]) -> bool:
+    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.dtype != np.uint8:
+        return False
+    return images.shape[1] in (1, 3) and len(images) >= _TEST_EVERY and min(images.shape) >= 1
+
+
 def _given(images: NDArray[np.uint8], labels: NDArray[np.int64] | None, size: int) -> tuple[ImageSet, ImageSet]:
     """Arrays of a caller as training and test images."""
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3) or len(images) < _TEST_EVERY:
+    if not _usable(images):
         raise DataError(
-            f"images {images.dtype} {list(images.shape)}",
+            f"images {getattr(images, 'dtype', type(images).__name__)} {list(getattr(images, 'shape', ()))}",
             f"uint8 [N, 1 or 3, H, W] with N ≥ {_TEST_EVERY}",
             "convert them",
         )
     tags = np.zeros(len(images), np.int64) if labels is None else np.asarray(labels)
     if tags.shape != (len(images),) or not np.issubdtype(tags.dtype, np.integer) or tags.min() < 0:
         raise DataError(f"labels {tags.dtype} {list(tags.shape)}", f"integers ≥ 0 [{len(images)}]", "convert them")
-    classes = tuple(str(label) for label in range(int(tags.max()) + 1))
+    names, tags = np.unique(tags, return_inverse=True)
+    classes = tuple(str(name) for name in names)
     held = np.arange(len(images)) % _TEST_EVERY == _TEST_EVERY - 1
     scaled, tags = fit(images, size), tags.astype(np.int64)
     return ImageSet(scaled[~held], tags[~held], classes), ImageSet(scaled[held], tags[held], classes)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(
-            f"output.device = {device!r} ({reason})", "a device that torch can use here", "try cpu or cuda"
-        ) from None

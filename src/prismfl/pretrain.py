@@ -13,8 +13,10 @@ from torch import Tensor
 
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import SettingError
-from prismfl.files import write_atomic
+from prismfl.files import check_writable, write_atomic
 from prismfl.nets.features import ARCHITECTURES, FORMAT, FeatureNet, fold, load_features
+
+_LEAST_SIZE = 8  # three poolings of the smallest network
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Recipe:
             )
         if self.epochs < 1 or self.batch < 2:
             raise SettingError(f"epochs {self.epochs}, batch {self.batch}", "epochs ≥ 1, batch ≥ 2", "raise them")
+        if not 0 < self.rate < 100 or not 0 <= self.seed < 2**63:
+            raise SettingError(f"rate {self.rate}, seed {self.seed}", "0 < rate < 100, 0 ≤ seed < 2^63", "change them")
 
 
 def pretrain(
@@ -59,6 +63,10 @@ def pretrain(
     The file keeps float16 weights and, as metadata, the recipe, the accuracy, the classes and
     what it was trained on (`trained_on`, the number of images and their SHA-256).
     """
+    size = train.images.shape[-1]
+    if size < _LEAST_SIZE:
+        raise SettingError(f"images of {size} pixels", f"at least {_LEAST_SIZE}", "raise the size")
+    check_writable(out)
     net = _fit(train, recipe, report)
     about = {
         "format": FORMAT,

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 def sized(count: float) -> str:
     """Bytes for people: `1.2 MB`, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
+        if round(count, 1) < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
@@ -82,7 +82,7 @@ class LiveWatcher:
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        self.progress.console.print(text, highlight=False)
+        self.progress.console.print(text, highlight=False, markup=False)
 
 
 def on_terminal() -> bool:

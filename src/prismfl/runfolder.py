@@ -70,9 +70,9 @@ class RunFolder:
 def create(root: Path, settings: Settings) -> RunFolder:
     """A new run folder with its settings.  Raises RunFolderError when a run is there already."""
     folder = RunFolder(root)
-    if folder.config.exists():
+    if root.is_dir() and any(root.iterdir()):
         raise RunFolderError(
-            f"a run in {root}", "a new or empty folder", f"choose another --out, or continue with --resume {root}"
+            f"files in {root}", "a new or empty folder", f"choose another --out, or continue with --resume {root}"
         )
     try:
         root.mkdir(parents=True, exist_ok=True)

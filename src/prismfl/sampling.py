@@ -13,8 +13,10 @@ from prismfl.errors import SettingError
 from prismfl.files import write_atomic
 from prismfl.layout import Layout, frozen_weights
 from prismfl.modelfile import Model, load_model
-from prismfl.nets.generator import Statistics, latent_batch, recompute_statistics, render
+from prismfl.nets.generator import Statistics, check_device, latent_batch, recompute_statistics, render
 from prismfl.seeding import Purpose, Stream
+
+_MOST_NUMBERS = 2**31  # latent normals in one call: what memory can be expected to hold
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,10 @@ class Sampler:
 
     def sample(self, count: int, *, seed: int = 0) -> NDArray[np.uint8]:
         """`count` images: uint8 `[count, C, H, W]`.  Raises SettingError when count < 1."""
-        if count < 1:
-            raise SettingError(f"count {count}", "at least 1", "ask for more images")
-        layout = self.model.layout
+        layout, most = self.model.layout, _MOST_NUMBERS // self.model.layout.latent
+        if not 1 <= count <= most:
+            raise SettingError(f"count {count}", f"1 … {most}", "ask for fewer at a time, with several seeds")
+        check_device(self.device)
         flat = torch.from_numpy(frozen_weights(layout, self.model.seed) * self.model.mask).to(self.device)
         statistics = Statistics(self.model.norm_mean, self.model.norm_var)
         latents = latent_batch(layout, Stream(seed, Purpose.LATENT), count)

@@ -115,7 +115,7 @@ class Stream:
         """The same normals as `normals`, computed by torch on `device`: float32 `[count]`."""
         import torch
 
-        return torch.from_numpy(normal_table()).to(device)[self.torch_halves(count, device)]
+        return torch.from_numpy(normal_table().copy()).to(device)[self.torch_halves(count, device)]
 
     def torch_generator(self) -> "torch.Generator":
         """A CPU torch generator seeded from this stream, for draws that nobody else repeats."""
@@ -159,4 +159,6 @@ def normal_table() -> NDArray[np.float32]:
     """Normal quantiles at (i + 1/2) / 65536: float32 `[65536]`, odd-symmetric to the bit."""
     inverse = NormalDist().inv_cdf
     upper = np.array([inverse((i + 0.5) / 65536) for i in range(32768, 65536)], np.float32)
-    return np.concatenate((-upper[::-1], upper))
+    table = np.concatenate((-upper[::-1], upper))
+    table.setflags(write=False)
+    return table

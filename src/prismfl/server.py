@@ -14,7 +14,7 @@ from prismfl.errors import MessageError
 from prismfl.seeding import Purpose, Stream
 
 ONE = 65536
-_MOST_WEIGHT = 2**31
+MOST_WEIGHT = 2**30  # of a round's clients together: keeps every product below 2^63
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,11 @@ def add_reply(
     """A tally with one more client: mask bool `[A]`, α layers uint16 `[N - A]`, its weight.
 
     without_news: M0 = [u < θ_t], bool `[A]`, when the control variate is on (idea 4b).  The
-    votes are added in place; use the returned tally only.  Raises MessageError when the
-    weights would overflow exact arithmetic.
+    votes are added in place; use the returned tally only.  Raises MessageError
+    when the weights of a round together exceed `MOST_WEIGHT`.
     """
-    if tally.weight + weight >= _MOST_WEIGHT:
-        raise MessageError(
-            f"client weights of {tally.weight + weight}", f"less than {_MOST_WEIGHT}", "use equal weights"
-        )
+    if tally.weight + weight > MOST_WEIGHT:
+        raise MessageError(f"client weights of {tally.weight + weight}", f"at most {MOST_WEIGHT}", "use equal weights")
     change = mask.astype(np.int64)
     if without_news is not None:
         change -= without_news
@@ -89,7 +87,7 @@ def average(state: ServerState, tally: Tally, settings: Federation, seed: int, m
         votes = votes.copy()
         votes[:masked] += state.q[:masked].astype(np.int64) * total
     share = moved_share(state.q, votes // total, settings)
-    # Both terms are in units of 1 / (65536 · 65536 · total); total < 2^31 keeps them below 2^63.
+    # Both terms are in units of 1 / (65536 · 65536 · total); total ≤ 2^30 keeps them below 2^63.
     mixed = (ONE - share) * (state.q.astype(np.int64) * total) + share * votes
     words = Stream(seed, Purpose.ROUNDING, state.round).words(len(votes)).astype(np.uint64)
     dither = ((words * np.uint64(total)) >> np.uint64(16)).astype(np.int64)

@@ -242,7 +242,6 @@ def test_workers_change_nothing_of_the_network(by_workers):
     assert timeless(by_workers[0]) == timeless(by_workers[1])
 
 
-@pytest.mark.xfail(strict=True, reason="the model file holds the number of workers and other things of the machine")
 def test_workers_change_no_byte_of_the_model(by_workers):
     one, two = (folder.model.read_bytes() for folder in by_workers)
     assert one == two

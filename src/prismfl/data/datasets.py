@@ -3,12 +3,13 @@
 import functools
 import gzip
 import io
+import lzma
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,26 +161,36 @@ def _read_bytes(path: Path) -> bytes:
 
 # ------------------------------------------------------------------------------------- folders
 
+_ZIP_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    OSError, EOFError, ValueError, RuntimeError, NotImplementedError,
+)  # fmt: skip
+
 _Entry = tuple[PurePosixPath, Callable[[], bytes]]
 
 
 def _folder(root: Path, split: str, per_client: bool) -> ImageSet:
-    """An image folder or zip: `[train|test/]class/*.png`, or `client/[class/]*.png` as given."""
+    """An image folder or zip: `[train|test/]class/*.png`, or `client/[class/]*.png` as given.
+
+    Classes are numbered over both splits together, so that a label means one thing.
+    """
     entries = sorted(_entries(root), key=lambda entry: entry[0].parts)
-    entries, marked = _of_split(entries, split)
+    splits, marked = _by_split(entries)
     if not marked and not per_client:
-        entries = _hold_out(entries, split)
-    if not entries:
-        raise DataError(f"no images in {root}", "PNG or JPEG files in class folders", "check --data-dir")
-    images = _decode_all(root, entries)
-    owner_names, class_names = _names([path for path, _ in entries], per_client)
-    classes = tuple(sorted(set(class_names)))
-    labels = np.array([classes.index(name) for name in class_names], np.int64)
-    if not per_client:
-        return ImageSet(images, labels, classes)
-    known = sorted(set(owner_names))
-    owners = np.array([known.index(name) for name in owner_names], np.int64)
-    return ImageSet(images, labels, classes, owners)
+        splits = {name: _hold_out(entries, name) for name in splits}
+    if not splits[split]:
+        raise DataError(f"no {split} images in {root}", "PNG or JPEG files in class folders", "check --data-dir")
+    every = [path for name in splits for path, _ in splits[name]]
+    classes = sorted(set(_names(every, per_client)[1]))
+    owner_names, class_names = _names([path for path, _ in splits[split]], per_client)
+    images, labels = _decode_all(root, splits[split]), _numbered(class_names, classes)
+    owners = _numbered(owner_names, sorted(set(owner_names))) if per_client else None
+    return ImageSet(images, labels, tuple(classes), owners)
+
+
+def _numbered(names: list[str], known: list[str]) -> Labels:
+    number = {name: index for index, name in enumerate(known)}
+    return np.array([number[name] for name in names], np.int64)
 
 
 def _names(paths: list[PurePosixPath], per_client: bool) -> tuple[list[str], list[str]]:
@@ -193,7 +204,7 @@ def _names(paths: list[PurePosixPath], per_client: bool) -> tuple[list[str], lis
 def _entries(root: Path) -> Iterator[_Entry]:
     if root.is_dir():
         for path in root.rglob("*"):
-            if path.suffix.lower() in _SUFFIXES and path.is_file():
+            if _is_image(path) and path.is_file():
                 yield PurePosixPath(path.relative_to(root).as_posix()), functools.partial(_read_bytes, path)
     elif root.is_file():
         yield from _zip_entries(root)
@@ -201,33 +212,41 @@ def _entries(root: Path) -> Iterator[_Entry]:
         raise DataError(f"{root} does not exist", "an image folder or a zip", "check --data-dir")
 
 
+def _is_image(path: PurePath) -> bool:
+    """By its suffix; files whose name begins with a dot are leftovers of file managers."""
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+
+
 def _zip_entries(root: Path) -> Iterator[_Entry]:
     try:
         archive = zipfile.ZipFile(root)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, struct.error) as error:
         raise DataError(
             f"{root} is not a readable zip ({error})", "a whole zip file", "pack or fetch it anew"
         ) from None
     for name in archive.namelist():
         path = PurePosixPath(name)
-        if path.suffix.lower() in _SUFFIXES and not name.endswith("/"):
+        if _is_image(path):
             yield path, functools.partial(_read_member, archive, root, name)
 
 
 def _read_member(archive: zipfile.ZipFile, root: Path, name: str) -> bytes:
     try:
         return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
+    except _ZIP_DAMAGE as error:
         raise DataError(f"{root}:{name} does not unpack ({error})", "a whole zip member", "pack the zip anew") from None
 
 
-def _of_split(entries: list[_Entry], split: str) -> tuple[list[_Entry], bool]:
-    """Keep `train/…` or `test/…` where the tree marks its splits; says whether it does."""
-    tops = {path.parts[0] for path, _ in entries if len(path.parts) > 1}
-    if not {"train", "test"} & tops:
-        return entries, False
-    kept = [(path.relative_to(split), read) for path, read in entries if path.parts[0] == split]
-    return kept, True
+def _by_split(entries: list[_Entry]) -> tuple[dict[str, list[_Entry]], bool]:
+    """Entries below `train/` and `test/` where the tree has nothing else; says whether it has."""
+    tops = {path.parts[0] if len(path.parts) > 1 else "" for path, _ in entries}
+    if not tops or not tops <= {"train", "test"}:
+        return {"train": entries, "test": []}, False
+    parted = {
+        name: [(path.relative_to(name), read) for path, read in entries if path.parts[0] == name]
+        for name in ("train", "test")
+    }
+    return parted, True
 
 
 def _hold_out(entries: list[_Entry], split: str) -> list[_Entry]:
@@ -252,11 +271,20 @@ def _decode_all(root: Path, entries: list[_Entry]) -> Images:
     return planes[:, :1].copy() if grey else planes
 
 
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Sixteen-bit grey scaled to eight; Pillow alone would cut it off at 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image, np.uint16) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}, whose range is unknown")
+    return image
+
+
 def _decode(root: Path, entry: _Entry) -> Images:
     path, read = entry
     try:
         with Image.open(io.BytesIO(read())) as image:
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            return np.asarray(_eight_bit(image).convert("RGB")).transpose(2, 0, 1)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{root}/{path} does not decode ({error})", "a whole image file", "replace or remove it"

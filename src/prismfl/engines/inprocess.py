@@ -19,7 +19,7 @@ from prismfl.coordinator import Finished, Silent, Watcher
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation import Agreement, ClientKit, Exchange, Reply, client_distances, client_update
 from prismfl.mmd import Target
-from prismfl.preparation import Prepared, prepare
+from prismfl.preparation import Prepared, for_arrays, prepare
 from prismfl.runfolder import RunFolder
 from prismfl.search import Memory
 
@@ -160,6 +160,8 @@ def train(
     images: uint8 `[N, C, H, W]` with labels int64 `[N]`, every tenth kept for testing; or None
     to load the settings' data set.  Raises PrismError subclasses for bad settings, data, folders.
     """
+    if images is not None:
+        settings = for_arrays(settings, images)
     ready = prepare(settings, images, labels)
     return _run(ready, runfolder.create(Path(out), settings), watcher)
 

@@ -166,8 +166,10 @@ def load_features(source: str | Path) -> LoadedNet:
             raise KeyError(about["format"])
         net = ARCHITECTURES[about["architecture"]](len(about["classes"]), norm=False)
         net.unit = float(about["unit"])
+        if not 0 < net.unit < float("inf"):
+            raise ValueError(f"unit {net.unit}")
         net.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ModelFileError(
             f"{source} is not a usable feature network ({type(error).__name__}: {error})",
             f"a {FORMAT} file",
@@ -188,9 +190,9 @@ def _file_bytes(source: str | Path) -> bytes:
         return (resources.files("prismfl") / "weights" / EMBEDDED[str(source)]).read_bytes()
     try:
         return Path(source).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelFileError(
-            f"cannot read feature network {source} ({error.strerror})",
+            f"cannot read feature network {source} ({error})",
             f"{' or '.join(EMBEDDED)}, or a file",
             "check the name or path",
         ) from None

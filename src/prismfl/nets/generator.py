@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prismfl.errors import SettingError
 from prismfl.layout import Layout
 from prismfl.seeding import Purpose, Stream
 
@@ -94,6 +95,17 @@ def _doubling(kernel: Tensor) -> Tensor:
     return sum(  # type: ignore[return-value]
         F.pad(flipped, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1)
     )
+
+
+def check_device(device: str) -> None:
+    """Raise SettingError unless torch can compute on the device and read back."""
+    try:
+        torch.zeros(1, device=device).add_(1).cpu().item()
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingError(
+            f"output.device = {device!r} ({reason})", "a device that torch can use here", "try cpu or cuda"
+        ) from None
 
 
 def latent_batch(layout: Layout, stream: Stream, count: int) -> Tensor:
