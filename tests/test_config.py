@@ -189,7 +189,14 @@ def test_impossible_values_are_refused_with_key_value_and_range(section, key, va
     with pytest.raises(SettingError) as caught:
         settings_from({section: {key: value}})
     text = str(caught.value)
-    assert f"{section}.{key}" in text and allowed in text
+    spelt = {
+        "int": "whole number",
+        "float": "a number",
+        "str": "text",
+        "bool": "true or false",
+        "tuple": "whole number",
+    }
+    assert f"{section}.{key}" in text and spelt.get(allowed, allowed) in text
     assert (repr(value) if not isinstance(value, list) else repr(value[-1])) in text
 
 

@@ -128,7 +128,7 @@ def test_a_broadcast_of_another_round_client_or_run_is_refused(make_world, playe
 def test_a_loss_that_is_not_finite_is_the_clients_error(make_world, played):
     agreement, kit, targets = make_world()
     broken = Target(np.full_like(targets[1].moments, np.nan), 10)
-    with pytest.raises(ClientError, match="client 1's loss is nan"):
+    with pytest.raises(ClientError, match="client 1's search diverged"):
         client_update(agreement, kit, played[2][1], 0, 1, broken)
 
 
@@ -357,11 +357,17 @@ def test_the_candidate_of_the_least_mean_distance_is_shipped(compared):
 
 
 def test_weights_count_in_the_choice(compared):
+    """By size a client of five images outvotes the others; where all weigh the same, its claim is void."""
     agreement, _, _, state, _ = compared
-    frames = distances_of(agreement, [[1.0, 2.0, 9.0], [2.0, 1.5, 9.0], [9.0, 9.0, 9.0]])
-    frames[1] = message.seal_distances(np.array([2.0, 1.5, 9.0]), 5, agreement.place(2, 1))
+    federation = agreement.settings.federation
     masks = candidates(agreement, state.q)
-    np.testing.assert_array_equal(shipped_mask(agreement, state, lambda _: iter(frames.items())), masks[1])
+    for weights, best in (("size", 1), ("equal", 0)):
+        asked = replace(agreement.settings, federation=replace(federation, client_weights=weights))
+        changed = replace(agreement, settings=asked)
+        frames = distances_of(agreement, [[1.0, 2.0, 9.0], [2.0, 1.5, 9.0], [9.0, 9.5, 9.9]])
+        frames[1] = message.seal_distances(np.array([2.0, 1.5, 9.0]), 5, agreement.place(2, 1))
+        found = shipped_mask(changed, state, lambda _, frames=frames: iter(frames.items()))
+        np.testing.assert_array_equal(found, masks[best])
 
 
 def test_bad_distances_have_no_vote_and_no_votes_ship_the_likelier_half(compared):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from prismfl.config import Features
 from prismfl.errors import DataError, SettingError
-from prismfl.mmd import FeatureMap, MovingResidual, _UnitMoments, distance
+from prismfl.mmd import FeatureMap, MovingResidual, _UnitMoments, distance, joint_features
 from prismfl.nets.features import load_features
 
 
@@ -270,3 +270,29 @@ def test_the_loss_has_no_gradient_through_the_average():
     assert float(loss.detach()) == pytest.approx(2 * 0.75 * 0.75)
     loss.backward()
     assert float(moments.grad) == pytest.approx(-2 * 0.75)
+
+
+# ------------------------------------------------------------------------------- joint features
+
+
+@pytest.mark.parametrize("bandwidth", [0.3, 1.0])
+def test_joint_features_approximate_the_gaussian_kernel_of_unit_maps(bandwidth):
+    phi = torch.rand(6, 40, generator=torch.Generator().manual_seed(1))
+    projection = torch.randn(40, 20000, generator=torch.Generator().manual_seed(2)) / bandwidth
+    found = joint_features(phi, projection)
+    unit = phi / phi.norm(dim=1, keepdim=True)
+    kernel = torch.exp(-torch.cdist(unit, unit).square() / (2 * bandwidth**2))
+    torch.testing.assert_close(found @ found.T, kernel, atol=0.03, rtol=0)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(6))
+
+
+def test_joint_features_keep_the_norm_and_raise_the_dimension():
+    images = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    plain, joint = (
+        FeatureMap(load_features("vgg"), Features(joint=count, joint_layers=2, joint_weight=3.0), 1, 16)
+        for count in (0, 64)
+    )
+    assert joint.dimension == plain.dimension + 2 * 64
+    assert joint.moments(images).shape == (joint.dimension,)
+    assert joint.moments(images).norm() == pytest.approx(1, abs=1e-5)
+    assert plain.fingerprint() != joint.fingerprint()

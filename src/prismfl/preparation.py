@@ -76,6 +76,12 @@ def _check_distance(settings: Settings, test: ImageSet | None) -> None:
 
 def _feature_map(settings: Settings, layout: Layout) -> FeatureMap:
     loaded = load_features(settings.features.features)
+    if loaded.about["architecture"] == "judge":
+        raise SettingError(
+            f"features.features = {settings.features.features!r}, a judge",
+            "a network that no metric uses",
+            "match vgg: a distance in a matched network says nothing",
+        )
     return FeatureMap(loaded, settings.features, layout.channels, layout.size)
 
 

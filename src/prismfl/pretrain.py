@@ -28,9 +28,9 @@ class Recipe:
     """
 
     architecture: str = "vgg"
-    epochs: int = 12
+    epochs: int = 20
     batch: int = 128
-    rate: float = 0.4
+    rate: float = 0.25
     momentum: float = 0.9
     decay: float = 5e-4
     smoothing: float = 0.1

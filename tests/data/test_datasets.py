@@ -347,7 +347,7 @@ def test_mixed_sizes_are_refused_by_name(tree):
 
 def test_nothing_to_read_is_refused_by_name(tree, tmp_path):
     path = tree.write({"a/readme.txt": b"no image"})
-    with pytest.raises(DataError, match=f"no images in {path}"):
+    with pytest.raises(DataError, match=f"no train images in {path}"):
         load_dataset("folder", path, 16, "train")
     with pytest.raises(DataError, match="nowhere does not exist"):
         load_dataset("folder", tmp_path / "nowhere", 16, "train")
