@@ -307,7 +307,7 @@ def test_alpha_layers_travel_as_keep_probabilities_and_are_averaged(make_world, 
     np.testing.assert_allclose(after.q[masked:], np.mean([u.alpha for u in updates], 0), atol=1)
     assert len({u.alpha.tobytes() for u in updates}) == 3
     # Three masks average to thirds, rounded up or down; the clip range ends at 656 and 64880.
-    thirds = np.clip(np.round(after.q[:masked] * 3 / 65536) * 65536 / 3, 656, 64880)
+    thirds = np.clip(np.round(after.q[:masked] * 3.0 / 65536) * 65536 / 3, 656, 64880)
     np.testing.assert_allclose(after.q[:masked], thirds, atol=1)
 
 
