@@ -75,6 +75,7 @@ def test_the_readme_names_the_two_commands():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_command_of_the_readme_runs(place):
     assert len(commands()) >= 5
     for line in commands():
