@@ -173,17 +173,26 @@ def sample(
     count: Annotated[int, typer.Option(help="Number of images.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
     out: Annotated[Path, typer.Option(help="A .png for one grid, or a folder for single files.")] = Path("grid.png"),
+    label: Annotated[str, typer.Option(help="Make images of this label only.")] = "",
+    per_class: Annotated[int, typer.Option(help="Images of each label, in a folder a label (instead of --count).")] = 0,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
 ) -> None:
     """Make images with a finished model: same seed, same images."""
-    from prismfl.sampling import image_grid, load, save_picture, single_picture
+    from prismfl.sampling import image_grid, label_columns, load, save_picture, save_pictures
 
-    images = load(model, device).sample(count, seed=seed)
-    if out.suffix.lower() == ".png":
-        save_picture(image_grid(images), out)
+    sampler = load(model, device)
+    if per_class:
+        if label or out.suffix.lower() == ".png":
+            raise SettingError(f"--per-class {per_class} with --label or a .png", "a folder alone", "name a folder")
+        found = sampler.per_class(per_class, seed=seed)
+        for name, images in found.items():
+            save_pictures(images, out / name)
     else:
-        for index, image in enumerate(images):
-            save_picture(single_picture(image), out / f"{index:06d}.png")
+        images = sampler.sample(count, seed=seed, labels=sampler.labelled(label, count) if label else None)
+        if out.suffix.lower() == ".png":
+            save_picture(image_grid(images, 0 if label else label_columns(sampler)), out)
+        else:
+            save_pictures(images, out)
     print(out)
 
 

@@ -53,6 +53,9 @@ class Generator:
     size: int = _setting(0, "pixels a side; 0 takes 16 for digits, else 32", choices=(0, 16, 32, 64))
     width: int = _setting(16, "channels of the last block", least=1, most=1024)
     latent: int = _setting(64, "latent normals an image", least=1, most=65536)
+    conditional: bool = _setting(
+        True, "make images by label and match each label's moments, where images have labels (2 … 1000 of them)"
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from prismfl import runfolder
 from prismfl.config import to_toml
 from prismfl.data.datasets import ImageSet
@@ -20,12 +23,10 @@ from prismfl.federation import (
 )
 from prismfl.files import write_atomic
 from prismfl.metrics.frechet import fid_embedded
-from prismfl.modelfile import save_model
+from prismfl.modelfile import Model, save_model
 from prismfl.runfolder import RunFolder
-from prismfl.sampling import Sampler, finish, image_grid, save_picture
+from prismfl.sampling import Sampler, finish, grid_of, labels_like, save_picture
 from prismfl.server import ServerState
-
-_GRID = 64
 
 
 class Engine(Protocol):
@@ -104,7 +105,7 @@ def _round(
     output, last = agreement.settings.output, after.round == agreement.settings.federation.rounds
     sampler = None if last else _preview(agreement, after)
     if sampler and _due(output.grid_every, after.round):
-        save_picture(image_grid(sampler.sample(_GRID)), folder.samples(after.round))
+        save_picture(grid_of(sampler), folder.samples(after.round))
     if sampler and test is not None and output.distance_samples and _due(output.distance_every, after.round):
         line["distance"] = _distance(agreement, sampler, test)
     runfolder.save_state(folder, after, line)
@@ -122,7 +123,12 @@ def _preview(agreement: Agreement, state: ServerState) -> Sampler | None:
     if not (_due(output.grid_every, state.round) or _due(output.distance_every, state.round)):
         return None
     mask = state.q >= 32768
-    return Sampler(finish(agreement.layout, agreement.settings.seed, mask, "", output.device), output.device)
+    return Sampler(_model(agreement, mask, ""), output.device)
+
+
+def _model(agreement: Agreement, mask: NDArray[np.bool_], settings: str) -> Model:
+    device = agreement.settings.output.device
+    return finish(agreement.layout, agreement.settings.seed, mask, settings, agreement.labels, device)
 
 
 def _line(agreement: Agreement, record: RoundRecord, seconds: float) -> dict[str, Any]:
@@ -150,10 +156,10 @@ def _finish(
     watcher.note("choosing the finished model's mask")
     mask = shipped_mask(agreement, state, engine.compare())
     settings = agreement.settings
-    model = finish(agreement.layout, settings.seed, mask, to_toml(settings.public()), settings.output.device)
+    model = _model(agreement, mask, to_toml(settings.public()))
     size = save_model(model, folder.model)
     sampler = Sampler(model, settings.output.device)
-    save_picture(image_grid(sampler.sample(_GRID)), folder.samples(state.round))
+    save_picture(grid_of(sampler), folder.samples(state.round))
     summary = _summary(agreement, folder, size)
     if test is not None and settings.output.distance_samples:
         watcher.note(f"measuring the distance on {settings.output.distance_samples} samples")
@@ -179,4 +185,6 @@ def _summary(agreement: Agreement, folder: RunFolder, size: int) -> dict[str, An
 
 def _distance(agreement: Agreement, sampler: Sampler, test: ImageSet) -> float:
     output = agreement.settings.output
-    return fid_embedded(test.images, sampler.sample(output.distance_samples), device=output.device)
+    count = output.distance_samples
+    labels = labels_like(test.labels, count) if agreement.labels else None
+    return fid_embedded(test.images, sampler.sample(count, labels=labels), device=output.device)

@@ -4,12 +4,14 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prismfl.config import Settings, settings_from
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, SettingError
 from prismfl.metrics.frechet import fid_embedded
 from prismfl.metrics.readability import Classifier, readability
-from prismfl.sampling import load
+from prismfl.sampling import labels_like, load
 
 READABILITY_SAMPLES = 1000
 
@@ -39,10 +41,14 @@ def evaluate_model(
             f"{sampler.model.layout.channels}, as the model makes",
             "judge against another data set",
         )
-    images = sampler.sample(samples, seed=seed)
+    same_labels = sampler.model.labels == train.classes
+    labels = labels_like(test.labels, samples) if same_labels else None
+    images = sampler.sample(samples, seed=seed, labels=labels)
     found: dict[str, Any] = {"samples": samples, "fid_embedded": fid_embedded(test.images, images)}
     if len(train.classes) > 1:
-        found |= vars(readability(Classifier(train), sampler.sample(READABILITY_SAMPLES, seed=seed), test))
+        turns = np.arange(READABILITY_SAMPLES) % len(train.classes) if same_labels else None
+        shown = sampler.sample(READABILITY_SAMPLES, seed=seed)
+        found |= vars(readability(Classifier(train), shown, test, turns))
     return found | {"ledger": list(sampler.model.ledger)}
 
 

@@ -7,7 +7,7 @@ function is pure: explicit state in, frames and new state out.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from prismfl.config import Settings, to_toml
-from prismfl.errors import ClientError, MessageError, PrismError
+from prismfl.errors import ClientError, MessageError, PrismError, SettingError
 from prismfl.layout import Layout, frozen_weights
-from prismfl.mmd import FeatureMap, Target
-from prismfl.nets.generator import generate, latent_batch
+from prismfl.mmd import FeatureMap, Target, distance, label_means
+from prismfl.nets.generator import generate, label_turns, latent_batch
 from prismfl.nets.masked import mask_of
 from prismfl.search import Memory, local_search, rate_at
 from prismfl.seeding import Purpose, Stream
@@ -29,16 +29,21 @@ from prismfl.wire.draws import uniforms
 Reply = bytes | PrismError
 Exchange = Callable[[Mapping[int, bytes]], Iterator[tuple[int, Reply]]]
 
+MOST_LABELS = 1000
 _CANDIDATE_LATENTS, _CANDIDATE_BATCH = 500, 250
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What server and clients agree on before the first round; all of it is public."""
+    """What server and clients agree on before the first round; all of it is public.
+
+    labels: names of the labels that the generator makes images by; none where it takes no label.
+    """
 
     settings: Settings
     layout: Layout
     run: bytes
+    labels: tuple[str, ...] = ()
 
     @property
     def masked(self) -> int:
@@ -66,11 +71,20 @@ class RoundRecord:
     downlink_bytes: int
 
 
-def agree(settings: Settings, channels: int, classes: int = 0) -> Agreement:
-    """Layout and run id of the settings, for images of `channels` channels."""
+def agree(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Agreement:
+    """Layout and run id of the settings, for images of `channels` channels and named classes.
+
+    Raises SettingError when there are more classes than a conditional generator takes.
+    """
     size = settings.generator.size or (16 if settings.data.dataset == "digits" else 32)
-    layout = Layout(size, channels, settings.generator.width, settings.generator.latent, classes)
-    return Agreement(settings, layout, message.run_id(to_toml(settings.public()) + repr(layout)))
+    labels = tuple(classes) if settings.generator.conditional and len(classes) > 1 else ()
+    if len(labels) > MOST_LABELS:
+        raise SettingError(
+            f"{len(labels)} labels", f"at most {MOST_LABELS} for a conditional generator", "set conditional to false"
+        )
+    layout = Layout(size, channels, settings.generator.width, settings.generator.latent, len(labels))
+    run = message.run_id(to_toml(settings.public()) + repr((layout, labels)))
+    return Agreement(settings, layout, run, labels)
 
 
 def init(agreement: Agreement) -> ServerState:
@@ -114,7 +128,7 @@ class ClientKit:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def candidate_moments(self, agreement: Agreement, q: NDArray[np.uint16]) -> list[torch.Tensor]:
-        """Moments `[D]` of images from each candidate mask of the final θ."""
+        """Mean ψ by label, `[G · D]`, of images from each candidate mask of the final θ."""
         with self._lock:
             key = q.tobytes()
             if key not in self._candidates:
@@ -163,11 +177,16 @@ def client_update(
 
 
 def client_distances(agreement: Agreement, kit: ClientKit, frame: bytes, client: int, target: Target) -> bytes:
-    """Squared distances of each candidate mask's moments from the client's target, framed."""
+    """Squared distances of each candidate mask's moments from the client's target, framed.
+
+    Each label counts by its share of the client's images, as if the fakes had these shares.
+    """
     place = agreement.place(agreement.settings.federation.rounds, client)
     q = message.open_candidates(frame, place, agreement.layout.count)
     real = torch.from_numpy(target.moments).to(kit.weights.device)
-    found = [float((fake - real).double().square().sum()) for fake in kit.candidate_moments(agreement, q)]
+    shares = torch.from_numpy(target.shares).float().to(real.device).repeat_interleave(kit.features.dimension)
+    fakes = kit.candidate_moments(agreement, q)
+    found = [float(distance((fake * shares).double(), real.double())) for fake in fakes]
     return message.seal_distances(np.array(found), _weight(agreement.settings, target), place)
 
 
@@ -185,8 +204,14 @@ def _moments_of_mask(agreement: Agreement, kit: ClientKit, mask: NDArray[np.bool
     flat = kit.weights * torch.from_numpy(mask).to(kit.weights.device)
     stream = Stream(agreement.settings.seed, Purpose.SHIPPED, 2**32 - 1)
     latents = latent_batch(agreement.layout, stream, _CANDIDATE_LATENTS).to(kit.weights.device)
-    parts = [kit.features.moments(generate(agreement.layout, flat, part)) for part in latents.split(_CANDIDATE_BATCH)]
-    return torch.stack(parts).mean(0)
+    labels = label_turns(agreement.layout, len(latents)).to(latents.device)
+    groups = label_means(labels, agreement.layout.classes)
+    parts = [part.split(_CANDIDATE_BATCH, -1) for part in (latents.T, labels, groups)]
+    sums = (
+        kit.features.moments(generate(agreement.layout, flat, rows.T, labels=tags), weights)
+        for rows, tags, weights in zip(*parts, strict=True)
+    )
+    return torch.stack(tuple(sums)).sum(0)
 
 
 # --------------------------------------------------------------------------------------- server

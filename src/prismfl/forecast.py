@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from prismfl.config import Settings
@@ -22,7 +23,7 @@ _SPARE = 1.25  # of memory: what the rounds take beyond the trial
 class Forecast:
     """Minutes are measured on this machine; bytes are exact for the whole run; memory is in MB.
 
-    moment_dimension: D, the entries of a client's target; images a client: fewest and most.
+    moment_dimension: the entries of a client's target, D a label; images a client: fewest and most.
     """
 
     minutes: float
@@ -41,7 +42,7 @@ def forecast(ready: Prepared, workers: int) -> Forecast:
     with _threads(settings.search.client_threads):
         moments_seconds, target = _timed_target(ready)
         step_seconds, update_bytes = _timed_update(ready, frames, target)
-    searches, sizes = len(frames) * settings.federation.rounds, [len(part) for part in ready.images]
+    searches, sizes = len(frames) * settings.federation.rounds, [len(part) for part in ready.clients]
     work = step_seconds * settings.search.local_steps * searches + moments_seconds * sum(sizes)
     return Forecast(
         work / min(workers, len(frames)) / 60,
@@ -49,18 +50,19 @@ def forecast(ready: Prepared, workers: int) -> Forecast:
         sum(map(len, frames.values())) * settings.federation.rounds,
         _peak_mb() * _SPARE,
         count,
-        ready.kit.features.dimension,
+        len(target.moments),
         (min(sizes), max(sizes)),
     )
 
 
 def _timed_target(ready: Prepared) -> tuple[float, Target]:
     """Seconds an image of a client's moments, and such moments."""
-    images = ready.images[0][:_TRIAL_IMAGES]
-    ready.kit.features.target(images)
+    trial = ready.clients[0].part(np.arange(min(_TRIAL_IMAGES, len(ready.clients[0]))))
+    classes = ready.agreement.layout.classes
+    ready.kit.features.target(trial.images, trial.labels, classes)
     begun = time.perf_counter()
-    target = ready.kit.features.target(images)
-    return (time.perf_counter() - begun) / len(images), target
+    target = ready.kit.features.target(trial.images, trial.labels, classes)
+    return (time.perf_counter() - begun) / len(trial), target
 
 
 def _timed_update(ready: Prepared, frames: Mapping[int, bytes], target: Target) -> tuple[float, int]:

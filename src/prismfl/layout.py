@@ -17,6 +17,8 @@ from prismfl.errors import SettingError
 from prismfl.seeding import Purpose, Stream
 
 SIZES = (16, 32, 64)
+# A label's shift of ±1 or 0 has, over kept and dropped weights, half the variance that latents have.
+_LABEL_FAN_IN = 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Layer:
 class Layout:
     """A generator of `channels` × `size` × `size` images from `latent` normals.
 
-    width: channels of the last block; classes: 0, or the number of labels with an embedding.
+    width: channels of the last block; classes: 0, or the number of labels, each of which shifts
+    the first map entry by entry and every block's output channel by channel.
     Raises SettingError when a number is impossible.
     """
 
@@ -80,13 +83,15 @@ class Layout:
         """All layers in forward order."""
         widths, found, offset = self.widths, list[Layer](), 0
         shapes: list[tuple[str, tuple[int, ...], int]] = []
-        if self.classes:
-            shapes.append(("embed", (self.classes, self.latent), 1))
         shapes.append(("input", (self.latent, widths[0], 4, 4), self.latent))
+        if self.classes:
+            shapes.append(("input.label", (self.classes, widths[0], 4, 4), _LABEL_FAN_IN))
         for index, (before, after) in enumerate(pairwise(widths)):
             shapes.append((f"block{index}.first", (after, before, 3, 3), 9 * before))
             shapes.append((f"block{index}.second", (after, after, 3, 3), 9 * after))
             shapes.append((f"block{index}.short", (after, before, 1, 1), before))
+            if self.classes:
+                shapes.append((f"block{index}.label", (self.classes, after), _LABEL_FAN_IN))
         shapes.append(("output", (self.channels, widths[-1], 3, 3), 9 * widths[-1]))
         for name, shape, fan_in in shapes:
             found.append(Layer(name, shape, offset, math.sqrt(2 / fan_in)))

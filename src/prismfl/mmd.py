@@ -5,10 +5,14 @@ discrepancy is the squared distance of mean feature vectors (Gretton et al. 2012
 for each layer, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, and for
 the deep layers random Fourier features of f, with weights a_j whose squares sum to 1, so that
 ‖ψ(x)‖ ≤ 1 for every image.
+
+Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): the
+feature vector is ψ(x) in the block of its label and 0 in the others, still of norm ≤ 1, and the
+moments of n images are, label by label, the sum over the label's images divided by n.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,34 +30,57 @@ from prismfl.seeding import Purpose, Stream
 class Target:
     """What a client's images contribute, and all that its search ever sees of them.
 
-    moments: float32 `[D]`, weighted; images: the number they are the mean of.
+    moments: float32 `[G · D]`, weighted, one block of D a label (G = 1 without labels); images:
+    the number they are the mean of; shares: float64 `[G]`, each label's share of the images.
     """
 
     moments: NDArray[np.float32]
     images: int
+    shares: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
 
 
 class _UnitMoments(torch.autograd.Function):
-    """Batch means of `φ / ‖φ‖` and `φ² / ‖φ²‖` (0/0 = 0), with the gradient in few passes."""
+    """Sums of `φ / ‖φ‖` and `φ² / ‖φ²‖` (0/0 = 0) over groups, with the gradient in few passes.
+
+    phi: `[B, d]`; groups: `[G, B]`, the weight of each row in each group's sum.
+    """
 
     @staticmethod
-    def forward(ctx, phi: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    def forward(ctx, phi: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
         square = phi * phi
         inverse1, inverse2 = _inverse(square.sum(1).sqrt_()), _inverse(square.norm(dim=1))
-        ctx.save_for_backward(phi, square, inverse1, inverse2)
-        return (inverse1 / len(phi)) @ phi, (inverse2 / len(phi)) @ square
+        ctx.save_for_backward(phi, square, inverse1, inverse2, groups)
+        return (groups * inverse1) @ phi, (groups * inverse2) @ square
 
     @staticmethod
-    def backward(ctx, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        # With p = f·d₁ and r = g·d₂:  dφ = (d₁ - p f)/‖φ‖ + 2φ (d₂ - r g)/‖φ²‖, over the batch size.
-        phi, square, inverse1, inverse2 = ctx.saved_tensors
-        along1, along2 = (phi @ first) * inverse1**3, (square @ second) * inverse2**3
+    def backward(ctx, first: Tensor, second: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        # A row's own d₁, d₂ are its groups' gradients, weighted.  With p = f·d₁ and r = g·d₂:
+        # dφ = (d₁ - p f)/‖φ‖ + 2φ (d₂ - r g)/‖φ²‖.
+        phi, square, inverse1, inverse2, groups = ctx.saved_tensors
+        first, second = groups.T @ first, groups.T @ second
+        along1 = torch.linalg.vecdot(phi, first) * inverse1**3
+        along2 = torch.linalg.vecdot(square, second) * inverse2**3
         gradient = square * (-2 * along2)[:, None]
-        gradient.addcmul_((2 * inverse2)[:, None], second[None])
+        gradient.addcmul_((2 * inverse2)[:, None], second)
         gradient.sub_(along1[:, None]).mul_(phi)
-        gradient.addcmul_(inverse1[:, None], first[None])
-        gradient.div_(len(phi))
-        return gradient  # type: ignore[no-any-return]
+        gradient.addcmul_(inverse1[:, None], first)
+        return gradient, None
+
+
+def label_means(labels: Tensor, classes: int) -> Tensor:
+    """Weights that average a batch within each label: int64 `[B]` → float32 `[max(1, classes), B]`."""
+    groups = label_groups(labels, classes)
+    return groups / groups.sum(1, keepdim=True).clamp_(min=1e-12)
+
+
+def label_groups(labels: Tensor, classes: int) -> Tensor:
+    """Weights that sum a batch by label, over its size: int64 `[B]` → float32 `[classes, B]`.
+
+    Without classes, one group: the mean.
+    """
+    if not classes:
+        return torch.full((1, len(labels)), 1 / len(labels), device=labels.device)
+    return F.one_hot(labels, classes).T.float() / len(labels)
 
 
 def _inverse(norm: Tensor) -> Tensor:
@@ -81,8 +108,8 @@ def _projection(settings: Features, layer: int, entries: int) -> Tensor:
 class FeatureMap:
     """Images → weighted moments ψ̄, through a frozen feature network.
 
-    `dimension` is D, the entries of a moment vector: twice the sum of the matched layers' sizes,
-    and `joint` for each layer with joint features.  Raises SettingError when a layer does not
+    `dimension` is D, the entries of one group's moments: twice the sum of the matched layers'
+    sizes, and `joint` for each layer with joint features.  Raises SettingError when a layer does not
     exist.
     """
 
@@ -113,44 +140,59 @@ class FeatureMap:
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
         return self.net.stages(x)
 
-    def moments(self, x: Tensor) -> Tensor:
-        """Mean ψ of images `[B, C, H, W]` in [-1, 1]: float32 `[D]`, differentiable."""
+    def moments(self, x: Tensor, groups: Tensor | None = None) -> Tensor:
+        """Sums of ψ of images `[B, C, H, W]` in [-1, 1]: float32 `[G · D]`, differentiable.
+
+        groups: float32 `[G, B]`, each image's weight in each sum (`label_groups`); None: the mean.
+        """
         maps = self._stages(x.contiguous(memory_format=torch.channels_last))
+        if groups is None:
+            groups = torch.full((1, len(x)), 1 / len(x), device=x.device)
         first, second, joint = self.weights
         parts = []
         for layer in self.layers:
             # Channels last: flattening this way is free, and the order of entries is ours to choose.
             phi = maps[layer].permute(0, 2, 3, 1).flatten(1)
-            means = _UnitMoments.apply(phi)  # type: ignore[no-untyped-call]
-            parts += [means[0] * first, means[1] * second]
+            sums = _UnitMoments.apply(phi, groups)  # type: ignore[no-untyped-call]
+            parts += [sums[0] * first, sums[1] * second]
             if layer in self.projections:
-                parts.append(joint_features(phi, self.projections[layer]).mean(0) * joint)
-        return torch.cat(parts)
+                parts.append(groups @ joint_features(phi, self.projections[layer]) * joint)
+        return torch.cat(parts, 1).flatten()
 
     @torch.no_grad()
-    def target(self, images: NDArray[np.uint8], batch: int = 100) -> Target:
+    def target(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None = None, classes: int = 0, batch: int = 100
+    ) -> Target:
         """The moments of uint8 images `[n, C, H, W]`, in double precision over batches.
 
+        labels: int64 `[n]` below `classes`, where moments are kept by label.
         Raises DataError when there is no image or a moment is not finite.
         """
         if not len(images):
             raise DataError("a client without images", "at least one image", "leave the client out")
         device = next(self.net.parameters()).device
-        total = torch.zeros(self.dimension, dtype=torch.float64, device=device)
+        total = torch.zeros(max(1, classes) * self.dimension, dtype=torch.float64, device=device)
+        tags = torch.zeros(len(images), dtype=torch.int64) if labels is None else torch.from_numpy(labels)
         for start in range(0, len(images), batch):
             part = torch.from_numpy(images[start : start + batch]).to(device)
-            total += self.moments(part.float().div_(127.5).sub_(1)).double() * len(part)
+            groups = label_groups(tags[start : start + batch].to(device), classes)
+            total += self.moments(part.float().div_(127.5).sub_(1), groups).double() * len(part)
         moments = (total / len(images)).float().cpu().numpy()
         if not np.isfinite(moments).all():
             raise DataError(
                 "moments that are not finite", "finite features", "check the images and the feature network"
             )
-        return Target(moments, len(images))
+        return Target(moments, len(images), label_shares(tags.numpy(), classes))
 
     def fingerprint(self) -> str:
         """Names this map: equal fingerprints give equal moments of equal images."""
         text = repr((self.sha256, self.sizes, replace(self.settings, features="")))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def label_shares(labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+    """Each label's share: float64 `[classes]`, or `[1]` without classes."""
+    return np.bincount(labels, minlength=classes) / len(labels) if classes else np.ones(1)
 
 
 def distance(moments: Tensor, target: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from prismfl.files import write_atomic
 from prismfl.layout import Layout, frozen_signs
 from prismfl.wire.codec import pack_mask, unpack_mask
 
-FORMAT = "prismfl-model-1"
+FORMAT = "prismfl-model-2"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Model:
     """A finished generator: one bit a weight, and what is needed to run and judge it.
 
     mask: bool `[N]`; norm_mean, norm_var: float32 `[sum(norms)]`; settings: TOML text of the run;
-    ledger: releases of private data (empty: no privacy guarantee).
+    ledger: releases of private data (empty: no privacy guarantee); labels: names of the labels
+    that images are made by (empty: it takes none).
     """
 
     layout: Layout
@@ -39,6 +40,7 @@ class Model:
     norm_var: NDArray[np.float32]
     settings: str
     ledger: tuple[Any, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def save_model(model: Model, path: Path) -> int:
@@ -47,6 +49,7 @@ def save_model(model: Model, path: Path) -> int:
         "format": FORMAT,
         "seed": model.seed,
         "layout": asdict(model.layout),
+        "labels": list(model.labels),
         "signs_sha256": _signs_hash(model.layout, model.seed),
         "settings": model.settings,
         "ledger": list(model.ledger),
@@ -100,6 +103,9 @@ def _parse(path: str | Path, raw: bytes) -> Model:
     mask = unpack_mask(tensors["mask"].tobytes(), layout.count)
     if not isinstance(about["settings"], str) or not isinstance(about["ledger"], list):
         raise _refuse(path, "holds unusable settings or ledger")
+    names = about["labels"]
+    if not isinstance(names, list) or len(names) != layout.classes or not all(isinstance(n, str) for n in names):
+        raise _refuse(path, f"holds other labels than its {layout.classes}")
     if not all(_usable(tensors[name], layout) for name in ("norm_mean", "norm_var")) or tensors["norm_var"].min() < 0:
         raise _refuse(path, "holds unusable BatchNorm statistics")
     if about["signs_sha256"] != _signs_hash(layout, about["seed"]):
@@ -112,6 +118,7 @@ def _parse(path: str | Path, raw: bytes) -> Model:
         tensors["norm_var"],
         about["settings"],
         tuple(about["ledger"]),
+        tuple(about["labels"]),
     )
 
 

@@ -22,14 +22,14 @@ _TEST_EVERY = 10
 
 @dataclass(frozen=True)
 class Prepared:
-    """The agreement, what clients compute with, each client's images, and the test images.
+    """The agreement, what clients compute with, each client's labelled images, and the test images.
 
-    images: one uint8 `[n_k, C, S, S]` a client; test: None where there are no test images.
+    clients: one image set each; test: None where there are no test images.
     """
 
     agreement: Agreement
     kit: ClientKit
-    images: Sequence[NDArray[np.uint8]]
+    clients: Sequence[ImageSet]
     test: ImageSet | None
 
 
@@ -50,10 +50,10 @@ def prepare(
     else:
         train, test = _load(settings, size)
     _check_distance(settings, test)
-    agreement = agree(settings, train.images.shape[1])
+    agreement = agree(settings, train.images.shape[1], train.classes)
     parts = partition(train, settings.data, settings.seed)
     features = _feature_map(settings, agreement.layout)
-    return Prepared(agreement, make_kit(agreement, features), [train.images[part] for part in parts], test)
+    return Prepared(agreement, make_kit(agreement, features), [train.part(rows) for rows in parts], test)
 
 
 def for_arrays(settings: Settings, images: NDArray[np.uint8]) -> Settings:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prismfl.config import Search
 from prismfl.layout import Layout
-from prismfl.mmd import FeatureMap, MovingResidual, Target, distance
+from prismfl.mmd import FeatureMap, MovingResidual, Target, distance, label_groups
 from prismfl.nets.generator import generate
 from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of
 
@@ -85,20 +85,32 @@ class _Searcher:
         self.layout, self.weights, self.features = layout, weights, features
         self.settings, self.draws = settings, draws
         self.target = torch.from_numpy(target.moments).to(weights.device)
+        self.shares = torch.from_numpy(target.shares)
         self.moving = MovingResidual(self.target, settings.moving_rate)
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, float]:
         """Gradient by the scores `[N]` and the squared distance of one batch."""
         flat = masked_weights(self.weights, theta, self.draws)
-        latents = torch.randn(self.settings.batch_size, self.layout.latent, generator=self.draws)
-        labels = None
-        if self.layout.classes:
-            labels = torch.arange(self.settings.batch_size, device=flat.device) % self.layout.classes
-        moments = self.features.moments(generate(self.layout, flat, latents.to(flat.device), labels=labels))
+        size, device = self.settings.batch_size, flat.device
+        latents = torch.randn(size, self.layout.latent, generator=self.draws).to(device)
+        labels = batch_labels(self.shares, size, self.draws).to(device)
+        groups = label_groups(labels, self.layout.classes)
+        moments = self.features.moments(generate(self.layout, flat, latents, labels=labels), groups)
         measured = distance(moments, self.target)
         loss = measured if self.settings.loss == "squared" else self.moving.loss(moments)
         (weight_gradient,) = torch.autograd.grad(loss, flat)
         return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), float(measured.detach())
+
+
+def batch_labels(shares: Tensor, count: int, draws: torch.Generator) -> Tensor:
+    """Labels of a batch by systematic sampling: int64 `[count]`, each label's number within 1 of its share.
+
+    shares: float64 `[G]` of sum 1.  The order of labels is shuffled first, so that none is favoured.
+    """
+    order = torch.randperm(len(shares), generator=draws)
+    edges = shares[order].cumsum(0)
+    points = (torch.arange(count, dtype=torch.float64) + torch.rand((), generator=draws)) * (edges[-1] / count)
+    return order[torch.searchsorted(edges, points, right=True).clamp_(max=len(shares) - 1)]
 
 
 class _Adam:

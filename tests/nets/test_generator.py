@@ -12,6 +12,7 @@ from prismfl.nets.generator import (
     Statistics,
     _doubling,
     generate,
+    label_turns,
     latent_batch,
     layer_views,
     recompute_statistics,
@@ -32,15 +33,19 @@ def latents_of(layout, count=6):
     return latent_batch(layout, Stream(9, Purpose.LATENT), count)
 
 
-def naive(layout, flat, latents, normalise):
+def naive(layout, flat, latents, normalise, labels=None):
     """The paper's generator word for word: every block doubles its input before it convolves."""
     w = {layer.name: flat[layer.offset : layer.offset + layer.count].reshape(layer.shape) for layer in layout.layers}
     x = F.conv_transpose2d(latents[:, :, None, None], w["input"])
+    if labels is not None:
+        x = x + torch.stack([w["input.label"][label] for label in labels])
     for index, _ in enumerate(pairwise(layout.widths)):
         large = F.interpolate(F.relu(normalise(x)), scale_factor=2, mode="nearest")
         h = F.conv2d(large, w[f"block{index}.first"], padding=1)
         h = F.conv2d(F.relu(normalise(h)), w[f"block{index}.second"], padding=1)
         x = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), w[f"block{index}.short"]) + h
+        if labels is not None:
+            x = x + torch.stack([w[f"block{index}.label"][label] for label in labels])[:, :, None, None]
     return torch.tanh(F.conv2d(F.relu(normalise(x)), w["output"], padding=1))
 
 
@@ -163,19 +168,43 @@ def test_rendering_scales_minus_one_to_one_onto_bytes():
     assert set(np.unique(nothing)) == {128}
 
 
-def test_labels_add_their_embedding_to_the_latents():
-    plain, labelled = Layout(16, 1, 2, 8), Layout(16, 1, 2, 8, classes=3)
-    flat, latents = network(labelled), latents_of(labelled)
-    labels = torch.tensor([0, 1, 2, 2, 0, 1])
-    table, rest = flat[: 3 * 8].view(3, 8), flat[3 * 8 :]
-    assert rest.numel() == plain.count
+def test_forward_with_labels_equals_the_naive_one():
+    layout = Layout(32, 3, 2, 8, classes=4)
+    flat, latents = network(layout).double(), latents_of(layout).double()
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
     torch.testing.assert_close(
-        generate(labelled, flat, latents, labels=labels), generate(plain, rest, latents + table[labels])
+        generate(layout, flat, latents, labels=labels),
+        naive(layout, flat, latents, by_batch, labels),
+        rtol=1e-9,
+        atol=1e-9,
     )
-    statistics = recompute_statistics(labelled, flat, 0, 2, 9)
-    shown = render(labelled, flat, statistics, latents, labels)
-    assert not np.array_equal(shown, render(labelled, flat, statistics, latents, labels.roll(1)))
-    np.testing.assert_array_equal(shown[3:], render(labelled, flat, statistics, latents, labels, batch=3)[3:])
+
+
+def test_rendering_follows_the_labels_in_any_batch():
+    layout = Layout(16, 1, 2, 8, classes=3)
+    flat, latents, labels = network(layout), latents_of(layout), torch.tensor([0, 1, 2, 2, 0, 1])
+    statistics = recompute_statistics(layout, flat, 0, 2, 9)
+    shown = render(layout, flat, statistics, latents, labels)
+    assert not np.array_equal(shown, render(layout, flat, statistics, latents, labels.roll(1)))
+    np.testing.assert_array_equal(shown[3:], render(layout, flat, statistics, latents, labels, batch=3)[3:])
+
+
+def test_dropped_label_weights_leave_the_plain_generator():
+    plain, labelled = Layout(16, 1, 2, 8), Layout(16, 1, 2, 8, classes=3)
+    flat = network(labelled)
+    named = layer_views(labelled, flat)
+    rest = torch.cat([view.flatten() for name, view in named.items() if not name.endswith(".label")])
+    assert rest.numel() == plain.count
+    for name, view in named.items():
+        if name.endswith(".label"):
+            view.zero_()
+    latents, labels = latents_of(plain), torch.tensor([0, 1, 2, 2, 0, 1])
+    torch.testing.assert_close(generate(labelled, flat, latents, labels=labels), generate(plain, rest, latents))
+
+
+def test_labels_take_turns():
+    assert label_turns(Layout(16, 1, 2, 8, classes=3), 7).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert label_turns(Layout(16, 1, 2, 8), 3).tolist() == [0, 0, 0]
 
 
 def test_latents_are_the_streams_normals_in_rows():

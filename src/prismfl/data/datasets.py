@@ -41,6 +41,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def part(self, rows: NDArray[np.int64]) -> "ImageSet":
+        """The images and labels of some rows, int64 `[n]`; classes stay numbered as they are."""
+        return ImageSet(self.images[rows], self.labels[rows], self.classes)
+
 
 def load_dataset(name: str, data_dir: Path | None, size: int, split: str, *, per_client: bool = False) -> ImageSet:
     """Load one split of a data set, scaled to `size` × `size` pixels.

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from prismfl import coordinator, runfolder
 from prismfl.config import Settings
 from prismfl.coordinator import Finished, Silent, Watcher
+from prismfl.data.datasets import ImageSet
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation import Agreement, ClientKit, Exchange, Reply, client_distances, client_update
-from prismfl.mmd import Target
+from prismfl.mmd import Target, label_shares
 from prismfl.preparation import Prepared, for_arrays, prepare
 from prismfl.runfolder import RunFolder
 from prismfl.search import Memory
@@ -37,10 +38,8 @@ class InProcess:
     clients searched at a time: the bytes do not depend on `workers`.
     """
 
-    def __init__(
-        self, agreement: Agreement, kit: ClientKit, images: Sequence[NDArray[np.uint8]], folder: RunFolder
-    ) -> None:
-        self.agreement, self.kit, self.images, self.folder = agreement, kit, images, folder
+    def __init__(self, agreement: Agreement, kit: ClientKit, clients: Sequence[ImageSet], folder: RunFolder) -> None:
+        self.agreement, self.kit, self.clients, self.folder = agreement, kit, clients, folder
         threads = agreement.settings.search.client_threads
         workers = agreement.settings.output.workers or max(1, (os.cpu_count() or 1) // threads)
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
@@ -101,14 +100,13 @@ class InProcess:
         return self.targets[client]
 
     def _stored_target(self, client: int) -> Target:
-        images = self.images[client]
-        text = self.kit.features.fingerprint().encode() + images.tobytes() + repr(images.shape).encode()
-        key = np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
+        mine, classes = self.clients[client], self.agreement.layout.classes
+        key = _key(self.kit.features.fingerprint(), mine, classes)
         path = self._cache(client, key)
         held = runfolder.load_arrays(path)
         if held is not None and {"key", "moments"} <= set(held) and np.array_equal(held["key"], key):
-            return Target(held["moments"], len(images))
-        target = self.kit.features.target(images)
+            return Target(held["moments"], len(mine), label_shares(mine.labels, classes))
+        target = self.kit.features.target(mine.images, mine.labels, classes)
         runfolder.save_arrays(path, {"key": key, "moments": target.moments})
         return target
 
@@ -130,6 +128,13 @@ class InProcess:
 
     def _memory_path(self, client: int, round_index: int) -> Path:
         return self.folder.client(client) / f"adam-{round_index:08d}.safetensors"
+
+
+def _key(fingerprint: str, mine: ImageSet, classes: int) -> NDArray[np.uint8]:
+    """Equal keys, equal targets: uint8 `[32]` of the feature map, the images and, where they count, the labels."""
+    parts = (fingerprint.encode(), mine.images.tobytes(), repr((mine.images.shape, classes)).encode())
+    tags = mine.labels.tobytes() if classes else b""
+    return np.frombuffer(hashlib.sha256(b"".join((*parts, tags))).digest(), np.uint8)
 
 
 def _outcome(future: "Future[bytes]", client: int) -> Reply:
@@ -180,7 +185,7 @@ def resume(
 
 def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finished:
     keep_freed_memory()
-    engine = InProcess(ready.agreement, ready.kit, ready.images, folder)
+    engine = InProcess(ready.agreement, ready.kit, ready.clients, folder)
     try:
         return coordinator.run(ready.agreement, engine, folder, watcher or Silent(), ready.test)
     finally:

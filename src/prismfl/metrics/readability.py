@@ -20,7 +20,8 @@ class Readability:
     """What a classifier of real images says of samples.
 
     readable: share of samples with a largest class probability ≥ 0.9; least_class: smallest
-    share of samples that a class gets; test_accuracy, test_readable: the classifier on real
+    share of samples that a class gets; label_agreement: share of samples that it gives the label
+    they were made for (None where they were made for none); test_accuracy, test_readable: the classifier on real
     test images.
     """
 
@@ -30,6 +31,7 @@ class Readability:
     confidence: float
     test_accuracy: float
     test_readable: float
+    label_agreement: float | None = None
 
 
 class Classifier:
@@ -49,8 +51,13 @@ class Classifier:
         return np.asarray(torch.cat(parts).double().softmax(1).numpy(), np.float64)
 
 
-def readability(classifier: Classifier, samples: NDArray[np.uint8], test: ImageSet) -> Readability:
-    """Readability of samples uint8 `[n, C, H, W]`, beside the classifier's record on `test`."""
+def readability(
+    classifier: Classifier, samples: NDArray[np.uint8], test: ImageSet, labels: NDArray[np.int64] | None = None
+) -> Readability:
+    """Readability of samples uint8 `[n, C, H, W]`, beside the classifier's record on `test`.
+
+    labels: int64 `[n]`, what the samples were made to show.
+    """
     fake, real = classifier.probabilities(samples), classifier.probabilities(test.images)
     shares = np.bincount(fake.argmax(1), minlength=classifier.classes) / len(fake)
     return Readability(
@@ -60,6 +67,7 @@ def readability(classifier: Classifier, samples: NDArray[np.uint8], test: ImageS
         float(fake.max(1).mean()),
         float((real.argmax(1) == test.labels).mean()),
         float((real.max(1) >= SURE).mean()),
+        None if labels is None else float((fake.argmax(1) == labels).mean()),
     )
 
 

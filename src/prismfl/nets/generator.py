@@ -62,16 +62,18 @@ def generate(
 ) -> Tensor:
     """Images in [-1, 1], `[B, C, H, W]`, from weights `[N]` and latents `[B, latent]`.
 
-    labels: int64 `[B]` where the layout has classes: their embedding is added to the latents.
+    labels: int64 `[B]`, needed where the layout has classes: they shift the maps (see `Layout`).
     mean, var: float32 `[sum(norms)]`; without them BatchNorm uses the batch.
     """
     weights, norm = layer_views(layout, flat), _Norm(layout, mean, var, momentum)
-    if labels is not None:
-        latents = latents + weights["embed"][labels]
     count = latents.shape[0]
     x = (latents @ weights["input"].flatten(1)).view(count, layout.widths[0], 4, 4)
+    if layout.classes:
+        x = x + weights["input.label"][labels]
     for index in range(len(layout.widths) - 1):
         x = _block(x, weights, f"block{index}", norm)
+        if layout.classes:
+            x = x + weights[f"block{index}.label"][labels][:, :, None, None]
     return torch.tanh(F.conv2d(norm(x), weights["output"], padding=1))
 
 
@@ -108,6 +110,11 @@ def check_device(device: str) -> None:
         ) from None
 
 
+def label_turns(layout: Layout, count: int) -> Tensor:
+    """Labels that take turns, 0 … classes - 1 and again: int64 `[count]` (all 0 without classes)."""
+    return torch.arange(count) % max(1, layout.classes)
+
+
 def latent_batch(layout: Layout, stream: Stream, count: int) -> Tensor:
     """Latents of a public stream: float32 `[count, latent]`, equal on every machine."""
     return torch.from_numpy(stream.normals(count * layout.latent)).view(count, layout.latent)
@@ -122,7 +129,7 @@ def recompute_statistics(layout: Layout, flat: Tensor, seed: int, batches: int =
     device = flat.device
     mean, var = torch.zeros(sum(layout.norms), device=device), torch.zeros(sum(layout.norms), device=device)
     latents = latent_batch(layout, Stream(seed, Purpose.STATISTICS), batches * batch).to(device)
-    labels = torch.arange(batch, device=device) % layout.classes if layout.classes else None
+    labels = label_turns(layout, batch).to(device)
     for index, part in enumerate(latents.split(batch)):
         generate(layout, flat, part, labels=labels, mean=mean, var=var, momentum=1 / (index + 1))
     return Statistics(mean.cpu().numpy(), var.cpu().numpy())
