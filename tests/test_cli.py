@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,10 +20,12 @@ from PIL import Image
 import prismfl
 from prismfl import cli, evaluation
 from prismfl.config import load_settings
+from prismfl.data.datasets import load_dataset
 from prismfl.engines import inprocess
 from prismfl.errors import PrismError
 from prismfl.forecast import forecast
 from prismfl.metrics.readability import Classifier
+from prismfl.modelfile import save_model
 from prismfl.preparation import prepare
 from prismfl.progress import sized
 
@@ -187,7 +190,7 @@ def test_a_run_stopped_between_rounds_ends_alike(run, model, tmp_path, monkeypat
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
 def test_a_killed_run_ends_with_the_same_model(tmp_path):
-    words = ["train", *TINY, "--rounds", "25", "--adam", "keep"]
+    words = ["train", *TINY, "--rounds", "60", "--adam", "keep"]
     killed, log = tmp_path / "killed", tmp_path / "killed" / "rounds.jsonl"
     command = [sys.executable, "-m", "prismfl.cli", *words, "--out", str(killed)]
     with subprocess.Popen(
@@ -197,7 +200,7 @@ def test_a_killed_run_ends_with_the_same_model(tmp_path):
             time.sleep(0.005)
         process.kill()
     assert process.returncode == -signal.SIGKILL, "it was still training"
-    assert not (killed / "model.safetensors").exists() and len(lines_of(killed)) < 25
+    assert not (killed / "model.safetensors").exists() and len(lines_of(killed)) < 60
     assert call("train", "--resume", killed)[0] == 0
     assert call(*words, "--out", tmp_path / "whole")[0] == 0
     one, two = (tmp_path / name / "model.safetensors" for name in ("killed", "whole"))
@@ -244,24 +247,73 @@ def test_a_dry_run_says_what_the_run_takes(run, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------ sample
 
 
+def tiles_of(path, rows, columns):
+    """The images of a grid's file, row by row."""
+    with Image.open(path) as grid:
+        sheet = np.asarray(grid)[::2, ::2]
+    assert sheet.shape == (17 * rows + 1, 17 * columns + 1)
+    return sheet[1:, 1:].reshape(rows, 17, columns, 17)[:, :16, :, :16].swapaxes(1, 2).reshape(-1, 1, 16, 16)
+
+
 def test_a_grid_is_decided_by_its_seed(model, tmp_path):
     paths = [tmp_path / f"{name}.png" for name in ("one", "again", "other")]
     for path, seed in zip(paths, (4, 4, 5), strict=True):
-        code, out, _ = call("sample", model, "--count", 9, "--seed", seed, "--out", path)
+        code, out, _ = call("sample", model, "--count", 20, "--seed", seed, "--out", path)
         assert code == 0 and out.strip() == str(path)
     one, again, other = (path.read_bytes() for path in paths)
     assert one == again != other
-    images = prismfl.load(model).sample(9, seed=4)
-    with Image.open(paths[0]) as grid:
-        sheet = np.asarray(grid)[::2, ::2]
-    tiles = [sheet[1 + 17 * r : 17 + 17 * r, 1 + 17 * c : 17 + 17 * c] for r in range(3) for c in range(3)]
-    assert np.array_equal(np.stack(tiles)[:, None], images)
+    assert np.array_equal(tiles_of(paths[0], 2, 10), prismfl.load(model).sample(20, seed=4)), "a column a label"
 
 
 def test_single_files_hold_the_images(model, tmp_path):
     assert call("sample", model, "--count", 3, "--seed", 1, "--out", tmp_path / "new" / "singles")[0] == 0
     found = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "new" / "singles").iterdir())]
     assert np.array_equal(np.stack(found)[:, None], prismfl.load(model).sample(3, seed=1))
+
+
+def test_a_label_is_sampled_alone(model, tmp_path):
+    words = ["sample", model, "--count", 4, "--seed", 1, "--label", "7", "--out"]
+    for out in (tmp_path / "grid.png", tmp_path / "singles"):
+        assert call(*words, out)[0] == 0
+    sevens = prismfl.load(model).sample(4, seed=1, labels=np.full(4, 7))
+    assert np.array_equal(tiles_of(tmp_path / "grid.png", 2, 2), sevens)
+    found = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "singles").iterdir())]
+    assert np.array_equal(np.stack(found)[:, None], sevens)
+
+
+def test_images_of_each_class_are_a_data_set(model, tmp_path):
+    code, out, _ = call("sample", model, "--per-class", 3, "--seed", 2, "--out", tmp_path / "made")
+    assert code == 0 and out.strip() == str(tmp_path / "made")
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == list("0123456789")
+    wanted = prismfl.load(model).per_class(3, seed=2)
+    # A folder without splits holds every tenth image back for testing.
+    parts = [load_dataset("folder", tmp_path / "made", 16, split) for split in ("train", "test")]
+    assert {part.classes for part in parts} == {tuple("0123456789")}
+    images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    for label in range(10):
+        assert {i.tobytes() for i in images[labels == label]} == {i.tobytes() for i in wanted[str(label)]}
+    assert np.bincount(labels).tolist() == [3] * 10
+
+
+def test_labels_of_a_foreign_model_write_nothing_elsewhere(model, tmp_path):
+    held = prismfl.load(model).model
+    for name in ("..", str(tmp_path / "elsewhere"), "a\\b"):
+        path = tmp_path / "foreign" / "m.safetensors"
+        save_model(replace(held, labels=(name, *held.labels[1:])), path)
+        assert "can name folders" in refused("sample", path, "--per-class", 1, "--out", tmp_path / "made")
+    assert [path.name for path in tmp_path.iterdir()] == ["foreign"]
+
+
+def test_a_run_may_do_without_labels(tmp_path):
+    """Its images have labels; its model takes none, and says so where one is asked for."""
+    assert call("train", *TINY, "--conditional", "off", "--rounds", 1, "--out", tmp_path / "run")[0] == 0
+    path = tmp_path / "run" / "model.safetensors"
+    assert prismfl.load(path).model.labels == ()
+    assert call("sample", path, "--count", 4, "--out", tmp_path / "grid.png")[0] == 0
+    assert tiles_of(tmp_path / "grid.png", 2, 2).shape == (4, 1, 16, 16)
+    assert "takes no label" in refused("sample", path, "--label", "7", "--out", tmp_path / "other.png")
+    assert "takes no label" in refused("sample", path, "--per-class", 1, "--out", tmp_path / "made")
+    assert not (tmp_path / "other.png").exists() and not (tmp_path / "made").exists()
 
 
 # ---------------------------------------------------------------------------------------- evaluate
@@ -282,6 +334,7 @@ def test_evaluate_prints_text_and_json_alike(model, few_steps):
     assert float(shown["fid_embedded"]) == pytest.approx(found["fid_embedded"], abs=1e-4)
     assert float(shown["readable"]) == pytest.approx(found["readable"], abs=1e-4)
     assert len(shown["class_shares"].split()) == len(found["class_shares"]) == 10
+    assert float(shown["label_agreement"]) == pytest.approx(found["label_agreement"], abs=1e-4)
 
 
 # ---------------------------------------------------------------------------------------- pretrain
@@ -372,6 +425,15 @@ def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
         (["sample", "MODEL", "--count", "x"], "--count"),
         (["sample", "MODEL", "--count", str(10**17)], f"count {10**17}"),
         (["sample", "MODEL", "--seed", "-1"], "seed -1"),
+        (["sample", "MODEL", "--label", "ten"], "label 'ten'; expected one of '0', '1'"),
+        (["sample", "MODEL", "--label", "1", "--count", "0"], "count 0"),
+        (["sample", "MODEL", "--label", "1", "--count", str(10**17)], f"count {10**17}"),
+        (["sample", "MODEL", "--per-class", "3"], "--per-class 3 with --label or a .png"),
+        (["sample", "MODEL", "--per-class", "3", "--label", "1", "--out", "made"], "--per-class 3"),
+        (["sample", "MODEL", "--per-class", "x", "--out", "made"], "--per-class"),
+        (["sample", "MODEL", "--per-class", "-1", "--out", "made"], "-1"),
+        (["sample", "MODEL", "--per-class", str(10**17), "--out", "made"], str(10**17)),
+        (["train", "--conditional", "perhaps"], "generator.conditional = 'perhaps'"),
         (["sample", "MODEL", "--device", "nonsense"], "device"),
         (["sample", "MODEL", "--out", "MODEL/below/grid.png"], "cannot write"),
         (["sample", "MODEL", "--out", "MODEL/below"], "cannot write"),
@@ -522,6 +584,18 @@ def test_a_run_of_arrays_is_not_resumed_on_other_data(from_python, tmp_path):
     (copy / "checkpoint.safetensors").unlink()
     with pytest.raises(PrismError):
         prismfl.resume(copy)
+
+
+def test_arrays_with_labels_become_a_model_of_them(arrays, from_python):
+    sampler = prismfl.load(from_python.folder.model)
+    assert sampler.model.labels == ("0", "1", "2", "3")
+    assert not np.array_equal(*(sampler.sample(4, labels=np.full(4, label)) for label in (0, 3)))
+
+
+def test_a_run_with_labels_is_not_resumed_without_them(arrays, from_python, tmp_path):
+    copy = shutil.copytree(from_python.folder.root, tmp_path / "copy")
+    with pytest.raises(PrismError):
+        prismfl.resume(copy, arrays[0])
 
 
 @pytest.mark.parametrize("count", [0, -3])

@@ -44,7 +44,11 @@ def valid_settings(draw):
             "shards": clients * draw(st.integers(1, 9)),
             "concentration": draw(floats(0.0, 1e6)),
         },
-        "generator": {"size": draw(st.sampled_from([0, 16, 32, 64])), "width": draw(st.integers(1, 1024))},
+        "generator": {
+            "size": draw(st.sampled_from([0, 16, 32, 64])),
+            "width": draw(st.integers(1, 1024)),
+            "conditional": draw(st.booleans()),
+        },
         "features": {"features": draw(texts), "layers": tuple(draw(st.lists(st.integers(0, 50), max_size=4)))},
         "search": {"learning_rate": draw(floats(0.0, 1000.0)), "adam": draw(st.sampled_from(["reset", "keep"]))},
         "federation": {
@@ -167,6 +171,7 @@ IMPOSSIBLE = [
     ("federation", "rounds", 0, "≥ 1"),
     ("federation", "cohort", -1, "≥ 0"),
     ("federation", "cohort", 11, "0 … 10, the clients"),
+    ("generator", "conditional", "false", "bool"),
     ("federation", "control_variate", 1, "bool"),
     ("federation", "control_variate", "true", "bool"),
     ("federation", "alpha", -0.1, "≥ 0"),

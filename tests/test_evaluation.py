@@ -13,8 +13,9 @@ from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
 from prismfl.evaluation import evaluate_model
 from prismfl.metrics.frechet import fid_embedded
-from prismfl.metrics.readability import Classifier
+from prismfl.metrics.readability import Classifier, readability
 from prismfl.modelfile import load_model, save_model
+from prismfl.sampling import labels_like
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,26 @@ def tree(root, channels, classes, count=20, size=16):
 def test_figures_are_those_of_their_makers(model):
     found = evaluate_model(model, samples=40, seed=3)
     test = load_dataset("digits", None, 16, "test")
-    images = prismfl.load(model).sample(40, seed=3)
+    images = prismfl.load(model).sample(40, seed=3, labels=labels_like(test.labels, 40))
     assert found["fid_embedded"] == pytest.approx(fid_embedded(test.images, images), rel=1e-6)
     assert found["samples"] == 40 and found["ledger"] == []
     assert {"readable", "least_class", "confidence", "test_accuracy", "test_readable"} <= set(found)
     assert sum(found["class_shares"]) == pytest.approx(1)
+
+
+def test_samples_are_judged_by_the_labels_they_were_made_for(model):
+    train, test = (load_dataset("digits", None, 16, split) for split in ("train", "test"))
+    turns = np.arange(30) % 10
+    shown = prismfl.load(model).sample(30, seed=3, labels=turns)
+    wanted = readability(Classifier(train, steps=2), shown, test, turns)
+    found = evaluate_model(model, samples=40, seed=3)
+    assert found["label_agreement"] == wanted.label_agreement
+    assert found["class_shares"] == wanted.class_shares
+
+
+def test_other_labels_than_the_models_are_no_judge_of_it(model, tmp_path):
+    found = evaluate_model(model, "folder", tree(tmp_path / "two", 1, ["a", "b"]), samples=20)
+    assert found["label_agreement"] is None and 0 <= found["readable"] <= 1
 
 
 def test_the_seed_decides(model):

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prismfl.errors import ClientError, MessageError
+from prismfl.errors import ClientError, MessageError, SettingError
 from prismfl.federation import (
+    MOST_LABELS,
     agree,
     broadcast,
     candidates,
@@ -16,10 +18,13 @@ from prismfl.federation import (
     client_update,
     cohort,
     init,
+    make_kit,
     server_update,
     shipped_mask,
 )
 from prismfl.mmd import Target
+from prismfl.nets.generator import generate, latent_batch
+from prismfl.seeding import Purpose, Stream
 from prismfl.server import ServerState
 from prismfl.wire import message
 from prismfl.wire.draws import uniforms
@@ -55,8 +60,33 @@ def test_the_run_id_names_what_is_public(tiny):
         agree(tiny(data={"clients": 4}), 1),
         agree(tiny(federation={"alpha": 0.5}), 1),
         agree(tiny(), 3),
+        agree(tiny(), 1, ("cat", "dog")),
+        agree(tiny(), 1, ("dog", "cat")),
+        agree(tiny(), 1, ("cat", "cow")),
+        agree(tiny(), 1, ("cat", "cow", "dog")),
     ]
-    assert len({mine.run, *(other.run for other in others)}) == 6
+    assert len({mine.run, *(other.run for other in others)}) == 10
+    assert agree(tiny(), 1, ["cat", "dog"]).run == others[5].run
+
+
+def test_named_classes_become_the_labels_of_the_generator(tiny):
+    found = agree(tiny(), 1, ["cat", "dog", "owl"])
+    assert found.labels == ("cat", "dog", "owl") and found.layout.classes == 3
+
+
+@pytest.mark.parametrize(
+    ("conditional", "classes"), [(True, ()), (True, ("only",)), (False, ("cat", "dog")), (False, ["x"] * 1001)]
+)
+def test_without_two_classes_or_by_wish_there_is_no_label(tiny, conditional, classes):
+    found = agree(tiny(generator={"conditional": conditional}), 1, classes)
+    assert found.labels == () and found.layout.classes == 0
+
+
+def test_more_labels_than_a_generator_takes_are_refused(tiny):
+    names = [str(index) for index in range(MOST_LABELS + 1)]
+    assert agree(tiny(), 1, names[:-1]).layout.classes == MOST_LABELS == 1000
+    with pytest.raises(SettingError, match="1001 labels; expected at most 1000"):
+        agree(tiny(), 1, names)
 
 
 # ---------------------------------------------------------------------------------------- cohorts
@@ -393,6 +423,62 @@ def test_clients_answer_with_the_distances_of_the_candidates(compared):
     pooled = np.mean([targets[c].moments for c in range(3)], 0)
     closest = int(np.argmin([((m - pooled) ** 2).sum() for m in moments]))
     np.testing.assert_array_equal(shipped, candidates(agreement, state.q)[closest])
+
+
+@pytest.fixture(scope="module")
+def labelled(tiny, feature_map, blobs):
+    """(agreement, kit, θ, targets by client) of three labels, of which some clients have few or none."""
+    agreement = agree(tiny(federation={"shipped": "best", "shipped_draws": 2}), 1, ("a", "b", "c"))
+    tags = [[0, 1, 2, 0, 1, 2, 0, 1, 2, 0], [0] * 9 + [2], [1] * 10]
+    targets = {
+        client: feature_map.target(blobs[10 * client : 10 * client + 10], np.array(tags[client]), 3)
+        for client in range(3)
+    }
+    q = np.random.default_rng(1).integers(656, 64881, agreement.layout.count).astype(np.uint16)
+    return agreement, make_kit(agreement, feature_map), q, targets
+
+
+def distances_heard(agreement, kit, q, client, target):
+    frame = message.seal_candidates(q, agreement.place(2, client))
+    reply = client_distances(agreement, kit, frame, client, target)
+    return message.open_distances(reply, agreement.place(2, client), 3)[0]
+
+
+def test_candidates_are_judged_by_the_means_of_their_labels(labelled):
+    """Images by label, taken anew: half of them in each batch, as many of each label as there are turns."""
+    agreement, kit, q, _ = labelled
+    latents = latent_batch(agreement.layout, Stream(0, Purpose.SHIPPED, 2**32 - 1), 500)
+    tags = torch.arange(500) % 3
+    for mask, found in zip(candidates(agreement, q), kit.candidate_moments(agreement, q), strict=True):
+        flat = kit.weights * torch.from_numpy(mask)
+        halves = [
+            generate(agreement.layout, flat, latents[rows], labels=tags[rows])
+            for rows in (slice(0, 250), slice(250, 500))
+        ]
+        images = torch.cat(halves)
+        means = [kit.features.moments(images[tags == label]) for label in range(3)]
+        torch.testing.assert_close(found, torch.cat(means), rtol=1e-4, atol=1e-6)
+
+
+def test_labels_weigh_by_their_share_of_a_clients_images(labelled):
+    agreement, kit, q, targets = labelled
+    fakes = [fake.numpy().astype(float).reshape(3, -1) for fake in kit.candidate_moments(agreement, q)]
+    for client, target in targets.items():
+        real, wanted = target.moments.reshape(3, -1), []
+        for fake in fakes:
+            parts = [((share * f - r) ** 2).sum() for share, f, r in zip(target.shares, fake, real, strict=True)]
+            wanted.append(sum(parts))
+        np.testing.assert_allclose(distances_heard(agreement, kit, q, client, target), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shares", [[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])
+def test_a_candidate_that_makes_a_clients_labels_is_at_no_distance_from_it(labelled, shares):
+    agreement, kit, q, _ = labelled
+    for best, fake in enumerate(kit.candidate_moments(agreement, q)):
+        moments = fake.numpy().reshape(3, -1) * np.array(shares, np.float32)[:, None]
+        found = distances_heard(agreement, kit, q, 0, Target(moments.ravel(), 10, np.array(shares)))
+        assert found[best] == pytest.approx(0, abs=1e-9)
+        assert np.delete(found, best).min() > 1e-6
 
 
 def test_a_single_candidate_asks_nobody(make_agreement):

@@ -16,15 +16,21 @@ IMAGES = np.random.default_rng(4).integers(0, 256, (40, 1, 16, 16), np.uint8)
 
 
 @pytest.mark.parametrize(
-    "federation",
-    [{}, {"cohort": 2, "rounds": 3}, {"alpha": 0.5}, {"draws": "independent", "control_variate": True}],
-    ids=["all", "cohort", "alpha", "independent"],
+    ("federation", "labels"),
+    [
+        ({}, None),
+        ({}, np.arange(40) % 3),
+        ({"cohort": 2, "rounds": 3}, None),
+        ({"alpha": 0.5}, None),
+        ({"draws": "independent", "control_variate": True}, None),
+    ],
+    ids=["all", "labels", "cohort", "alpha", "independent"],
 )
-def test_bytes_are_those_of_the_run(tiny, tmp_path, federation):
+def test_bytes_are_those_of_the_run(tiny, tmp_path, federation, labels):
     settings = tiny(federation=federation)
-    ready = prepare(settings, IMAGES)
+    ready = prepare(settings, IMAGES, labels)
     found = forecast(ready, 1)
-    prismfl.train(settings, IMAGES, out=tmp_path / "run")
+    prismfl.train(settings, IMAGES, labels, out=tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
     assert found.uplink_bytes == sum(line["uplink_bytes"] for line in lines)
     assert found.downlink_bytes == sum(line["downlink_bytes"] for line in lines)
@@ -37,7 +43,7 @@ def test_bytes_are_those_of_the_run(tiny, tmp_path, federation):
 
 def test_fewest_and_most_images_are_told(tiny):
     ready = prepare(tiny(data={"partition": "dirichlet", "concentration": 0.1}))
-    sizes = [len(part) for part in ready.images]
+    sizes = [len(part) for part in ready.clients]
     assert forecast(ready, 1).images_per_client == (min(sizes), max(sizes))
     assert min(sizes) < max(sizes)
 

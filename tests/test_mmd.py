@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from prismfl.config import Features
 from prismfl.errors import DataError, SettingError
-from prismfl.mmd import FeatureMap, MovingResidual, _UnitMoments, distance, joint_features
+from prismfl.mmd import (
+    FeatureMap,
+    MovingResidual,
+    _UnitMoments,
+    distance,
+    joint_features,
+    label_groups,
+    label_means,
+    label_shares,
+)
 from prismfl.nets.features import load_features
 
 
@@ -34,46 +43,66 @@ def maps_with_an_empty_row():
     return phi
 
 
-def plain_moments(phi):
-    """The definition, row by row, with 0/0 = 0."""
-    units = [row / row.norm() if row.any() else row * 0 for row in phi]
-    squares = [row**2 / (row**2).norm() if row.any() else row * 0 for row in phi]
-    return torch.stack(units).mean(0), torch.stack(squares).mean(0)
+def plain_moments(phi, groups=None):
+    """The definition, row by row, with 0/0 = 0: means, or sums weighted by groups `[G, B]`."""
+    units = torch.stack([row / row.norm() if row.any() else row * 0 for row in phi])
+    squares = torch.stack([row**2 / (row**2).norm() if row.any() else row * 0 for row in phi])
+    return (units.mean(0), squares.mean(0)) if groups is None else (groups @ units, groups @ squares)
 
 
-def test_unit_moments_are_their_definition():
+def whole(phi):
+    """One group: the mean of all rows."""
+    return torch.full((1, len(phi)), 1 / len(phi), dtype=phi.dtype)
+
+
+def five_groups():
+    """Weights of four rows in five groups: plain, shared, negative, and two without any row."""
+    groups = torch.zeros(5, 4, dtype=torch.float64)
+    groups[0], groups[2, 1], groups[3, 1:] = 0.25, 0.5, torch.tensor([0.2, 0.7, -0.4])
+    return groups
+
+
+GROUPS = [whole(torch.zeros(4, 1, dtype=torch.float64)), torch.eye(4, dtype=torch.float64), five_groups()]
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids=["mean", "rows", "five"])
+def test_unit_moments_are_their_definition(groups):
     phi = maps_with_an_empty_row()
-    for found, wanted in zip(_UnitMoments.apply(phi), plain_moments(phi), strict=True):
+    for found, wanted in zip(_UnitMoments.apply(phi, groups), plain_moments(phi, groups), strict=True):
         torch.testing.assert_close(found, wanted)
 
 
-def test_gradient_of_unit_moments_is_that_of_plain_autograd():
-    first, second = torch.randn(2, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+@pytest.mark.parametrize("groups", GROUPS, ids=["mean", "rows", "five"])
+def test_gradient_of_unit_moments_is_that_of_plain_autograd(groups):
+    first, second = torch.randn(2, len(groups), 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     gradients = []
     for moments in (_UnitMoments.apply, plain_moments):
         phi = maps_with_an_empty_row().requires_grad_()
-        means = moments(phi)
-        (means[0] @ first + means[1] @ second).backward()
+        sums = moments(phi, groups)
+        ((sums[0] * first).sum() + (sums[1] * second).sum()).backward()
         gradients.append(phi.grad)
     torch.testing.assert_close(*gradients)
     assert not gradients[0][2].any()
 
 
-def test_gradient_of_unit_moments_passes_gradcheck():
+@pytest.mark.parametrize("groups", GROUPS, ids=["mean", "rows", "five"])
+def test_gradient_of_unit_moments_passes_gradcheck(groups):
     phi = maps_with_an_empty_row()[[0, 1, 3]].requires_grad_()
-    assert torch.autograd.gradcheck(_UnitMoments.apply, (phi,))
+    assert torch.autograd.gradcheck(_UnitMoments.apply, (phi, groups[:, [0, 1, 3]]))
 
 
 def test_an_empty_row_leaves_the_other_rows_gradients_alone():
-    phi = maps_with_an_empty_row().requires_grad_()
-    torch.autograd.gradcheck(lambda rows: _UnitMoments.apply(torch.cat((rows, phi[2:3].detach()))), (phi[:2],))
+    phi = maps_with_an_empty_row()
+    rows, empty = phi[:2].requires_grad_(), phi[2:3]
+    groups = five_groups()[:, :3]
+    assert torch.autograd.gradcheck(lambda rows: _UnitMoments.apply(torch.cat((rows, empty)), groups), (rows,))
 
 
 @pytest.mark.parametrize("height", [1e-3, 1e-5])
 def test_small_maps_have_finite_gradients(height):
     phi = torch.full((2, 4), height).requires_grad_()
-    first, second = _UnitMoments.apply(phi)
-    (first[0] + second[1]).backward()
+    first, second = _UnitMoments.apply(phi, whole(phi))
+    (first[0, 0] + second[0, 1]).backward()
     assert torch.isfinite(phi.grad).all()
     assert phi.grad.any()
 
@@ -81,9 +110,47 @@ def test_small_maps_have_finite_gradients(height):
 @pytest.mark.parametrize("height", [1e-7, 1e-9, 1e-16])
 def test_tiny_maps_have_finite_gradients(height):
     phi = torch.full((2, 4), height).requires_grad_()
-    first, second = _UnitMoments.apply(phi)
-    (first[0] + second[1]).backward()
+    first, second = _UnitMoments.apply(phi, whole(phi))
+    (first[0, 0] + second[0, 1]).backward()
     assert torch.isfinite(phi.grad).all()
+
+
+# ----------------------------------------------------------------------------------------- labels
+
+
+batches = st.integers(1, 9).flatmap(
+    lambda classes: st.tuples(st.just(classes), st.lists(st.integers(0, classes - 1), min_size=1, max_size=40))
+)
+
+
+@given(batches)
+def test_groups_part_the_mean_of_a_batch_by_label(batch):
+    classes, labels = batch[0], torch.tensor(batch[1])
+    groups = label_groups(labels, classes)
+    assert groups.shape == (classes, len(labels)) and groups.dtype == torch.float32
+    torch.testing.assert_close(groups.sum(0), label_groups(labels, 0)[0])
+    for label in range(classes):
+        assert torch.equal(groups[label] > 0, labels == label)
+    torch.testing.assert_close(groups.sum(1).double(), torch.from_numpy(label_shares(labels.numpy(), classes)))
+
+
+@given(batches)
+def test_means_by_label_are_groups_over_their_shares(batch):
+    classes, labels = batch[0], torch.tensor(batch[1])
+    means = label_means(labels, classes)
+    present = torch.bincount(labels, minlength=classes) > 0
+    torch.testing.assert_close(means.sum(1), present.float())
+    values = torch.arange(len(labels)).float()
+    for label in labels.unique():
+        torch.testing.assert_close(means[label] @ values, values[labels == label].mean())
+    shares = torch.from_numpy(label_shares(labels.numpy(), classes)).float()
+    torch.testing.assert_close(means * shares[:, None], label_groups(labels, classes))
+
+
+def test_without_classes_there_is_one_group_whatever_the_labels():
+    labels = torch.tensor([3, 0, 0, 7])
+    assert label_groups(labels, 0).tolist() == label_means(labels, 0).tolist() == [[0.25] * 4]
+    assert label_shares(labels.numpy(), 0).tolist() == [1]
 
 
 # ------------------------------------------------------------------------------------ feature map
@@ -153,7 +220,7 @@ def test_a_target_over_batches_is_that_of_one_batch(feature_map):
     assert whole.images == 13
     assert whole.moments.dtype == np.float32
     for batch in (1, 4, 13):
-        np.testing.assert_allclose(feature_map.target(pictures, batch).moments, whole.moments, atol=1e-6)
+        np.testing.assert_allclose(feature_map.target(pictures, batch=batch).moments, whole.moments, atol=1e-6)
     np.testing.assert_allclose(feature_map.moments(scaled(pictures)).numpy(), whole.moments, atol=1e-6)
 
 
@@ -161,6 +228,43 @@ def test_a_target_is_the_mean_of_its_images(feature_map):
     one, other = noise(3, seed=1), noise(6, seed=2)
     parts = (3 * feature_map.target(one).moments + 6 * feature_map.target(other).moments) / 9
     np.testing.assert_allclose(feature_map.target(np.concatenate((one, other))).moments, parts, atol=1e-6)
+
+
+LABELS = np.array([2, 0, 2, 2, 4, 0, 2, 4, 0, 2, 2, 0, 0])  # of five labels, 1 and 3 without an image
+
+
+@pytest.mark.parametrize(("batch", "joint"), [(1, 0), (4, 8), (100, 8)])
+def test_a_target_by_label_is_each_labels_share_times_its_mean(vgg, batch, joint):
+    mapped, pictures = FeatureMap(vgg, Features(layers=(0, 1), joint=joint), 1, 16), noise(13)
+    found = mapped.target(pictures, LABELS, 5, batch)
+    blocks = found.moments.reshape(5, mapped.dimension)
+    np.testing.assert_array_equal(found.shares, [5 / 13, 0, 6 / 13, 0, 2 / 13])
+    assert found.images == 13 and found.moments.dtype == np.float32
+    for label in range(5):
+        if found.shares[label]:
+            mean = mapped.target(pictures[label == LABELS]).moments
+            np.testing.assert_allclose(blocks[label], found.shares[label] * mean, atol=1e-6)
+        else:
+            assert not blocks[label].any()
+    np.testing.assert_allclose(blocks.sum(0), mapped.target(pictures).moments, atol=1e-6)
+
+
+def test_labels_without_classes_leave_the_target_alone(feature_map):
+    plain, labelled = feature_map.target(noise(13)), feature_map.target(noise(13), LABELS)
+    np.testing.assert_array_equal(plain.moments, labelled.moments)
+    assert plain.shares.tolist() == labelled.shares.tolist() == [1]
+
+
+@pytest.mark.parametrize("joint", [0, 32])
+def test_no_images_moments_by_label_are_longer_than_one(vgg, joint):
+    mapped = FeatureMap(vgg, Features(joint=joint), 1, 16)
+    pictures = np.concatenate((noise(4), np.full((1, 1, 16, 16), 255, np.uint8), np.zeros((1, 1, 16, 16), np.uint8)))
+    for label, image in enumerate(pictures):
+        found = mapped.moments(scaled(image[None]), label_groups(torch.tensor([label]), 6)).view(6, -1)
+        assert 0.5 < float(found[label].norm()) <= 1 + 1e-5
+        assert found.count_nonzero() == found[label].count_nonzero()
+    groups = label_groups(torch.tensor([0, 0, 1, 5, 5, 5]), 6)
+    assert 0 < float(mapped.moments(scaled(pictures), groups).norm()) <= 1 + 1e-5
 
 
 def test_a_client_without_images_is_refused(feature_map):

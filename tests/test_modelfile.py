@@ -18,13 +18,15 @@ LAYOUTS = [
     Layout(32, 1, 16, 64),
     Layout(64, 3, 4, 16),
     Layout(32, 1, 64, 128),
+    Layout(16, 3, 3, 5, classes=3),
 ]
 
 
 def model_of(layout, seed=3, text="", ledger=()):
     rng = np.random.default_rng(seed)
     mean, var = rng.random((2, sum(layout.norms)), np.float32)
-    return Model(layout, seed, rng.random(layout.count) < 0.5, mean, var, text, ledger)
+    labels = ("0", "ünï/cörn", "")[: layout.classes]
+    return Model(layout, seed, rng.random(layout.count) < 0.5, mean, var, text, ledger, labels)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,7 @@ def test_a_model_comes_back_from_a_small_file(tmp_path, tiny, layout):
     assert 8 * size <= 1.02 * layout.count + 8 * 16_384
     found = load_model(str(path))
     assert (found.layout, found.seed, found.settings, found.ledger) == (layout, 3, model.settings, ledger)
+    assert found.labels == model.labels and len(found.labels) == layout.classes
     np.testing.assert_array_equal(found.mask, model.mask)
     np.testing.assert_array_equal(found.norm_mean, model.norm_mean)
     np.testing.assert_array_equal(found.norm_var, model.norm_var)
@@ -165,6 +168,7 @@ def test_an_unchanged_copy_is_accepted(raw, load_bytes):
     "changes",
     [
         {"format": "another"},
+        {"format": "prismfl-model-1"},
         {"format": None},
         {"seed": 4},
         {"seed": -1},
@@ -190,6 +194,8 @@ def test_an_unchanged_copy_is_accepted(raw, load_bytes):
         {"settings": None},
         {"ledger": None},
         {"ledger": 3},
+        {"labels": None},
+        {"labels": ["a"]},
     ],
     ids=str,
 )
@@ -210,6 +216,19 @@ def test_foreign_metadata_is_refused(raw, load_bytes, changes):
 def test_metadata_of_other_types_is_refused(raw, load_bytes, changes):
     with pytest.raises(ModelFileError):
         load_bytes(rewritten(raw, **changes))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[], ["a", "b"], ["a", "b", "c", "d"], [0, 1, 2], ["a", "b", None], ["a", "b", ["c"]], "abc", {"a": 0, "b": 1}, 3],
+    ids=str,
+)
+def test_labels_that_are_not_one_name_each_are_refused(tmp_path, load_bytes, labels):
+    save_model(model_of(Layout(16, 1, 2, 8, classes=3)), tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    assert load_bytes(rewritten(whole, labels=["a", "b", "c"])).labels == ("a", "b", "c")
+    with pytest.raises(ModelFileError):
+        load_bytes(rewritten(whole, labels=labels))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prismfl.config import Search
-from prismfl.layout import frozen_weights
-from prismfl.nets.generator import generate
+from prismfl.layout import Layout, frozen_weights
+from prismfl.nets.generator import generate, layer_views
 from prismfl.nets.masked import scores_of
-from prismfl.search import Memory, local_search, rate_at
+from prismfl.search import Memory, batch_labels, local_search, rate_at
 
 SETTINGS = Search(local_steps=3, batch_size=4)
 
@@ -135,6 +135,76 @@ def test_a_memory_given_is_left_alone(search):
 def test_a_memory_of_nothing_is_no_memory(search, layout):
     nothing = Memory(np.zeros(layout.count, np.float32), np.zeros(layout.count, np.float32))
     assert search(memory=nothing).q.tobytes() == search().q.tobytes()
+
+
+# ----------------------------------------------------------------------------------------- labels
+
+
+@pytest.fixture(scope="module")
+def search_by_label(feature_map, blobs):
+    """A search over four labels with images of some: (layout, what it found)."""
+    layout = Layout(16, 1, 2, 8, classes=4)
+    weights = torch.from_numpy(frozen_weights(layout, 0).copy())
+
+    def run(labels, settings=SETTINGS, rate=0.3, seed=0, q=None):
+        target = feature_map.target(blobs, np.resize(labels, len(blobs)), 4)
+        start = np.full(layout.count, 32768, np.uint16) if q is None else q
+        draws = torch.Generator().manual_seed(seed)
+        return layout, local_search(layout, weights, feature_map, start, target, settings, rate, draws)
+
+    return run
+
+
+@pytest.mark.parametrize("loss", ["squared", "moving"])
+@pytest.mark.parametrize("mine", [[0, 2], [3], [0, 1, 2, 3]])
+def test_only_the_labels_of_a_clients_images_move(search_by_label, mine, loss):
+    layout, found = search_by_label(mine, Search(local_steps=3, batch_size=8, loss=loss))
+    views = layer_views(layout, torch.from_numpy(found.q.astype(np.int32)))
+    shifts = torch.cat([view.flatten(1) for name, view in views.items() if name.endswith(".label")], 1)
+    for label in range(4):
+        assert bool((shifts[label] != 32768).any()) == (label in mine)
+    for name, view in views.items():
+        assert (view != 32768).any(), name
+
+
+def test_a_search_by_label_is_repeatable_and_heeds_the_labels(search_by_label):
+    once, again, other, fewer = (
+        search_by_label(labels, seed=seed)[1].q.tobytes()
+        for labels, seed in (([0, 1], 0), ([0, 1], 0), ([0, 1], 1), ([0, 0, 0, 1], 0))
+    )
+    assert once == again
+    assert len({once, other, fewer}) == 3
+
+
+def test_the_loss_by_label_falls_on_an_easy_problem(search_by_label):
+    settings = Search(local_steps=30, batch_size=16)
+    first = found = search_by_label([0, 1], replace(settings, local_steps=1), 1e-6)[1]
+    for seed in range(3):
+        found = search_by_label([0, 1], settings, 0.3, seed, found.q)[1]
+    assert found.loss < 0.7 * first.loss
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=12).filter(any), st.integers(1, 64), st.integers(0, 2**31))
+def test_a_batch_has_labels_by_their_shares(images, count, seed):
+    shares = torch.tensor(images, dtype=torch.float64) / sum(images)
+    labels = batch_labels(shares, count, torch.Generator().manual_seed(seed))
+    found = torch.bincount(labels, minlength=len(images))
+    assert labels.dtype == torch.int64 and len(labels) == count and len(found) == len(images)
+    assert (found - count * shares).abs().max() < 1 + 1e-9
+    assert not found[shares == 0].any()
+    assert torch.equal(labels, batch_labels(shares, count, torch.Generator().manual_seed(seed)))
+
+
+def test_over_many_batches_labels_have_their_shares_in_all_company():
+    shares, draws = torch.tensor([0.05, 0.35, 0.0, 0.6], dtype=torch.float64), torch.Generator().manual_seed(0)
+    found = [torch.bincount(batch_labels(shares, 3, draws), minlength=4) for _ in range(2000)]
+    # A number within 1 has a deviation of at most 1/2: five of them.
+    torch.testing.assert_close(torch.stack(found).double().mean(0), 3 * shares, atol=2.5 / 2000**0.5, rtol=0)
+    even = torch.full((4,), 0.25, dtype=torch.float64)
+    assert len({frozenset(batch_labels(even, 2, draws).tolist()) for _ in range(200)}) == 6
+
+
+# ------------------------------------------------------------------------------------------- rates
 
 
 @given(st.integers(2, 500), st.floats(0, 1), st.floats(0.01, 10))

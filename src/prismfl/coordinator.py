@@ -18,6 +18,7 @@ from prismfl.federation import (
     RoundRecord,
     broadcast,
     init,
+    preview_mask,
     server_update,
     shipped_mask,
 )
@@ -122,7 +123,7 @@ def _preview(agreement: Agreement, state: ServerState) -> Sampler | None:
     output = agreement.settings.output
     if not (_due(output.grid_every, state.round) or _due(output.distance_every, state.round)):
         return None
-    mask = state.q >= 32768
+    mask = preview_mask(agreement, state.q)
     return Sampler(_model(agreement, mask, ""), output.device)
 
 

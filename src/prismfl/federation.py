@@ -74,7 +74,7 @@ class RoundRecord:
 def agree(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Agreement:
     """Layout and run id of the settings, for images of `channels` channels and named classes.
 
-    Raises SettingError when there are more classes than a conditional generator takes.
+    Raises SettingError when there are more classes than a conditional generator takes, or odd names.
     """
     size = settings.generator.size or (16 if settings.data.dataset == "digits" else 32)
     labels = tuple(classes) if settings.generator.conditional and len(classes) > 1 else ()
@@ -82,6 +82,9 @@ def agree(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Agr
         raise SettingError(
             f"{len(labels)} labels", f"at most {MOST_LABELS} for a conditional generator", "set conditional to false"
         )
+    odd = [name for name in labels if not name.isprintable()]
+    if odd:
+        raise SettingError(f"a label {odd[0]!r}", "printable text, for it goes into the model", "rename the class")
     layout = Layout(size, channels, settings.generator.width, settings.generator.latent, len(labels))
     run = message.run_id(to_toml(settings.public()) + repr((layout, labels)))
     return Agreement(settings, layout, run, labels)
@@ -203,7 +206,8 @@ def _uniforms(agreement: Agreement, round_index: int, client: int, rank: int, si
 def _moments_of_mask(agreement: Agreement, kit: ClientKit, mask: NDArray[np.bool_]) -> torch.Tensor:
     flat = kit.weights * torch.from_numpy(mask).to(kit.weights.device)
     stream = Stream(agreement.settings.seed, Purpose.SHIPPED, 2**32 - 1)
-    latents = latent_batch(agreement.layout, stream, _CANDIDATE_LATENTS).to(kit.weights.device)
+    count = max(_CANDIDATE_LATENTS, 4 * agreement.layout.classes)
+    latents = latent_batch(agreement.layout, stream, count).to(kit.weights.device)
     labels = label_turns(agreement.layout, len(latents)).to(latents.device)
     groups = label_means(labels, agreement.layout.classes)
     parts = [part.split(_CANDIDATE_BATCH, -1) for part in (latents.T, labels, groups)]
@@ -292,13 +296,19 @@ def _check_weight(agreement: Agreement, client: int, weight: int, size: int) -> 
 
 def candidates(agreement: Agreement, q: NDArray[np.uint16]) -> list[NDArray[np.bool_]]:
     """Masks that may be shipped, bool `[N]` each: draws from θ, and θ ≥ 1/2."""
-    federation, seed = agreement.settings.federation, agreement.settings.seed
-    half = [q >= 32768]
-    if federation.shipped == "half":
-        return half
-    count = federation.shipped_draws if federation.shipped == "best" else 1
-    drawn = [mask_of(q, Stream(seed, Purpose.SHIPPED, index).halves(len(q))) for index in range(count)]
-    return drawn + (half if federation.shipped == "best" else [])
+    federation = agreement.settings.federation
+    if federation.shipped != "best":
+        return [preview_mask(agreement, q)]
+    return [*(_drawn(agreement, q, index) for index in range(federation.shipped_draws)), q >= 32768]
+
+
+def preview_mask(agreement: Agreement, q: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """What would be shipped of θ without asking the clients, bool `[N]`: a draw if draws are, else θ ≥ 1/2."""
+    return _drawn(agreement, q, 0) if agreement.settings.federation.shipped == "draw" else q >= 32768
+
+
+def _drawn(agreement: Agreement, q: NDArray[np.uint16], index: int) -> NDArray[np.bool_]:
+    return mask_of(q, Stream(agreement.settings.seed, Purpose.SHIPPED, index).halves(len(q)))
 
 
 def shipped_mask(agreement: Agreement, state: ServerState, exchange: Exchange) -> NDArray[np.bool_]:

@@ -104,8 +104,10 @@ def _parse(path: str | Path, raw: bytes) -> Model:
     if not isinstance(about["settings"], str) or not isinstance(about["ledger"], list):
         raise _refuse(path, "holds unusable settings or ledger")
     names = about["labels"]
-    if not isinstance(names, list) or len(names) != layout.classes or not all(isinstance(n, str) for n in names):
-        raise _refuse(path, f"holds other labels than its {layout.classes}")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise _refuse(path, "holds labels that are no text")
+    if len(names) != layout.classes or len(set(names)) != len(names):
+        raise _refuse(path, f"holds {len(set(names))} different labels for {layout.classes}")
     if not all(_usable(tensors[name], layout) for name in ("norm_mean", "norm_var")) or tensors["norm_var"].min() < 0:
         raise _refuse(path, "holds unusable BatchNorm statistics")
     if about["signs_sha256"] != _signs_hash(layout, about["seed"]):

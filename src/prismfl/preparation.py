@@ -49,7 +49,7 @@ def prepare(
         raise DataError("no images", "the arrays of the run", "pass images, and labels if there are any")
     else:
         train, test = _load(settings, size)
-    _check_distance(settings, test)
+    _check_test(settings, train, test)
     agreement = agree(settings, train.images.shape[1], train.classes)
     parts = partition(train, settings.data, settings.seed)
     features = _feature_map(settings, agreement.layout)
@@ -66,7 +66,13 @@ def for_arrays(settings: Settings, images: NDArray[np.uint8]) -> Settings:
     )
 
 
-def _check_distance(settings: Settings, test: ImageSet | None) -> None:
+def _check_test(settings: Settings, train: ImageSet, test: ImageSet | None) -> None:
+    if test is not None and len(test) and test.labels.max() >= len(train.classes):
+        raise DataError(
+            f"a test label {test.labels.max()} and {len(train.classes)} labels in training",
+            "test images of trained labels",
+            "check the two splits",
+        )
     asked = settings.output.distance_samples
     if test is not None and asked and min(asked, len(test)) < 2:
         raise SettingError(

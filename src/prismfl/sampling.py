@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,14 +36,18 @@ class Sampler:
         labels: int64 `[count]`, numbers of the model's labels; without them labels take turns.
         Raises SettingError when count < 1, or for labels that the model does not have.
         """
-        layout, most = self.model.layout, _MOST_NUMBERS // self.model.layout.latent
-        if not 1 <= count <= most:
-            raise SettingError(f"count {count}", f"1 … {most}", "ask for fewer at a time, with several seeds")
+        layout = self.model.layout
+        self._check_count(count)
         check_device(self.device)
         flat = torch.from_numpy(frozen_weights(layout, self.model.seed) * self.model.mask).to(self.device)
         statistics = Statistics(self.model.norm_mean, self.model.norm_var)
         latents = latent_batch(layout, Stream(seed, Purpose.LATENT), count)
         return render(layout, flat, statistics, latents, self._tags(count, labels))
+
+    def _check_count(self, count: int) -> None:
+        most = _MOST_NUMBERS // self.model.layout.latent
+        if not 1 <= count <= most:
+            raise SettingError(f"count {count}", f"1 … {most}", "ask for fewer at a time, with several seeds")
 
     def labelled(self, name: str, count: int) -> NDArray[np.int64]:
         """The number of a label, `count` times: int64 `[count]`.  Raises SettingError."""
@@ -51,7 +55,8 @@ class Sampler:
         if name not in names:
             known = ", ".join(map(repr, names)) or "none: this model takes no label"
             raise SettingError(f"label {name!r}", f"one of {known}", "name a label of the model")
-        return np.full(max(0, count), names.index(name), np.int64)
+        self._check_count(count)
+        return np.full(count, names.index(name), np.int64)
 
     def per_class(self, count: int, *, seed: int = 0) -> dict[str, NDArray[np.uint8]]:
         """`count` images of each label, by its name: uint8 `[count, C, H, W]` each.
@@ -66,6 +71,7 @@ class Sampler:
                 "labels that can name folders below the output",
                 "sample without --per-class",
             )
+        self._check_count(count * len(names))
         every = self.sample(count * len(names), seed=seed, labels=np.repeat(np.arange(len(names)), count))
         return {name: every[index * count : (index + 1) * count] for index, name in enumerate(names)}
 
@@ -108,13 +114,13 @@ def finish(
 
 def _unsafe(name: str) -> bool:
     """Whether a label, which a foreign file may have chosen, would lead out of a folder."""
-    parts = PurePosixPath(name).parts
-    return name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or ":" in name
+    dots = {".", ".."} & set(name.split("/"))
+    return not name.isprintable() or name.startswith("/") or bool(dots) or any(mark in name for mark in "\\\0:")
 
 
 def labels_like(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """`count` labels in the shares of given ones int64 `[n]`, picked at even steps: int64 `[count]`."""
-    return labels[np.arange(count) * len(labels) // count]
+    """`count` labels in the shares of given ones int64 `[n]`, each within 1 of its share: int64 `[count]`."""
+    return np.asarray(np.sort(labels)[np.arange(count) * len(labels) // count], np.int64)
 
 
 def grid_of(sampler: Sampler, seed: int = 0) -> Image.Image:

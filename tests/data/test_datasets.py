@@ -49,6 +49,14 @@ def data_folder(*parts):
 # --------------------------------------------------------------------------------- digits and IDX
 
 
+def test_a_part_keeps_images_and_labels_together_and_the_numbering():
+    whole = load_dataset("digits", None, 16, "test")
+    rows = np.flatnonzero(whole.labels == 7)[::-1]
+    part = whole.part(rows)
+    assert len(part) == len(rows) and np.array_equal(part.images, whole.images[rows])
+    assert set(part.labels) == {7} and part.classes == whole.classes
+
+
 def test_digits_are_split_and_scaled():
     train, test = (load_dataset("digits", None, 16, split) for split in ("train", "test"))
     assert train.images.shape == (1438, 1, 16, 16) and test.images.shape == (359, 1, 16, 16)

@@ -12,6 +12,7 @@ import pytest
 
 from prismfl import coordinator, runfolder
 from prismfl.coordinator import Silent
+from prismfl.data.datasets import ImageSet
 from prismfl.engines import inprocess
 from prismfl.engines.inprocess import InProcess, resume, train
 from prismfl.errors import ClientError, DataError, RunFolderError
@@ -216,6 +217,19 @@ def test_unusable_images_are_refused_before_a_folder_is_made(tmp_path, run_setti
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_with_labels_makes_a_model_of_them_and_resumes_to_the_same_bytes(run_settings, blobs, tmp_path):
+    labels = np.array([40, 5, 7])[np.arange(30) % 3]
+    settings = run_settings("keep", shipped="best", shipped_draws=2)
+    train(settings, blobs, labels, out=tmp_path / "whole")
+    found = load(tmp_path / "whole" / "model.safetensors")
+    assert found.model.labels == ("5", "7", "40") and found.model.layout.classes == 3
+    assert not np.array_equal(*(found.sample(4, labels=found.labelled(name, 4)) for name in ("5", "40")))
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, blobs, labels, out=tmp_path / "run", watcher=Kill(2))
+    resume(tmp_path / "run", blobs, labels)
+    same_run(tmp_path / "run", RunFolder(tmp_path / "whole"))
+
+
 # ---------------------------------------------------------------------------------------- workers
 
 
@@ -249,7 +263,7 @@ def test_workers_change_no_byte_of_the_model(by_workers):
 
 def test_two_workers_search_at_a_time(tiny, blobs, tmp_path):
     ready = prepare(tiny(output={"workers": 2}), blobs)
-    engine = InProcess(ready.agreement, ready.kit, ready.images, RunFolder(tmp_path))
+    engine = InProcess(ready.agreement, ready.kit, ready.clients, RunFolder(tmp_path))
     barrier = threading.Barrier(2, timeout=60)
 
     def meet(client, frame):
@@ -269,9 +283,10 @@ def run_with(tiny, blobs, tmp_path):
 
     def run(images, client=1, **changes):
         ready, watcher = prepare(tiny(**changes), blobs), Listen()
-        parts = [images if index == client else part for index, part in enumerate(ready.images)]
+        broken = None if images is None else ImageSet(images, np.zeros(len(images), np.int64), ("0",))
+        clients = [broken if index == client else mine for index, mine in enumerate(ready.clients)]
         folder = runfolder.create(tmp_path / "run", ready.agreement.settings)
-        done = inprocess._run(replace(ready, images=parts), folder, watcher)
+        done = inprocess._run(replace(ready, clients=clients), folder, watcher)
         return done.folder, watcher
 
     return run
@@ -296,11 +311,20 @@ def test_a_client_with_broken_images_is_left_out(run_with, what):
     assert sum("client 1 is left out" in note for note in watcher.notes) == 2
 
 
+@pytest.mark.parametrize("labels", [np.full(9, 3), np.full(9, -1), np.zeros(8, np.int64), np.zeros(9), None], ids=repr)
+def test_a_client_with_labels_that_were_not_agreed_on_is_left_out(tiny, blobs, tmp_path, labels):
+    ready = prepare(tiny(), blobs, np.arange(30) % 3)
+    broken = [replace(mine, labels=labels) if index == 1 else mine for index, mine in enumerate(ready.clients)]
+    folder = runfolder.create(tmp_path / "run", ready.agreement.settings)
+    inprocess._run(replace(ready, clients=broken), folder, None)
+    assert [(line["cohort"], list(line["left_out"])) for line in read_rounds(folder)] == [([0, 2], ["1"])] * 2
+
+
 def test_no_client_left_ends_the_run(tiny, blobs, tmp_path):
     ready = prepare(tiny(), blobs)
     folder = runfolder.create(tmp_path / "run", ready.agreement.settings)
     with pytest.raises(ClientError, match="no usable reply"):
-        inprocess._run(replace(ready, images=[None] * 3), folder, None)
+        inprocess._run(replace(ready, clients=[None] * 3), folder, None)
     assert not folder.checkpoint.exists()
 
 
@@ -327,10 +351,10 @@ def test_a_client_that_fails_once_takes_part_again(tiny, blobs, tmp_path, monkey
 def engine_of(tiny, blobs, tmp_path):
     engines = []
 
-    def make(images=None, **output):
-        ready = prepare(tiny(output=output), blobs)
-        parts = list(ready.images) if images is None else images
-        engines.append(InProcess(ready.agreement, ready.kit, parts, RunFolder(tmp_path / "run")))
+    def make(change=None, labels=None, **output):
+        ready = prepare(tiny(output=output), blobs, labels)
+        clients = [change(mine) for mine in ready.clients] if change else ready.clients
+        engines.append(InProcess(ready.agreement, ready.kit, clients, RunFolder(tmp_path / "run")))
         return engines[-1]
 
     yield make
@@ -338,9 +362,13 @@ def engine_of(tiny, blobs, tmp_path):
         engine.close()
 
 
+LABELS = np.arange(30) % 3
+
+
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["plain", "labels"])
 @pytest.mark.parametrize("shared", [False, True])
-def test_moments_are_computed_once_and_kept(engine_of, tmp_path, monkeypatch, shared):
-    changes = {"cache_dir": str(tmp_path / "cache")} if shared else {}
+def test_moments_are_computed_once_and_kept(engine_of, tmp_path, monkeypatch, shared, labels):
+    changes = {"labels": labels} | ({"cache_dir": str(tmp_path / "cache")} if shared else {})
     first = engine_of(**changes).target(0)
     assert any((tmp_path / ("cache" if shared else "run")).rglob("target*.safetensors"))
 
@@ -350,14 +378,36 @@ def test_moments_are_computed_once_and_kept(engine_of, tmp_path, monkeypatch, sh
     monkeypatch.setattr(FeatureMap, "target", never)
     again = engine_of(**changes).target(0)
     np.testing.assert_array_equal(again.moments, first.moments)
+    np.testing.assert_array_equal(again.shares, first.shares)
     assert again.images == first.images
 
 
-def test_moments_of_other_images_are_computed_anew(engine_of, blobs):
+def test_moments_of_other_images_are_computed_anew(engine_of):
     first = engine_of().target(0)
-    other = engine_of([blobs[:4]]).target(0)
+    other = engine_of(lambda mine: mine.part(np.arange(4))).target(0)
     assert other.images == 4
     assert not np.array_equal(first.moments, other.moments)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_moments_of_other_labels_are_computed_anew(engine_of, tmp_path, shared):
+    changes = {"cache_dir": str(tmp_path / "cache")} if shared else {}
+    first = engine_of(labels=LABELS, **changes).target(0)
+    turned = engine_of(lambda mine: replace(mine, labels=(mine.labels + 1) % 3), LABELS, **changes).target(0)
+    np.testing.assert_allclose(np.roll(first.shares, 1), turned.shares)
+    blocks, moved = (found.moments.reshape(3, -1) for found in (first, turned))
+    np.testing.assert_allclose(np.roll(blocks, 1, 0), moved, atol=1e-6)
+    assert not np.array_equal(blocks, moved)
+
+
+def test_moments_of_more_or_no_classes_are_computed_anew(engine_of):
+    """The same images with the same labels, among three, four and no classes."""
+    entries = len(engine_of().target(0).moments)
+    held_back = LABELS.copy()
+    held_back[9] = 3
+    for labels, classes in ((LABELS, 3), (held_back, 4), (None, 1)):
+        found = engine_of(labels=labels).target(0)
+        assert len(found.moments) == classes * entries and len(found.shares) == classes
 
 
 def test_a_damaged_cache_is_computed_anew(engine_of, tmp_path):
@@ -370,7 +420,7 @@ def test_a_damaged_cache_is_computed_anew(engine_of, tmp_path):
 
 def test_a_memory_of_an_uncommitted_round_is_not_recalled(tiny, blobs, tmp_path):
     ready = prepare(tiny(search={"adam": "keep"}), blobs)
-    engine = InProcess(ready.agreement, ready.kit, ready.images, RunFolder(tmp_path))
+    engine = InProcess(ready.agreement, ready.kit, ready.clients, RunFolder(tmp_path))
     count = ready.agreement.layout.count
     for turn in (1, 4, 6):
         engine.memories[0] = inprocess.Memory(*np.full((2, count), turn, np.float32), steps=turn)

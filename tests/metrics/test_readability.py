@@ -31,6 +31,14 @@ def test_real_digits_are_readable(classifier, digits):
     assert np.abs(np.array(found.class_shares) - np.bincount(test.labels) / len(test)).max() < 0.03
 
 
+def test_labels_agree_as_far_as_the_classifier_sees_them(classifier, digits):
+    test = digits[1]
+    right, wrong = (readability(classifier, test.images, test, labels) for labels in (test.labels, 9 - test.labels))
+    assert right.label_agreement == right.test_accuracy
+    assert wrong.label_agreement < 0.1, "no digit is nine less itself"
+    assert readability(classifier, test.images, test).label_agreement is None
+
+
 def test_noise_is_less_readable(classifier, digits):
     noise = np.random.default_rng(0).integers(0, 256, (300, 1, 16, 16), np.uint8)
     found = readability(classifier, noise, digits[1])

@@ -129,9 +129,9 @@ def recompute_statistics(layout: Layout, flat: Tensor, seed: int, batches: int =
     device = flat.device
     mean, var = torch.zeros(sum(layout.norms), device=device), torch.zeros(sum(layout.norms), device=device)
     latents = latent_batch(layout, Stream(seed, Purpose.STATISTICS), batches * batch).to(device)
-    labels = label_turns(layout, batch).to(device)
-    for index, part in enumerate(latents.split(batch)):
-        generate(layout, flat, part, labels=labels, mean=mean, var=var, momentum=1 / (index + 1))
+    labels = label_turns(layout, len(latents)).to(device)
+    for index, (part, tags) in enumerate(zip(latents.split(batch), labels.split(batch), strict=True)):
+        generate(layout, flat, part, labels=tags, mean=mean, var=var, momentum=1 / (index + 1))
     return Statistics(mean.cpu().numpy(), var.cpu().numpy())
 
 
