@@ -1,5 +1,7 @@
 """The public uniforms that masks are drawn with, known to client and server alike."""
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,20 @@ def uniforms(
     """
     if draws == "independent":
         return Stream(seed, Purpose.MASK, round_index, client).halves(count)
+    place = int(_places(seed, round_index, cohort)[rank])
+    return _shared(seed, round_index, count) + np.uint16(place * 65536 // cohort)
+
+
+# A simulator and a server ask for the same round once a client.
+@lru_cache(maxsize=2)
+def _places(seed: int, round_index: int, cohort: int) -> NDArray[np.int64]:
+    """π: the place of each rank, a permutation of `0 … cohort - 1`."""
+    return Stream(seed, Purpose.RANKS, round_index).permutation(cohort)
+
+
+@lru_cache(maxsize=2)
+def _shared(seed: int, round_index: int, count: int) -> NDArray[np.uint16]:
+    """u of a round, before any shift: uint16 `[count]`, not to be written to."""
     shared = Stream(seed, Purpose.MASK, round_index).halves(count)
-    place = int(Stream(seed, Purpose.RANKS, round_index).permutation(cohort)[rank])
-    return shared + np.uint16(place * 65536 // cohort)
+    shared.setflags(write=False)
+    return shared
