@@ -18,8 +18,8 @@ def arrays():
 def test_digits_are_dealt_whole(tiny):
     ready = prepare(tiny())
     train, test = (load_dataset("digits", None, 16, split) for split in ("train", "test"))
-    dealt = np.concatenate(ready.images)
-    assert len(ready.images) == 3 and len(dealt) == len(train)
+    dealt = np.concatenate([part.images for part in ready.clients])
+    assert len(ready.clients) == 3 and len(dealt) == len(train)
     assert sorted(i.tobytes() for i in dealt) == sorted(i.tobytes() for i in train.images)
     assert np.array_equal(ready.test.images, test.images)
     assert ready.agreement.layout.size == 16 and ready.agreement.layout.channels == 1
@@ -28,7 +28,7 @@ def test_digits_are_dealt_whole(tiny):
 
 def test_another_size_is_taken_where_it_is_set(tiny):
     ready = prepare(tiny(generator={"size": 32}))
-    assert {part.shape[1:] for part in ready.images} == {(1, 32, 32)}
+    assert {part.images.shape[1:] for part in ready.clients} == {(1, 32, 32)}
     assert ready.test.images.shape[1:] == (1, 32, 32)
 
 
@@ -37,23 +37,23 @@ def test_of_a_callers_arrays_every_tenth_is_for_testing(tiny, arrays):
     ready = prepare(tiny(), images, labels)
     assert np.array_equal(ready.test.images, images[9::10]) and ready.test.labels.tolist() == labels[9::10].tolist()
     held = {i.tobytes() for i in ready.test.images}
-    dealt = {i.tobytes() for part in ready.images for i in part}
+    dealt = {i.tobytes() for part in ready.clients for i in part.images}
     assert not held & dealt and len(held | dealt) == 40
 
 
 def test_labels_are_only_needed_where_a_split_asks(tiny, arrays):
-    assert sum(map(len, prepare(tiny(), arrays[0]).images)) == 36
+    assert sum(map(len, prepare(tiny(), arrays[0]).clients)) == 36
     shards = prepare(tiny(data={"partition": "shards", "clients": 4, "shards": 4}), *arrays)
     train_labels = np.delete(arrays[1], np.s_[9::10])
     by_image = {
         image.tobytes(): label for image, label in zip(np.delete(arrays[0], np.s_[9::10], 0), train_labels, strict=True)
     }
-    assert [len({by_image[i.tobytes()] for i in part}) for part in shards.images].count(1) >= 2
+    assert [len({by_image[i.tobytes()] for i in part.images}) for part in shards.clients].count(1) >= 2
 
 
 def test_colour_arrays_make_a_coloured_generator(tiny, arrays):
     ready = prepare(tiny(), arrays[0].repeat(3, 1))
-    assert ready.agreement.layout.channels == 3 and ready.images[0].shape[1] == 3
+    assert ready.agreement.layout.channels == 3 and ready.clients[0].images.shape[1] == 3
 
 
 def test_clients_as_given_keep_every_image(tiny, tmp_path):
@@ -64,7 +64,7 @@ def test_clients_as_given_keep_every_image(tiny, tmp_path):
             Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(tmp_path / client / f"{index}.png")
     data = {"dataset": "folder", "data_dir": str(tmp_path), "partition": "given", "clients": 2}
     ready = prepare(tiny(data=data))
-    assert [len(part) for part in ready.images] == [5, 9] and ready.test is None
+    assert [len(part) for part in ready.clients] == [5, 9] and ready.test is None
     with pytest.raises(SettingError, match="2, the folders found"):
         prepare(tiny(data=data | {"clients": 3}))
 

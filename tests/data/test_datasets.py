@@ -164,7 +164,7 @@ def test_unreadable_idx_file_is_named(tmp_path):
 def test_split_name_and_folder_are_asked_for(tmp_path):
     with pytest.raises(DataError, match=r"split 'valid'.*train or test"):
         load_dataset("digits", None, 16, "valid")
-    with pytest.raises(DataError, match=r"'imagenet'.*digits, mnist, fmnist, kmnist, folder"):
+    with pytest.raises(DataError, match=r"'imagenet'.*digits, mnist, fmnist, kmnist, cifar10, celeba, folder, hf"):
         load_dataset("imagenet", tmp_path, 16, "train")
     for name in ("mnist", "folder"):
         with pytest.raises(DataError, match=f"no folder for data set '{name}'.*--data-dir"):
