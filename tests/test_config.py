@@ -37,7 +37,9 @@ def valid_settings(draw):
     return {
         "seed": draw(st.integers(0, 2**64 - 1)),
         "data": {
-            "dataset": draw(st.sampled_from(["digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder", "hf"])),
+            "dataset": draw(
+                st.sampled_from(["digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder", "hf"])
+            ),
             "data_dir": draw(texts),
             "attribute": draw(texts),
             "image_column": draw(texts),
