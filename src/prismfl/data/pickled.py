@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from prismfl.errors import DataError
 
 _DTYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"}
-_ARRAY, _DTYPE, _REBUILD, _FROM_BUFFER, _ENCODE = range(5)
+_ARRAY, _DTYPE, _REBUILD, _FROM_BUFFER, _ENCODE, _BYTES = range(6)
 _NAMES = {
     "numpy ndarray": _ARRAY,
     "numpy dtype": _DTYPE,
@@ -30,6 +30,7 @@ _NAMES = {
     "numpy.core.numeric _frombuffer": _FROM_BUFFER,
     "numpy._core.numeric _frombuffer": _FROM_BUFFER,
     "_codecs encode": _ENCODE,  # how protocol 2 of Python 3 writes bytes
+    "__builtin__ bytes": _BYTES,  # and no bytes at all
 }
 
 
@@ -116,6 +117,8 @@ def _called(name: Any, given: Any) -> Any:
         return _Dtype(given[0])
     if which == _ENCODE and isinstance(given[0], str) and given[1] in ("latin1", "latin-1"):
         return given[0].encode("latin-1")
+    if which == _BYTES and given == ():
+        return b""
     if which == _FROM_BUFFER:
         made = _Array()
         made.fill(*given)
