@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import Tree, channels_first, data_folder, pixels, png
 
+from prismfl.config import Data
 from prismfl.data.datasets import load_dataset
+from prismfl.data.folder import client_roots
 from prismfl.errors import DataError
 
 
@@ -195,3 +197,97 @@ def test_the_zip_of_jpegs_is_read():
     test = load_dataset("folder", path, 32, "test")
     assert test.images.shape == (5000, 3, 32, 32) and len(test.classes) == 10
     assert np.bincount(test.labels).min() > 100
+
+
+# ----------------------------------------------------------------------------- clients by pattern
+
+
+def clients_from(pattern, size=16):
+    return load_dataset("folder", None, size, "train", per_client=True, settings=by_pattern(pattern))
+
+
+def by_pattern(pattern):
+    return Data(dataset="folder", partition="given", clients_from=str(pattern))
+
+
+SITES = ["north/x/1.png", "north/y/1.png", "south/x/1.png", "south/x/2.png", "west/y/1.png"]
+
+
+def sites(root, packed=()):
+    """Three clients' folders, some of them as zips: the images in order of client and name."""
+    made = pixels(len(SITES), grey=False, seed=5)
+    root.mkdir()
+    for client in ("north", "south", "west"):
+        mine = {n.split("/", 1)[1]: png(i) for n, i in zip(SITES, made, strict=True) if n.startswith(client)}
+        Tree(root / client, client in packed).write(mine)
+    return made
+
+
+@pytest.mark.parametrize("packed", [(), ("south",), ("north", "south", "west")])
+def test_every_folder_or_zip_of_a_pattern_is_a_client(tmp_path, packed):
+    made = sites(tmp_path / "sites", packed)
+    (tmp_path / "sites" / "notes.txt").write_text("no client")
+    found = clients_from(tmp_path / "sites" / "*")
+    assert found.owners.tolist() == [0, 0, 1, 1, 2] and found.classes == ("x", "y")
+    assert found.labels.tolist() == [0, 1, 0, 0, 1]
+    assert np.array_equal(found.images, made.transpose(0, 3, 1, 2))
+
+
+def test_a_pattern_equals_one_folder_of_clients_as_given(tmp_path):
+    sites(tmp_path / "sites")
+    one = clients_from(tmp_path / "sites" / "*")
+    two = load_dataset("folder", tmp_path / "sites", 16, "train", per_client=True)
+    assert np.array_equal(one.images, two.images) and one.classes == two.classes
+    assert np.array_equal(one.labels, two.labels) and np.array_equal(one.owners, two.owners)
+
+
+def test_a_pattern_may_choose(tmp_path):
+    sites(tmp_path / "sites")
+    assert clients_from(tmp_path / "sites" / "[ns]*").owners.tolist() == [0, 0, 1, 1]
+    assert [path.name for path in client_roots(str(tmp_path / "*" / "?est"))] == ["west"]
+
+
+def test_a_pattern_is_read_from_where_one_stands_and_from_home(tmp_path, monkeypatch):
+    sites(tmp_path / "sites")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(client_roots("sites/*")) == 3
+    assert len(client_roots("~/sites/*")) == 3
+
+
+def test_of_a_client_with_splits_the_training_images_count(tmp_path):
+    made = pixels(3, grey=False)
+    Tree(tmp_path / "a", False).write({"train/x/1.png": png(made[0]), "test/x/2.png": png(made[1])})
+    Tree(tmp_path / "b", False).write({"x/1.png": png(made[2])})
+    found = clients_from(tmp_path / "*")
+    assert found.owners.tolist() == [0, 1] and found.classes == ("x",)
+    assert np.array_equal(found.images, made[[0, 2]].transpose(0, 3, 1, 2))
+
+
+def test_one_coloured_client_makes_all_coloured(tmp_path):
+    Tree(tmp_path / "a", False).write({"1.png": png(pixels(1, grey=True)[0])})
+    Tree(tmp_path / "b", False).write({"1.png": png(pixels(1, grey=False)[0])})
+    found = clients_from(tmp_path / "*")
+    assert found.images.shape == (2, 3, 16, 16) and found.classes == ("",)
+
+
+@pytest.mark.parametrize("pattern", ["nothing*", "notes.txt", "sites/[", "\0", "~nobody-here/*"])
+def test_a_pattern_without_a_match_is_refused_by_name(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DataError, match=r"data\.clients_from"):
+        client_roots(pattern)
+
+
+def test_a_client_without_images_is_named(tmp_path):
+    sites(tmp_path / "sites")
+    (tmp_path / "sites" / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no train images in .*empty"):
+        clients_from(tmp_path / "sites" / "*")
+
+
+def test_a_damaged_image_of_a_client_is_named(tmp_path):
+    sites(tmp_path / "sites")
+    (tmp_path / "sites" / "west" / "y" / "2.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"west/y/2\.png does not decode"):
+        clients_from(tmp_path / "sites" / "*")

@@ -113,7 +113,10 @@ HAND_MADE = {
     "an array without content": [program(b"}", b"U\x01a", REBUILD, b"cnumpy\nndarray\n", b"\x85R", b"s")],
     "an array of a number of bytes": [
         program(
-            b"}U\x01a", REBUILD, b"cnumpy\nndarray\n", b"\x85R(K\x01K\x01\x85cnumpy\ndtype\nU\x02u1\x85R\x89J\xff\xff\xff\x7ftbs"
+            b"}U\x01a",
+            REBUILD,
+            b"cnumpy\nndarray\n",
+            b"\x85R(K\x01K\x01\x85cnumpy\ndtype\nU\x02u1\x85R\x89J\xff\xff\xff\x7ftbs",
         )
     ],
     "objects as an array's type": [program(b"}U\x01a", b"cnumpy\ndtype\nU\x01O\x85R", b"s")],
