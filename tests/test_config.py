@@ -208,6 +208,38 @@ def test_impossible_seeds_are_refused(value):
     assert f"seed = {value!r}" in str(caught.value) and str(2**64 - 1) in str(caught.value)
 
 
+def test_clients_by_pattern_set_what_follows_from_it():
+    data = settings_from({"data": {"clients_from": "sites/*"}}).data
+    assert (data.dataset, data.partition, data.clients) == ("folder", "given", 0)
+    assert settings_from({"data": {"clients_from": "sites/*", "clients": 3}}).data.clients == 3
+    assert settings_from({"data": {"clients_from": ""}}) == Settings()
+    again = settings_from(tomllib.loads(to_toml(settings_from({"data": {"clients_from": "sites/*"}}))))
+    assert again.data == data
+    settings_from({"data": {"clients_from": "sites/*"}, "federation": {"cohort": 15}})  # checked once they are counted
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("dataset", "mnist", "'folder'"), ("partition", "iid", "'given'"), ("data_dir", "pictures", "''")],
+)
+def test_what_contradicts_clients_by_pattern_is_refused(key, value, says):
+    with pytest.raises(SettingError, match=rf"data\.{key} = '{value}' with data\.clients_from; expected {says}"):
+        settings_from({"data": {"clients_from": "sites/*", key: value}})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"clients_from": "/secret/*", "clients": 3, "attribute": "Young"},
+        {"data_dir": "/secret", "dataset": "celeba", "attribute": "Young"},
+    ],
+)
+def test_paths_are_not_public_and_what_labels_mean_is(data):
+    public = settings_from({"data": data, "output": {"cache_dir": "/secret/cache"}}).public()
+    assert "secret" not in to_toml(public) and public.data.attribute == "Young"
+    assert settings_from(tomllib.loads(to_toml(public))) == public
+
+
 @pytest.mark.parametrize("section", list(SECTIONS))
 def test_unknown_keys_are_refused_with_the_known_ones(section):
     known = list(SECTIONS[section].__dataclass_fields__)

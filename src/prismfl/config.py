@@ -180,7 +180,10 @@ class Settings:
         _check_together(self)
 
     def public(self) -> "Settings":
-        """The settings without paths and machines, which change nothing and are nobody's business."""
+        """The settings without paths and machines, which change nothing and are nobody's business.
+
+        Raises SettingError while the clients of a pattern are not counted.
+        """
         return replace(self, data=replace(self.data, data_dir="", clients_from=""), output=Output())
 
 

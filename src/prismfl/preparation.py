@@ -131,5 +131,6 @@ def _given(
     names, tags = np.unique(tags, return_inverse=True)
     classes = tuple(str(name) for name in names)
     held = np.arange(len(images)) % _TEST_EVERY == _TEST_EVERY - 1
-    scaled, tags = fit(images, size, scratch), tags.astype(np.int64)
-    return ImageSet(scaled[~held], tags[~held], classes), ImageSet(scaled[held], tags[held], classes)
+    whole = ImageSet(fit(images, size, scratch), tags.astype(np.int64), classes)
+    train, test = deal(whole, [np.flatnonzero(~held), np.flatnonzero(held)], scratch)
+    return train, test
