@@ -22,9 +22,12 @@ def arrays():
 def test_digits_are_dealt_whole(tiny):
     ready = prepare(tiny())
     train, test = (load_dataset("digits", None, 16, split) for split in ("train", "test"))
-    dealt = np.concatenate([part.images for part in ready.clients])
+    dealt = np.concatenate([mine.images for mine in ready.clients])
     assert len(ready.clients) == 3 and len(dealt) == len(train)
     assert sorted(i.tobytes() for i in dealt) == sorted(i.tobytes() for i in train.images)
+    known = {image.tobytes(): label for image, label in zip(train.images, train.labels, strict=True)}
+    for mine in ready.clients:
+        assert [known[image.tobytes()] for image in mine.images] == mine.labels.tolist()
     assert np.array_equal(ready.test.images, test.images)
     assert ready.agreement.layout.size == 16 and ready.agreement.layout.channels == 1
     assert len(ready.kit.weights) == ready.agreement.layout.count
@@ -32,7 +35,7 @@ def test_digits_are_dealt_whole(tiny):
 
 def test_another_size_is_taken_where_it_is_set(tiny):
     ready = prepare(tiny(generator={"size": 32}))
-    assert {part.images.shape[1:] for part in ready.clients} == {(1, 32, 32)}
+    assert {mine.images.shape[1:] for mine in ready.clients} == {(1, 32, 32)}
     assert ready.test.images.shape[1:] == (1, 32, 32)
 
 
@@ -41,7 +44,7 @@ def test_of_a_callers_arrays_every_tenth_is_for_testing(tiny, arrays):
     ready = prepare(tiny(), images, labels)
     assert np.array_equal(ready.test.images, images[9::10]) and ready.test.labels.tolist() == labels[9::10].tolist()
     held = {i.tobytes() for i in ready.test.images}
-    dealt = {i.tobytes() for part in ready.clients for i in part.images}
+    dealt = {i.tobytes() for mine in ready.clients for i in mine.images}
     assert not held & dealt and len(held | dealt) == 40
 
 
@@ -52,7 +55,20 @@ def test_labels_are_only_needed_where_a_split_asks(tiny, arrays):
     by_image = {
         image.tobytes(): label for image, label in zip(np.delete(arrays[0], np.s_[9::10], 0), train_labels, strict=True)
     }
-    assert [len({by_image[i.tobytes()] for i in part.images}) for part in shards.clients].count(1) >= 2
+    assert [len({by_image[i.tobytes()] for i in mine.images}) for mine in shards.clients].count(1) >= 2
+
+
+def test_the_classes_of_the_data_are_the_generators_labels(tiny, arrays):
+    assert prepare(tiny()).agreement.labels == tuple("0123456789")
+    named = prepare(tiny(), arrays[0], np.array([3, 40])[arrays[1] % 2]).agreement
+    assert named.labels == ("3", "40") and named.layout.classes == 2
+
+
+@pytest.mark.parametrize("case", ["no labels", "one label", "by wish"])
+def test_a_generator_without_labels_takes_none(tiny, arrays, case):
+    labels = {"no labels": None, "one label": np.full(40, 6), "by wish": arrays[1]}[case]
+    found = prepare(tiny(generator={"conditional": case != "by wish"}), arrays[0], labels).agreement
+    assert found.labels == () and found.layout.classes == 0
 
 
 def test_colour_arrays_make_a_coloured_generator(tiny, arrays):
@@ -68,7 +84,7 @@ def test_clients_as_given_keep_every_image(tiny, tmp_path):
             Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(tmp_path / client / f"{index}.png")
     data = {"dataset": "folder", "data_dir": str(tmp_path), "partition": "given", "clients": 2}
     ready = prepare(tiny(data=data))
-    assert [len(part) for part in ready.clients] == [5, 9] and ready.test is None
+    assert [len(mine) for mine in ready.clients] == [5, 9] and ready.test is None
     with pytest.raises(SettingError, match="2, the folders found"):
         prepare(tiny(data=data | {"clients": 3}))
 
@@ -106,6 +122,11 @@ def test_a_list_is_refused_as_no_array(tiny):
 def test_labels_without_images_are_refused(tiny):
     with pytest.raises(DataError, match="labels"):
         prepare(tiny(), None, np.zeros(5, np.int64))
+
+
+def test_more_labels_than_a_generator_takes_are_refused(tiny):
+    with pytest.raises(SettingError, match="1001 labels; expected at most 1000"):
+        prepare(tiny(), np.zeros((1001, 1, 16, 16), np.uint8), np.arange(1001))
 
 
 @pytest.mark.parametrize("device", ["nonsense", "", "cuda:99", "hpu", "meta"])
