@@ -1,6 +1,8 @@
 """The command line: whole runs, and one clear line for everything that goes wrong."""
 
 import contextlib
+import functools
+import hashlib
 import io
 import json
 import os
@@ -404,8 +406,10 @@ def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
         (["train", "--layers", "0,99"], "features.layers"),
         (["train", "--control-variate", "perhaps"], "federation.control_variate = 'perhaps'"),
         (["train", "--epsilon", "8"], "privacy.epsilon = 8.0"),
-        (["train", "--dataset", "cifar10"], "data.dataset = 'cifar10'"),
-        (["train", "--partition", "attribute"], "data.partition = 'attribute'"),
+        (["train", "--dataset", "cifar10"], "no folder for data set 'cifar10'"),
+        (["train", "--dataset", "cifar10", "--data-dir", "nowhere"], "no data_batch_1.bin or data_batch_1 in nowhere"),
+        (["train", "--dataset", "celeba", "--data-dir", "nowhere"], "list_eval_partition.txt"),
+        (["train", "--partition", "attribute"], "data.clients = 2 with 10 labels"),
         (["train", "--shards", "41"], "data.shards = 41 with data.clients = 2"),
         (["train", "--seed", "-1"], "seed = -1"),
         (["train", "--seed", str(2**64)], f"seed = {2**64}"),
@@ -609,3 +613,100 @@ def test_bad_arrays_make_no_folder(tiny, arrays, tmp_path):
         with pytest.raises(PrismError, match="expected"):
             prismfl.train(tiny(), images, labels, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------- data of one's own
+
+
+def write_sites(root, counts):
+    """One folder of class folders for each client, images all different."""
+    rng = np.random.default_rng(0)
+    for client, count in counts.items():
+        for index in range(count):
+            path = root / client / "ab"[index % 2] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(path)
+
+
+SMALL = shlex.split("""
+    --size 16 --width 2 --latent 8 --rounds 2 --local-steps 1 --batch-size 4
+    --layers 0,1 --distance-samples 0 --shipped half --workers 1
+""")
+
+
+def test_a_pattern_of_folders_is_one_client_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_sites(tmp_path / "sites", {"north": 5, "south": 9, "west": 6})
+    words = ["train", "--clients-from", "sites/*", *SMALL]
+    code, _, err = call(*words, "--out", "run")
+    assert (code, err) == (0, "") and [line["cohort"] for line in lines_of(tmp_path / "run")] == [[0, 1, 2]] * 2
+    settings = load_settings(tmp_path / "run" / "config.toml")
+    assert (settings.data.clients, settings.data.clients_from) == (3, "sites/*")
+    assert b"sites" not in (tmp_path / "run" / "model.safetensors").read_bytes()
+    as_given = ["--dataset", "folder", "--data-dir", "sites", "--partition", "given", "--clients", 3]
+    assert call("train", *as_given, *SMALL, "--out", "given")[0] == 0
+    one, two = (tmp_path / name / "model.safetensors" for name in ("run", "given"))
+    assert one.read_bytes() == two.read_bytes(), "one folder of clients is the same run"
+    assert call("train", "--resume", "run")[0] == 0
+    assert "images a client    5 … 9" in call(*words, "--dry-run")[1]
+    model = tmp_path / "run" / "model.safetensors"
+    assert "no folder for data set 'folder'" in refused("evaluate", model)
+    shutil.copytree("sites/north", "sites/zone")
+    assert "data.clients = 3; expected 4, the folders found" in refused("train", "--resume", "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nowhere/*"], "no folder or zip matches 'nowhere/*'"),
+        (["[", "--clients", "3"], "no folder or zip matches '['"),
+        (["sites/*", "--clients", "5"], "data.clients = 5; expected 2, the folders found"),
+        (["sites/*", "--partition", "iid"], "data.partition = 'iid' with data.clients_from"),
+        (["sites/*", "--dataset", "mnist"], "data.dataset = 'mnist' with data.clients_from"),
+        (["sites/*", "--data-dir", "sites"], "data.data_dir = 'sites' with data.clients_from"),
+        (["sites/*", "--cohort", "3"], "federation.cohort = 3; expected 0 … 2"),
+    ],
+)
+def test_patterns_that_cannot_work_are_refused(tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    write_sites(tmp_path / "sites", {"north": 5, "south": 9})
+    assert says in refused("train", *SMALL, "--clients-from", *words)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    """CIFAR-10's binary batches, of twenty images each."""
+    rng = np.random.default_rng(4)
+    for stem in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        records = rng.integers(0, 256, (20, 3073), np.uint8)
+        records[:, 0] = np.arange(20) % 10
+        (tmp_path / f"{stem}.bin").write_bytes(records.tobytes())
+    return tmp_path
+
+
+def test_cifar10_is_trained_on_and_judged_against(cifar, monkeypatch):
+    monkeypatch.setattr(evaluation, "Classifier", functools.partial(Classifier, steps=1))
+    words = ["--dataset", "cifar10", "--data-dir", cifar, "--partition", "attribute", "--clients", 10]
+    code, _, err = call("train", *words, *SMALL, "--out", cifar / "run")
+    assert (code, err) == (0, "")
+    model = cifar / "run" / "model.safetensors"
+    code, out, err = call("evaluate", model, "--data-dir", cifar, "--samples", 20, "--json")
+    assert (code, err) == (0, "") and json.loads(out)["fid_embedded"] > 0
+    assert prismfl.load(model).model.labels[3] == "cat"
+
+
+def test_fetched_files_are_printed_and_trained_on(tmp_path, monkeypatch):
+    from prismfl.data.fetch import PUBLISHED, Remote
+
+    raw = b"what a publisher has"
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "a.gz").write_bytes(raw)
+    monkeypatch.setitem(PUBLISHED, "kmnist", (Remote("a.gz", hashlib.md5(raw).hexdigest(), ("http://127.0.0.1:9/",)),))
+    words = ["fetch", "kmnist", "--data-dir", tmp_path / "got"]
+    assert "cannot fetch http://127.0.0.1:9/a.gz" in refused(*words)
+    code, out, err = call(*words, "--mirror", (tmp_path / "there").as_uri())
+    assert (code, out.strip(), err) == (0, str(tmp_path / "got" / "a.gz"), "")
+    assert (tmp_path / "got" / "a.gz").read_bytes() == raw
+    assert "'celeba'" in refused("fetch", "celeba", "--data-dir", tmp_path)
+    assert "data-dir" in refused("fetch", "mnist")

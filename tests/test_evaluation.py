@@ -119,3 +119,19 @@ def test_a_model_of_a_callers_arrays_asks_what_to_be_judged_against(tiny, tmp_pa
     with pytest.raises(PrismError):
         evaluate_model(path, samples=4)
     assert evaluate_model(path, "digits", samples=4)["fid_embedded"] > 0
+
+
+def test_a_model_is_judged_by_the_attribute_it_was_trained_on(tiny, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "img_align_celeba").mkdir()
+    names = [f"{index:06}.png" for index in range(1, 31)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (170, 165, 3), np.uint8)).save(tmp_path / "img_align_celeba" / name)
+    (tmp_path / "list_eval_partition.txt").write_text("".join(f"{n} {2 * (i % 3 == 2)}\n" for i, n in enumerate(names)))
+    marks = "".join(f"{n} -1 {(-1) ** i}\n" for i, n in enumerate(names))
+    (tmp_path / "list_attr_celeba.txt").write_text(f"30\nMale Young\n{marks}")
+    data = {"dataset": "celeba", "data_dir": str(tmp_path), "attribute": "Young", "partition": "attribute"}
+    path = prismfl.train(tiny(data=data), out=tmp_path / "run").folder.model
+    assert prismfl.load(path).model.labels == ("not_Young", "Young")
+    found = evaluate_model(path, data_dir=str(tmp_path), samples=10)
+    assert found["fid_embedded"] > 0 and "label_agreement" in found

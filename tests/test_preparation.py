@@ -1,9 +1,13 @@
 """From settings to a simulation: loading, splitting, and refusals before any training."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from prismfl.config import settings_from
+from prismfl.data import images
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
 from prismfl.preparation import prepare
@@ -162,3 +166,63 @@ def test_a_tree_without_test_images_is_named_as_such(tiny, tmp_path):
     with pytest.raises(DataError) as caught:
         prepare(tiny(data={"dataset": "folder", "data_dir": str(tmp_path)}))
     assert "test" in str(caught.value).replace(str(tmp_path), "")
+
+
+def write_sites(root, counts):
+    """One folder of class folders for each client, images all different."""
+    rng = np.random.default_rng(0)
+    for client, count in counts.items():
+        for index in range(count):
+            path = root / client / "ab"[index % 2] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(path)
+    return root
+
+
+def without_clients(tiny, **data):
+    """Tiny settings whose data are these alone."""
+    settings = tiny()
+    return settings_from({**{k: v for k, v in asdict(settings).items() if k != "data"}, "data": data})
+
+
+def test_clients_by_pattern_are_counted(tiny, tmp_path):
+    write_sites(tmp_path / "sites", {"north": 5, "south": 9, "west": 2, "zero": 4})
+    ready = prepare(without_clients(tiny, clients_from=str(tmp_path / "sites" / "*")))
+    assert [len(part) for part in ready.clients] == [5, 9, 2, 4] and ready.test is None
+    assert ready.agreement.settings.data.clients == 4 and ready.agreement.labels == ("a", "b")
+    one = prepare(without_clients(tiny, clients_from=str(tmp_path / "sites" / "*"), clients=4))
+    two = prepare(
+        without_clients(tiny, dataset="folder", data_dir=str(tmp_path / "sites"), partition="given", clients=4)
+    )
+    assert one.agreement.run == ready.agreement.run == two.agreement.run, "paths are not part of a run's name"
+
+
+def test_another_number_of_clients_than_a_pattern_finds_is_refused(tiny, tmp_path):
+    write_sites(tmp_path / "sites", {"north": 5, "south": 9})
+    with pytest.raises(SettingError, match=r"data\.clients = 3; expected 2, the folders found"):
+        prepare(without_clients(tiny, clients_from=str(tmp_path / "sites" / "*"), clients=3))
+    with pytest.raises(DataError, match=r"no folder or zip matches 'nowhere/\*'"):
+        prepare(without_clients(tiny, clients_from="nowhere/*"))
+    settings = without_clients(tiny, clients_from=str(tmp_path / "sites" / "*"))
+    with pytest.raises(SettingError, match=r"federation\.cohort = 3; expected 0 … 2"):
+        prepare(replace(settings, federation=replace(settings.federation, cohort=3)))
+
+
+def test_clients_have_one_label_each_by_attribute(tiny):
+    ready = prepare(tiny(data={"partition": "attribute", "clients": 20}))
+    kinds = [set(part.labels.tolist()) for part in ready.clients]
+    assert all(len(kind) == 1 for kind in kinds) and set.union(*kinds) == set(range(10))
+
+
+def test_images_in_a_file_are_dealt_like_images_in_memory(tiny, monkeypatch, tmp_path):
+    small = prepare(tiny())
+    monkeypatch.setattr(images, "LARGE", 20_000)
+    large = prepare(tiny(output={"cache_dir": str(tmp_path)}))
+    for one, two in zip(small.clients, large.clients, strict=True):
+        assert np.array_equal(one.images, two.images) and np.array_equal(one.labels, two.labels)
+    assert all(isinstance(part.images, np.memmap) for part in large.clients)
+    assert not isinstance(small.clients[0].images, np.memmap)
+    given = np.random.default_rng(0).integers(0, 256, (100, 1, 20, 20), np.uint8)
+    small, large = prepare(tiny(), given[:60]), prepare(tiny(output={"cache_dir": str(tmp_path)}), given)
+    assert all(isinstance(part.images, np.memmap) for part in large.clients)
+    assert not isinstance(small.clients[0].images, np.memmap)

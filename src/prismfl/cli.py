@@ -223,6 +223,19 @@ def _shown(value: Any) -> str:
 
 
 @app.command()
+def fetch(
+    dataset: Annotated[str, typer.Argument(help="mnist, fmnist, kmnist or cifar10.")],
+    data_dir: Annotated[Path, typer.Option(help="Folder to put its files into.")],
+    mirror: Annotated[str, typer.Option(help="Address that has the files [the publisher's].")] = "",
+) -> None:
+    """Download a public data set and check its sums."""
+    from prismfl.data import fetch as files
+
+    for path in files.fetch(dataset, data_dir, mirror):
+        print(path)
+
+
+@app.command()
 def pretrain(
     images: Annotated[Path, typer.Option(help="Folder or zip of train/CLASS/ and test/CLASS/ images.")],
     out: Annotated[Path, typer.Option(help="File to write.")],

@@ -32,14 +32,22 @@ class Data:
 
     dataset: str = _setting(
         "digits",
-        "data set; folder takes any image folder or zip, arrays marks a run on a caller's arrays",
-        choices=("digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder", "arrays"),
+        "data set; folder takes any image folder or zip, hf what Hugging Face's datasets opens, "
+        "arrays marks a run on a caller's arrays",
+        choices=("digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder", "hf", "arrays"),
     )
-    data_dir: str = _setting("", "folder (or zip) that holds the data set")
-    clients: int = _setting(10, "number of clients", least=1, most=1_000_000)
+    data_dir: str = _setting("", "folder (or zip) that holds the data set; with hf, or the data set's name")
+    clients_from: str = _setting("", "pattern of one image folder or zip a client, as 'sites/*'")
+    attribute: str = _setting("Male", "attribute that is celeba's label")
+    image_column: str = _setting("", "hf's column of images; none guesses image or img")
+    label_column: str = _setting("", "hf's column of labels; none guesses label")
+    clients: int = _setting(
+        10, "number of clients; 0, with clients_from alone, takes as many as there are", least=0, most=1_000_000
+    )
     partition: str = _setting(
         "shards",
-        "how images are spread: shards are label-sorted; given takes one top folder a client",
+        "how images are spread: shards are label-sorted; attribute gives each client one label; "
+        "given takes one top folder a client",
         choices=("iid", "shards", "dirichlet", "attribute", "given"),
     )
     shards: int = _setting(40, "label-sorted shards, a multiple of the clients", least=1)
@@ -172,8 +180,11 @@ class Settings:
         _check_together(self)
 
     def public(self) -> "Settings":
-        """The settings without paths and machines, which change nothing and are nobody's business."""
-        return replace(self, data=replace(self.data, data_dir=""), output=Output())
+        """The settings without paths and machines, which change nothing and are nobody's business.
+
+        Raises SettingError while the clients of a pattern are not counted.
+        """
+        return replace(self, data=replace(self.data, data_dir="", clients_from=""), output=Output())
 
 
 SECTIONS: dict[str, type] = {
@@ -205,10 +216,15 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         if key == "seed":
             parts[key] = _checked("seed", _field("seed"), value)
         elif key in SECTIONS and isinstance(value, Mapping):
-            parts[key] = SECTIONS[key](**_section(key, value))
+            parts[key] = SECTIONS[key](**_section(key, _filled(value) if key == "data" else value))
         else:
             raise SettingError(f"key {key!r}", f"seed or a section: {', '.join(SECTIONS)}", "mend the settings")
     return Settings(**parts)
+
+
+def _filled(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With clients_from, what is not set follows from it; what is set and says otherwise is refused later."""
+    return {"dataset": "folder", "partition": "given", "clients": 0, **data} if data.get("clients_from") else data
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,13 +343,14 @@ def _range_text(kind: Any, limits: Mapping[str, Any]) -> str:
 def _check_together(settings: Settings) -> None:
     """Settings that are fine alone and impossible together."""
     data, federation = settings.data, settings.federation
+    _check_clients_from(data)
     if data.partition == "shards" and data.shards % data.clients:
         raise SettingError(
             f"data.shards = {data.shards} with data.clients = {data.clients}",
             "a multiple of the clients",
             "change data.shards",
         )
-    if federation.cohort > data.clients:
+    if federation.cohort > data.clients > 0:
         raise SettingError(
             f"federation.cohort = {federation.cohort}", f"0 … {data.clients}, the clients", "change federation.cohort"
         )
@@ -350,6 +367,22 @@ def _check_together(settings: Settings) -> None:
     _check_not_built(settings)
 
 
+def _check_clients_from(data: Data) -> None:
+    """A pattern names clients as given, in folders of their own; nobody else may leave their number open."""
+    if not data.clients_from:
+        if data.clients == 0:
+            raise SettingError("data.clients = 0", "a whole number ≥ 1 and ≤ 1000000", "change data.clients")
+        return
+    wanted = {"dataset": "folder", "partition": "given", "data_dir": ""}
+    for key, value in wanted.items():
+        if getattr(data, key) != value:
+            raise SettingError(
+                f"data.{key} = {getattr(data, key)!r} with data.clients_from",
+                f"{value!r}: its folders are the clients",
+                f"leave data.{key} or data.clients_from out",
+            )
+
+
 def _check_not_built(settings: Settings) -> None:
     """Names that are reserved and not served yet are refused, never ignored."""
     if settings.privacy.epsilon:
@@ -357,16 +390,4 @@ def _check_not_built(settings: Settings) -> None:
             f"privacy.epsilon = {settings.privacy.epsilon}",
             "0: this version gives no privacy guarantee",
             "leave privacy.epsilon out",
-        )
-    if settings.data.dataset in ("cifar10", "celeba"):
-        raise SettingError(
-            f"data.dataset = {settings.data.dataset!r}",
-            "digits, mnist, fmnist, kmnist or folder",
-            "unpack it into class folders and use folder",
-        )
-    if settings.data.partition == "attribute":
-        raise SettingError(
-            "data.partition = 'attribute'",
-            "iid, shards, dirichlet or given",
-            "sort the images into one folder a client and use given",
         )

@@ -34,7 +34,8 @@ def evaluate_model(
     if name == "arrays":
         raise DataError("a model of a caller's arrays", "a data set to judge against", "pass --dataset and --data-dir")
     size = sampler.model.layout.size
-    train, test = (load_dataset(name, Path(data_dir) if data_dir else None, size, split) for split in ("train", "test"))
+    folder = Path(data_dir) if data_dir else None
+    train, test = (load_dataset(name, folder, size, split, settings=trained.data) for split in ("train", "test"))
     if test.images.shape[1] != sampler.model.layout.channels:
         raise DataError(
             f"images of {test.images.shape[1]} channels",

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.config import Settings
-from prismfl.data.datasets import ImageSet, fit, load_dataset
+from prismfl.data.datasets import load_dataset
+from prismfl.data.folder import client_roots
+from prismfl.data.images import ImageSet, deal, fit
 from prismfl.data.partition import partition
 from prismfl.errors import DataError, SettingError
 from prismfl.federation import Agreement, ClientKit, agree, make_kit
@@ -38,13 +40,15 @@ def prepare(
 ) -> Prepared:
     """Load, split and check everything.  Raises PrismError subclasses before any training.
 
+    Where the settings leave the number of clients open, those of the agreement have it.
     images: uint8 `[N, C, H, W]` with labels int64 `[N]` instead of the settings' data set.
     """
     check_device(settings.output.device)
+    settings, scratch = _counted(settings), _scratch(settings)
     size = agree(settings, 1).layout.size
     test: ImageSet | None
     if images is not None:
-        train, test = _given(images, labels, size)
+        train, test = _given(images, labels, size, scratch)
     elif labels is not None or settings.data.dataset == "arrays":
         raise DataError("no images", "the arrays of the run", "pass images, and labels if there are any")
     else:
@@ -53,7 +57,18 @@ def prepare(
     agreement = agree(settings, train.images.shape[1], train.classes)
     parts = partition(train, settings.data, settings.seed)
     features = _feature_map(settings, agreement.layout)
-    return Prepared(agreement, make_kit(agreement, features), [train.part(rows) for rows in parts], test)
+    return Prepared(agreement, make_kit(agreement, features), deal(train, parts, scratch), test)
+
+
+def _counted(settings: Settings) -> Settings:
+    if settings.data.clients:
+        return settings
+    clients = len(client_roots(settings.data.clients_from))
+    return replace(settings, data=replace(settings.data, clients=clients))
+
+
+def _scratch(settings: Settings) -> Path | None:
+    return Path(settings.output.cache_dir) if settings.output.cache_dir else None
 
 
 def for_arrays(settings: Settings, images: NDArray[np.uint8]) -> Settings:
@@ -92,12 +107,12 @@ def _feature_map(settings: Settings, layout: Layout) -> FeatureMap:
 
 
 def _load(settings: Settings, size: int) -> tuple[ImageSet, ImageSet | None]:
-    data = settings.data
+    data, given, scratch = settings.data, settings.data.partition == "given", _scratch(settings)
     folder = Path(data.data_dir) if data.data_dir else None
-    train = load_dataset(data.dataset, folder, size, "train", per_client=data.partition == "given")
-    if data.partition == "given":
+    train = load_dataset(data.dataset, folder, size, "train", per_client=given, settings=data, scratch=scratch)
+    if given:
         return train, None  # every image belongs to a client
-    return train, load_dataset(data.dataset, folder, size, "test")
+    return train, load_dataset(data.dataset, folder, size, "test", settings=data, scratch=scratch)
 
 
 def _usable(images: NDArray[np.uint8]) -> bool:
@@ -106,7 +121,9 @@ def _usable(images: NDArray[np.uint8]) -> bool:
     return images.shape[1] in (1, 3) and len(images) >= _TEST_EVERY and min(images.shape) >= 1
 
 
-def _given(images: NDArray[np.uint8], labels: NDArray[np.int64] | None, size: int) -> tuple[ImageSet, ImageSet]:
+def _given(
+    images: NDArray[np.uint8], labels: NDArray[np.int64] | None, size: int, scratch: Path | None
+) -> tuple[ImageSet, ImageSet]:
     """Arrays of a caller as training and test images."""
     if not _usable(images):
         raise DataError(
@@ -120,5 +137,6 @@ def _given(images: NDArray[np.uint8], labels: NDArray[np.int64] | None, size: in
     names, tags = np.unique(tags, return_inverse=True)
     classes = tuple(str(name) for name in names)
     held = np.arange(len(images)) % _TEST_EVERY == _TEST_EVERY - 1
-    scaled, tags = fit(images, size), tags.astype(np.int64)
-    return ImageSet(scaled[~held], tags[~held], classes), ImageSet(scaled[held], tags[held], classes)
+    whole = ImageSet(fit(images, size, scratch), tags.astype(np.int64), classes)
+    train, test = deal(whole, [np.flatnonzero(~held), np.flatnonzero(held)], scratch)
+    return train, test

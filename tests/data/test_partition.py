@@ -22,8 +22,8 @@ def image_set(labels, owners=None):
 def cases(draw):
     """Labels with gaps, few clients or as many as there are images, any way to split."""
     labels = draw(st.lists(st.sampled_from([0, 1, 2, 5, 9]), min_size=1, max_size=80))
-    clients = draw(st.integers(1, len(labels)))
-    how = draw(st.sampled_from(["iid", "shards", "dirichlet", "given"]))
+    how = draw(st.sampled_from(["iid", "shards", "dirichlet", "given", "attribute"]))
+    clients = draw(st.integers(len(set(labels)) if how == "attribute" else 1, len(labels)))
     owners = None
     if how == "given":
         spare = draw(st.lists(st.integers(0, clients - 1), min_size=len(labels), max_size=len(labels)))
@@ -52,9 +52,9 @@ def test_given_owners_are_kept(case):
             assert (images.owners[part] == client).all()
 
 
-@pytest.mark.parametrize("how", ["iid", "shards", "dirichlet"])
+@pytest.mark.parametrize("how", ["iid", "shards", "dirichlet", "attribute"])
 def test_another_seed_splits_otherwise(how):
-    images, settings = image_set(np.arange(200) % 10), Data(clients=5, partition=how, shards=20, concentration=0.3)
+    images, settings = image_set(np.arange(200) % 10), Data(clients=20, partition=how, shards=20, concentration=0.3)
     splits = {b"|".join(part.tobytes() for part in partition(images, settings, seed)) for seed in range(5)}
     assert len(splits) == 5
 
@@ -130,3 +130,51 @@ def test_given_needs_the_right_number_of_named_clients():
         partition(image_set([0, 1, 2], owners=[0, 1, 1]), Data(clients=1, partition="given"), 0)
     with pytest.raises(DataError, match="names no clients"):
         partition(image_set([0, 1, 2]), Data(clients=2, partition="given"), 0)
+
+
+def by_label(labels, clients, seed=0):
+    """Each client's single label, and its number of images."""
+    labels = np.asarray(labels)
+    parts = partition(image_set(labels), Data(clients=clients, partition="attribute"), seed)
+    assert all(len(set(labels[part])) == 1 for part in parts)
+    return [(int(labels[part[0]]), len(part)) for part in parts]
+
+
+@pytest.mark.parametrize("ones", [50, 30, 90])
+@pytest.mark.parametrize("clients", [2, 10, 11])
+def test_half_of_the_clients_have_the_attribute(ones, clients):
+    labels = np.random.default_rng(2).permutation(np.repeat([0, 1], [100 - ones, ones]))
+    found = by_label(labels, clients)
+    shares = [sum(label == kind for label, _ in found) for kind in (0, 1)]
+    assert abs(shares[0] - shares[1]) <= clients % 2
+    if clients % 2 and ones != 50:
+        assert np.argmax(shares) == (ones > 50), "the odd one has of what there is more"
+    for kind in (0, 1):
+        sizes = [size for label, size in found if label == kind]
+        assert max(sizes) - min(sizes) <= 1, "IID within"
+
+
+def test_within_a_label_images_are_mixed():
+    """Not the first images to the first client: order in a file is often order in time."""
+    labels = np.repeat([0, 1], 200)
+    first = partition(image_set(labels), Data(clients=4, partition="attribute"), 0)[0]
+    assert 60 < first.mean() < 140
+
+
+def test_clients_of_many_labels_are_in_proportion():
+    found = by_label(np.repeat([0, 1, 2, 7], [400, 300, 200, 100]), 20)
+    assert [sum(label == kind for label, _ in found) for kind in (0, 1, 2, 7)] == [8, 6, 4, 2]
+
+
+def test_a_rare_label_has_a_client_and_none_is_empty():
+    assert by_label(np.repeat([0, 1, 2], [997, 2, 1]), 5).count((2, 1)) == 1
+    assert sorted(by_label([0, 1, 1, 1, 1], 5)) == [(0, 1), (1, 1), (1, 1), (1, 1), (1, 1)]
+
+
+def test_one_label_is_iid():
+    assert by_label(np.zeros(40, int), 4) == [(0, 10)] * 4
+
+
+def test_fewer_clients_than_labels_are_refused():
+    with pytest.raises(SettingError, match=r"data\.clients = 3 with 10 labels; expected at least 10"):
+        by_label(np.arange(30) % 10, 3)

@@ -1,10 +1,12 @@
 """Spread a data set over clients: every image goes to exactly one, and none is empty."""
 
+import heapq
+
 import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.config import Data
-from prismfl.data.datasets import ImageSet, Labels
+from prismfl.data.images import ImageSet, Labels
 from prismfl.errors import DataError, SettingError
 from prismfl.seeding import Purpose, Stream
 
@@ -15,7 +17,8 @@ def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
     """Indices of each client's images, ascending: `clients` arrays int64 `[n_k]`.
 
     The split is public and comes from (seed, PARTITION).  Raises SettingError when there are
-    more clients or shards than images, DataError when `given` does not fit the data.
+    more clients or shards than images, or fewer clients than labels where each holds one,
+    DataError when `given` does not fit the data.
     """
     count, clients = len(images), settings.clients
     if clients > count:
@@ -23,6 +26,8 @@ def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
     stream = Stream(seed, Purpose.PARTITION)
     if settings.partition == "given":
         parts = _given(images, clients)
+    elif settings.partition == "attribute":
+        parts = _by_label(images.labels, clients, stream)
     elif settings.partition == "shards":
         parts = _shards(images.labels, clients, settings.shards, stream)
     elif settings.partition == "dirichlet":
@@ -82,3 +87,36 @@ def _none_empty(parts: list[Indices]) -> list[Indices]:
             donor = max(range(len(parts)), key=lambda other: len(parts[other]))
             parts[client], parts[donor] = parts[donor][-1:], parts[donor][:-1]
     return parts
+
+
+def _by_label(labels: Labels, clients: int, stream: Stream) -> list[Indices]:
+    """Every client has images of one label: its label's images are dealt evenly among its clients."""
+    kinds, counts = np.unique(labels, return_counts=True)
+    if clients < len(kinds):
+        raise SettingError(
+            f"data.clients = {clients} with {len(kinds)} labels",
+            f"at least {len(kinds)}, a client a label",
+            "raise data.clients",
+        )
+    order = stream.permutation(len(labels))
+    members = [order[labels[order] == kind] for kind in kinds]
+    shares = _clients_of_labels(counts.tolist(), clients)
+    return [part for rows, share in zip(members, shares, strict=True) for part in np.array_split(rows, share)]
+
+
+def _clients_of_labels(counts: list[int], clients: int) -> list[int]:
+    """How many clients each label gets: half of them each of two, else in proportion to its images.
+
+    Clients go one by one to the label whose quotient weight / (clients + 1) is largest, so that
+    every label has one and none has more clients than images.
+    """
+    weights = [1, 1] if len(counts) == 2 else counts
+    shares = [1] * len(counts)
+    heap = [(-weight / 2, -counts[label], label) for label, weight in enumerate(weights) if counts[label] > 1]
+    heapq.heapify(heap)
+    for _ in range(clients - len(counts)):
+        label = heapq.heappop(heap)[2]
+        shares[label] += 1
+        if shares[label] < counts[label]:
+            heapq.heappush(heap, (-weights[label] / (shares[label] + 1), -counts[label], label))
+    return shares

@@ -132,9 +132,11 @@ class InProcess:
 
 def _key(fingerprint: str, mine: ImageSet, classes: int) -> NDArray[np.uint8]:
     """Equal keys, equal targets: uint8 `[32]` of the feature map, the images and, where they count, the labels."""
-    parts = (fingerprint.encode(), mine.images.tobytes(), repr((mine.images.shape, classes)).encode())
-    tags = mine.labels.tobytes() if classes else b""
-    return np.frombuffer(hashlib.sha256(b"".join((*parts, tags))).digest(), np.uint8)
+    digest = hashlib.sha256(fingerprint.encode())
+    digest.update(np.ascontiguousarray(mine.images).reshape(-1).data)  # in place: a client's images may be large
+    digest.update(repr((mine.images.shape, classes)).encode())
+    digest.update(mine.labels.tobytes() if classes else b"")
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def _outcome(future: "Future[bytes]", client: int) -> Reply:
@@ -168,7 +170,7 @@ def train(
     if images is not None:
         settings = for_arrays(settings, images)
     ready = prepare(settings, images, labels)
-    return _run(ready, runfolder.create(Path(out), settings), watcher)
+    return _run(ready, runfolder.create(Path(out), ready.agreement.settings), watcher)
 
 
 def resume(

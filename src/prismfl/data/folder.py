@@ -1,0 +1,163 @@
+"""Image folders and zips: class folders, one folder a client, or one image folder a client."""
+
+import functools
+import glob
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PurePosixPath
+
+import numpy as np
+
+from prismfl.data.images import Gallery, Images, ImageSet, Labels, decode, read_file
+from prismfl.errors import DataError
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+
+_ZIP_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    OSError, EOFError, ValueError, RuntimeError, NotImplementedError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image file: its path below the root (and the split), what it is called, how it is read."""
+
+    path: PurePosixPath
+    name: str
+    read: Callable[[], bytes]
+
+
+def load_folder(root: Path, split: str, per_client: bool, size: int, scratch: Path | None = None) -> ImageSet:
+    """An image folder or zip: `[train|test/]class/*.png`, or `client/[class/]*.png` as given.
+
+    Classes are numbered over both splits together, so that a label means one thing.  Gives
+    uint8 images `[N, 1 or 3, size, size]`.  Raises DataError naming what is missing or damaged.
+    """
+    splits, marked = _by_split(_entries(root))
+    if not marked and not per_client:
+        splits = {name: _hold_out(splits["train"], name) for name in splits}
+    if not splits[split]:
+        raise DataError(f"no {split} images in {root}", "PNG or JPEG files in class folders", "check --data-dir")
+    every = [entry.path for name in splits for entry in splits[name]]
+    classes = sorted(set(_names(every, per_client)[1]))
+    owner_names, class_names = _names([entry.path for entry in splits[split]], per_client)
+    owners = _numbered(owner_names, sorted(set(owner_names))) if per_client else None
+    return ImageSet(_pictures(splits[split], size, scratch), _numbered(class_names, classes), tuple(classes), owners)
+
+
+def client_roots(pattern: str) -> list[Path]:
+    """The folders and zips that a pattern (`sites/*`) matches, by name.  Raises DataError for none."""
+    try:
+        matched = sorted(map(Path, glob.glob(str(Path(pattern).expanduser()))))  # noqa: PTH207 (its own takes no root)
+        found = [path for path in matched if path.is_dir() or path.suffix.lower() == ".zip"]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"pattern {pattern!r} ({error})", "one like 'sites/*'", "mend data.clients_from") from None
+    if not found:
+        raise DataError(
+            f"no folder or zip matches {pattern!r}", "one image folder or zip a client", "mend data.clients_from"
+        )
+    return found
+
+
+def load_clients(pattern: str, size: int, scratch: Path | None = None) -> ImageSet:
+    """The training images of all folders and zips that a pattern matches, each of them one client's.
+
+    Each is an image folder of its own, `[train/]class/*.png`; classes of one name are one class.
+    Gives uint8 images `[N, 1 or 3, size, size]` with owners.  Raises DataError as `load_folder`.
+    """
+    entries, owners = [], []
+    for client, root in enumerate(client_roots(pattern)):
+        mine = _by_split(_entries(root))[0]["train"]
+        if not mine:
+            raise DataError(f"no train images in {root}", "a client's images", "remove it, or mend data.clients_from")
+        entries += mine
+        owners += [client] * len(mine)
+    names = _names([entry.path for entry in entries], per_client=False)[1]
+    classes = sorted(set(names))
+    images = _pictures(entries, size, scratch)
+    return ImageSet(images, _numbered(names, classes), tuple(classes), np.array(owners, np.int64))
+
+
+def _pictures(entries: list[_Entry], size: int, scratch: Path | None) -> Images:
+    gallery = Gallery(len(entries), size, scratch)
+    for entry in entries:
+        gallery.add(decode(entry.read(), entry.name), entry.name)
+    return gallery.images()
+
+
+def _numbered(names: list[str], known: list[str]) -> Labels:
+    number = {name: index for index, name in enumerate(known)}
+    return np.array([number[name] for name in names], np.int64)
+
+
+def _names(paths: list[PurePosixPath], per_client: bool) -> tuple[list[str], list[str]]:
+    """Client and class name of each path; what a path does not name is one shared empty name."""
+    parents = [path.parts[:-1] for path in paths]
+    if per_client:
+        return [p[0] if p else "" for p in parents], [p[1] if len(p) > 1 else "" for p in parents]
+    return [""] * len(paths), ["/".join(p) for p in parents]
+
+
+def _entries(root: Path) -> list[_Entry]:
+    """The images below a root in name order, which is one order on every machine."""
+    if root.is_dir():
+        found = _files(root)
+    elif root.is_file():
+        found = _members(root)
+    else:
+        raise DataError(f"{root} does not exist", "an image folder or a zip", "check --data-dir")
+    return sorted(found, key=lambda entry: entry.path.parts)
+
+
+def _files(root: Path) -> Iterator[_Entry]:
+    for path in root.rglob("*"):
+        if _is_image(path) and path.is_file():
+            below = PurePosixPath(path.relative_to(root).as_posix())
+            yield _Entry(below, f"{root}/{below}", functools.partial(read_file, path))
+
+
+def _is_image(path: PurePath) -> bool:
+    """By its suffix; files whose name begins with a dot are leftovers of file managers."""
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+
+
+def _members(root: Path) -> Iterator[_Entry]:
+    try:
+        archive = zipfile.ZipFile(root)
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, struct.error) as error:
+        raise DataError(
+            f"{root} is not a readable zip ({error})", "a whole zip file", "pack or fetch it anew"
+        ) from None
+    for name in archive.namelist():
+        path = PurePosixPath(name)
+        if _is_image(path):
+            yield _Entry(path, f"{root}/{path}", functools.partial(_read_member, archive, root, name))
+
+
+def _read_member(archive: zipfile.ZipFile, root: Path, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except _ZIP_DAMAGE as error:
+        raise DataError(f"{root}:{name} does not unpack ({error})", "a whole zip member", "pack the zip anew") from None
+
+
+def _by_split(entries: list[_Entry]) -> tuple[dict[str, list[_Entry]], bool]:
+    """Entries below `train/` and `test/` where the tree has nothing else; says whether it has."""
+    tops = {entry.path.parts[0] if len(entry.path.parts) > 1 else "" for entry in entries}
+    if not tops or not tops <= {"train", "test"}:
+        return {"train": entries, "test": []}, False
+    parted = {
+        name: [_Entry(e.path.relative_to(name), e.name, e.read) for e in entries if e.path.parts[0] == name]
+        for name in ("train", "test")
+    }
+    return parted, True
+
+
+def _hold_out(entries: list[_Entry], split: str) -> list[_Entry]:
+    """Of a folder without splits, every tenth image in name order is kept for testing."""
+    return [e for i, e in enumerate(entries) if (i % 10 == 9) == (split == "test") or len(entries) < 10]

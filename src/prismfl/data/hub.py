@@ -1,0 +1,128 @@
+"""Data sets of Hugging Face's `datasets`: a saved folder, or a name where there is a network."""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from prismfl.data.images import Gallery, Images, ImageSet, Labels, decode, planes
+from prismfl.errors import DataError, DependencyError
+
+_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label",)
+_TEST_SPLITS = ("test", "validation")
+_REMEDY = "check --data-dir: a folder of save_to_disk, or a name and a network"
+
+# A table of `datasets`: typed as what is asked of it, for the library is optional.
+_Table = Any
+
+
+def load_hub(
+    name: str, split: str, image_column: str, label_column: str, size: int, scratch: Path | None = None
+) -> ImageSet:
+    """One split of a data set of `datasets`: uint8 images `[N, 1 or 3, size, size]`.
+
+    name: folder of `save_to_disk`, or what `datasets.load_dataset` takes; columns: "" guesses
+    `image` or `img`, and `label` where there is one.  Without a test split every tenth row is
+    kept for testing.  Raises DataError for what is missing or of another kind, DependencyError
+    where the library is absent.
+    """
+    tables = _opened(name)
+    if not len(tables[split]):
+        raise DataError(f"no {split} rows in {name}", "at least one (of ten, where a tenth is kept)", _REMEDY)
+    image = _column(name, tables["train"].column_names, image_column, _IMAGE_COLUMNS, "data.image_column")
+    if image is None:
+        raise DataError(f"no column image or img in {name}", "a column of images", "set data.image_column")
+    label = _column(name, tables["train"].column_names, label_column, _LABEL_COLUMNS, "data.label_column")
+    labels, classes = _labels(name, tables, split, label)
+    return ImageSet(_pictures(name, tables[split].select_columns([image]), image, size, scratch), labels, classes)
+
+
+def _library() -> Any:
+    try:
+        found = import_module("datasets")
+        _ = found.load_dataset, found.load_from_disk
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        raise DependencyError(
+            f"datasets does not import ({error})", "Hugging Face's datasets", "pip install 'prismfl[hf]'"
+        ) from None
+    return found
+
+
+def _opened(name: str) -> Mapping[str, _Table]:
+    """Tables `train` and `test`."""
+    library = _library()
+    open_it: Callable[[str], Any] = library.load_from_disk if Path(name).is_dir() else library.load_dataset
+    try:
+        found = open_it(name)
+    except Exception as error:  # whatever lies between a name and a server
+        raise DataError(
+            f"{name} does not load ({type(error).__name__}: {str(error)[:200]})", "a data set of images", _REMEDY
+        ) from None
+    if not isinstance(found, Mapping):
+        return _parted(found)
+    test = next((found[split] for split in _TEST_SPLITS if split in found), None)
+    if "train" not in found:
+        raise DataError(f"{name} has splits {', '.join(found)}", "a split named train", "rename one")
+    return _parted(found["train"]) if test is None else {"train": found["train"], "test": test}
+
+
+def _parted(table: _Table) -> Mapping[str, _Table]:
+    held = np.arange(len(table)) % 10 == 9
+    return {"train": table.select(np.flatnonzero(~held)), "test": table.select(np.flatnonzero(held))}
+
+
+def _column(name: str, there: Sequence[str], asked: str, usual: tuple[str, ...], key: str) -> str | None:
+    if asked and asked not in there:
+        raise DataError(f"{key} = {asked!r} in {name}", f"one of {', '.join(there)}", f"change {key}")
+    return asked or next((one for one in usual if one in there), None)
+
+
+def _labels(name: str, tables: Mapping[str, _Table], split: str, column: str | None) -> tuple[Labels, tuple[str, ...]]:
+    """Labels of a split, numbered over both splits together, and their names."""
+    if column is None:
+        return np.zeros(len(tables[split]), np.int64), ("",)
+    values = {one: list(tables[one][column]) for one in tables}
+    named = getattr(tables["train"].features[column], "names", None)
+    every = {value for one in values.values() for value in one if isinstance(value, int | str)}
+    known = list(range(len(named))) if named else sorted(every, key=lambda value: (isinstance(value, str), value))
+    number = {value: index for index, value in enumerate(known)}
+    wrong = next((row for row, value in enumerate(values[split]) if number.get(value) is None), None)
+    if wrong is not None:
+        raise DataError(
+            f"{column} of row {wrong} of {name}'s {split} split", "a class's number or name", "mend the row"
+        )
+    return np.array([number[value] for value in values[split]], np.int64), tuple(map(str, named or known))
+
+
+def _pictures(name: str, table: _Table, column: str, size: int, scratch: Path | None) -> Images:
+    gallery = Gallery(len(table), size, scratch)
+    for row in range(len(table)):
+        called = f"row {row} of {name}"
+        try:
+            value = table[row][column]
+        except (OSError, ValueError, SyntaxError) as error:  # the library decodes here
+            raise DataError(f"{called} does not decode ({error})", "a whole image", "replace or remove it") from None
+        gallery.add(_pixels(value, called), called)
+    return gallery.images()
+
+
+def _pixels(value: Any, name: str) -> Images:
+    """An image as the library gives it: decoded, as bytes, or as an array `[H, W]` or `[H, W, 3]`."""
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+        return decode(value["bytes"], name)
+    try:
+        if isinstance(value, Image.Image):
+            return planes(value)
+        return planes(Image.fromarray(_array(value)))
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{name} is no image ({error})", "an image, its bytes or uint8 pixels", "replace it") from None
+
+
+def _array(value: Any) -> Images:
+    found = np.asarray(value)
+    if found.dtype.kind not in "ui" or found.size == 0 or found.min() < 0 or found.max() > 255:
+        raise ValueError(f"{found.dtype} {list(found.shape)}")
+    return found.astype(np.uint8)
