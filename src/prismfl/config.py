@@ -26,6 +26,10 @@ def _setting(
     return field(default=default, metadata={"about": about, **limits})
 
 
+# Feature networks with a name of their own; any other is a file.
+FEATURE_NETS = ("vgg", "vgg19", "random")
+
+
 @dataclass(frozen=True)
 class Data:
     """Which images, and how they are spread over the clients."""
@@ -36,6 +40,7 @@ class Data:
         choices=("digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder", "arrays"),
     )
     data_dir: str = _setting("", "folder (or zip) that holds the data set")
+    classes: str = _setting("", "classes to keep: names, numbers from 0 and ranges (0-4,7); none keeps all")
     clients: int = _setting(10, "number of clients", least=1, most=1_000_000)
     partition: str = _setting(
         "shards",
@@ -62,7 +67,13 @@ class Generator:
 class Features:
     """The frozen feature network that training matches, and what is matched of it."""
 
-    features: str = _setting("vgg", "feature network to match: vgg (embedded) or a file of `prismfl pretrain`")
+    features: str = _setting(
+        "vgg",
+        "feature network to match: vgg (embedded), vgg19 (needs weights), random (never trained),"
+        " or a file of `prismfl pretrain`",
+    )
+    weights: str = _setting("", "file of vgg19's weights: torchvision's .pth, or .safetensors")
+    features_sha256: str = _setting("", "SHA-256 that the network's weights must have; filled in when a run begins")
     feature_size: int = _setting(
         0, "pixels that images are scaled to for the features; 0 leaves them", choices=(0, 16, 32, 64)
     )
@@ -172,8 +183,13 @@ class Settings:
         _check_together(self)
 
     def public(self) -> "Settings":
-        """The settings without paths and machines, which change nothing and are nobody's business."""
-        return replace(self, data=replace(self.data, data_dir=""), output=Output())
+        """The settings without paths and machines, which change nothing and are nobody's business.
+
+        A feature network in a file is called `file`: its SHA-256 says which one it is.
+        """
+        name = self.features.features
+        features = replace(self.features, features=name if name in FEATURE_NETS else "file", weights="")
+        return replace(self, data=replace(self.data, data_dir=""), features=features, output=Output())
 
 
 SECTIONS: dict[str, type] = {

@@ -168,7 +168,7 @@ def train(
     if images is not None:
         settings = for_arrays(settings, images)
     ready = prepare(settings, images, labels)
-    return _run(ready, runfolder.create(Path(out), settings), watcher)
+    return _run(ready, runfolder.create(Path(out), ready.agreement.settings), watcher)
 
 
 def resume(
@@ -185,9 +185,12 @@ def resume(
 
 def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finished:
     keep_freed_memory()
+    watcher = watcher or Silent()
+    for line in ready.warnings:
+        watcher.note(line)
     engine = InProcess(ready.agreement, ready.kit, ready.clients, folder)
     try:
-        return coordinator.run(ready.agreement, engine, folder, watcher or Silent(), ready.test)
+        return coordinator.run(ready.agreement, engine, folder, watcher, ready.test)
     finally:
         engine.close()
 
