@@ -157,7 +157,10 @@ def _forecast(settings: Settings) -> None:
     from prismfl.preparation import prepare
 
     workers = settings.output.workers or max(1, (os.cpu_count() or 1) // settings.search.client_threads)
-    found = forecast(prepare(settings), workers)
+    ready = prepare(settings)
+    for line in ready.warnings:
+        print(line)
+    found = forecast(ready, workers)
     print(f"minutes            {found.minutes:.1f} ({workers} clients at a time; without the closing figures)")
     print(f"uplink             {sized(found.uplink_bytes)}")
     print(f"downlink           {sized(found.downlink_bytes)}")

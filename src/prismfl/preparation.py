@@ -72,7 +72,7 @@ def _warnings(
 ) -> tuple[str, ...]:
     """What is amiss when public networks have seen the private images."""
     name, dataset = f"the matched network {settings.features.features}", settings.data.dataset
-    harm = "private images are used twice, and what is learnt of them without privacy stays in the network"
+    harm = "its public weights hold, unprotected, what was learnt of them"
     found = overlap_note(name, loaded.about, dataset, classes, harm)
     if test is not None and settings.output.distance_samples:
         harm = "fid_embedded flatters"

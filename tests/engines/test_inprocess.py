@@ -19,6 +19,7 @@ from prismfl.errors import ClientError, DataError, RunFolderError
 from prismfl.federation import Agreement
 from prismfl.mmd import FeatureMap
 from prismfl.modelfile import load_model
+from prismfl.nets.features import load_features
 from prismfl.preparation import for_arrays, prepare
 from prismfl.runfolder import RunFolder, read_rounds
 from prismfl.sampling import load
@@ -101,7 +102,10 @@ def test_a_run_leaves_what_it_promises(finished, run_settings):
     assert summary["model_bytes"] == folder.model.stat().st_size
     assert summary["uplink_bytes"] == sum(line["uplink_bytes"] for line in lines)
     assert (folder.root / summary["grid"]).read_bytes().startswith(b"\x89PNG")
-    assert runfolder.reopen(folder.root)[1] == for_arrays(run_settings(), np.zeros((1, 1, 16, 16), np.uint8))
+    kept = runfolder.reopen(folder.root)[1]
+    assert kept.features.features_sha256 == summary["features_sha256"] == load_features("vgg").sha256
+    kept = replace(kept, features=replace(kept.features, features_sha256=""))
+    assert kept == for_arrays(run_settings(), np.zeros((1, 1, 16, 16), np.uint8))
     images = load(folder.model).sample(5, seed=1)
     assert images.shape == (5, 1, 16, 16)
     assert images.dtype == np.uint8

@@ -26,8 +26,8 @@ def read_weights(path: Path, what: str, remedy: str) -> tuple[dict[str, Tensor],
             state = load_tensors(file.read()) if path.suffix == ".safetensors" else _torch_state(file)
     except (OSError, ValueError) as error:
         raise ModelFileError(f"cannot read {path} ({error})", what, remedy) from None
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ModelFileError(f"{path} does not load ({type(error).__name__}: {error})", what, remedy) from None
+    except Exception as error:  # a damaged pickle can raise nearly anything, and torch advises to trust it
+        raise ModelFileError(f"{path} does not load as tensors ({type(error).__name__})", what, remedy) from None
     if not isinstance(state, Mapping) or not all(_is_weight(*item) for item in state.items()):
         raise ModelFileError(f"{path} holds more than named tensors", what, remedy)
     return dict(state), sha256
