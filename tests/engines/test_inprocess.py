@@ -15,10 +15,11 @@ from prismfl.coordinator import Silent
 from prismfl.data.datasets import ImageSet
 from prismfl.engines import inprocess
 from prismfl.engines.inprocess import InProcess, resume, train
-from prismfl.errors import ClientError, DataError, RunFolderError
+from prismfl.errors import ClientError, DataError, ModelFileError, PrismError, RunFolderError
 from prismfl.federation import Agreement
 from prismfl.mmd import FeatureMap
 from prismfl.modelfile import load_model
+from prismfl.nets import features
 from prismfl.nets.features import load_features
 from prismfl.preparation import for_arrays, prepare
 from prismfl.runfolder import RunFolder, read_rounds
@@ -435,3 +436,26 @@ def test_a_memory_of_an_uncommitted_round_is_not_recalled(tiny, blobs, tmp_path)
     assert engine._recall(0, 7).steps == 6
     assert engine._recall(1, 7) is None
     engine.close()
+
+
+def test_a_run_begins_with_what_is_to_be_warned_of(tiny, blobs, tmp_path):
+    ready, watcher = replace(prepare(tiny(), blobs), warnings=("mind the overlap",)), Listen()
+    inprocess._run(ready, runfolder.create(tmp_path / "run", ready.agreement.settings), watcher)
+    assert watcher.notes[0] == "mind the overlap"
+
+
+def test_a_run_with_another_network_is_not_resumed(run_settings, blobs, tmp_path):
+    raw, path = features._file_bytes("vgg"), tmp_path / "net"
+    path.write_bytes(raw)
+    settings = run_settings("keep")
+    settings = replace(settings, features=replace(settings.features, features=str(path)))
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, blobs, out=tmp_path / "run", watcher=Kill(1))
+    path.write_bytes(features._file_bytes("judge"))
+    with pytest.raises(PrismError):
+        resume(tmp_path / "run", blobs)
+    path.write_bytes(raw[:-4] + bytes(4))
+    with pytest.raises(ModelFileError, match="name the file that the run began with"):
+        resume(tmp_path / "run", blobs)
+    path.write_bytes(raw)
+    resume(tmp_path / "run", blobs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prismfl.errors import DataError, DependencyError
 from prismfl.nets.features import FeatureNet, load_features
-from prismfl.nets.inception import POOLED, Inception
+from prismfl.nets.inception import Inception
 
 JUDGE_SIZE = 32  # pixels that the judge was trained at
 
@@ -61,10 +61,11 @@ def fid(
     """
     if min(len(real), len(fake)) < 2:
         raise DataError(f"{len(real)} real and {len(fake)} generated images", "at least 2 of each", "give more images")
-    metric = _metric(_Given(POOLED))
     inception.to(device)
-    for images, is_real in ((real, True), (fake, False)):
-        metric.update(torch.from_numpy(inception.features(images, batch)), real=is_real)
+    features = [torch.from_numpy(inception.features(images, batch)) for images in (real, fake)]
+    metric = _metric(_Given(features[0].shape[1]))
+    for found, is_real in zip(features, (True, False), strict=True):
+        metric.update(found, real=is_real)
     return float(metric.compute())
 
 
