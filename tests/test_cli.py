@@ -28,6 +28,8 @@ from prismfl.errors import PrismError
 from prismfl.forecast import forecast
 from prismfl.metrics.readability import Classifier
 from prismfl.modelfile import save_model
+from prismfl.nets.features import load_features
+from prismfl.nets.vgg import random_vgg
 from prismfl.preparation import prepare
 from prismfl.progress import sized
 
@@ -378,6 +380,37 @@ def test_pretrain_refuses_what_cannot_work(tmp_path, option, value, says):
     words = ["pretrain", "--images", images, "--out", tmp_path / "f", "--epochs", 1, option, value]
     assert says in refused(*words).replace(str(tmp_path), "")
     assert not (tmp_path / "f").exists()
+
+
+def test_pretrain_takes_some_classes(tmp_path):
+    out = tmp_path / "mine.safetensors"
+    words = ["pretrain", "--images", write_tree(tmp_path / "im"), "--out", out, "--epochs", 1]
+    assert call(*words, "--classes", "b")[0] == 0
+    assert load_features(out).about["classes"] == ["b"] and load_features(out).about["all_classes"] == ["a", "b"]
+    assert "class '2'" in refused(*words, "--classes", "0-1,2")
+
+
+# ------------------------------------------------------------------------------------------ networks
+
+
+def test_training_takes_random_convolutions_and_some_classes(tmp_path):
+    root = tmp_path / "run"
+    words = ["--features", "random", "--classes", "5-9", "--rounds", 1, "--out", root]
+    assert call("train", *TINY, *words)[0] == 0
+    settings = load_settings(root / "config.toml")
+    assert (settings.features.features, settings.data.classes) == ("random", "5-9")
+    assert settings.features.features_sha256 == random_vgg().sha256
+    assert prismfl.load(root / "model.safetensors").model.labels == tuple("56789")
+
+
+def test_weights_that_cannot_be_had_are_refused(model, tmp_path):
+    assert "expected a connection" in refused(
+        "fetch-weights", "vgg19", "--out", tmp_path / "w", "--url", "http://127.0.0.1:1"
+    )
+    assert "'resnet'" in refused("fetch-weights", "resnet", "--out", tmp_path / "w")
+    assert "fetch-weights vgg19" in refused("train", *TINY, "--features", "vgg19", "--out", tmp_path / "run")
+    assert "fetch-weights inception" in refused("evaluate", model, "--inception", tmp_path / "none.pth")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):

@@ -327,3 +327,19 @@ def test_every_setting_is_an_option_of_train(capsys, monkeypatch):
     assert caught.value.code == 0 and len(names) == len(set(names))
     assert {f"--{name.replace('_', '-')}" for name in [*names, "seed"]} <= shown
     assert {"--config", "--out", "--resume", "--dry-run"} <= shown
+
+
+@pytest.mark.parametrize("name", ["vgg", "vgg19", "random"])
+def test_public_settings_name_a_network_and_no_path(name):
+    made = settings_from({"features": {"features": name, "weights": "/home/me/w.pth", "features_sha256": "ab"}})
+    found = made.public().features
+    assert (found.features, found.weights, found.features_sha256) == (name, "", "ab")
+
+
+def test_a_network_in_a_file_is_public_by_its_hash_alone():
+    made = settings_from(
+        {"features": {"features": "/home/me/net", "features_sha256": "ab"}, "data": {"classes": "0-4"}}
+    )
+    assert "/home" not in to_toml(made.public())
+    assert made.public().features.features_sha256 == "ab" and made.public().data.classes == "0-4"
+    assert made.public() == settings_from(tomllib.loads(to_toml(made.public())))

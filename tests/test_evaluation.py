@@ -12,9 +12,10 @@ from prismfl import evaluation
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
 from prismfl.evaluation import evaluate_model
-from prismfl.metrics.frechet import fid_embedded
+from prismfl.metrics.frechet import fid, fid_embedded
 from prismfl.metrics.readability import Classifier, readability
 from prismfl.modelfile import load_model, save_model
+from prismfl.nets import overlap
 from prismfl.sampling import labels_like
 
 
@@ -135,3 +136,57 @@ def test_a_model_is_judged_by_the_attribute_it_was_trained_on(tiny, tmp_path):
     assert prismfl.load(path).model.labels == ("not_Young", "Young")
     found = evaluate_model(path, data_dir=str(tmp_path), samples=10)
     assert found["fid_embedded"] > 0 and "label_agreement" in found
+
+
+# ----------------------------------------------------------------- Inception, classes, warnings
+
+
+class Stub:
+    """Stands for Inception-v3: mean and deviation of each image, and what it was asked."""
+
+    sha256 = "ab"
+
+    def to(self, _device):
+        """Itself."""
+        return self
+
+    def features(self, images, _batch):
+        """Two features an image."""
+        return np.stack([images.mean((1, 2, 3)), images.std((1, 2, 3))], 1).astype(np.float32)
+
+
+def test_fid_is_reported_where_its_network_is_given(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, "load_inception", lambda _path: Stub())
+    found = evaluate_model(model, samples=20, inception=tmp_path / "w.pth")
+    test = load_dataset("digits", None, 16, "test")
+    images = prismfl.load(model).sample(20, labels=labels_like(test.labels, 20))
+    assert found["fid"] == pytest.approx(fid(test.images, images, Stub())) and found["inception_sha256"] == "ab"
+    assert "fid" not in evaluate_model(model, samples=20)
+
+
+def test_an_unusable_inception_is_refused_first(model, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"no")
+    with pytest.raises(ModelFileError, match=r"w\.pth"):
+        evaluate_model(model, "folder", "nowhere", inception=tmp_path / "w.pth")
+
+
+def test_a_device_that_does_not_work_is_refused(model):
+    with pytest.raises(SettingError, match="nonsense"):
+        evaluate_model(model, samples=4, device="nonsense")
+
+
+def test_a_model_of_some_classes_is_judged_by_these(tiny, tmp_path):
+    path = prismfl.train(tiny(data={"classes": "5-9"}), out=tmp_path / "run").folder.model
+    found = evaluate_model(path, samples=20)
+    assert len(found["class_shares"]) == 5 and found["label_agreement"] is not None
+    test = load_dataset("digits", None, 16, "test")
+    part = test.part(np.flatnonzero(test.labels >= 5))
+    images = prismfl.load(path).sample(20, labels=labels_like(part.labels - 5, 20))
+    assert found["fid_embedded"] == pytest.approx(fid_embedded(part.images, images), rel=1e-6)
+
+
+def test_a_judge_that_saw_the_images_is_warned_of(model, monkeypatch):
+    assert "warnings" not in evaluate_model(model, samples=20)
+    monkeypatch.setitem(overlap.SPELLINGS, "digits", ("cifar10",))
+    (note,) = evaluate_model(model, samples=20)["warnings"]
+    assert "the judge was trained on CIFAR-10" in note and "fid_embedded flatters" in note

@@ -76,3 +76,22 @@ def test_two_writers_at_a_time_both_succeed(tmp_path, monkeypatch):
     write_atomic(path, b"first")
     assert path.read_bytes() == b"first"
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_pieces_are_written_as_they_come(tmp_path):
+    write_atomic(tmp_path / "a.bin", (bytes([number]) * 3 for number in range(4)))
+    assert (tmp_path / "a.bin").read_bytes() == bytes([0] * 3 + [1] * 3 + [2] * 3 + [3] * 3)
+
+
+@pytest.mark.parametrize("error", [ValueError("a piece"), KeyboardInterrupt()])
+def test_an_error_in_the_making_of_pieces_leaves_what_stood_there(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"before")
+
+    def pieces():
+        yield b"after"
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomic(path, pieces())
+    assert path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1

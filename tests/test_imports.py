@@ -12,7 +12,7 @@ import prismfl
 
 LINE = """
 errors < config < seeding < layout < files < data < nets < mmd < privacy < search < wire < server < federation
-< modelfile < sampling < metrics < runfolder < coordinator < preparation < forecast < evaluation < pretrain
+< modelfile < sampling < metrics < runfolder < coordinator < preparation < forecast < evaluation < pretrain < fetch
 < engines < progress < cli
 """
 ORDER = [name.strip() for name in LINE.split("<")]

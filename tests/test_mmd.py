@@ -190,6 +190,15 @@ def test_a_layer_that_does_not_exist_is_refused(vgg):
         FeatureMap(vgg, Features(layers=(0, 7)), 1, 16)
 
 
+def test_nothing_is_computed_after_the_last_matched_layer(vgg):
+    ran, mapped = [], FeatureMap(vgg, Features(layers=(2, 0)), 1, 16)
+    hooks = [unit.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, unit in enumerate(vgg.net.units)]
+    mapped.moments(scaled(noise(2)))
+    for hook in hooks:
+        hook.remove()
+    assert ran == [0, 1, 2]
+
+
 def test_images_are_scaled_to_the_feature_size(vgg):
     mapped = FeatureMap(vgg, Features(layers=(0,), feature_size=32), 1, 16)
     assert mapped.dimension == 2 * 16 * 32 * 32

@@ -1,15 +1,17 @@
 """From settings to a simulation: loading, splitting, and refusals before any training."""
 
+import tomllib
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from prismfl.config import settings_from
+from prismfl.config import settings_from, to_toml
 from prismfl.data import images
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
+from prismfl.nets import features, overlap
 from prismfl.preparation import prepare
 
 
@@ -226,3 +228,53 @@ def test_images_in_a_file_are_dealt_like_images_in_memory(tiny, monkeypatch, tmp
     small, large = prepare(tiny(), given[:60]), prepare(tiny(output={"cache_dir": str(tmp_path)}), given)
     assert all(isinstance(part.images, np.memmap) for part in large.clients)
     assert not isinstance(small.clients[0].images, np.memmap)
+
+
+# --------------------------------------------------------------------------- networks and classes
+
+
+def test_the_agreement_names_the_network_by_its_bytes(tiny, tmp_path):
+    """A copy of the network elsewhere makes the same agreement; another network makes another."""
+    raw = features._file_bytes("vgg")
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(raw)
+    one, two = (prepare(tiny(features={"features": str(tmp_path / name)})).agreement for name in ("one", "two"))
+    assert one.run == two.run and str(tmp_path) not in to_toml(one.settings.public())
+    embedded, random = (prepare(tiny(features={"features": name})).agreement for name in ("vgg", "random"))
+    assert one.settings.features.features_sha256 == embedded.settings.features.features_sha256
+    assert len({one.run, embedded.run, random.run}) == 3
+    recorded = settings_from(tomllib.loads(to_toml(random.settings.public())))
+    assert prepare(recorded).agreement.run == random.run
+
+
+def test_another_network_than_agreed_on_is_refused(tiny):
+    with pytest.raises(ModelFileError, match="name the file that the run began with"):
+        prepare(tiny(features={"features_sha256": "0" * 64}))
+
+
+def test_classes_are_kept_for_training_and_testing(tiny):
+    ready, whole = prepare(tiny(data={"classes": "5-9"})), load_dataset("digits", None, 16, "train")
+    assert ready.agreement.labels == tuple("56789")
+    dealt = {image.tobytes() for mine in ready.clients for image in mine.images}
+    assert dealt == {image.tobytes() for image in whole.images[whole.labels >= 5]}
+    test = load_dataset("digits", None, 16, "test")
+    np.testing.assert_array_equal(ready.test.images, test.images[test.labels >= 5])
+    np.testing.assert_array_equal(ready.test.labels, test.labels[test.labels >= 5] - 5)
+    assert ready.agreement.run != prepare(tiny(data={"classes": "4-9"})).agreement.run
+
+
+def test_classes_of_a_callers_arrays_go_by_their_labels(tiny, arrays):
+    ready = prepare(tiny(data={"classes": "3,1"}), *arrays)
+    assert ready.agreement.labels == ("1", "3")
+    with pytest.raises(SettingError, match="class '4'"):
+        prepare(tiny(data={"classes": "4"}), *arrays)
+
+
+def test_networks_that_saw_the_private_images_are_warned_of(tiny, monkeypatch):
+    assert prepare(tiny()).warnings == ()
+    monkeypatch.setitem(overlap.SPELLINGS, "digits", ("cifar10",))  # as if the digits were CIFAR-10
+    (matched,) = prepare(tiny()).warnings
+    assert "the matched network vgg was trained on CIFAR-10" in matched
+    matched, judge = prepare(tiny(output={"distance_samples": 50})).warnings
+    assert "the judge was trained on CIFAR-10" in judge and "fid_embedded flatters" in judge
+    assert prepare(tiny(features={"features": "random"})).warnings == ()

@@ -11,6 +11,7 @@ import torch
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import RunFolderError, SettingError
 from prismfl.nets.features import load_features
+from prismfl.nets.overlap import overlaps
 from prismfl.pretrain import Recipe, augment, evaluate, pretrain
 
 
@@ -151,3 +152,24 @@ def test_all_grey_is_grey_and_none_is_coloured():
     coloured = augment(images, Recipe(grey=0.0), torch.Generator().manual_seed(0))
     assert torch.equal(grey[:, 0], grey[:, 1]) and torch.equal(grey[:, 1], grey[:, 2])
     assert ((coloured[:, 0] - coloured[:, 1]).abs().amax((1, 2)) > 0.1).all()
+
+
+# ---------------------------------------------------------------------------------------- classes
+
+
+def test_a_network_of_some_classes_says_which(sets, tmp_path):
+    path = tmp_path / "net"
+    pretrain(*sets, Recipe(epochs=1, batch=16), "CIFAR-10", path, silent, classes="rows,0")
+    about = load_features(path).about
+    assert about["classes"] == ["flat", "rows"] and about["all_classes"] == list(CLASSES) and about["images"] == 128
+    assert about["trained_on"] == "CIFAR-10, 2 of its 4 classes: flat, rows"
+    kept = sets[0].images[sets[0].labels < 2]
+    assert about["images_sha256"] == hashlib.sha256(kept.tobytes()).hexdigest()
+    assert overlaps(about, "cifar10") and overlaps(about, "cifar10", ["rows", "checks"])
+    assert not overlaps(about, "cifar10", ["columns", "checks"]) and not overlaps(about, "mnist")
+
+
+def test_classes_that_do_not_exist_are_refused(sets, tmp_path):
+    with pytest.raises(SettingError, match="class '4'"):
+        pretrain(*sets, Recipe(epochs=1), "t", tmp_path / "net", silent, classes="0-1,4")
+    assert not (tmp_path / "net").exists()

@@ -157,7 +157,10 @@ def _forecast(settings: Settings) -> None:
     from prismfl.preparation import prepare
 
     workers = settings.output.workers or max(1, (os.cpu_count() or 1) // settings.search.client_threads)
-    found = forecast(prepare(settings), workers)
+    ready = prepare(settings)
+    for line in ready.warnings:
+        print(line)
+    found = forecast(ready, workers)
     print(f"minutes            {found.minutes:.1f} ({workers} clients at a time; without the closing figures)")
     print(f"uplink             {sized(found.uplink_bytes)}")
     print(f"downlink           {sized(found.downlink_bytes)}")
@@ -203,12 +206,14 @@ def evaluate(
     data_dir: Annotated[str, typer.Option(help="Its folder [the model's own].")] = "",
     samples: Annotated[int, typer.Option(help="Samples the distance is measured on.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
+    inception: Annotated[Optional[Path], typer.Option(help="Weights of the FID's Inception-v3: adds fid.")] = None,  # noqa: UP045
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a finished model: distance to test images, and how readable its samples are."""
     from prismfl.evaluation import evaluate_model
 
-    found = evaluate_model(model, dataset, data_dir, samples, seed)
+    found = evaluate_model(model, dataset, data_dir, samples, seed, inception, device)
     print(
         json.dumps(found, indent=1)
         if as_json
@@ -245,6 +250,7 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
     name: Annotated[str, typer.Option(help="What the images are called.")] = "",
     size: Annotated[int, typer.Option(help="Pixels a side.")] = 32,
+    classes: Annotated[str, typer.Option(help="Classes to train on: names, numbers from 0, ranges (0-4) [all].")] = "",
 ) -> None:
     """Train a feature network on public images."""
     from prismfl.data.datasets import load_dataset
@@ -255,8 +261,20 @@ def pretrain(
     if not 8 <= size <= 256:
         raise SettingError(f"size {size}", "8 … 256", "change --size")
     train, test = (load_dataset("folder", images, size, split) for split in ("train", "test"))
-    accuracy = run(train, test, recipe, name or images.name, out)
+    accuracy = run(train, test, recipe, name or images.name, out, classes=classes)
     print(f"{out}: test accuracy {accuracy:.4f}")
+
+
+@app.command("fetch-weights")
+def fetch_weights(
+    name: Annotated[str, typer.Argument(help="vgg19, vgg19_bn or inception.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    url: Annotated[str, typer.Option(help="Fetch from here [where the file is published].")] = "",
+) -> None:
+    """Download a network's published weights and check them: needs a connection, once."""
+    from prismfl.fetch import fetch
+
+    print(f"{out}: SHA-256 {fetch(name, out, url)}")
 
 
 if __name__ == "__main__":

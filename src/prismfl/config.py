@@ -26,6 +26,10 @@ def _setting(
     return field(default=default, metadata={"about": about, **limits})
 
 
+# Feature networks with a name of their own; any other is a file.
+FEATURE_NETS = ("vgg", "vgg19", "random")
+
+
 @dataclass(frozen=True)
 class Data:
     """Which images, and how they are spread over the clients."""
@@ -41,6 +45,7 @@ class Data:
     attribute: str = _setting("Male", "attribute that is celeba's label")
     image_column: str = _setting("", "hf's column of images; none guesses image or img")
     label_column: str = _setting("", "hf's column of labels; none guesses label")
+    classes: str = _setting("", "classes to keep: names, numbers from 0 and ranges (0-4,7); none keeps all")
     clients: int = _setting(
         10, "number of clients; 0, with clients_from alone, takes as many as there are", least=0, most=1_000_000
     )
@@ -70,7 +75,13 @@ class Generator:
 class Features:
     """The frozen feature network that training matches, and what is matched of it."""
 
-    features: str = _setting("vgg", "feature network to match: vgg (embedded) or a file of `prismfl pretrain`")
+    features: str = _setting(
+        "vgg",
+        "feature network to match: vgg (embedded), vgg19 (needs weights), random (never trained),"
+        " or a file of `prismfl pretrain`",
+    )
+    weights: str = _setting("", "file of vgg19's weights: torchvision's .pth, or .safetensors")
+    features_sha256: str = _setting("", "SHA-256 that the network's weights must have; filled in when a run begins")
     feature_size: int = _setting(
         0, "pixels that images are scaled to for the features; 0 leaves them", choices=(0, 16, 32, 64)
     )
@@ -182,9 +193,13 @@ class Settings:
     def public(self) -> "Settings":
         """The settings without paths and machines, which change nothing and are nobody's business.
 
-        Raises SettingError while the clients of a pattern are not counted.
+        Raises SettingError while the clients of a pattern are not counted.  A feature network in a
+        file is called `file`: its SHA-256 says which one it is.
         """
-        return replace(self, data=replace(self.data, data_dir="", clients_from=""), output=Output())
+        name = self.features.features
+        features = replace(self.features, features=name if name in FEATURE_NETS else "file", weights="")
+        data = replace(self.data, data_dir="", clients_from="")
+        return replace(self, data=data, features=features, output=Output())
 
 
 SECTIONS: dict[str, type] = {

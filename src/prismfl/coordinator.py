@@ -174,6 +174,7 @@ def _summary(agreement: Agreement, folder: RunFolder, size: int) -> dict[str, An
     return {
         "rounds": len(lines),
         "parameters": agreement.layout.count,
+        "features_sha256": agreement.settings.features.features_sha256,
         "model_bytes": size,
         "model_bits_per_parameter": 8 * size / agreement.layout.count,
         "uplink_bytes": sum(line["uplink_bytes"] for line in lines),

@@ -2,32 +2,36 @@
 
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from prismfl.errors import RunFolderError
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | str | Iterable[bytes]) -> None:
     """Write a file so that a reader, a crash or a full disk never sees a part of it.
 
-    Raises RunFolderError naming the file; what stood there before is kept.
+    content: all of it, or pieces as they come; an error in their making passes through.
+    Raises RunFolderError naming the file.  Whatever is raised, what stood there before is kept.
     """
     raw = content.encode() if isinstance(content, str) else content
     temporary = _temporary(path)
     try:
-        _write(temporary, raw)
+        _write(temporary, (raw,) if isinstance(raw, bytes) else raw)
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
-        raise _refuse(path, str(error.strerror)) from None
+        if isinstance(error, OSError):
+            raise _refuse(path, str(error.strerror)) from None
+        raise
 
 
 def check_writable(path: Path) -> None:
     """Raise RunFolderError now, not after hours, when a file could not be written there."""
     temporary = _temporary(path)
     try:
-        _write(temporary, b"")
+        _write(temporary, ())
         temporary.unlink()
     except OSError as error:
         raise _refuse(path, str(error.strerror)) from None
@@ -39,10 +43,11 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
 
 
-def _write(path: Path, raw: bytes) -> None:
+def _write(path: Path, pieces: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        file.write(raw)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 

@@ -115,6 +115,7 @@ class FeatureMap:
 
     def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
         self.net, self.settings, self.sha256 = loaded.net, settings, loaded.sha256
+        self.last = max(settings.layers, default=None)
         maps = self._stages(torch.zeros((1, channels, size, size)))
         self.layers = settings.layers or tuple(range(len(maps)))
         if max(self.layers) >= len(maps):
@@ -138,7 +139,7 @@ class FeatureMap:
         size = self.settings.feature_size
         if size and size != x.shape[-1]:
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        return self.net.stages(x)
+        return self.net.stages(x, self.last)
 
     def moments(self, x: Tensor, groups: Tensor | None = None) -> Tensor:
         """Sums of ψ of images `[B, C, H, W]` in [-1, 1]: float32 `[G · D]`, differentiable.
@@ -186,7 +187,8 @@ class FeatureMap:
 
     def fingerprint(self) -> str:
         """Names this map: equal fingerprints give equal moments of equal images."""
-        text = repr((self.sha256, self.sizes, replace(self.settings, features="")))
+        rules = replace(self.settings, features="", weights="", features_sha256="")
+        text = repr((self.sha256, self.sizes, rules))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

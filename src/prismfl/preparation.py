@@ -8,16 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.config import Settings
+from prismfl.data.classes import select_classes
 from prismfl.data.datasets import load_dataset
 from prismfl.data.folder import client_roots
 from prismfl.data.images import ImageSet, deal, fit
 from prismfl.data.partition import partition
 from prismfl.errors import DataError, SettingError
 from prismfl.federation import Agreement, ClientKit, agree, make_kit
-from prismfl.layout import SIZES, Layout
+from prismfl.layout import SIZES
 from prismfl.mmd import FeatureMap
-from prismfl.nets.features import load_features
+from prismfl.nets.features import LoadedNet, load_features
 from prismfl.nets.generator import check_device
+from prismfl.nets.matched import load_matched
+from prismfl.nets.overlap import overlap_note
 
 _TEST_EVERY = 10
 
@@ -26,13 +29,15 @@ _TEST_EVERY = 10
 class Prepared:
     """The agreement, what clients compute with, each client's labelled images, and the test images.
 
-    clients: one image set each; test: None where there are no test images.
+    clients: one image set each; test: None where there are no test images; warnings: what whoever
+    runs this should know, a line each.  The agreement's settings name the feature network by its SHA-256.
     """
 
     agreement: Agreement
     kit: ClientKit
     clients: Sequence[ImageSet]
     test: ImageSet | None
+    warnings: tuple[str, ...] = ()
 
 
 def prepare(
@@ -53,11 +58,16 @@ def prepare(
         raise DataError("no images", "the arrays of the run", "pass images, and labels if there are any")
     else:
         train, test = _load(settings, size)
+    train = select_classes(train, settings.data.classes)
+    test = None if test is None else select_classes(test, settings.data.classes)
     _check_test(settings, train, test)
-    agreement = agree(settings, train.images.shape[1], train.classes)
     parts = partition(train, settings.data, settings.seed)
-    features = _feature_map(settings, agreement.layout)
-    return Prepared(agreement, make_kit(agreement, features), deal(train, parts, scratch), test)
+    loaded = load_matched(settings.features)
+    settings = replace(settings, features=replace(settings.features, features_sha256=loaded.sha256))
+    agreement = agree(settings, train.images.shape[1], train.classes)
+    features = FeatureMap(loaded, settings.features, agreement.layout.channels, agreement.layout.size)
+    warnings = _warnings(settings, loaded, train.classes, test)
+    return Prepared(agreement, make_kit(agreement, features), deal(train, parts, scratch), test, warnings)
 
 
 def _counted(settings: Settings) -> Settings:
@@ -69,6 +79,19 @@ def _counted(settings: Settings) -> Settings:
 
 def _scratch(settings: Settings) -> Path | None:
     return Path(settings.output.cache_dir) if settings.output.cache_dir else None
+
+
+def _warnings(
+    settings: Settings, loaded: LoadedNet, classes: tuple[str, ...], test: ImageSet | None
+) -> tuple[str, ...]:
+    """What is amiss when public networks have seen the private images."""
+    name, dataset = f"the matched network {settings.features.features}", settings.data.dataset
+    harm = "its public weights hold, unprotected, what was learnt of them"
+    found = overlap_note(name, loaded.about, dataset, classes, harm)
+    if test is not None and settings.output.distance_samples:
+        harm = "fid_embedded flatters"
+        found += overlap_note("the judge", load_features("judge").about, dataset, classes, harm)
+    return tuple(found)
 
 
 def for_arrays(settings: Settings, images: NDArray[np.uint8]) -> Settings:
@@ -93,17 +116,6 @@ def _check_test(settings: Settings, train: ImageSet, test: ImageSet | None) -> N
         raise SettingError(
             f"output.distance_samples = {asked} with {len(test)} test images", "0, or at least 2 of each", "set it to 0"
         )
-
-
-def _feature_map(settings: Settings, layout: Layout) -> FeatureMap:
-    loaded = load_features(settings.features.features)
-    if loaded.about["architecture"] == "judge":
-        raise SettingError(
-            f"features.features = {settings.features.features!r}, a judge",
-            "a network that no metric uses",
-            "match vgg: a distance in a matched network says nothing",
-        )
-    return FeatureMap(loaded, settings.features, layout.channels, layout.size)
 
 
 def _load(settings: Settings, size: int) -> tuple[ImageSet, ImageSet | None]:

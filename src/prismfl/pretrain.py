@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from prismfl.data.classes import select_classes
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import SettingError
 from prismfl.files import check_writable, write_atomic
-from prismfl.nets.features import ARCHITECTURES, FORMAT, FeatureNet, fold, load_features
+from prismfl.nets.features import ARCHITECTURES, FORMAT, ClassifierNet, FeatureNet, fold, load_features
 
 _LEAST_SIZE = 8  # three poolings of the smallest network
 
@@ -57,12 +58,16 @@ def pretrain(
     trained_on: str,
     out: Path,
     report: Callable[[str], None] = print,
+    classes: str = "",
 ) -> float:
     """Train on `train`, write `out`, return the test accuracy of the written file (0 … 1).
 
     The file keeps float16 weights and, as metadata, the recipe, the accuracy, the classes and
-    what it was trained on (`trained_on`, the number of images and their SHA-256).
+    what it was trained on (`trained_on`, the number of images and their SHA-256).  classes: those
+    to train on (see `select_classes`); the file then keeps the names of all as `all_classes`.
     """
+    every = train.classes
+    train, test = select_classes(train, classes), select_classes(test, classes)
     size = train.images.shape[-1]
     if size < _LEAST_SIZE:
         raise SettingError(f"images of {size} pixels", f"at least {_LEAST_SIZE}", "raise the size")
@@ -72,7 +77,8 @@ def pretrain(
         "format": FORMAT,
         "architecture": recipe.architecture,
         "classes": list(train.classes),
-        "trained_on": trained_on,
+        "all_classes": list(every),
+        "trained_on": _origin(trained_on, train.classes, every),
         "images": len(train),
         "recipe": asdict(recipe),
         "images_sha256": hashlib.sha256(train.images.tobytes()).hexdigest(),
@@ -86,7 +92,13 @@ def pretrain(
     return accuracy
 
 
-def _fit(train: ImageSet, recipe: Recipe, report: Callable[[str], None]) -> FeatureNet:
+def _origin(name: str, classes: tuple[str, ...], every: tuple[str, ...]) -> str:
+    if classes == every:
+        return name
+    return f"{name}, {len(classes)} of its {len(every)} classes: {', '.join(classes)}"
+
+
+def _fit(train: ImageSet, recipe: Recipe, report: Callable[[str], None]) -> ClassifierNet:
     torch.manual_seed(recipe.seed)  # initialisation; everything after draws from `draws`
     draws = torch.Generator().manual_seed(recipe.seed)
     net = ARCHITECTURES[recipe.architecture](len(train.classes), norm=True)

@@ -15,10 +15,12 @@ from prismfl.coordinator import Silent
 from prismfl.data.datasets import ImageSet
 from prismfl.engines import inprocess
 from prismfl.engines.inprocess import InProcess, resume, train
-from prismfl.errors import ClientError, DataError, RunFolderError
+from prismfl.errors import ClientError, DataError, ModelFileError, PrismError, RunFolderError
 from prismfl.federation import Agreement
 from prismfl.mmd import FeatureMap
 from prismfl.modelfile import load_model
+from prismfl.nets import features
+from prismfl.nets.features import load_features
 from prismfl.preparation import for_arrays, prepare
 from prismfl.runfolder import RunFolder, read_rounds
 from prismfl.sampling import load
@@ -101,7 +103,10 @@ def test_a_run_leaves_what_it_promises(finished, run_settings):
     assert summary["model_bytes"] == folder.model.stat().st_size
     assert summary["uplink_bytes"] == sum(line["uplink_bytes"] for line in lines)
     assert (folder.root / summary["grid"]).read_bytes().startswith(b"\x89PNG")
-    assert runfolder.reopen(folder.root)[1] == for_arrays(run_settings(), np.zeros((1, 1, 16, 16), np.uint8))
+    kept = runfolder.reopen(folder.root)[1]
+    assert kept.features.features_sha256 == summary["features_sha256"] == load_features("vgg").sha256
+    kept = replace(kept, features=replace(kept.features, features_sha256=""))
+    assert kept == for_arrays(run_settings(), np.zeros((1, 1, 16, 16), np.uint8))
     images = load(folder.model).sample(5, seed=1)
     assert images.shape == (5, 1, 16, 16)
     assert images.dtype == np.uint8
@@ -431,3 +436,26 @@ def test_a_memory_of_an_uncommitted_round_is_not_recalled(tiny, blobs, tmp_path)
     assert engine._recall(0, 7).steps == 6
     assert engine._recall(1, 7) is None
     engine.close()
+
+
+def test_a_run_begins_with_what_is_to_be_warned_of(tiny, blobs, tmp_path):
+    ready, watcher = replace(prepare(tiny(), blobs), warnings=("mind the overlap",)), Listen()
+    inprocess._run(ready, runfolder.create(tmp_path / "run", ready.agreement.settings), watcher)
+    assert watcher.notes[0] == "mind the overlap"
+
+
+def test_a_run_with_another_network_is_not_resumed(run_settings, blobs, tmp_path):
+    raw, path = features._file_bytes("vgg"), tmp_path / "net"
+    path.write_bytes(raw)
+    settings = run_settings("keep")
+    settings = replace(settings, features=replace(settings.features, features=str(path)))
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, blobs, out=tmp_path / "run", watcher=Kill(1))
+    path.write_bytes(features._file_bytes("judge"))
+    with pytest.raises(PrismError):
+        resume(tmp_path / "run", blobs)
+    path.write_bytes(raw[:-4] + bytes(4))
+    with pytest.raises(ModelFileError, match="name the file that the run began with"):
+        resume(tmp_path / "run", blobs)
+    path.write_bytes(raw)
+    resume(tmp_path / "run", blobs)

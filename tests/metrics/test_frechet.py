@@ -8,8 +8,9 @@ import scipy.linalg
 import torch
 
 from prismfl.errors import DataError, DependencyError
-from prismfl.metrics.frechet import embed, fid_embedded
+from prismfl.metrics.frechet import embed, fid, fid_embedded
 from prismfl.nets.features import load_features
+from prismfl.nets.inception import Inception
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,3 +112,34 @@ def test_a_missing_torchmetrics_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     with pytest.raises(DependencyError, match="torchmetrics does not import"):
         fid_embedded(blots(3, 0), blots(3, 1))
+
+
+# ------------------------------------------------------------------------------------ Inception
+
+
+class Pooled(Inception):
+    """Inception-v3 less its convolutions: means of image quarters, so that it takes no time."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.fc = torch.nn.Linear(1, 1)
+
+    def pooled(self, images):
+        """Twelve features an image."""
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).expand(-1, 3, -1, -1).flatten(1) / 10
+
+
+def test_fid_equals_an_independent_computation():
+    real, fake = blots(80, 0), noisy(blots(70, 1), 0.3)
+    a, b = (Pooled().features(x).astype(np.float64) for x in (real, fake))
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    root = np.trace(scipy.linalg.sqrtm(covariances[0] @ covariances[1])).real
+    wanted = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * root
+    assert fid(real, fake, Pooled()) == pytest.approx(wanted, rel=1e-3)
+    assert fid(real, fake, Pooled(), batch=7) == pytest.approx(fid(real, fake, Pooled()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("real", "fake"), [(0, 5), (1, 5), (5, 1)])
+def test_fid_of_fewer_than_two_images_is_refused(real, fake):
+    with pytest.raises(DataError, match=f"{real} real and {fake} generated images; expected at least 2"):
+        fid(blots(real, 0), blots(fake, 1), Pooled())

@@ -62,6 +62,27 @@ def test_stages_of_the_matched_network_are_not_negative():
     assert all((stage >= 0).all() and stage.any() for stage in maps)
 
 
+@pytest.mark.parametrize("last", [0, 1, 3])
+def test_nothing_is_computed_after_the_last_map_asked_for(loaded, last):
+    ran, x = [], images(2, 3)
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in loaded.net.named_modules()
+        if isinstance(module, torch.nn.Conv2d)
+    ]
+    found = loaded.net.stages(x, last)
+    some = list(ran)
+    every = loaded.net.stages(x)
+    for hook in hooks:
+        hook.remove()
+    assert len(found) == last + 1 and all(torch.equal(a, b) for a, b in zip(found, every, strict=False))
+    assert len(set(some)) < len(set(ran)) or last == len(every) - 1
+
+
+def test_no_map_beyond_the_last_is_made_up(loaded):
+    assert len(loaded.net.stages(images(1, 3), 99)) == len(loaded.net.stages(images(1, 3)))
+
+
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_folding_changes_nothing(name):
     torch.manual_seed(0)
@@ -149,3 +170,17 @@ def test_missing_files_and_folders_are_refused(tmp_path):
         load_features(tmp_path / "none.safetensors")
     with pytest.raises(ModelFileError):
         load_features(tmp_path)
+
+
+@pytest.mark.parametrize("bias", [None, torch.arange(4.0)])
+def test_a_folded_convolution_is_the_convolution_and_its_norm(bias):
+    torch.manual_seed(1)
+    norm = torch.nn.BatchNorm2d(4).eval()
+    for name, tensor in norm.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(4) + (0.1 if name == "running_var" else 0))
+    weight, x = torch.randn(4, 2, 3, 3), torch.randn(2, 2, 5, 5)
+    plain = norm(torch.nn.functional.conv2d(x, weight, bias))
+    torch.testing.assert_close(
+        torch.nn.functional.conv2d(x, *features.folded(weight, bias, norm.state_dict())), plain, rtol=1e-5, atol=1e-5
+    )

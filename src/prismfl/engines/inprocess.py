@@ -187,9 +187,12 @@ def resume(
 
 def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finished:
     keep_freed_memory()
+    watcher = watcher or Silent()
+    for line in ready.warnings:
+        watcher.note(line)
     engine = InProcess(ready.agreement, ready.kit, ready.clients, folder)
     try:
-        return coordinator.run(ready.agreement, engine, folder, watcher or Silent(), ready.test)
+        return coordinator.run(ready.agreement, engine, folder, watcher, ready.test)
     finally:
         engine.close()
 

@@ -1,4 +1,4 @@
-"""Fréchet distance in the embedded judge network: `fid_embedded`."""
+"""Fréchet distances: `fid_embedded` in the embedded judge network, `fid` in Inception-v3."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prismfl.errors import DataError, DependencyError
 from prismfl.nets.features import FeatureNet, load_features
+from prismfl.nets.inception import Inception
 
 JUDGE_SIZE = 32  # pixels that the judge was trained at
 
@@ -47,6 +48,36 @@ def fid_embedded(real: NDArray[np.uint8], fake: NDArray[np.uint8], batch: int = 
         for start in range(0, len(images), batch):
             metric.update(torch.from_numpy(images[start : start + batch]).to(device), real=is_real)
     return float(metric.compute())
+
+
+def fid(
+    real: NDArray[np.uint8], fake: NDArray[np.uint8], inception: Inception, batch: int = 50, device: str = "cpu"
+) -> float:
+    """Fréchet inception distance of two image sets, uint8 `[n, C, H, W]` each.
+
+    Images of any size are scaled as the network's makers did it; grey ones serve as three equal
+    channels.  Raises DataError for fewer than two images in a set, DependencyError when
+    torchmetrics does not import.
+    """
+    if min(len(real), len(fake)) < 2:
+        raise DataError(f"{len(real)} real and {len(fake)} generated images", "at least 2 of each", "give more images")
+    inception.to(device)
+    features = [torch.from_numpy(inception.features(images, batch)) for images in (real, fake)]
+    metric = _metric(_Given(features[0].shape[1]))
+    for found, is_real in zip(features, (True, False), strict=True):
+        metric.update(found, real=is_real)
+    return float(metric.compute())
+
+
+class _Given(nn.Module):
+    """What torchmetrics takes for a feature extractor where features are there already."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
 
 
 def _metric(extractor: nn.Module) -> Any:

@@ -6,6 +6,7 @@ what is loaded here has convolutions with biases only and nothing that depends o
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
@@ -47,7 +48,7 @@ class ConvUnit(nn.Module):
 
 
 class FeatureNet(nn.Module):
-    """What both networks share: `stages` gives the maps to match, `embed` one vector an image.
+    """What all networks share: `stages` gives the maps to match, `embed` one vector an image.
 
     unit: standard deviation of pooled features on the public images, which `embed` divides by.
     """
@@ -55,14 +56,25 @@ class FeatureNet(nn.Module):
     width: int
     unit: float
 
-    def __init__(self, classes: int, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.width, self.unit = width, 1.0
-        self.head = nn.Linear(width, classes)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Images `[B, 1 or 3, H, W]` in [-1, 1] → activation maps `[B, C_j, H_j, W_j]`."""
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
+        """Images as in `stages` → the maps one after another, each computed when it is asked for."""
         raise NotImplementedError
+
+    def stages(self, x: Tensor, last: int | None = None) -> list[Tensor]:
+        """Images `[B, 1 or 3, H, W]` in [-1, 1] → activation maps `[B, C_j, H_j, W_j]`.
+
+        last: number of the last map wanted, from 0; nothing after it is computed.
+        """
+        maps: list[Tensor] = []
+        for found in self.walk(x):
+            maps.append(found)
+            if len(maps) - 1 == last:
+                break
+        return maps
 
     def embed(self, x: Tensor) -> Tensor:
         """Images `[B, 1 or 3, H, W]` in [-1, 1] → penultimate features `[B, width]`, in units."""
@@ -71,29 +83,45 @@ class FeatureNet(nn.Module):
     def _pooled(self, x: Tensor) -> Tensor:
         return self.stages(x)[-1].mean((2, 3))
 
+
+class ClassifierNet(FeatureNet):
+    """A feature network with the linear head that it was trained with."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__(width)
+        self.head = nn.Linear(width, classes)
+
     def forward(self, x: Tensor) -> Tensor:
         """Class scores `[B, classes]`."""
         return self.head(self._pooled(x))  # type: ignore[no-any-return]
 
 
-class Vgg(FeatureNet):
+def vgg_walk(plan: Sequence[int], units: Iterator[nn.Module], x: Tensor) -> Iterator[Tensor]:
+    """Every ReLU output of a VGG: `plan` has each unit's channels, and 0 for a maximum pooling."""
+    for channels in plan:
+        if channels:
+            x = F.relu(next(units)(x))
+            yield x
+        else:
+            x = F.max_pool2d(x, 2)
+
+
+def vgg_units(plan: Sequence[int], *, norm: bool) -> nn.ModuleList:
+    """The units of a plan, for images of three channels."""
+    channels = [3, *(c for c in plan if c)]
+    return nn.ModuleList(ConvUnit(a, b, norm=norm) for a, b in pairwise(channels))
+
+
+class Vgg(ClassifierNet):
     """A small VGG: 3×3 convolutions, ReLU, maximum pooling; every ReLU output is a stage."""
 
     def __init__(self, classes: int = 10, *, norm: bool) -> None:
         super().__init__(classes, VGG_PLAN[-1])
-        channels = [3, *(c for c in VGG_PLAN if c)]
-        self.units = nn.ModuleList(ConvUnit(a, b, norm=norm) for a, b in pairwise(channels))
+        self.units = vgg_units(VGG_PLAN, norm=norm)
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """See `FeatureNet.stages`: seven maps, all non-negative."""
-        units, maps = iter(self.units), []
-        for channels in VGG_PLAN:
-            if not channels:
-                x = F.max_pool2d(x, 2)
-                continue
-            x = F.relu(next(units)(x))
-            maps.append(x)
-        return maps
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
+        """See `FeatureNet.walk`: seven maps, all non-negative."""
+        return vgg_walk(VGG_PLAN, iter(self.units), x)
 
 
 class Residual(nn.Module):
@@ -111,7 +139,7 @@ class Residual(nn.Module):
         return F.silu(self.second(F.silu(self.first(x))) + short)
 
 
-class Judge(FeatureNet):
+class Judge(ClassifierNet):
     """A small residual network with strides and SiLU: no part in common with `Vgg`."""
 
     def __init__(self, classes: int = 10, *, norm: bool) -> None:
@@ -120,32 +148,44 @@ class Judge(FeatureNet):
         widths = (JUDGE_STEM, *JUDGE_PLAN)
         self.blocks = nn.ModuleList(Residual(a, b, norm=norm) for a, b in pairwise(widths))
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """See `FeatureNet.stages`: the stem's map and three block outputs, signed."""
-        maps = [F.silu(self.stem(x))]
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
+        """See `FeatureNet.walk`: the stem's map and three block outputs, signed."""
+        x = F.silu(self.stem(x))
+        yield x
         for block in self.blocks:
-            maps.append(block(maps[-1]))
-        return maps
+            x = block(x)
+            yield x
 
 
 ARCHITECTURES: dict[str, type[Vgg] | type[Judge]] = {"vgg": Vgg, "judge": Judge}
 
 
-def fold(net: FeatureNet) -> dict[str, Tensor]:
+def fold(net: ClassifierNet) -> dict[str, Tensor]:
     """State of the same network with every BatchNorm folded into its convolution (float32)."""
     state = {"head.weight": net.head.weight.detach(), "head.bias": net.head.bias.detach()}
     for name, unit in net.named_modules():
         if isinstance(unit, ConvUnit) and unit.norm is not None:
-            norm = unit.norm.state_dict()
-            gain = norm["weight"] / (norm["running_var"] + unit.norm.eps).sqrt()
-            state[f"{name}.conv.weight"] = unit.conv.weight.detach() * gain[:, None, None, None]
-            state[f"{name}.conv.bias"] = norm["bias"] - norm["running_mean"] * gain
+            weight, bias = folded(unit.conv.weight.detach(), None, unit.norm.state_dict(), unit.norm.eps)
+            state[f"{name}.conv.weight"], state[f"{name}.conv.bias"] = weight, bias
     return state
+
+
+def folded(weight: Tensor, bias: Tensor | None, norm: Mapping[str, Tensor], eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """A convolution's weight `[O, I, k, k]` and bias `[O]` with the BatchNorm after it folded in.
+
+    norm: its `weight`, `bias`, `running_mean`, `running_var`, `[O]` each.
+    """
+    gain = norm["weight"] / (norm["running_var"] + eps).sqrt()
+    mean = norm["running_mean"] if bias is None else norm["running_mean"] - bias
+    return weight * gain[:, None, None, None], norm["bias"] - mean * gain
 
 
 @dataclass(frozen=True)
 class LoadedNet:
-    """A frozen network with where it came from: its file's SHA-256 and what it was trained on."""
+    """A frozen network with where it came from: its file's SHA-256 and what it was trained on.
+
+    about: `architecture` and `trained_on` at least; see `overlaps` for what else says something.
+    """
 
     net: FeatureNet
     sha256: str

@@ -1,0 +1,45 @@
+"""Some classes of a data set alone."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from prismfl.data.datasets import ImageSet
+from prismfl.errors import DataError, SettingError
+
+
+def select_classes(images: ImageSet, text: str) -> ImageSet:
+    """The images of some classes, numbered anew from 0 in the order of the data set.
+
+    text: names, numbers and ranges of numbers from 0, separated by commas (`0-4`, `cat, dog`,
+    `1,3,5-7`); a name goes before a number; empty for all.
+    Raises SettingError for a class that does not exist, DataError when no image is left.
+    """
+    if not text:
+        return images
+    chosen = sorted({number for part in text.split(",") for number in _numbers(part.strip(), images.classes)})
+    rows = np.flatnonzero(np.isin(images.labels, chosen))
+    if not len(rows):
+        raise DataError(f"no image of classes {text!r}", "at least one", "choose other classes")
+    return replace(
+        images,
+        images=images.images[rows],
+        labels=np.searchsorted(chosen, images.labels[rows]).astype(np.int64),
+        classes=tuple(images.classes[number] for number in chosen),
+        owners=None if images.owners is None else images.owners[rows],
+    )
+
+
+def _numbers(part: str, names: tuple[str, ...]) -> range:
+    if part in names:
+        return range(names.index(part), names.index(part) + 1)
+    bounds = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part)
+    if bounds:
+        first, last = int(bounds[1]), int(bounds[2] or bounds[1])
+        if first <= last < len(names):
+            return range(first, last + 1)
+    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    raise SettingError(
+        f"class {part!r}", f"numbers in 0 … {len(names) - 1}, ranges (0-4), or names of {shown}", "change the classes"
+    )
