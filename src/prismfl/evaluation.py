@@ -56,8 +56,10 @@ def evaluate_model(
     classes or more, and each wants a few images.
     Raises PrismError subclasses for unusable files, data and numbers.
     """
-    if samples < 2 or repeats < 1:
-        raise SettingError(f"samples {samples}, repeats {repeats}", "at least 2 and at least 1", "ask for more")
+    if samples < 2:
+        raise SettingError(f"samples {samples}", "at least 2", "ask for more")
+    if repeats < 1:
+        raise SettingError(f"repeats {repeats}", "at least 1", "ask for more")
     asked = _asked(metrics)
     sampler = load(path)
     trained = _settings(path, sampler.model.settings)

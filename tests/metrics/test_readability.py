@@ -36,7 +36,7 @@ def test_real_digits_are_readable(classifier, digits):
 def test_noise_is_less_readable(classifier, digits):
     noise = np.random.default_rng(0).integers(0, 256, (300, 1, 16, 16), np.uint8)
     found = readability(classifier, noise, digits[1])
-    assert found.readable < record(classifier, digits[1]).test_readable - 0.2
+    assert found.readable < record(classifier, digits[1]).test_readable - 0.3 and found.confidence < 0.9
 
 
 def test_shares_are_shares(classifier, digits):
@@ -45,7 +45,7 @@ def test_shares_are_shares(classifier, digits):
     assert sum(found.class_shares) == pytest.approx(1) and len(found.class_shares) == 10
     assert found.least_class == min(found.class_shares) == 0
     assert found.class_shares[0] > 0.9, "only zeros were shown"
-    assert 0 <= found.readable <= found.confidence <= 1
+    assert 0.9 * found.readable <= found.confidence <= 1 and 0 <= found.readable <= 1
 
 
 def test_a_lost_class_is_seen_in_balance_and_inception_score(classifier, digits):
