@@ -40,7 +40,7 @@ class Purpose(IntEnum):
     SHIPPED = 9
     CLASSIFIER = 10
     JOINT = 11
-    SUBSETS = 12
+    SUBSETS = 13
 
 
 @dataclass(frozen=True)
