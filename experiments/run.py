@@ -3,8 +3,9 @@
     python experiments/run.py experiments/yardstick.toml [more rows] --out experiments/results
 
 A row is one TOML file: settings as `prismfl train --config` takes them, and a table `[row]` with
-`about`, optionally `base` (another row it changes) and `readability = true`.  The data folder
-comes from the environment variable PRISMFL_DATA.
+`about`, optionally `base` (another row it changes) and what to measure besides the distance of
+the run itself: `metrics = "kid,prdc,readability"`, of 10,000 samples, or `readability = true` for
+the last alone.  The data folder comes from the environment variable PRISMFL_DATA.
 """
 
 import argparse
@@ -30,8 +31,17 @@ from prismfl.runfolder import RunFolder, read_rounds
 
 COLUMNS = (
     "fid_embedded",
+    "kid_embedded",
+    "precision_embedded",
+    "recall_embedded",
+    "density_embedded",
+    "coverage_embedded",
     "readable",
+    "confidence",
+    "label_agreement",
     "least_class",
+    "label_imbalance",
+    "is_classifier",
     "up_bits",
     "down_bits",
     "theta_variance",
@@ -83,7 +93,9 @@ def one_run(path: Path, seed: int, out: Path, runs: Path) -> dict[str, Any]:
     values, row = load_row(path)
     settings = row_settings(values, seed)
     key = hashlib.sha256(to_toml(settings_from(merged(values, {"seed": seed}))).encode()).hexdigest()[:12]
-    kept = out / "runs" / f"{path.stem}-{seed}-{key}.json"
+    metrics = row_metrics(row)
+    # What else is measured is no setting: a row that asks for more is measured anew, not run anew.
+    kept = out / "runs" / f"{'-'.join([path.stem, str(seed), key, *metrics])}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text()))
     print(f"== {path.stem}, seed {seed}", flush=True)
@@ -98,11 +110,18 @@ def one_run(path: Path, seed: int, out: Path, runs: Path) -> dict[str, Any]:
     result = {"row": path.stem, "about": row.get("about", ""), "seed": seed, **provenance()}
     result |= figures(folder, dict(finished.summary))
     result["wall_seconds"] = round(time.monotonic() - begun, 1) if fresh else None
-    if row.get("readability"):
-        found = evaluate_model(folder.model, samples=2)
-        result |= {name: found[name] for name in ("readable", "least_class", "confidence")}
+    if metrics:
+        data = settings.data
+        found = evaluate_model(folder.model, data.dataset, data.data_dir, metrics=",".join(metrics))
+        result |= {name: found[name] for name in COLUMNS if found.get(name) is not None}
     write_atomic(kept, json.dumps(result, indent=1) + "\n")
     return result
+
+
+def row_metrics(row: dict[str, Any]) -> list[str]:
+    """Names of what a row asks to have measured of its finished model."""
+    asked = [name.strip() for name in row.get("metrics", "").split(",") if name.strip()]
+    return list(dict.fromkeys(asked + ["readability"] * bool(row.get("readability"))))
 
 
 def figures(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:

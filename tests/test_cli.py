@@ -326,7 +326,6 @@ def test_a_run_may_do_without_labels(tmp_path):
 @pytest.fixture
 def few_steps(monkeypatch):
     monkeypatch.setattr(evaluation, "Classifier", lambda train: Classifier(train, steps=2))
-    monkeypatch.setattr(evaluation, "READABILITY_SAMPLES", 20)
 
 
 def test_evaluate_prints_text_and_json_alike(model, few_steps):
@@ -339,6 +338,15 @@ def test_evaluate_prints_text_and_json_alike(model, few_steps):
     assert float(shown["readable"]) == pytest.approx(found["readable"], abs=1e-4)
     assert len(shown["class_shares"].split()) == len(found["class_shares"]) == 10
     assert float(shown["label_agreement"]) == pytest.approx(found["label_agreement"], abs=1e-4)
+
+
+def test_evaluate_over_seeds_gives_intervals_of_what_was_asked_for(model):
+    words = ["evaluate", model, "--samples", 30, "--repeats", 2, "--metrics", "fid,prdc"]
+    (code, text, _), (_, raw, _) = call(*words), call(*words, "--json")
+    found = json.loads(raw)
+    low, high = found["fid_embedded_interval"]
+    assert code == 0 and low < found["fid_embedded"] < high and "readable" not in found
+    assert f"[{low:.4f}, {high:.4f}]" in text and "recall_embedded" in text
 
 
 # ---------------------------------------------------------------------------------------- pretrain
@@ -479,6 +487,9 @@ def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
         (["evaluate", "MODEL", "--dataset", "imagenet", "--data-dir", "."], "'imagenet'"),
         (["evaluate", "MODEL", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere"),
         (["evaluate", "MODEL", "--seed", "-1"], "seed -1"),
+        (["evaluate", "MODEL", "--repeats", "0"], "repeats 0"),
+        (["evaluate", "MODEL", "--metrics", "fid,beauty"], "'beauty'"),
+        (["evaluate", "MODEL", "--metrics", "prdc", "--samples", "5"], "prdc of 5 images"),
         (["pretrain"], "--images"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",

@@ -5,15 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import prismfl
 from prismfl import evaluation
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
-from prismfl.evaluation import evaluate_model
+from prismfl.evaluation import METRICS, as_text, evaluate_model, over_seeds
+from prismfl.metrics.diversity import inception_score
+from prismfl.metrics.embedding import judge_features
 from prismfl.metrics.frechet import fid, fid_embedded
-from prismfl.metrics.readability import Classifier, readability
+from prismfl.metrics.intervals import t_interval
+from prismfl.metrics.kernel import kernel_distance
+from prismfl.metrics.neighbours import balls, compare
+from prismfl.metrics.readability import Classifier, readability, record
 from prismfl.modelfile import load_model, save_model
 from prismfl.nets import overlap
 from prismfl.sampling import labels_like
@@ -27,7 +33,6 @@ def model(tiny, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     monkeypatch.setattr(evaluation, "Classifier", functools.partial(Classifier, steps=2))
-    monkeypatch.setattr(evaluation, "READABILITY_SAMPLES", 30)
 
 
 def tree(root, channels, classes, count=20, size=16):
@@ -46,18 +51,103 @@ def test_figures_are_those_of_their_makers(model):
     images = prismfl.load(model).sample(40, seed=3, labels=labels_like(test.labels, 40))
     assert found["fid_embedded"] == pytest.approx(fid_embedded(test.images, images), rel=1e-6)
     assert found["samples"] == 40 and found["ledger"] == []
-    assert {"readable", "least_class", "confidence", "test_accuracy", "test_readable"} <= set(found)
-    assert sum(found["class_shares"]) == pytest.approx(1)
+    real, fake = judge_features(test.images), judge_features(images)
+    kid = kernel_distance(real, fake)
+    assert (found["kid_embedded"], found["kid_embedded_over_subsets"]) == (kid.mean, kid.interval)
+    near = vars(compare(balls(real), balls(fake)))
+    judge = Classifier(load_dataset("digits", None, 16, "train"), steps=2)
+    told = vars(readability(judge, images, test, labels_like(test.labels, 40))) | vars(record(judge, test))
+    assert near | told == {name: found[name] for name in (*near, *told)}
+    assert set(found) == {
+        *("samples", "repeats", "seed", "fid_embedded", "kid_embedded", "kid_embedded_over_subsets", "ledger"),
+        *near,
+        *told,
+    }
 
 
-def test_samples_are_judged_by_the_labels_they_were_made_for(model):
-    train, test = (load_dataset("digits", None, 16, split) for split in ("train", "test"))
-    turns = np.arange(30) % 10
-    shown = prismfl.load(model).sample(30, seed=3, labels=turns)
-    wanted = readability(Classifier(train, steps=2), shown, test, turns)
-    found = evaluate_model(model, samples=40, seed=3)
-    assert found["label_agreement"] == wanted.label_agreement
-    assert found["class_shares"] == wanted.class_shares
+ALL = {
+    "fid": {"fid_embedded"},
+    "kid": {"kid_embedded", "kid_embedded_over_subsets"},
+    "prdc": {"precision_embedded", "recall_embedded", "density_embedded", "coverage_embedded"},
+    "readability": {
+        *("readable", "confidence", "label_agreement", "class_shares", "least_class", "label_imbalance"),
+        *("is_classifier", "is_classifier_over_splits", "test_accuracy", "test_readable"),
+    },
+}
+
+
+@pytest.mark.parametrize("metrics", ["fid", "kid", "prdc", "readability", " prdc , fid", "fid,fid", ",kid,"])
+def test_what_is_asked_for_is_measured_and_nothing_else(model, metrics):
+    found = evaluate_model(model, samples=20, metrics=metrics)
+    asked = {name.strip() for name in metrics.split(",")} - {""}
+    assert set(found) == {"samples", "repeats", "seed", "ledger"}.union(*(ALL[name] for name in asked))
+    if asked != {"readability"}:
+        whole = evaluate_model(model, samples=20)
+        assert {name: whole[name] for name in found} == found, "what else is measured changes nothing"
+
+
+def test_without_readability_no_classifier_is_trained(model, monkeypatch):
+    monkeypatch.setattr(evaluation, "Classifier", None)
+    assert evaluate_model(model, samples=20, metrics="fid")["fid_embedded"] > 0
+
+
+@pytest.mark.parametrize("metrics", ["is", "fid,lpips", "FID", "fid kid"])
+def test_unknown_metrics_are_refused(model, metrics):
+    with pytest.raises(SettingError, match="expected some of fid, kid, prdc, readability"):
+        evaluate_model(model, samples=20, metrics=metrics)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4, 5, 6])
+def test_of_few_samples_what_applies_is_measured_and_the_rest_refused(model, samples):
+    found = evaluate_model(model, samples=samples)
+    for name, least in METRICS.items():
+        assert (ALL[name] <= set(found)) == (samples >= least)
+        if samples < least:
+            with pytest.raises(DataError, match=f"{name} of {samples} images of 10 classes; expected at least {least}"):
+                evaluate_model(model, samples=samples, metrics=f"fid,{name}")
+
+
+# ------------------------------------------------------------------------------------ over seeds
+
+
+def test_repeats_are_means_over_seeds_with_their_intervals(model):
+    one = [evaluate_model(model, samples=30, seed=seed) for seed in (5, 6, 7)]
+    found = evaluate_model(model, samples=30, seed=5, repeats=3)
+    for name in ("fid_embedded", "kid_embedded", "recall_embedded", "readable", "is_classifier", "class_shares"):
+        values = [single[name] for single in one]
+        assert np.allclose(found[name], np.mean(values, axis=0))
+        assert np.allclose(found[f"{name}_interval"], t_interval(values))
+    assert found["test_accuracy"] == one[0]["test_accuracy"] and "test_accuracy_interval" not in found
+    assert not any("_over_" in name for name in found), "these give way to intervals over seeds"
+    assert found["repeats"] == 3 and not any(name.endswith("_interval") for name in one[0])
+
+
+def test_what_no_set_has_stays_away_and_a_single_set_stays_as_it_is():
+    merged = over_seeds([{"label_agreement": None, "x": 1.0}, {"label_agreement": None, "x": 2.0}])
+    assert merged["label_agreement"] is None and "label_agreement_interval" not in merged and merged["x"] == 1.5
+    assert over_seeds([{"x": 1.0}]) == {"x": 1.0}
+
+
+@pytest.mark.parametrize("repeats", [0, -1])
+def test_no_repeats_are_refused(model, repeats):
+    with pytest.raises(SettingError, match=f"repeats {repeats}"):
+        evaluate_model(model, samples=20, repeats=repeats)
+
+
+# ------------------------------------------------------------------------------------------ text
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_text_has_every_figure_in_one_column_with_intervals_in_brackets(model, repeats):
+    found = evaluate_model(model, samples=30, repeats=repeats)
+    rows = {line.split()[0]: line for line in as_text(found).splitlines() if line.startswith("  ")}
+    figures = {n for n in found if not n.endswith("_interval") and "_over_" not in n} - {"samples", "repeats", "seed"}
+    assert set(rows) == {name for name in figures if found[name] is not None} - {"ledger"}
+    assert {line[: len("  ") + 21].strip() for line in rows.values()} == set(rows), "names fit their column"
+    shown = found["kid_embedded_interval" if repeats > 1 else "kid_embedded_over_subsets"]
+    assert rows["kid_embedded"].endswith(f"[{shown[0]:.4f}, {shown[1]:.4f}]")
+    assert ("[" in rows["fid_embedded"]) == (repeats > 1)
+    assert "[" not in rows["class_shares"] and "[" not in rows["test_accuracy"]
 
 
 def test_other_labels_than_the_models_are_no_judge_of_it(model, tmp_path):
@@ -73,6 +163,8 @@ def test_the_seed_decides(model):
 def test_a_single_class_has_no_readability(model, tmp_path):
     found = evaluate_model(model, "folder", tree(tmp_path / "one", 1, ["a"]), samples=20)
     assert "readable" not in found and found["fid_embedded"] > 0
+    with pytest.raises(DataError, match="readability of 2 images of 1 class; expected at least 4 images, and two"):
+        evaluate_model(model, "folder", str(tmp_path / "one"), samples=20, metrics="readability")
 
 
 def test_images_of_other_channels_are_refused(model, tmp_path):
@@ -145,12 +237,13 @@ class Stub:
     """Stands for Inception-v3: mean and deviation of each image, and what it was asked."""
 
     sha256 = "ab"
+    logits = staticmethod(lambda pooled, **_: pooled)
 
     def to(self, _device):
         """Itself."""
         return self
 
-    def features(self, images, _batch):
+    def features(self, images, _batch=50):
         """Two features an image."""
         return np.stack([images.mean((1, 2, 3)), images.std((1, 2, 3))], 1).astype(np.float32)
 
@@ -161,7 +254,9 @@ def test_fid_is_reported_where_its_network_is_given(model, monkeypatch, tmp_path
     test = load_dataset("digits", None, 16, "test")
     images = prismfl.load(model).sample(20, labels=labels_like(test.labels, 20))
     assert found["fid"] == pytest.approx(fid(test.images, images, Stub())) and found["inception_sha256"] == "ab"
-    assert "fid" not in evaluate_model(model, samples=20)
+    wanted = inception_score(torch.from_numpy(Stub().features(images)).double().softmax(1).numpy())
+    assert (found["is"], found["is_over_splits"]) == (wanted.mean, wanted.interval)
+    assert not {"fid", "is"} & set(evaluate_model(model, samples=20))
 
 
 def test_an_unusable_inception_is_refused_first(model, tmp_path):

@@ -204,27 +204,21 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Model file.")],
     dataset: Annotated[str, typer.Option(help="Data set to judge against [the model's own].")] = "",
     data_dir: Annotated[str, typer.Option(help="Its folder [the model's own].")] = "",
-    samples: Annotated[int, typer.Option(help="Samples the distance is measured on.")] = 10_000,
+    samples: Annotated[int, typer.Option(help="Samples the figures are of.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Sets of samples, of a seed each: means with 95 % intervals.")] = 1,
+    metrics: Annotated[
+        str, typer.Option(help="Some of fid,kid,prdc,readability [all that apply].", show_default=False)
+    ] = "",
     inception: Annotated[Optional[Path], typer.Option(help="Weights of the FID's Inception-v3: adds fid.")] = None,  # noqa: UP045
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a finished model: distance to test images, and how readable its samples are."""
-    from prismfl.evaluation import evaluate_model
+    """Measure a finished model: distance to test images, fidelity, diversity, and how readable its samples are."""
+    from prismfl.evaluation import as_text, evaluate_model
 
-    found = evaluate_model(model, dataset, data_dir, samples, seed, inception, device)
-    print(
-        json.dumps(found, indent=1)
-        if as_json
-        else "\n".join(f"{key:20} {_shown(value)}" for key, value in found.items())
-    )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(_shown(one) for one in value)
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    found = evaluate_model(model, dataset, data_dir, samples, seed, inception, device, repeats=repeats, metrics=metrics)
+    print(json.dumps(found, indent=1) if as_json else as_text(found))
 
 
 @app.command()

@@ -1,24 +1,51 @@
-"""All figures of a finished model against a data set."""
+"""All figures of a finished model against a data set, and how they read."""
 
 import tomllib
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from prismfl.config import Settings, settings_from
+from prismfl.config import Data, Settings, settings_from
 from prismfl.data.classes import select_classes
-from prismfl.data.datasets import load_dataset
+from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.errors import DataError, ModelFileError, SettingError
-from prismfl.metrics.frechet import fid, fid_embedded
-from prismfl.metrics.readability import Classifier, readability
+from prismfl.metrics import kernel, neighbours, readability
+from prismfl.metrics.diversity import inception_score
+from prismfl.metrics.embedding import judge_features
+from prismfl.metrics.frechet import frechet
+from prismfl.metrics.intervals import t_interval
+from prismfl.metrics.readability import Classifier
 from prismfl.nets.features import load_features
 from prismfl.nets.generator import check_device
-from prismfl.nets.inception import load_inception
+from prismfl.nets.inception import Inception, load_inception
 from prismfl.nets.overlap import overlap_note
-from prismfl.sampling import labels_like, load
+from prismfl.sampling import Sampler, labels_like, load
 
-READABILITY_SAMPLES = 1000
+# What can be asked for, and the fewest images of a side that it means anything of.
+METRICS = {"fid": 2, "kid": kernel.LEAST, "prdc": neighbours.LEAST, "readability": readability.LEAST}
+_GROUPS = {
+    "Distance to test images, in features of the embedded judge": ("fid_embedded", "kid_embedded"),
+    "Fidelity and diversity, in features of the embedded judge": (
+        *("precision_embedded", "recall_embedded", "density_embedded", "coverage_embedded"),
+    ),
+    "Inception-v3, as others report": ("fid", "is"),
+    "Readability, by a classifier of real images": (
+        *("readable", "confidence", "label_agreement", "class_shares", "least_class", "label_imbalance"),
+        "is_classifier",
+    ),
+    "That classifier on real test images": ("test_accuracy", "test_readable"),
+}
+_WITHIN = {
+    "kid_embedded": "kid_embedded_over_subsets",
+    "is_classifier": "is_classifier_over_splits",
+    "is": "is_over_splits",
+}
+_LEAST_FOR_SCORE = 20  # two images in each of ten parts
 
 
 def evaluate_model(
@@ -29,48 +56,186 @@ def evaluate_model(
     seed: int = 0,
     inception: Path | None = None,
     device: str = "cpu",
+    *,
+    repeats: int = 1,
+    metrics: str = "",
 ) -> dict[str, Any]:
-    """Distance and readability of a model file, by name of the figure.
+    """Figures of a model file against a data set's test images, by name of the figure.
 
     dataset, data_dir: what to judge against; a data set that needs a folder needs it here, for
     a model file names no folder of its maker.  Without dataset it is the model's own, and of its own
-    data set the model's classes count.  Readability is of 1,000 samples and is left out where the data
-    has a single class.  inception: the weights of the FID's Inception-v3, which add `fid` and
-    `inception_sha256`.  `warnings` are there where a figure flatters.
+    data set the model's classes count.
+    samples: images that every figure is of.  inception: the weights of the FID's Inception-v3,
+    which add `fid`, `is` (where there are enough samples) and `inception_sha256`.  repeats: how
+    many sets of samples, of seeds `seed … seed + repeats - 1`; for more than one a figure is the
+    mean over them, and `NAME_interval` is its 95 % t-interval [low, high].  metrics: some of fid,
+    kid, prdc and readability, by commas; empty takes all that apply, for readability wants images
+    of two classes or more, and each wants a few images.  `warnings` are there where a figure flatters.
     Raises PrismError subclasses for unusable files, data and numbers.
     """
     if samples < 2:
         raise SettingError(f"samples {samples}", "at least 2", "ask for more")
+    if repeats < 1:
+        raise SettingError(f"repeats {repeats}", "at least 1", "ask for more")
+    asked = _asked(metrics)
     check_device(device)
-    judge = load_inception(inception) if inception is not None else None
+    network = None if inception is None else load_inception(inception).to(device)
     sampler = load(path, device)
     trained = _settings(path, sampler.model.settings)
     name = dataset or trained.data.dataset
+    judge = _judge(sampler, trained.data, name, data_dir, network)
+    wanted = judge.applying(asked, samples)
+    labels = labels_like(judge.test.labels, samples) if sampler.model.labels == judge.train.classes else None
+    found = [
+        judge.figures(wanted, sampler.sample(samples, seed=seed + turn, labels=labels), labels)
+        for turn in range(repeats)
+    ]
+    record = vars(readability.record(judge.classifier, judge.test)) if "readability" in wanted else {}
+    head: dict[str, Any] = {"samples": samples, "repeats": repeats, "seed": seed}
+    if network is not None:
+        head["inception_sha256"] = network.sha256
+    notes = overlap_note("the judge", load_features("judge").about, name, judge.train.classes, "fid_embedded flatters")
+    tail = {"ledger": list(sampler.model.ledger)} | ({"warnings": notes} if notes else {})
+    return head | over_seeds(found) | record | tail
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The real images, and what figures need of them: made when first asked for, and only once."""
+
+    train: ImageSet
+    test: ImageSet
+    inception: Inception | None = None
+    device: str = "cpu"
+
+    @cached_property
+    def features(self) -> NDArray[np.float32]:
+        return judge_features(self.test.images, device=self.device)
+
+    @cached_property
+    def pooled(self) -> NDArray[np.float32]:
+        """Inception's features of the test images: float32 `[n, 2048]`, of none without the network."""
+        return np.empty((0, 0), np.float32) if self.inception is None else self.inception.features(self.test.images)
+
+    @cached_property
+    def balls(self) -> neighbours.Balls:
+        return neighbours.balls(self.features)
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        return Classifier(self.train)
+
+    def applying(self, asked: tuple[str, ...], samples: int) -> tuple[str, ...]:
+        """What was asked for, or all that applies where nothing was.  Raises DataError for what does not apply."""
+        fewest, classes = min(samples, len(self.test)), len(self.train.classes)
+        fits = [name for name, least in METRICS.items() if fewest >= least]
+        if classes < 2 and "readability" in fits:
+            fits.remove("readability")
+        unfit = [name for name in asked if name not in fits]
+        if unfit:
+            raise DataError(
+                f"{unfit[0]} of {fewest} images of {classes} {'class' if classes == 1 else 'classes'}",
+                f"at least {METRICS[unfit[0]]} images" + ", and two classes" * (unfit[0] == "readability"),
+                "give more, or leave it out",
+            )
+        return asked or tuple(fits)
+
+    def figures(
+        self, wanted: tuple[str, ...], images: NDArray[np.uint8], labels: NDArray[np.int64] | None
+    ) -> dict[str, Any]:
+        """The wanted figures of one set of samples uint8 `[n, C, H, W]`, made by labels int64 `[n]` or None."""
+        found: dict[str, Any] = {}
+        if set(wanted) - {"readability"}:
+            found |= self._distances(wanted, judge_features(images, device=self.device))
+        if self.inception is not None:
+            found |= self._by_inception(self.inception, images)
+        if "readability" in wanted:
+            found |= vars(readability.readability(self.classifier, images, self.test, labels))
+        return found
+
+    def _by_inception(self, network: Inception, images: NDArray[np.uint8]) -> dict[str, Any]:
+        pooled = network.features(images)
+        found: dict[str, Any] = {"fid": frechet(self.pooled, pooled)}
+        if len(images) >= _LEAST_FOR_SCORE:
+            scores = torch.from_numpy(pooled).to(self.device)
+            score = inception_score(network.logits(scores, bias=False).double().softmax(1).cpu().numpy())
+            found |= {"is": score.mean, _WITHIN["is"]: score.interval}
+        return found
+
+    def _distances(self, wanted: tuple[str, ...], fake: NDArray[np.float32]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "fid" in wanted:
+            found["fid_embedded"] = frechet(self.features, fake)
+        if "kid" in wanted:
+            kid = kernel.kernel_distance(self.features, fake)
+            found |= {"kid_embedded": kid.mean, _WITHIN["kid_embedded"]: kid.interval}
+        if "prdc" in wanted:
+            found |= vars(neighbours.compare(self.balls, neighbours.balls(fake)))
+        return found
+
+
+def over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means of figures over sets of samples, each with its 95 % t-interval where there is more than one.
+
+    Intervals over parts of one set give way to those over sets.
+    """
+    if len(found) == 1:
+        return found[0]
+    merged: dict[str, Any] = {}
+    for name in (name for name in found[0] if name not in _WITHIN.values()):
+        values = [one[name] for one in found]
+        merged[name] = None if values[0] is None else np.mean(values, axis=0).tolist()
+        if values[0] is not None:
+            merged[f"{name}_interval"] = t_interval(values).tolist()
+    return merged
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """Figures for people: grouped, names aligned, intervals in brackets."""
+    seeds = f"seed {found['seed']}" + f" … {found['seed'] + found['repeats'] - 1}" * (found["repeats"] > 1)
+    lines = [f"{found['samples']} samples, {seeds}"]
+    for title, names in _GROUPS.items():
+        rows = [_line(name, found) for name in names if found.get(name) is not None]
+        lines += ["", title, *rows] if rows else []
+    warnings = [f"Warning: {note}" for note in found.get("warnings", ())]
+    return "\n".join([*lines, "", *warnings, f"Ledger: {_shown(found['ledger']) or 'no entries'}"])
+
+
+def _line(name: str, found: dict[str, Any]) -> str:
+    interval = found.get(f"{name}_interval", found.get(_WITHIN.get(name, "")))
+    if interval is None or name == "class_shares":  # ten intervals in a line would bury the shares
+        return f"  {name:20} {_shown(found[name])}"
+    low, high = interval
+    return f"  {name:20} {_shown(found[name])}  [{_shown(low)}, {_shown(high)}]"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_shown, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _asked(metrics: str) -> tuple[str, ...]:
+    asked = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    unknown = [name for name in asked if name not in METRICS]
+    if unknown:
+        raise SettingError(f"metric {unknown[0]!r}", f"some of {', '.join(METRICS)}", "name these, by commas")
+    return asked
+
+
+def _judge(sampler: Sampler, trained: Data, name: str, data_dir: str, network: Inception | None) -> _Judge:
     if name == "arrays":
         raise DataError("a model of a caller's arrays", "a data set to judge against", "pass --dataset and --data-dir")
-    size = sampler.model.layout.size
-    folder = Path(data_dir) if data_dir else None
-    train, test = (load_dataset(name, folder, size, split, settings=trained.data) for split in ("train", "test"))
-    if name == trained.data.dataset:
-        train, test = (select_classes(part, trained.data.classes) for part in (train, test))
-    if test.images.shape[1] != sampler.model.layout.channels:
+    layout, folder = sampler.model.layout, Path(data_dir) if data_dir else None
+    splits = (load_dataset(name, folder, layout.size, split, settings=trained) for split in ("train", "test"))
+    train, test = (select_classes(part, trained.classes) if name == trained.dataset else part for part in splits)
+    if test.images.shape[1] != layout.channels:
         raise DataError(
             f"images of {test.images.shape[1]} channels",
-            f"{sampler.model.layout.channels}, as the model makes",
+            f"{layout.channels}, as the model makes",
             "judge against another data set",
         )
-    same_labels = sampler.model.labels == train.classes
-    labels = labels_like(test.labels, samples) if same_labels else None
-    images = sampler.sample(samples, seed=seed, labels=labels)
-    found: dict[str, Any] = {"samples": samples, "fid_embedded": fid_embedded(test.images, images, device=device)}
-    if judge is not None:
-        found |= {"fid": fid(test.images, images, judge, device=device), "inception_sha256": judge.sha256}
-    if len(train.classes) > 1:
-        turns = np.arange(READABILITY_SAMPLES) % len(train.classes) if same_labels else None
-        shown = sampler.sample(READABILITY_SAMPLES, seed=seed)
-        found |= vars(readability(Classifier(train), shown, test, turns))
-    notes = overlap_note("the judge", load_features("judge").about, name, train.classes, "fid_embedded flatters")
-    return found | {"ledger": list(sampler.model.ledger)} | ({"warnings": notes} if notes else {})
+    return _Judge(train, test, network, sampler.device)
 
 
 def _settings(path: Path, text: str) -> Settings:

@@ -41,6 +41,7 @@ class Purpose(IntEnum):
     CLASSIFIER = 10
     JOINT = 11
     FEATURES = 12
+    SUBSETS = 13
 
 
 @dataclass(frozen=True)

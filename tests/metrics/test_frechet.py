@@ -8,7 +8,8 @@ import scipy.linalg
 import torch
 
 from prismfl.errors import DataError, DependencyError
-from prismfl.metrics.frechet import embed, fid, fid_embedded
+from prismfl.metrics.embedding import embed, judge_features
+from prismfl.metrics.frechet import fid, fid_embedded, frechet
 from prismfl.nets.features import load_features
 from prismfl.nets.inception import Inception
 
@@ -51,6 +52,20 @@ def test_it_equals_an_independent_computation(channels, size):
 def test_batches_do_not_matter():
     real, fake = blots(60, 0), noisy(blots(50, 1), 0.2)
     assert fid_embedded(real, fake, batch=17) == pytest.approx(fid_embedded(real, fake), rel=1e-4)
+
+
+def test_features_made_once_give_the_same_distance():
+    real, fake = blots(60, 0), noisy(blots(50, 1), 0.2)
+    assert frechet(judge_features(real), judge_features(fake)) == fid_embedded(real, fake)
+
+
+def test_features_are_those_of_the_judge_and_no_images_are_refused():
+    images = blots(7, 0)
+    with torch.no_grad():
+        expected = embed(load_features("judge").net, torch.from_numpy(images)).numpy()
+    assert np.allclose(judge_features(images, batch=3), expected, atol=1e-5)
+    with pytest.raises(DataError, match="no images"):
+        judge_features(images[:0])
 
 
 def test_the_same_set_has_no_distance_and_order_is_nothing():

@@ -1,0 +1,97 @@
+"""The experiment runner: what rows ask for is measured, of the data set that they ran on."""
+
+import functools
+import importlib.util
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prismfl import evaluation
+from prismfl.metrics.readability import Classifier
+
+RUN = Path(__file__).parent.parent / "experiments" / "run.py"
+ROW = """
+[row]
+about = "tiny"
+{asked}
+[data]
+dataset = "mnist"
+clients = 2
+shards = 4
+[generator]
+size = 16
+width = 2
+latent = 8
+[features]
+layers = [0, 1]
+[search]
+local_steps = 1
+batch_size = 4
+[federation]
+rounds = 1
+shipped = "half"
+[output]
+grid_every = 0
+distance_samples = 0
+workers = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def runner():
+    spec = importlib.util.spec_from_file_location("experiments_run", RUN)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path, runner):
+    """A folder of forty IDX images, few samples, and a classifier that hardly learns."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data" / "mnist"
+    folder.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        pixels = rng.integers(0, 256, (40, 28, 28), np.uint8)
+        header = struct.pack(">BBBB3I", 0, 0, 8, 3, *pixels.shape)
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        labels = (np.arange(40) % 10).astype(np.uint8)
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">BBBBI", 0, 0, 8, 1, 40) + labels.tobytes())
+    monkeypatch.setenv("PRISMFL_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(evaluation, "Classifier", functools.partial(Classifier, steps=2))
+    monkeypatch.setattr(runner, "evaluate_model", functools.partial(evaluation.evaluate_model, samples=20))
+
+
+def result_of(runner, tmp_path, asked):
+    path = tmp_path / "tiny.toml"
+    path.write_text(ROW.format(asked=asked))
+    return runner.one_run(path, 0, tmp_path / "out", tmp_path / "runs")
+
+
+def test_readability_is_measured_against_the_runs_own_data(runner, tmp_path):
+    """A model file holds no path: the runner has to say where the data lies."""
+    found = result_of(runner, tmp_path, "readability = true")
+    assert 0 <= found["readable"] <= 1 and "recall_embedded" not in found
+    assert "readable" in runner.markdown([found]) and "readable" in runner.csv_text([found]).splitlines()[0]
+
+
+def test_metrics_that_a_row_asks_for_have_columns(runner, tmp_path):
+    found = result_of(runner, tmp_path, 'metrics = "kid, prdc"')
+    header = runner.markdown([found]).splitlines()[0]
+    names = ("kid_embedded", "precision_embedded", "recall_embedded", "density_embedded", "coverage_embedded")
+    assert all(name in header for name in names) and "readable" not in header
+
+
+def test_a_row_that_asks_for_more_is_measured_anew_but_not_run_anew(runner, tmp_path, monkeypatch):
+    plain = result_of(runner, tmp_path, "")
+    assert "kid_embedded" not in plain
+
+    def never(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(runner.inprocess, "train", never)
+    more = result_of(runner, tmp_path, 'metrics = "kid"')
+    assert more["kid_embedded"] == result_of(runner, tmp_path, 'metrics = "kid"')["kid_embedded"]
+    assert result_of(runner, tmp_path, "") == plain
