@@ -95,3 +95,12 @@ def test_a_row_that_asks_for_more_is_measured_anew_but_not_run_anew(runner, tmp_
     more = result_of(runner, tmp_path, 'metrics = "kid"')
     assert more["kid_embedded"] == result_of(runner, tmp_path, 'metrics = "kid"')["kid_embedded"]
     assert result_of(runner, tmp_path, "") == plain
+
+
+@pytest.mark.parametrize("path", sorted(RUN.parent.rglob("*.toml")), ids=lambda path: path.stem)
+def test_every_row_is_a_run_that_differs_from_the_yardstick(runner, path):
+    values, row = runner.load_row(path)
+    assert row["about"]
+    settings = runner.row_settings(values, 1)
+    yardstick = runner.row_settings(runner.load_row(RUN.parent / "yardstick.toml")[0], 1)
+    assert settings.seed == 1 and (settings == yardstick) == (path.stem == "yardstick")
