@@ -11,8 +11,8 @@ import pytest
 import prismfl
 
 LINE = """
-errors < config < seeding < layout < files < data < nets < mmd < privacy < search < wire < server < federation
-< modelfile < sampling < metrics < runfolder < coordinator < preparation < forecast < evaluation < pretrain < fetch
+errors < config < seeding < layout < files < download < data < nets < mmd < privacy < search < wire < server
+< federation < modelfile < sampling < metrics < runfolder < coordinator < preparation < forecast < evaluation < pretrain
 < engines < progress < cli
 """
 ORDER = [name.strip() for name in LINE.split("<")]

@@ -266,7 +266,7 @@ def fetch_weights(
     url: Annotated[str, typer.Option(help="Fetch from here [where the file is published].")] = "",
 ) -> None:
     """Download a network's published weights and check them: needs a connection, once."""
-    from prismfl.fetch import fetch
+    from prismfl.nets.published import fetch
 
     print(f"{out}: SHA-256 {fetch(name, out, url)}")
 

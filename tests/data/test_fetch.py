@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from prismfl import download
 from prismfl.data import fetch as fetch_module
 from prismfl.data.datasets import IDX_FAMILIES
 from prismfl.data.fetch import PUBLISHED, Remote, fetch
@@ -60,7 +61,7 @@ def sums(monkeypatch):
     monkeypatch.setitem(PUBLISHED, "mnist", made)
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(fetch_module, "_PATIENCE", 5)
+    monkeypatch.setattr(download, "_PATIENCE", 5)
 
 
 def there(folder):

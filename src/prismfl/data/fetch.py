@@ -3,17 +3,15 @@
 import contextlib
 import errno
 import hashlib
-import http.client
 import os
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from prismfl.download import pieces
 from prismfl.errors import DataError
 
-_CHUNK, _PATIENCE = 1 << 20, 60  # bytes, seconds
 _MOST_BYTES = 2**30  # no file here has a fifth of that
 
 
@@ -120,26 +118,11 @@ def _download(url: str, path: Path, md5: str) -> None:
 
 def _copied(url: str, file: IO[bytes]) -> str:
     """Stream an address into a file; the MD5 sum of what came."""
-    digest, count = hashlib.md5(usedforsecurity=False), 0
-    for chunk in _chunks(url):
-        count += len(chunk)
-        if count > _MOST_BYTES:
-            raise DataError(f"{url} sends more than {_MOST_BYTES} bytes", "the published file", "try a --mirror")
-        digest.update(chunk)
-        file.write(chunk)
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in pieces(url, "go online, or name a --mirror", _MOST_BYTES):
+        digest.update(piece)
+        file.write(piece)
     return digest.hexdigest()
-
-
-def _chunks(url: str) -> Iterator[bytes]:
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "prismfl"})
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
-            while chunk := answer.read(_CHUNK):
-                yield chunk
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise DataError(
-            f"cannot fetch {url} ({error})", "a network and the published file", "go online, or name a --mirror"
-        ) from None
 
 
 def _check(url: str, got: str, md5: str) -> None:

@@ -1,14 +1,12 @@
 """Fréchet distances: `fid_embedded` in the embedded judge network, `fid` in Inception-v3."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from prismfl.errors import DependencyError
 from prismfl.metrics.embedding import enough, judge_features
+from prismfl.metrics.library import of_torchmetrics
 from prismfl.nets.inception import Inception
 
 
@@ -41,7 +39,7 @@ def frechet(real: NDArray[np.float32], fake: NDArray[np.float32]) -> float:
     not import.
     """
     enough(real, fake, 2)
-    metric = _metric(_Given(real.shape[1]))
+    metric = of_torchmetrics("fid", "FrechetInceptionDistance")(feature=_Given(real.shape[1]))
     metric.update(torch.from_numpy(real), real=True)
     metric.update(torch.from_numpy(fake), real=False)
     return float(metric.compute())
@@ -59,15 +57,3 @@ def fid(
     enough(real, fake, 2)
     inception.to(device)
     return frechet(inception.features(real, batch), inception.features(fake, batch))
-
-
-def _metric(extractor: nn.Module) -> Any:
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-    except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch raises RuntimeError
-        raise DependencyError(
-            f"torchmetrics does not import ({error})",
-            "torchmetrics beside torch",
-            "remove or mend torchvision, or reinstall",
-        ) from None
-    return FrechetInceptionDistance(feature=extractor)

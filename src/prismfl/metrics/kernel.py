@@ -1,15 +1,12 @@
 """Kernel distance in the embedded judge network: `kid_embedded`."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.errors import DependencyError
 from prismfl.metrics.embedding import enough, judge_features
 from prismfl.metrics.intervals import Estimate, estimate
+from prismfl.metrics.library import of_torchmetrics
 from prismfl.seeding import Purpose, Stream
 
 SUBSETS, SUBSET_IMAGES = 10, 1000
@@ -36,7 +33,7 @@ def kernel_distance(real: NDArray[np.float32], fake: NDArray[np.float32]) -> Est
     not import.
     """
     enough(real, fake, LEAST)
-    fewer, squared = min(len(real), len(fake)), _squared_discrepancy()
+    fewer, squared = min(len(real), len(fake)), of_torchmetrics("kid", "poly_mmd")
     count = min(SUBSETS, fewer // 2)
     pairs = zip(*(_subsets(rows, count, min(SUBSET_IMAGES, fewer // count)) for rows in (real, fake)), strict=True)
     return estimate([float(squared(a, b)) for a, b in pairs])
@@ -46,15 +43,3 @@ def _subsets(rows: NDArray[np.float32], count: int, size: int) -> list[torch.Ten
     """`count` disjoint subsets of `size` rows, float64: image sets often come sorted by class."""
     order = Stream(0, Purpose.SUBSETS).permutation(len(rows))[: count * size]
     return list(torch.from_numpy(rows[order]).double().view(count, size, -1))
-
-
-def _squared_discrepancy() -> Callable[[torch.Tensor, torch.Tensor], Any]:
-    try:
-        from torchmetrics.image.kid import poly_mmd
-    except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch raises RuntimeError
-        raise DependencyError(
-            f"torchmetrics does not import ({error})",
-            "torchmetrics beside torch",
-            "remove or mend torchvision, or reinstall",
-        ) from None
-    return poly_mmd

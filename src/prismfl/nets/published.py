@@ -1,13 +1,11 @@
 """Published weights from the network, checked against the digits of SHA-256 that their names carry."""
 
 import hashlib
-import http.client
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from prismfl.download import pieces
 from prismfl.errors import DataError, SettingError
 from prismfl.files import check_writable, write_atomic
 from prismfl.nets.vgg import PUBLISHED
@@ -19,7 +17,7 @@ _FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
 SOURCES = {name: _TORCHVISION + file for name, file in PUBLISHED.items()} | {
     "inception": _FIDELITY + "weights-inception-2015-12-05-6726825d.pth"
 }
-_PIECE, _PATIENCE = 1 << 20, 60.0  # bytes; seconds without one
+_REMEDY = "fetch the file on another machine and copy it here"
 
 
 def fetch(name: str, out: Path, url: str = "") -> str:
@@ -42,7 +40,7 @@ def fetch(name: str, out: Path, url: str = "") -> str:
 
 def _checked(source: str, digits: str, digest: "hashlib._Hash") -> Iterator[bytes]:
     """A file's bytes, piece by piece, hashed; an error at the end when they are not the published ones."""
-    for piece in _pieces(source):
+    for piece in pieces(source, _REMEDY):
         digest.update(piece)
         yield piece
     if not digest.hexdigest().startswith(digits):
@@ -51,20 +49,3 @@ def _checked(source: str, digits: str, digest: "hashlib._Hash") -> Iterator[byte
             f"one that begins with {digits}",
             "fetch it anew, or from where it is published",
         )
-
-
-def _pieces(source: str) -> Iterator[bytes]:
-    try:
-        with urllib.request.urlopen(source, timeout=_PATIENCE) as answer:
-            told, got = answer.headers.get("Content-Length"), 0
-            while piece := answer.read(_PIECE):
-                got += len(piece)
-                yield piece
-            if told is not None and got != int(told):
-                raise OSError(f"it breaks off after {got} of {told} bytes")
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise DataError(
-            f"cannot fetch {source} ({error})",
-            "a connection to that server",
-            "fetch the file on another machine and copy it here",
-        ) from None

@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from prismfl import fetch as fetching
+from prismfl import download
 from prismfl.errors import DataError, RunFolderError, SettingError
-from prismfl.fetch import SOURCES, fetch
+from prismfl.nets.published import SOURCES, fetch
 
 BODY = bytes(range(256)) * 9000
 DIGITS = hashlib.sha256(BODY).hexdigest()[:8]
@@ -84,12 +84,12 @@ def test_no_connection_says_what_to_do(tmp_path):
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{held.getsockname()[1]}/vgg19.pth"
-        with pytest.raises(DataError, match=f"cannot fetch {url}.*expected a connection.*another machine"):
+        with pytest.raises(DataError, match=f"cannot fetch {url}.*expected a network.*another machine"):
             fetch("vgg19", tmp_path / "w", url)
 
 
 def test_a_silent_server_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "_PATIENCE", 0.2)
+    monkeypatch.setattr(download, "_PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(DataError, match="timed out"):
         fetch("vgg19", tmp_path / "w", f"http://127.0.0.1:{silent.getsockname()[1]}/w")
 
