@@ -412,7 +412,7 @@ def test_training_takes_random_convolutions_and_some_classes(tmp_path):
 
 
 def test_weights_that_cannot_be_had_are_refused(model, tmp_path):
-    assert "expected a connection" in refused(
+    assert "expected a network" in refused(
         "fetch-weights", "vgg19", "--out", tmp_path / "w", "--url", "http://127.0.0.1:1"
     )
     assert "'resnet'" in refused("fetch-weights", "resnet", "--out", tmp_path / "w")
