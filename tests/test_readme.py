@@ -88,6 +88,14 @@ def test_every_command_of_the_readme_runs(place):
         assert done.returncode == 0, (line, done.stderr)
 
 
+def test_commands_that_need_the_network_or_large_data_name_options_that_exist(tmp_path):
+    lines = [shlex.split(line, comments=True) for block in blocks("console") for line in block.splitlines()]
+    helps = {name: run([name, "--help"], tmp_path).stdout.split() for name in {words[1] for words in lines}}
+    assert len(lines) >= 4 and {"train", "fetch"} == set(helps)
+    for program, name, *words in lines:
+        assert program == "prismfl" and {word for word in words if word.startswith("--")} <= set(helps[name])
+
+
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(place):
     code = "\n".join(blocks("python"))
