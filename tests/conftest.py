@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings as hypothesis_settings
+from PIL import Image
 
 from prismfl.config import Features, Settings, settings_from
 from prismfl.federation import agree, make_kit
@@ -85,3 +86,19 @@ def make_world(make_agreement, feature_map, blobs):
         return agreement, make_kit(agreement, feature_map), mine
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_sites():
+    """A writer of one folder of class folders for each client, images all different."""
+
+    def write(root, counts):
+        rng = np.random.default_rng(0)
+        for client, count in counts.items():
+            for index in range(count):
+                path = root / client / "ab"[index % 2] / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(path)
+        return root
+
+    return write

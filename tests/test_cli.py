@@ -662,23 +662,13 @@ def test_bad_arrays_make_no_folder(tiny, arrays, tmp_path):
 # ------------------------------------------------------------------------------- data of one's own
 
 
-def write_sites(root, counts):
-    """One folder of class folders for each client, images all different."""
-    rng = np.random.default_rng(0)
-    for client, count in counts.items():
-        for index in range(count):
-            path = root / client / "ab"[index % 2] / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(path)
-
-
 SMALL = shlex.split("""
     --size 16 --width 2 --latent 8 --rounds 2 --local-steps 1 --batch-size 4
     --layers 0,1 --distance-samples 0 --shipped half --workers 1
 """)
 
 
-def test_a_pattern_of_folders_is_one_client_each(tmp_path, monkeypatch):
+def test_a_pattern_of_folders_is_one_client_each(tmp_path, monkeypatch, write_sites):
     monkeypatch.chdir(tmp_path)
     write_sites(tmp_path / "sites", {"north": 5, "south": 9, "west": 6})
     words = ["train", "--clients-from", "sites/*", *SMALL]
@@ -711,7 +701,7 @@ def test_a_pattern_of_folders_is_one_client_each(tmp_path, monkeypatch):
         (["sites/*", "--cohort", "3"], "federation.cohort = 3; expected 0 … 2"),
     ],
 )
-def test_patterns_that_cannot_work_are_refused(tmp_path, monkeypatch, words, says):
+def test_patterns_that_cannot_work_are_refused(tmp_path, monkeypatch, words, says, write_sites):
     monkeypatch.chdir(tmp_path)
     write_sites(tmp_path / "sites", {"north": 5, "south": 9})
     assert says in refused("train", *SMALL, "--clients-from", *words)

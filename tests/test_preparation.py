@@ -170,24 +170,13 @@ def test_a_tree_without_test_images_is_named_as_such(tiny, tmp_path):
     assert "test" in str(caught.value).replace(str(tmp_path), "")
 
 
-def write_sites(root, counts):
-    """One folder of class folders for each client, images all different."""
-    rng = np.random.default_rng(0)
-    for client, count in counts.items():
-        for index in range(count):
-            path = root / client / "ab"[index % 2] / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(path)
-    return root
-
-
 def without_clients(tiny, **data):
     """Tiny settings whose data are these alone."""
     settings = tiny()
     return settings_from({**{k: v for k, v in asdict(settings).items() if k != "data"}, "data": data})
 
 
-def test_clients_by_pattern_are_counted(tiny, tmp_path):
+def test_clients_by_pattern_are_counted(tiny, tmp_path, write_sites):
     write_sites(tmp_path / "sites", {"north": 5, "south": 9, "west": 2, "zero": 4})
     ready = prepare(without_clients(tiny, clients_from=str(tmp_path / "sites" / "*")))
     assert [len(part) for part in ready.clients] == [5, 9, 2, 4] and ready.test is None
@@ -199,7 +188,7 @@ def test_clients_by_pattern_are_counted(tiny, tmp_path):
     assert one.agreement.run == ready.agreement.run == two.agreement.run, "paths are not part of a run's name"
 
 
-def test_another_number_of_clients_than_a_pattern_finds_is_refused(tiny, tmp_path):
+def test_another_number_of_clients_than_a_pattern_finds_is_refused(tiny, tmp_path, write_sites):
     write_sites(tmp_path / "sites", {"north": 5, "south": 9})
     with pytest.raises(SettingError, match=r"data\.clients = 3; expected 2, the folders found"):
         prepare(without_clients(tiny, clients_from=str(tmp_path / "sites" / "*"), clients=3))
