@@ -77,9 +77,12 @@ def load_row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return below, {**base_row, **row}
 
 
-def row_settings(values: dict[str, Any], seed: int) -> Settings:
-    """Settings of one run of a row; the data folder is found through PRISMFL_DATA."""
-    changes: dict[str, Any] = {"seed": seed}
+def row_settings(values: dict[str, Any], seed: int, cache: Path) -> Settings:
+    """Settings of one run of a row; the data folder is found through PRISMFL_DATA.
+
+    cache: folder of clients' moments, which rows share: they take longer to compute than a round.
+    """
+    changes: dict[str, Any] = {"seed": seed, "cache_dir": str(cache)}
     name = values.get("data", {}).get("dataset", "digits")
     if name != "digits":
         if "PRISMFL_DATA" not in os.environ:
@@ -91,7 +94,7 @@ def row_settings(values: dict[str, Any], seed: int) -> Settings:
 def one_run(path: Path, seed: int, out: Path, runs: Path) -> dict[str, Any]:
     """One row and seed: read its result where there is one, else run or resume it."""
     values, row = load_row(path)
-    settings = row_settings(values, seed)
+    settings = row_settings(values, seed, runs / "targets")
     key = hashlib.sha256(to_toml(settings_from(merged(values, {"seed": seed}))).encode()).hexdigest()[:12]
     metrics = row_metrics(row)
     # What else is measured is no setting: a row that asks for more is measured anew, not run anew.

@@ -98,9 +98,9 @@ def test_a_row_that_asks_for_more_is_measured_anew_but_not_run_anew(runner, tmp_
 
 
 @pytest.mark.parametrize("path", sorted(RUN.parent.rglob("*.toml")), ids=lambda path: path.stem)
-def test_every_row_is_a_run_that_differs_from_the_yardstick(runner, path):
+def test_every_row_is_a_run_that_differs_from_the_yardstick(runner, path, tmp_path):
     values, row = runner.load_row(path)
     assert row["about"]
-    settings = runner.row_settings(values, 1)
-    yardstick = runner.row_settings(runner.load_row(RUN.parent / "yardstick.toml")[0], 1)
+    settings = runner.row_settings(values, 1, tmp_path)
+    yardstick = runner.row_settings(runner.load_row(RUN.parent / "yardstick.toml")[0], 1, tmp_path)
     assert settings.seed == 1 and (settings == yardstick) == (path.stem == "yardstick")
