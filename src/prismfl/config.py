@@ -117,6 +117,10 @@ class Search:
     moving_rate: float = _setting(
         0.1, "rate of the moving average, in root-mean-square residuals", above=0.0, most=10.0
     )
+    hold: float = _setting(
+        0.0, "pull of the scores back to where the round began, a share of each step's rate", least=0.0, most=1.0
+    )
+    reach: float = _setting(1.0, "θ moves at most this far in a round", above=0.0, most=1.0)
     precision: str = _setting("float32", "precision of the search", choices=("float32",))
     batching: str = _setting(
         "none", "clients computed together (none: one after another, byte-exact)", choices=("none",)
@@ -131,6 +135,9 @@ class Federation:
     rounds: int = _setting(50, "rounds", least=1, most=10_000_000)
     cohort: int = _setting(0, "clients a round; 0 takes all", least=0, most=32767)
     draws: str = _setting("stratified", "mask draws of a round's clients", choices=("stratified", "independent"))
+    parts: int = _setting(
+        1, "entries of the mask are dealt publicly into this many parts; a client sends one part", least=1, most=32767
+    )
     control_variate: bool = _setting(False, "average differences to the mask without news")
     mada: str = _setting(
         "off",
@@ -139,6 +146,7 @@ class Federation:
     )
     fixed_share: float = _setting(0.5, "share of the new average when mada is fixed", above=0.0, most=1.0)
     alpha: float = _setting(0.0, "PRISM-α: share of the last layers that send keep-probabilities", least=0.0, most=1.0)
+    alpha_bits: int = _setting(8, "resolution of what the α layers send, bits", least=1, most=16)
     client_weights: str = _setting("equal", "weight of a client in the average", choices=("equal", "size"))
     initial_theta: float = _setting(0.5, "keep-probability before the first round", above=0.0, most=0.9999)
     clip: float = _setting(0.01, "θ stays this far from 0 and 1", least=0.0001, most=0.49)

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,6 @@ from prismfl.federation import (
     Agreement,
     Exchange,
     RoundRecord,
-    broadcast,
     init,
     preview_mask,
     server_update,
@@ -28,6 +28,10 @@ from prismfl.modelfile import Model, save_model
 from prismfl.runfolder import RunFolder
 from prismfl.sampling import Sampler, finish, grid_of, labels_like, save_picture
 from prismfl.server import ServerState
+from prismfl.wire.message import HEADER_BYTES
+
+_TOTALS = ("uplink_bytes", "downlink_bytes", "uplink_framing_bytes", "downlink_framing_bytes")
+_MEANS = ("uplink_bits_per_parameter", "downlink_bits_per_parameter")
 
 
 class Engine(Protocol):
@@ -86,7 +90,7 @@ def run(
     A kill at any moment loses at most the round under way.
     """
     rounds = agreement.settings.federation.rounds
-    state = runfolder.load_state(folder, agreement.layout.count) or init(agreement)
+    state = runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients) or init(agreement)
     watcher.started(state.round, rounds)
     while state.round < rounds:
         state = _round(agreement, engine, folder, watcher, state, test)
@@ -97,8 +101,7 @@ def _round(
     agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, state: ServerState, test: ImageSet | None
 ) -> ServerState:
     begun = time.monotonic()
-    sent = broadcast(agreement, state)
-    after, record = server_update(agreement, state, engine.train(state.round)(sent), sent)
+    after, record = server_update(agreement, state, engine.train(state.round))
     for client, why in record.left_out.items():
         watcher.note(f"round {state.round}: client {client} is left out: {why}")
     engine.keep(state.round, record.replied)
@@ -133,8 +136,8 @@ def _model(agreement: Agreement, mask: NDArray[np.bool_], settings: str) -> Mode
 
 
 def _line(agreement: Agreement, record: RoundRecord, seconds: float) -> dict[str, Any]:
-    """A round as it stands in `rounds.jsonl`; bits a parameter are means over clients."""
-    per = 8 / (agreement.layout.count * record.asked)
+    """A round as it stands in `rounds.jsonl`; bits a parameter are means over clients, of whole frames."""
+    per, traffic = 8 / (agreement.layout.count * record.asked), record.traffic
     return {
         "round": record.round,
         "loss": record.loss,
@@ -144,10 +147,12 @@ def _line(agreement: Agreement, record: RoundRecord, seconds: float) -> dict[str
         "cohort": list(record.replied),
         "left_out": {str(client): why for client, why in record.left_out.items()},
         "seconds": round(seconds, 3),
-        "uplink_bytes": record.uplink_bytes,
-        "downlink_bytes": record.downlink_bytes,
-        "uplink_bits_per_parameter": record.uplink_bytes * per,
-        "downlink_bits_per_parameter": record.downlink_bytes * per,
+        "uplink_bytes": traffic.uplink_bytes,
+        "downlink_bytes": traffic.downlink_bytes,
+        "uplink_framing_bytes": traffic.uplink_frames * HEADER_BYTES,
+        "downlink_framing_bytes": traffic.downlink_frames * HEADER_BYTES,
+        "uplink_bits_per_parameter": traffic.uplink_bytes * per,
+        "downlink_bits_per_parameter": traffic.downlink_bytes * per,
     }
 
 
@@ -177,8 +182,8 @@ def _summary(agreement: Agreement, folder: RunFolder, size: int) -> dict[str, An
         "features_sha256": agreement.settings.features.features_sha256,
         "model_bytes": size,
         "model_bits_per_parameter": 8 * size / agreement.layout.count,
-        "uplink_bytes": sum(line["uplink_bytes"] for line in lines),
-        "downlink_bytes": sum(line["downlink_bytes"] for line in lines),
+        **{name: sum(line.get(name, 0) for line in lines) for name in _TOTALS},
+        **{name: fmean(line[name] for line in lines) if lines else None for name in _MEANS},
         "seconds": round(sum(line["seconds"] for line in lines), 1),
         "loss": lines[-1]["loss"] if lines else None,
         "grid": str(folder.samples(agreement.settings.federation.rounds).relative_to(folder.root)),

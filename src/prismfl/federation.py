@@ -22,15 +22,41 @@ from prismfl.nets.generator import generate, label_turns, latent_batch
 from prismfl.nets.masked import mask_of
 from prismfl.search import Memory, local_search, rate_at
 from prismfl.seeding import Purpose, Stream
-from prismfl.server import MOST_WEIGHT, ServerState, Tally, add_reply, average, initial_state
+from prismfl.server import (
+    MOST_WEIGHT,
+    Average,
+    ServerState,
+    Step,
+    Tally,
+    add_reply,
+    advance,
+    alpha_step,
+    empty_tally,
+    grain_of,
+    initial_state,
+    public_dither,
+    rounded,
+    settle,
+)
 from prismfl.wire import message
-from prismfl.wire.draws import uniforms
+from prismfl.wire.codec import (
+    Entries,
+    decode_changes,
+    decode_mask,
+    decode_step,
+    encode_changes,
+    encode_mask,
+    encode_step,
+)
+from prismfl.wire.draws import Baseline, Draws, baseline
 
 Reply = bytes | PrismError
 Exchange = Callable[[Mapping[int, bytes]], Iterator[tuple[int, Reply]]]
 
 MOST_LABELS = 1000
 _CANDIDATE_LATENTS, _CANDIDATE_BATCH = 500, 250
+_STEPS_KEPT = 3  # by a simulator's clients together
+_SLACK = 64  # bytes that a coded mask may take beyond packed bits
 
 
 @dataclass(frozen=True)
@@ -50,6 +76,15 @@ class Agreement:
         """Number of parameters whose masks travel; the rest are α layers."""
         return self.layout.alpha_start(self.settings.federation.alpha)
 
+    def known(self, q: NDArray[np.uint16]) -> Entries:
+        """What both ends know of all weights when θ_t = q / 65536."""
+        return Entries(q, self.layout.layer_numbers, len(self.layout.layers))
+
+    def draws(self, round_index: int, cohort: int) -> Draws:
+        """How a round's masks are drawn."""
+        federation = self.settings.federation
+        return Draws(federation.draws, federation.parts, self.settings.seed, round_index, cohort, self.masked)
+
     def place(self, round_index: int, client: int) -> message.Place:
         """Where a frame of this run belongs."""
         return message.Place(self.run, round_index, client)
@@ -57,7 +92,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What is logged of a round; bytes are of whole frames, summed over the cohort."""
+    """What is logged of a round; bytes are of whole frames, summed over the cohort, framing is their headers."""
 
     round: int
     loss: float
@@ -67,8 +102,28 @@ class RoundRecord:
     replied: tuple[int, ...]
     left_out: Mapping[int, str]
     asked: int
-    uplink_bytes: int
-    downlink_bytes: int
+    traffic: "Traffic"
+
+
+@dataclass
+class Traffic:
+    """Bytes and frames that went up and down."""
+
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    uplink_frames: int = 0
+    downlink_frames: int = 0
+
+    def up(self, reply: Reply) -> None:
+        """Count a reply, if it is one."""
+        if isinstance(reply, bytes):
+            self.uplink_bytes += len(reply)
+            self.uplink_frames += 1
+
+    def down(self, frames: Mapping[int, bytes]) -> None:
+        """Count frames sent."""
+        self.downlink_bytes += sum(map(len, frames.values()))
+        self.downlink_frames += len(frames)
 
 
 def agree(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Agreement:
@@ -92,7 +147,8 @@ def agree(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Agr
 
 def init(agreement: Agreement) -> ServerState:
     """State before the first round."""
-    return initial_state(agreement.settings.federation, agreement.layout.count)
+    settings = agreement.settings
+    return initial_state(settings.federation, agreement.layout.count, settings.data.clients)
 
 
 def cohort(agreement: Agreement, round_index: int) -> list[int]:
@@ -104,18 +160,70 @@ def cohort(agreement: Agreement, round_index: int) -> list[int]:
     return sorted(stream.permutation(clients)[:size].tolist())
 
 
-def broadcast(agreement: Agreement, state: ServerState) -> dict[int, bytes]:
-    """Step 1: θ_t, framed for each client of the round's cohort."""
-    members = cohort(agreement, state.round)
+def broadcast(
+    agreement: Agreement, state: ServerState, kind: message.Kind = message.Kind.BROADCAST
+) -> dict[int, bytes]:
+    """Step 1: the way to θ_t, framed for each client of the round's cohort.
+
+    A client gets the coded steps since the last θ that it proved to know, or θ_t itself where those
+    are not kept: then they would be longer.
+    """
     return {
-        client: message.seal_broadcast(
-            message.Broadcast(state.q, rank, len(members)), agreement.place(state.round, client)
-        )
-        for rank, client in enumerate(members)
+        client: _sent(agreement, state, client, int(state.held[client]), kind)
+        for client in cohort(agreement, state.round)
     }
 
 
+def snapshots(agreement: Agreement, state: ServerState, clients: Iterable[int], kind: message.Kind) -> dict[int, bytes]:
+    """θ_t itself, for clients of the round's cohort that asked for it."""
+    return {client: _sent(agreement, state, client, -1, kind) for client in clients}
+
+
+def _sent(agreement: Agreement, state: ServerState, client: int, held: int, kind: message.Kind) -> bytes:
+    members = cohort(agreement, state.round)
+    digest, rank, behind = message.digest_of(state.q), members.index(client), state.round - held
+    if held < 0 or behind > len(state.steps):
+        told = message.Broadcast(digest, rank, len(members), None, (), state.q)
+    else:
+        told = message.Broadcast(digest, rank, len(members), held, state.steps[len(state.steps) - behind :])
+    return message.seal_broadcast(told, agreement.place(state.round, client), kind)
+
+
+def next_theta(agreement: Agreement, q: NDArray[np.uint16], round_index: int, raw: bytes) -> NDArray[np.uint16]:
+    """θ_{t+1} from θ_t and a coded step, uint16 `[N]`: what every client computes.
+
+    Raises MessageError when the step cannot be one of this round.
+    """
+    cohort_size, replied, body = message.unpack_step(raw)
+    members = cohort(agreement, round_index)
+    if cohort_size != len(members):
+        raise MessageError(f"a step of a cohort of {cohort_size}", f"{len(members)} clients", "ask for a snapshot")
+    base = baseline(
+        agreement.draws(round_index, cohort_size),
+        q[: agreement.masked],
+        ((members[rank], rank) for rank in replied),
+    )
+    step = Step(*decode_step(body, base, agreement.known(q)))
+    kept = step.net + base.kept.astype(np.int64) * (grain := grain_of(agreement.settings.federation))
+    if (kept < 0).any() or (kept > base.clients.astype(np.int64) * grain).any():
+        raise MessageError("a step of more masks than were sent", "0 … the clients that replied", "ask for a snapshot")
+    return _advanced(agreement, q, round_index, step, base).q
+
+
+def _advanced(agreement: Agreement, q: NDArray[np.uint16], round_index: int, step: Step, base: Baseline) -> Average:
+    dither = public_dither(agreement.settings.seed, Purpose.ROUNDING, round_index, len(q))
+    return advance(q, step, base, agreement.settings.federation, dither)
+
+
 # --------------------------------------------------------------------------------------- client
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a client keeps of the federation: θ of a round, uint16 `[N]`."""
+
+    q: NDArray[np.uint16]
+    round: int
 
 
 @dataclass
@@ -128,6 +236,7 @@ class ClientKit:
     weights: torch.Tensor
     features: FeatureMap
     _candidates: dict[bytes, list[torch.Tensor]] = field(default_factory=dict)
+    _steps: dict[tuple[bytes, bytes], NDArray[np.uint16]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def candidate_moments(self, agreement: Agreement, q: NDArray[np.uint16]) -> list[torch.Tensor]:
@@ -139,12 +248,53 @@ class ClientKit:
                 self._candidates = {key: [_moments_of_mask(agreement, self, mask) for mask in masks]}
             return self._candidates[key]
 
+    def next_theta(self, agreement: Agreement, held: Held, step: bytes) -> NDArray[np.uint16]:
+        """`next_theta`, computed once for all clients that take the same step."""
+        with self._lock:
+            key = (message.digest_of(held.q), step)
+            if key not in self._steps:
+                after = next_theta(agreement, held.q, held.round, step)
+                self._steps = {**dict(list(self._steps.items())[-_STEPS_KEPT:]), key: after}
+            return self._steps[key]
+
 
 def make_kit(agreement: Agreement, features: FeatureMap) -> ClientKit:
     """A kit on the run's device."""
     device = agreement.settings.output.device
     weights = torch.from_numpy(frozen_weights(agreement.layout, agreement.settings.seed).copy())
     return ClientKit(weights.to(device), features.to(device))
+
+
+def hear(
+    agreement: Agreement,
+    kit: ClientKit,
+    frame: bytes,
+    place: message.Place,
+    held: Held | None,
+    kind: message.Kind = message.Kind.BROADCAST,
+) -> tuple[message.Broadcast, Held | None]:
+    """A broadcast, and the θ_t that it leads to from what the client holds.
+
+    None in place of θ_t when the way starts elsewhere or leads to another θ than the server's: the
+    client must ask for a snapshot.  Raises MessageError when the frame is not the expected one.
+    """
+    told = message.open_broadcast(frame, place, agreement.layout.count, kind)
+    held = Held(init(agreement).q, 0) if held is None else held
+    try:
+        found = _follow(agreement, kit, told, held, place.round)
+    except MessageError:
+        found = None
+    return told, found if found is not None and message.digest_of(found.q) == told.digest else None
+
+
+def _follow(agreement: Agreement, kit: ClientKit, told: message.Broadcast, held: Held, round_index: int) -> Held | None:
+    if told.snapshot is not None:
+        return Held(told.snapshot, round_index)
+    if told.first is None or not told.first <= held.round <= round_index:
+        return None
+    for step in told.steps[held.round - told.first :]:
+        held = Held(kit.next_theta(agreement, held, step), held.round + 1)
+    return held
 
 
 def client_update(
@@ -155,51 +305,75 @@ def client_update(
     client: int,
     target: Target,
     memory: Memory | None = None,
-) -> tuple[bytes, Memory]:
-    """Steps 2 and 3: search from the broadcast θ_t, draw the mask, frame it.
+    held: Held | None = None,
+) -> "Answer":
+    """Steps 2 and 3: search from the broadcast θ_t, draw the mask, code and frame it.
 
-    Returns the update's frame and Adam's memory, which the client keeps if its settings say so.
-    Raises MessageError when the broadcast is not the expected one.
+    memory, held: what the client keeps of rounds before; without `held` it knows θ_0 alone.
+    Raises MessageError when the broadcast is not the expected one, ClientError when the search diverges.
     """
-    settings, count = agreement.settings, agreement.layout.count
     place = agreement.place(round_index, client)
-    heard = message.open_broadcast(frame, place, count)
+    told, now = hear(agreement, kit, frame, place, held)
+    if now is None:
+        return Answer(message.seal_lost(place), memory, held)
+    settings = agreement.settings
     draws = Stream(settings.seed, Purpose.SEARCH, round_index, client).torch_generator()
     rate = rate_at(settings.search, round_index, settings.federation.rounds)
     found = local_search(
-        agreement.layout, kit.weights, kit.features, heard.q, target, settings.search, rate, draws, memory
+        agreement.layout, kit.weights, kit.features, now.q, target, settings.search, rate, draws, memory
     )
     if not (np.isfinite(found.loss) and np.isfinite(found.memory.first).all()):
         raise ClientError(
             f"client {client}'s search diverged (loss {found.loss})", "finite numbers", "lower search.learning_rate"
         )
-    masked = agreement.masked
-    uniform = _uniforms(agreement, round_index, client, heard.rank, heard.cohort)
-    update = message.Update(mask_of(found.q[:masked], uniform), found.q[masked:], _weight(settings, target), found.loss)
-    return message.seal_update(update, place), found.memory
+    mask, alpha = _coded(agreement, place, told, now.q, found.q)
+    update = message.Update(told.digest, _weight(settings, target), found.loss, mask, alpha)
+    return Answer(message.seal_update(update, place), found.memory, now)
 
 
-def client_distances(agreement: Agreement, kit: ClientKit, frame: bytes, client: int, target: Target) -> bytes:
+@dataclass(frozen=True)
+class Answer:
+    """A client's reply, and what it keeps for its next round: Adam's memory (if the settings say so) and θ_t."""
+
+    frame: bytes
+    memory: Memory | None
+    held: Held | None
+
+
+def _coded(
+    agreement: Agreement, place: message.Place, told: message.Broadcast, q: NDArray[np.uint16], mine: NDArray[np.uint16]
+) -> tuple[bytes, bytes]:
+    """The client's part of its mask M = [u < θ_k], and its changes of the α layers, coded."""
+    masked, known = agreement.masked, agreement.known(q)
+    draws = agreement.draws(place.round, told.cohort)
+    u, sent = draws.uniforms(place.client, told.rank), draws.sent(told.rank)
+    mask = encode_mask(mask_of(mine[:masked], u)[sent], u[sent], known.of(slice(masked)).of(sent))
+    words = Stream(agreement.settings.seed, Purpose.ALPHA, place.round, place.client).words(len(q) - masked)
+    changes = mine[masked:].astype(np.int64) - q[masked:]
+    steps = rounded(changes, alpha_step(agreement.settings.federation), words)
+    return mask, encode_changes(steps, known.of(slice(masked, None)))
+
+
+def client_distances(
+    agreement: Agreement, kit: ClientKit, frame: bytes, client: int, target: Target, held: Held | None = None
+) -> bytes:
     """Squared distances of each candidate mask's moments from the client's target, framed.
 
     Each label counts by its share of the client's images, as if the fakes had these shares.
     """
     place = agreement.place(agreement.settings.federation.rounds, client)
-    q = message.open_candidates(frame, place, agreement.layout.count)
+    _, now = hear(agreement, kit, frame, place, held, message.Kind.CANDIDATES)
+    if now is None:
+        return message.seal_lost(place)
     real = torch.from_numpy(target.moments).to(kit.weights.device)
     shares = torch.from_numpy(target.shares).float().to(real.device).repeat_interleave(kit.features.dimension)
-    fakes = kit.candidate_moments(agreement, q)
+    fakes = kit.candidate_moments(agreement, now.q)
     found = [float(distance((fake * shares).double(), real.double())) for fake in fakes]
     return message.seal_distances(np.array(found), _weight(agreement.settings, target), place)
 
 
 def _weight(settings: Settings, target: Target) -> int:
     return target.images if settings.federation.client_weights == "size" else 1
-
-
-def _uniforms(agreement: Agreement, round_index: int, client: int, rank: int, size: int) -> NDArray[np.uint16]:
-    settings = agreement.settings
-    return uniforms(settings.federation.draws, settings.seed, round_index, client, rank, size, agreement.masked)
 
 
 @torch.no_grad()
@@ -221,21 +395,40 @@ def _moments_of_mask(agreement: Agreement, kit: ClientKit, mask: NDArray[np.bool
 # --------------------------------------------------------------------------------------- server
 
 
-def server_update(
-    agreement: Agreement, state: ServerState, replies: Iterable[tuple[int, Reply]], sent: Mapping[int, bytes]
-) -> tuple[ServerState, RoundRecord]:
-    """Step 4: average the masks that arrived, in any order, into θ_{t+1}.
+def converse(
+    agreement: Agreement, state: ServerState, exchange: Exchange, traffic: Traffic, kind: message.Kind
+) -> Iterator[tuple[int, Reply]]:
+    """Ask the round's cohort, and once more, with θ_t itself, those that have lost their way to it."""
+    sent = broadcast(agreement, state, kind)
+    traffic.down(sent)
+    lost: list[int] = []
+    for client, reply in exchange(sent):
+        traffic.up(reply)
+        asks = isinstance(reply, bytes) and message.is_lost(reply, agreement.place(state.round, client))
+        if asks and client in sent and client not in lost:
+            lost.append(client)
+        else:
+            yield client, reply
+    if lost:
+        again = snapshots(agreement, state, lost, kind)
+        traffic.down(again)
+        for client, reply in exchange(again):
+            traffic.up(reply)
+            yield client, reply
+
+
+def server_update(agreement: Agreement, state: ServerState, exchange: Exchange) -> tuple[ServerState, RoundRecord]:
+    """Steps 1 and 4: ask the cohort, and average the masks that arrive, in any order, into θ_{t+1}.
 
     A client whose reply is an error, damaged or foreign is left out and named in the record.
     Raises ClientError when no client is left.
     """
-    ranks = {client: rank for rank, client in enumerate(sent)}
-    tally = Tally(np.zeros(agreement.layout.count, np.int64))
+    members, traffic = cohort(agreement, state.round), Traffic()
+    ranks = {client: rank for rank, client in enumerate(members)}
+    tally = empty_tally(agreement.layout.count, agreement.settings.federation.parts)
     losses: dict[int, float] = {}
     left_out: dict[int, str] = {}
-    uplink = 0
-    for client, reply in replies:
-        uplink += len(reply) if isinstance(reply, bytes) else 0
+    for client, reply in converse(agreement, state, exchange, traffic, message.Kind.BROADCAST):
         try:
             if client not in ranks or client in losses:
                 raise MessageError(
@@ -250,9 +443,9 @@ def server_update(
             "at least one",
             "mend the clients and resume the run",
         )
-    done = average(state, tally, agreement.settings.federation, agreement.settings.seed, agreement.masked)
-    theta = done.state.q.astype(np.float64) / 65536
-    return done.state, RoundRecord(
+    done, after = _settled(agreement, state, tally, {client: ranks[client] for client in sorted(losses)})
+    theta = after.q.astype(np.float64) / 65536
+    return after, RoundRecord(
         state.round,
         float(np.mean([losses[client] for client in sorted(losses)])),
         done.kept_share,
@@ -260,10 +453,38 @@ def server_update(
         float(np.mean(theta * (1 - theta))),
         tuple(sorted(losses)),
         left_out,
-        len(sent),
-        uplink,
-        sum(len(frame) for frame in sent.values()),
+        len(members),
+        traffic,
     )
+
+
+def _settled(
+    agreement: Agreement, state: ServerState, tally: Tally, replied: Mapping[int, int]
+) -> tuple[Average, ServerState]:
+    """θ_{t+1}, the coded step that leads there, and who is known to hold θ_t."""
+    settings, size = agreement.settings, len(cohort(agreement, state.round))
+    draws = agreement.draws(state.round, size)
+    base = baseline(draws, state.q[: agreement.masked], replied.items())
+    words = public_dither(settings.seed, Purpose.TALLY, state.round, len(state.q))
+    step = settle(state.q, tally, base, draws.dealt(), settings.federation, words)
+    coded = message.pack_step(
+        size, list(replied.values()), encode_step(step.net, step.alpha, base, agreement.known(state.q))
+    )
+    done = _advanced(agreement, state.q, state.round, step, base)
+    held = state.held.copy()
+    held[list(replied)] = state.round
+    return done, ServerState(done.q, state.round + 1, _worth_keeping((*state.steps, coded), len(state.q)), held)
+
+
+def _worth_keeping(steps: tuple[bytes, ...], count: int) -> tuple[bytes, ...]:
+    """The last steps, as far as they are together shorter than a snapshot."""
+    room, kept = 2 * count, 0
+    for step in reversed(steps[-message.MOST_STEPS :]):
+        room -= len(step) + 4
+        if room < 0:
+            break
+        kept += 1
+    return steps[len(steps) - kept :]
 
 
 def _heard(
@@ -272,14 +493,23 @@ def _heard(
     """The tally with one reply more, and the client's loss."""
     if isinstance(reply, PrismError):
         raise reply
-    masked = agreement.masked
-    place = agreement.place(state.round, client)
-    update = message.open_update(reply, place, masked, agreement.layout.count - masked)
+    masked, known, settings = agreement.masked, agreement.known(state.q), agreement.settings.federation
+    alpha = known.of(slice(masked, None))
+    update = message.open_update(
+        reply, agreement.place(state.round, client), -(-masked // 8) + _SLACK, 8 * len(alpha.q) + _SLACK
+    )
+    if update.digest != message.digest_of(state.q):
+        raise MessageError(
+            f"client {client}'s update of another θ than this round's", "the θ that was sent", "it is left out"
+        )
     _check_weight(agreement, client, update.weight, size)
-    without_news = None
-    if agreement.settings.federation.control_variate:
-        without_news = mask_of(state.q[:masked], _uniforms(agreement, state.round, client, rank, size))
-    return add_reply(tally, update.mask, update.alpha, update.weight, without_news), update.loss
+    draws = agreement.draws(state.round, size)
+    sent = draws.sent(rank)
+    mask = np.zeros(masked, np.bool_)
+    mask[sent] = decode_mask(update.mask, draws.uniforms(client, rank)[sent], known.of(slice(masked)).of(sent))
+    changes = decode_changes(update.alpha, alpha) * alpha_step(settings)
+    theta = np.clip(alpha.q + changes, 0, 65535).astype(np.uint16)
+    return add_reply(tally, mask, theta, update.weight, draws.part(rank)), update.loss
 
 
 def _check_weight(agreement: Agreement, client: int, weight: int, size: int) -> None:
@@ -321,17 +551,15 @@ def shipped_mask(agreement: Agreement, state: ServerState, exchange: Exchange) -
     masks = candidates(agreement, state.q)
     if len(masks) == 1:
         return masks[0]
-    last = agreement.settings.federation.rounds
-    frames = {
-        client: message.seal_candidates(state.q, agreement.place(last, client)) for client in cohort(agreement, last)
-    }
     heard: dict[int, NDArray[np.float64]] = {}
-    for client, reply in exchange(frames):
+    members, traffic = cohort(agreement, state.round), Traffic()
+    for client, reply in converse(agreement, state, exchange, traffic, message.Kind.CANDIDATES):
         # One vote less decides nothing: what is damaged, uninvited or second is passed over.
-        if isinstance(reply, bytes) and client in frames and client not in heard:
+        if isinstance(reply, bytes) and client in members and client not in heard:
             with contextlib.suppress(MessageError):
-                votes, weight = message.open_distances(reply, agreement.place(last, client), len(masks))
-                _check_weight(agreement, client, weight, len(frames))
+                place = agreement.place(state.round, client)
+                votes, weight = message.open_distances(reply, place, len(masks))
+                _check_weight(agreement, client, weight, len(members))
                 heard[client] = votes * weight
     if not heard:
         return masks[-1]

@@ -105,6 +105,11 @@ class Layout:
         return last.offset + last.count
 
     @cached_property
+    def layer_numbers(self) -> NDArray[np.uint8]:
+        """The number of each weight's layer, in forward order: uint8 `[N]`."""
+        return np.repeat(np.arange(len(self.layers), dtype=np.uint8), [layer.count for layer in self.layers])
+
+    @cached_property
     def norms(self) -> tuple[int, ...]:
         """Channels of each BatchNorm in forward order: two a block, one before the output."""
         widths = self.widths

@@ -99,10 +99,17 @@ def reopen(root: Path) -> tuple[RunFolder, Settings]:
 def save_state(folder: RunFolder, state: ServerState, record: Mapping[str, Any]) -> None:
     """Commit a round: its log line first, then the checkpoint that makes it count."""
     _append(folder.rounds, json.dumps(record))
-    write_atomic(folder.checkpoint, save_tensors({"q": state.q, "round": np.array([state.round], np.int64)}))
+    tensors: dict[str, NDArray[Any]] = {
+        "q": state.q,
+        "round": np.array([state.round], np.int64),
+        "held": state.held,
+        "steps": np.frombuffer(b"".join(state.steps), np.uint8),
+        "lengths": np.array([len(step) for step in state.steps], np.int64),
+    }
+    write_atomic(folder.checkpoint, save_tensors(tensors))
 
 
-def load_state(folder: RunFolder, count: int) -> ServerState | None:
+def load_state(folder: RunFolder, count: int, clients: int) -> ServerState | None:
     """State of the last committed round, or None before the first.  Raises RunFolderError.
 
     Log lines beyond it are removed.
@@ -111,17 +118,25 @@ def load_state(folder: RunFolder, count: int) -> ServerState | None:
         write_atomic(folder.rounds, "") if folder.rounds.exists() else None
         return None
     try:
-        tensors = load_tensors(folder.checkpoint.read_bytes())
-        q, done = tensors["q"], int(tensors["round"][0])
-        if q.dtype != np.uint16 or q.shape != (count,):
-            raise ValueError(f"θ of shape {q.shape}, {count} parameters expected")
+        state = _state_of(load_tensors(folder.checkpoint.read_bytes()))
+        if state.q.dtype != np.uint16 or state.q.shape != (count,) or state.held.shape != (clients,):
+            raise ValueError(f"θ of shape {state.q.shape}, {count} parameters expected")
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
         raise RunFolderError(
             f"{folder.checkpoint} is damaged ({error})", "a whole checkpoint", "start the run anew"
         ) from None
-    lines = [record for record in read_rounds(folder) if record["round"] < done]
+    lines = [record for record in read_rounds(folder) if record["round"] < state.round]
     write_atomic(folder.rounds, "".join(json.dumps(record) + "\n" for record in lines))
-    return ServerState(q, done)
+    return state
+
+
+def _state_of(tensors: Mapping[str, NDArray[Any]]) -> ServerState:
+    ends = np.cumsum(tensors["lengths"]).tolist()
+    raw = tensors["steps"].tobytes()
+    if ends[-1:] not in ([], [len(raw)]):
+        raise ValueError(f"{len(raw)} bytes of steps, {ends[-1]} expected")
+    steps = tuple(raw[start:end] for start, end in zip([0, *ends], ends, strict=False))
+    return ServerState(tensors["q"], int(tensors["round"][0]), steps, tensors["held"])
 
 
 def read_rounds(folder: RunFolder) -> list[dict[str, Any]]:

@@ -62,12 +62,23 @@ def local_search(
     """
     searcher = _Searcher(layout, weights, features, target, settings, draws)
     adam = _Adam(settings, len(q), weights.device, memory)
-    scores, total = scores_of(q).to(weights.device), 0.0
+    start, total = scores_of(q).to(weights.device), 0.0
+    scores = start.clone()
     for _ in range(settings.local_steps):
         gradient, loss = searcher.gradient(torch.sigmoid(scores))
         adam.step(scores, gradient, rate)
+        if settings.hold:
+            scores.lerp_(start, min(1.0, settings.hold * rate))
         total += loss
-    return Found(integers_of(scores), total / settings.local_steps, adam.memory())
+    return Found(_within_reach(integers_of(scores), q, settings.reach), total / settings.local_steps, adam.memory())
+
+
+def _within_reach(found: NDArray[np.uint16], q: NDArray[np.uint16], reach: float) -> NDArray[np.uint16]:
+    """θ_k no further than `reach` from θ: beyond it, a flip would be improbable and so dear to send."""
+    most = round(reach * 65536)
+    return np.clip(
+        found, np.maximum(q.astype(np.int64) - most, 1), np.minimum(q.astype(np.int64) + most, 65535)
+    ).astype(np.uint16)
 
 
 class _Searcher:

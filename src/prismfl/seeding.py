@@ -42,6 +42,9 @@ class Purpose(IntEnum):
     JOINT = 11
     FEATURES = 12
     SUBSETS = 13
+    PARTS = 14
+    TALLY = 15
+    ALPHA = 16
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Counts → θ, MADA, α layers: pure functions of explicit integer state.
 
-All arithmetic is in 64-bit integers, so that the result is exact, the same on every machine, and
-independent of the order in which clients arrive.
+The server settles a round into a `Step`, which is all that it sends; `advance` makes θ_{t+1} of θ_t
+and a step, for the server and every client alike.  All arithmetic is in 64-bit integers, so that the
+result is exact, the same on every machine, and independent of the order in which clients arrive.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,44 +13,72 @@ from numpy.typing import NDArray
 from prismfl.config import Federation
 from prismfl.errors import MessageError
 from prismfl.seeding import Purpose, Stream
+from prismfl.wire.draws import Baseline
 
 ONE = 65536
 MOST_WEIGHT = 2**30  # of a round's clients together: keeps every product below 2^63
+_GRAIN = 8  # of a mean over clients of unequal weight: steps a client
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """θ_t = q / 65536, uint16 `[N]`, and t, the number of rounds done."""
+    """θ_t = q / 65536, uint16 `[N]`, and t, the number of rounds done.
+
+    steps: the coded steps that led here, the last one last, as many as are worth keeping; held: int64
+    `[clients]`, the last round whose θ each client has proved to know.
+    """
 
     q: NDArray[np.uint16]
     round: int
+    steps: tuple[bytes, ...] = ()
+    held: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
 class Tally:
     """Sums over the clients that replied: memory does not grow with their number.
 
-    votes: int64 `[N]`, Σ w_k M_k · 65536 (α layers: Σ w_k q_k); with the control variate the
-    differences M_k - M0_k instead of M_k, and θ_t is added at the end.
+    votes: int64 `[N]`, Σ w_k M_k (α layers: Σ w_k q_k); weights: int64 `[parts]`, Σ w_k of the clients that
+    sent each part; weight, clients: totals.
     """
 
     votes: NDArray[np.int64]
+    weights: NDArray[np.int64]
     weight: int = 0
     clients: int = 0
 
 
 @dataclass(frozen=True)
-class Average:
-    """Outcome of a round: the new state, λ, and the share of ones among the masks."""
+class Step:
+    """What a round changed.
 
-    state: ServerState
+    net: int64 `[A]`, kept masks less those kept without news, in `1 / grain` of a mask; alpha: int64
+    `[N - A]`, changes of the α layers in steps of `2^(16 - alpha_bits)`.
+    """
+
+    net: NDArray[np.int64]
+    alpha: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Average:
+    """Outcome of a round: θ_{t+1} as uint16 `[N]`, λ, and the share of ones among the masks."""
+
+    q: NDArray[np.uint16]
     kept_share: float
     density: float
 
 
-def initial_state(settings: Federation, count: int) -> ServerState:
-    """θ_0: the same keep-probability everywhere."""
-    return ServerState(np.full(count, round(settings.initial_theta * ONE), np.uint16), 0)
+def initial_state(settings: Federation, count: int, clients: int = 0) -> ServerState:
+    """θ_0, the same keep-probability everywhere, which every client knows."""
+    return ServerState(
+        np.full(count, round(settings.initial_theta * ONE), np.uint16), 0, (), np.zeros(clients, np.int64)
+    )
+
+
+def empty_tally(count: int, parts: int) -> Tally:
+    """No reply yet."""
+    return Tally(np.zeros(count, np.int64), np.zeros(parts, np.int64))
 
 
 def add_reply(
@@ -57,44 +86,97 @@ def add_reply(
     mask: NDArray[np.bool_],
     alpha: NDArray[np.uint16],
     weight: int,
-    without_news: NDArray[np.bool_] | None = None,
+    part: int = 0,
 ) -> Tally:
     """A tally with one more client: mask bool `[A]`, α layers uint16 `[N - A]`, its weight.
 
-    without_news: M0 = [u < θ_t], bool `[A]`, when the control variate is on (idea 4b).  The
-    votes are added in place; use the returned tally only.  Raises MessageError
-    when the weights of a round together exceed `MOST_WEIGHT`.
+    part: which part of the entries the client sent; the mask is unset elsewhere.  The votes are added in
+    place; use the returned tally only.  Raises MessageError when the weights of a round together exceed
+    `MOST_WEIGHT`.
     """
     if tally.weight + weight > MOST_WEIGHT:
         raise MessageError(f"client weights of {tally.weight + weight}", f"at most {MOST_WEIGHT}", "use equal weights")
-    change = mask.astype(np.int64)
-    if without_news is not None:
-        change -= without_news
-    tally.votes[: len(mask)] += change * (weight * ONE)
-    tally.votes[len(mask) :] += alpha.astype(np.int64) * weight
+    np.add(tally.votes[: len(mask)], weight, out=tally.votes[: len(mask)], where=mask)
+    if len(alpha):
+        tally.votes[len(mask) :] += alpha.astype(np.int64) * weight
+    tally.weights[part] += weight
     return replace(tally, weight=tally.weight + weight, clients=tally.clients + 1)
 
 
-def average(state: ServerState, tally: Tally, settings: Federation, seed: int, masked: int) -> Average:
-    """θ_{t+1} = λ θ_t + (1 - λ) θ̄, rounded stochastically from the public stream, then clipped.
+def settle(
+    q: NDArray[np.uint16],
+    tally: Tally,
+    base: Baseline,
+    parts: NDArray[np.uint16],
+    settings: Federation,
+    dither: NDArray[np.uint32],
+) -> Step:
+    """The step of a round's tally: its means on the grid that travels, rounded without bias.
 
-    masked: number of parameters A whose masks were sent.  The mean before clipping is exact
-    (paper, server step; 1 - λ from `moved_share`).
+    parts: uint16 `[A]`, each entry's part; dither: public 32-bit words `[N]`.  With equal weights the mean
+    of masks is on the grid already.
     """
-    total = tally.weight
-    votes = tally.votes
-    if settings.control_variate:
-        votes = votes.copy()
-        votes[:masked] += state.q[:masked].astype(np.int64) * total
-    share = moved_share(state.q, votes // total, settings)
-    # Both terms are in units of 1 / (65536 · 65536 · total); total ≤ 2^30 keeps them below 2^63.
-    mixed = (ONE - share) * (state.q.astype(np.int64) * total) + share * votes
-    words = Stream(seed, Purpose.ROUNDING, state.round).words(len(votes)).astype(np.uint64)
-    dither = ((words * np.uint64(total)) >> np.uint64(16)).astype(np.int64)
+    masked = len(base.clients)
+    grain, total = grain_of(settings), tally.weights[parts]
+    units = tally.votes[:masked] * (base.clients.astype(np.int64) * grain)
+    kept = (units + _share(dither[:masked], total)) // np.maximum(total, 1)
+    net = kept - base.kept.astype(np.int64) * grain
+    changes = tally.votes[masked:] - q[masked:].astype(np.int64) * tally.weight
+    return Step(net, rounded(changes, tally.weight * alpha_step(settings), dither[masked:]))
+
+
+def rounded(values: NDArray[np.int64], step: int, dither: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """`values / step` rounded up or down without bias by 32-bit words: int64 `[n]`."""
+    return (values + _share(dither, np.int64(step))) // step
+
+
+def _share(words: NDArray[np.uint32], of: "NDArray[np.int64] | np.int64") -> NDArray[np.int64]:
+    """A uniform integer below `of` (< 2^46) from each 32-bit word: its upper half suffices beyond 2^31."""
+    if np.max(of, initial=0) < 2**31:
+        return (words.astype(np.int64) * of) >> 32
+    return ((words.astype(np.int64) >> 16) * of) >> 16
+
+
+def grain_of(settings: Federation) -> int:
+    """Steps that the mean of masks takes a client."""
+    return _GRAIN if settings.client_weights == "size" else 1
+
+
+def alpha_step(settings: Federation) -> int:
+    """Step of the α layers' changes, in 1 / 65536."""
+    return 1 << (16 - settings.alpha_bits)
+
+
+def advance(
+    q: NDArray[np.uint16], step: Step, base: Baseline, settings: Federation, dither: NDArray[np.uint32]
+) -> Average:
+    """θ_{t+1} = λ θ_t + (1 - λ) θ̄, rounded by the public dither (32-bit words `[N]`), then clipped.
+
+    The mean before clipping is exact (paper, server step; 1 - λ from `moved_share`).  An entry that nobody
+    sent stays.  With the control variate θ̄ is θ_t + mean(M - M0) (architecture, idea 4b).
+    """
+    votes, clients = _votes(q, step, base, settings)
+    share = moved_share(q, votes // clients, settings)
+    # Both terms are in units of 1 / (65536 · 65536 · clients), and below 2^32 · 2^15 · 8.
+    mixed = (ONE - share) * (q.astype(np.int64) * clients) + share * votes
     low = int(np.ceil(settings.clip * ONE))
-    q = np.clip((mixed + dither) // (ONE * total), low, ONE - low).astype(np.uint16)
-    density = float(np.mean(np.clip(votes / (ONE * total), 0, 1)))
-    return Average(ServerState(q, state.round + 1), 1 - share / ONE, density)
+    found = np.clip((mixed + _share(dither, ONE * clients)) // (ONE * clients), low, ONE - low).astype(np.uint16)
+    density = float(np.mean(np.clip(votes / (ONE * clients), 0, 1)))
+    return Average(found, 1 - share / ONE, density)
+
+
+def _votes(
+    q: NDArray[np.uint16], step: Step, base: Baseline, settings: Federation
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """θ̄ · 65536 · clients and clients, int64 `[N]` each, clients in grains and at least 1."""
+    grain, masked = grain_of(settings), len(base.clients)
+    clients, votes = np.ones((2, len(q)), np.int64)
+    clients[:masked] = np.maximum(base.clients.astype(np.int64) * grain, 1)
+    without = q[:masked] * clients[:masked] if settings.control_variate else base.kept.astype(np.int64) * (grain * ONE)
+    votes[:masked] = without + step.net * ONE
+    votes[:masked][base.clients == 0] = q[:masked][base.clients == 0]
+    votes[masked:] = np.clip(q[masked:] + step.alpha * alpha_step(settings), 0, ONE - 1)
+    return votes, clients
 
 
 def moved_share(q: NDArray[np.uint16], mean: NDArray[np.int64], settings: Federation) -> int:
@@ -112,3 +194,8 @@ def moved_share(q: NDArray[np.uint16], mean: NDArray[np.int64], settings: Federa
     if settings.mada == "coupled":
         return round(int(np.abs(new - old).sum()) / len(q))
     return round(int((ONE * (old + new) - 2 * old * new).sum()) / (ONE * len(q)))
+
+
+def public_dither(seed: int, purpose: Purpose, round_index: int, count: int) -> NDArray[np.uint32]:
+    """The public words of a round: uint32 `[count]`."""
+    return Stream(seed, purpose, round_index).words(count)

@@ -18,7 +18,7 @@ from prismfl.config import Settings
 from prismfl.coordinator import Finished, Silent, Watcher
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import ClientError, PrismError
-from prismfl.federation import Agreement, ClientKit, Exchange, Reply, client_distances, client_update
+from prismfl.federation import Agreement, ClientKit, Exchange, Held, Reply, client_distances, client_update
 from prismfl.mmd import Target, label_shares
 from prismfl.preparation import Prepared, for_arrays, prepare
 from prismfl.runfolder import RunFolder
@@ -34,6 +34,7 @@ Worker = Callable[[int, bytes], bytes]
 class InProcess:
     """An engine whose clients are threads of this process.
 
+    A client keeps θ in memory alone: when the simulator is resumed, its clients ask for a snapshot.
     Each client's search runs on `client_threads` processor threads, whatever the number of
     clients searched at a time: the bytes do not depend on `workers`.
     """
@@ -44,17 +45,21 @@ class InProcess:
         workers = agreement.settings.output.workers or max(1, (os.cpu_count() or 1) // threads)
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
         self.targets: dict[int, Target] = {}
-        self.memories: dict[int, Memory] = {}
+        self.memories: dict[int, Memory | None] = {}
+        self.held: dict[int, Held] = {}
 
     def train(self, round_index: int) -> Exchange:
         """Carry a round's broadcasts to the clients and yield their updates as they come."""
 
         def one(client: int, frame: bytes) -> bytes:
-            memory = self._recall(client, round_index)
-            reply, self.memories[client] = client_update(
-                self.agreement, self.kit, frame, round_index, client, self.target(client), memory
+            memory, held = self._recall(client, round_index), self.held.get(client)
+            answer = client_update(
+                self.agreement, self.kit, frame, round_index, client, self.target(client), memory, held
             )
-            return reply
+            self.memories[client] = answer.memory
+            if answer.held is not None:
+                self.held[client] = answer.held
+            return answer.frame
 
         return lambda frames: self._carry(one, frames)
 
@@ -62,7 +67,8 @@ class InProcess:
         """Carry the final θ to the clients and yield their distances."""
 
         def one(client: int, frame: bytes) -> bytes:
-            return client_distances(self.agreement, self.kit, frame, client, self.target(client))
+            target, held = self.target(client), self.held.get(client)
+            return client_distances(self.agreement, self.kit, frame, client, target, held)
 
         return lambda frames: self._carry(one, frames)
 
@@ -71,6 +77,8 @@ class InProcess:
         if self.agreement.settings.search.adam == "keep":
             for client in clients:
                 memory = self.memories[client]
+                if memory is None:
+                    continue
                 arrays = {"first": memory.first, "second": memory.second, "steps": np.array([memory.steps])}
                 runfolder.save_arrays(self._memory_path(client, round_index), arrays)
         self.memories.clear()

@@ -1,9 +1,43 @@
-"""Masks and integer keep-probabilities ↔ bytes."""
+"""Masks, averages and keep-probabilities ↔ bytes, given what both ends know already.
+
+Both ends know θ_t = q / 65536 and the uniforms u that masks are drawn with, hence the mask
+M0 = [u < θ_t] of a client with no news.  Only flips against it are coded, and how likely a flip is
+follows from the distance |u - θ_t|, its side, θ_t, and the layer.
+"""
+
+import struct
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.errors import MessageError
+from prismfl.wire.draws import Baseline
+from prismfl.wire.flags import FlagReader, FlagWriter
+
+_PACKED, _CODED = 0, 1
+_MASK = struct.Struct("<BBI")  # coding, bins of distance coded flag by flag, number of flips beyond
+_OCTAVES = range(8, 16)  # of distance; below 2^8 lies the first bin
+_BINS, _THETAS, _PHASES = 2 * len(_OCTAVES), 16, 8
+_EDGES = np.array([(2 + half) << (octave - 1) for octave in _OCTAVES for half in range(2)] + [65536])
+_RARE = 4096  # beyond some distance fewer than one entry in so many flips: these are listed one by one
+_SAMPLE = 16
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What both ends know of the entries that travel.
+
+    q: θ_t · 65536, uint16 `[n]`; layers: uint8 `[n]`, the number of each entry's layer, below `depth`.
+    """
+
+    q: NDArray[np.uint16]
+    layers: NDArray[np.uint8]
+    depth: int
+
+    def of(self, chosen: "NDArray[np.bool_] | slice") -> "Entries":
+        """Some of the entries."""
+        return Entries(self.q[chosen], self.layers[chosen], self.depth)
 
 
 def pack_mask(mask: NDArray[np.bool_]) -> bytes:
@@ -16,7 +50,7 @@ def unpack_mask(raw: bytes, count: int) -> NDArray[np.bool_]:
     _expect(raw, -(-count // 8), "packed mask")
     bits = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")
     if bits[count:].any():
-        raise MessageError("set bits after the last parameter", "zeros", "have the sender send it again")
+        raise _refuse("set bits after the last parameter", "zeros")
     return bits[:count].astype(np.bool_)
 
 
@@ -31,6 +65,141 @@ def unpack_theta(raw: bytes, count: int) -> NDArray[np.uint16]:
     return np.frombuffer(raw, "<u2").astype(np.uint16)
 
 
+# ---------------------------------------------------------------------------------------- uplink
+
+
+def encode_mask(mask: NDArray[np.bool_], u: NDArray[np.uint16], known: Entries) -> bytes:
+    """A mask bool `[n]` drawn with u uint16 `[n]`: its flips against `[u < θ_t]`, or packed where that is smaller."""
+    flips = mask ^ (u < known.q)
+    distance = _distance(u, known.q)
+    reach = _reach(distance, flips)
+    near = np.flatnonzero(distance < _EDGES[reach])
+    far = np.flatnonzero(flips & (distance >= _EDGES[reach]))
+    writer = FlagWriter()
+    writer.flags(flips[near], *_flip_contexts(u, distance, known, near))
+    writer.positives(np.diff(far, prepend=-1), np.zeros(len(far), np.uint16), (1,))
+    coded = writer.done()
+    if len(coded) + _MASK.size > -(-len(mask) // 8) + 1:
+        return bytes([_PACKED]) + pack_mask(mask)
+    return _MASK.pack(_CODED, reach, len(far)) + coded
+
+
+def decode_mask(raw: bytes, u: NDArray[np.uint16], known: Entries) -> NDArray[np.bool_]:
+    """The mask bool `[n]` that `encode_mask` was given.  Raises MessageError for anything else."""
+    if raw[:1] == bytes([_PACKED]):
+        return unpack_mask(raw[1:], len(u))
+    if len(raw) < _MASK.size or raw[0] != _CODED:
+        raise _refuse(f"a mask of {len(raw)} bytes, coding {raw[:1].hex()}", "a packed or coded mask")
+    _, reach, beyond = _MASK.unpack_from(raw)
+    if reach > _BINS or beyond > len(u):
+        raise _refuse(f"a mask of {reach} bins and {beyond} flips beyond", f"at most {_BINS} and {len(u)}")
+    distance = _distance(u, known.q)
+    near = np.flatnonzero(distance < _EDGES[reach])
+    mask = u < known.q
+    reader = FlagReader(raw[_MASK.size :])
+    mask[near] ^= reader.flags(*_flip_contexts(u, distance, known, near))
+    far = np.cumsum(reader.positives(np.zeros(beyond, np.uint16), (1,))) - 1
+    reader.finish()
+    if beyond and (far[-1] >= len(u) or (distance[far] < _EDGES[reach]).any()):
+        raise _refuse("a flip beyond the last entry or listed twice", "each flip once")
+    mask[far] ^= True
+    return mask
+
+
+def _distance(u: NDArray[np.uint16], q: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    return np.maximum(u, q) - np.minimum(u, q)
+
+
+def _reach(distance: NDArray[np.uint16], flips: NDArray[np.bool_]) -> int:
+    """Bins of distance to be coded flag by flag, judged by a part of the entries."""
+    bins = _distance_bins(distance[::_SAMPLE])
+    entries = np.bincount(bins, minlength=_BINS)[::-1].cumsum()[::-1]
+    flipped = np.bincount(bins[flips[::_SAMPLE]], minlength=_BINS)[::-1].cumsum()[::-1]
+    rare = flipped * _RARE <= entries
+    return int(np.argmax(rare)) if rare.any() else _BINS
+
+
+def _distance_bins(distance: NDArray[np.uint16]) -> NDArray[np.uint32]:
+    """Half-octaves of distance, 0 … 15: exponent and first bit of a float32, which holds 16 bits exactly."""
+    bins = distance.astype(np.float32).view(np.uint32) >> 22
+    first = np.uint32((127 + _OCTAVES[0]) << 1)
+    return np.subtract(np.maximum(bins, first), first)
+
+
+def _flip_contexts(
+    u: NDArray[np.uint16], distance: NDArray[np.uint16], known: Entries, near: NDArray[np.int64]
+) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
+    q = known.q[near]
+    cells = _distance_bins(distance[near]) << np.uint32(1)
+    cells |= u[near] < q
+    return _with_theta(cells, q, known.layers[near], known.depth), (2 * _BINS, _THETAS, known.depth)
+
+
+def _with_theta(
+    cells: NDArray[np.uint32], q: NDArray[np.uint16], layers: NDArray[np.uint8], depth: int
+) -> NDArray[np.uint16]:
+    cells = (cells << np.uint32(4) | (q >> np.uint16(12))) * np.uint32(depth) + layers
+    return cells.astype(np.uint16)
+
+
+# --------------------------------------------------------------------------------------- averages
+
+
+def encode_step(net: NDArray[np.int64], alpha: NDArray[np.int64], base: Baseline, known: Entries) -> bytes:
+    """What a round changed: net flips int64 `[A]`, given their baseline, and the α layers' changes int64 `[N - A]`."""
+    masked = len(net)
+    writer = FlagWriter()
+    writer.integers(net, *_net_contexts(base, known.of(slice(masked))))
+    writer.integers(alpha, *_change_contexts(known.of(slice(masked, None))))
+    return writer.done()
+
+
+def decode_step(raw: bytes, base: Baseline, known: Entries) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What `encode_step` was given.  Raises MessageError for anything else."""
+    masked = len(base.clients)
+    reader = FlagReader(raw)
+    net = reader.integers(*_net_contexts(base, known.of(slice(masked))))
+    alpha = reader.integers(*_change_contexts(known.of(slice(masked, None))))
+    reader.finish()
+    return net, _limited(alpha)
+
+
+def encode_changes(changes: NDArray[np.int64], known: Entries) -> bytes:
+    """A client's quantised changes of the α layers, int64 `[n]`; none take no byte."""
+    writer = FlagWriter()
+    writer.integers(changes, *_change_contexts(known))
+    return writer.done()
+
+
+def decode_changes(raw: bytes, known: Entries) -> NDArray[np.int64]:
+    """What `encode_changes` was given.  Raises MessageError for anything else."""
+    reader = FlagReader(raw)
+    changes = reader.integers(*_change_contexts(known))
+    reader.finish()
+    return _limited(changes)
+
+
+def _limited(changes: NDArray[np.int64]) -> NDArray[np.int64]:
+    if np.abs(changes).max(initial=0) > 65536:
+        raise _refuse("a change beyond what keep-probabilities can make", "at most 65536 steps")
+    return changes
+
+
+def _net_contexts(base: Baseline, known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
+    below = base.below.astype(np.uint32)
+    phases = below * np.uint32(_PHASES) // (below + base.above + np.uint32(1))
+    return _with_theta(phases, known.q, known.layers, known.depth), (_PHASES, _THETAS, known.depth)
+
+
+def _change_contexts(known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
+    cells = np.zeros(len(known.q), np.uint32)
+    return _with_theta(cells, known.q, known.layers, known.depth), (_THETAS, known.depth)
+
+
 def _expect(raw: bytes, size: int, what: str) -> None:
     if len(raw) != size:
-        raise MessageError(f"{len(raw)} bytes of {what}", f"{size} bytes", "have the sender send it again")
+        raise _refuse(f"{len(raw)} bytes of {what}", f"{size} bytes")
+
+
+def _refuse(got: str, expected: str) -> MessageError:
+    return MessageError(got, expected, "have the sender send it again")

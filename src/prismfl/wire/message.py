@@ -8,6 +8,7 @@ import hashlib
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -18,12 +19,15 @@ from prismfl.errors import MessageError
 from prismfl.wire.codec import pack_mask, pack_theta, unpack_mask, unpack_theta
 
 MAGIC = b"PRSM"
-VERSION = 1
+VERSION = 2
 # magic, version, kind, reserved, run id, round, client, payload length, CRC-32 of all before and after it
 _HEADER = struct.Struct("<4sHBB16sIIII")
-_BROADCAST = struct.Struct("<II")
-_UPDATE = struct.Struct("<If")
+_BROADCAST = struct.Struct("<8sIIIH")  # digest of θ_t, rank, cohort, round that the steps start from, their number
+_UPDATE = struct.Struct("<8sIfI")  # digest of θ_t, weight, loss, bytes of the mask
+_LENGTH = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size
+_SNAPSHOT = 2**32 - 1  # in place of a round: θ_t itself follows
+MOST_STEPS = 2**16 - 1
 
 
 class Kind(IntEnum):
@@ -33,6 +37,7 @@ class Kind(IntEnum):
     UPDATE = 2
     CANDIDATES = 3
     DISTANCES = 4
+    LOST = 5
 
 
 @dataclass(frozen=True)
@@ -46,26 +51,39 @@ class Place:
 
 @dataclass(frozen=True)
 class Broadcast:
-    """Server → client: θ_t as uint16 `[N]`, the client's rank in the cohort, and its size K."""
+    """Server → client: how to come to θ_t, the client's rank in the cohort, and its size K.
 
-    q: NDArray[np.uint16]
+    digest: of θ_t; first: the round whose θ the coded steps start from; snapshot: θ_t itself, uint16
+    `[N]`, for a client that cannot take the steps, and then first is None.
+    """
+
+    digest: bytes
     rank: int
     cohort: int
+    first: int | None
+    steps: tuple[bytes, ...] = ()
+    snapshot: NDArray[np.uint16] | None = None
 
 
 @dataclass(frozen=True)
 class Update:
-    """Client → server: mask bool `[A]`, θ_k of the α layers uint16 `[N - A]`, weight, mean loss."""
+    """Client → server: digest of the θ_t searched from, weight, mean loss, coded mask, coded α layers."""
 
-    mask: NDArray[np.bool_]
-    alpha: NDArray[np.uint16]
+    digest: bytes
     weight: int
     loss: float
+    mask: bytes
+    alpha: bytes
 
 
 def run_id(public_settings: str) -> bytes:
     """Sixteen bytes naming a run, from its public settings; no data enters."""
     return hashlib.sha256(public_settings.encode()).digest()[:16]
+
+
+def digest_of(q: NDArray[np.uint16]) -> bytes:
+    """Eight bytes naming a θ = q / 65536, uint16 `[N]`."""
+    return hashlib.sha256(pack_theta(q)).digest()[:8]
 
 
 def seal(kind: Kind, place: Place, payload: bytes) -> bytes:
@@ -82,9 +100,9 @@ def open_frame(frame: bytes, kind: Kind, place: Place) -> bytes:
     """
     if len(frame) < HEADER_BYTES:
         raise _refuse(f"a frame of {len(frame)} bytes", f"at least {HEADER_BYTES}")
-    magic, version, got_kind, _, run, round_index, client, length, check = _HEADER.unpack_from(frame)
-    if magic != MAGIC or version != VERSION:
-        raise _refuse(f"a frame of format {magic!r} version {version}", f"{MAGIC!r} version {VERSION}")
+    magic, version, got_kind, reserved, run, round_index, client, length, check = _HEADER.unpack_from(frame)
+    if magic != MAGIC or version != VERSION or reserved:
+        raise _refuse(f"a frame of format {magic!r} version {version}.{reserved}", f"{MAGIC!r} version {VERSION}.0")
     if length != len(frame) - HEADER_BYTES:
         raise _refuse(
             f"a frame claiming {length} payload bytes and holding {len(frame) - HEADER_BYTES}", "equal numbers"
@@ -102,46 +120,90 @@ def open_frame(frame: bytes, kind: Kind, place: Place) -> bytes:
     return payload
 
 
-def seal_broadcast(message: Broadcast, place: Place) -> bytes:
-    """Frame of a broadcast: rank and cohort (4 bytes each), θ_t (2 bytes a parameter)."""
-    payload = _BROADCAST.pack(message.rank, message.cohort) + pack_theta(message.q)
-    return seal(Kind.BROADCAST, place, payload)
+def seal_broadcast(message: Broadcast, place: Place, kind: Kind = Kind.BROADCAST) -> bytes:
+    """Frame of a broadcast; of kind CANDIDATES it asks for distances instead of an update."""
+    first = _SNAPSHOT if message.first is None else message.first
+    head = _BROADCAST.pack(message.digest, message.rank, message.cohort, first, len(message.steps))
+    if message.snapshot is not None:
+        return seal(kind, place, head + pack_theta(message.snapshot))
+    parts = [_LENGTH.pack(len(step)) + step for step in message.steps]
+    return seal(kind, place, head + b"".join(parts))
 
 
-def open_broadcast(frame: bytes, place: Place, count: int) -> Broadcast:
+def open_broadcast(frame: bytes, place: Place, count: int, kind: Kind = Kind.BROADCAST) -> Broadcast:
     """A broadcast of `count` parameters.  Raises MessageError."""
-    payload = _sized(open_frame(frame, Kind.BROADCAST, place), _BROADCAST.size + 2 * count)
-    rank, cohort = _BROADCAST.unpack_from(payload)
+    payload = _at_least(open_frame(frame, kind, place), _BROADCAST.size)
+    digest, rank, cohort, first, steps = _BROADCAST.unpack_from(payload)
     if not 0 <= rank < cohort <= 32767:
         raise _refuse(f"rank {rank} in a cohort of {cohort}", "rank < cohort ≤ 32767")
-    return Broadcast(unpack_theta(payload[_BROADCAST.size :], count), rank, cohort)
+    body = payload[_BROADCAST.size :]
+    if first == _SNAPSHOT and not steps:
+        return Broadcast(digest, rank, cohort, None, (), unpack_theta(body, count))
+    if first + steps != place.round:
+        raise _refuse(f"{steps} steps from round {first}", f"steps that lead to round {place.round}")
+    return Broadcast(digest, rank, cohort, first, _split(body, steps))
+
+
+def _split(body: bytes, count: int) -> tuple[bytes, ...]:
+    """`count` stretches of bytes with their lengths before them, and nothing else."""
+    found, at = [], 0
+    for _ in range(count):
+        at += _LENGTH.size
+        length = int.from_bytes(_at_least(body, at)[at - _LENGTH.size : at], "little")
+        found.append(_at_least(body, at + length)[at : at + length])
+        at += length
+    _sized(body, at)
+    return tuple(found)
+
+
+def pack_step(cohort: int, replied: Sequence[int], body: bytes) -> bytes:
+    """A step: size of its round's cohort, a bit for each rank that replied, and what changed."""
+    bits = np.zeros(cohort, np.bool_)
+    bits[list(replied)] = True
+    return cohort.to_bytes(2, "little") + pack_mask(bits) + body
+
+
+def unpack_step(raw: bytes) -> tuple[int, list[int], bytes]:
+    """Cohort, the ranks that replied (ascending), and the body of a step.  Raises MessageError."""
+    cohort = int.from_bytes(_at_least(raw, 2)[:2], "little")
+    end = 2 + -(-cohort // 8)
+    replied = np.flatnonzero(unpack_mask(_at_least(raw, end)[2:end], cohort)).tolist()
+    if not replied:
+        raise _refuse("a step that nobody took", "at least one reply")
+    return cohort, replied, raw[end:]
 
 
 def seal_update(message: Update, place: Place) -> bytes:
-    """Frame of an update: weight, loss (4 bytes each), packed mask, θ_k of the α layers."""
-    payload = _UPDATE.pack(message.weight, message.loss) + pack_mask(message.mask) + pack_theta(message.alpha)
-    return seal(Kind.UPDATE, place, payload)
+    """Frame of an update."""
+    head = _UPDATE.pack(message.digest, message.weight, message.loss, len(message.mask))
+    return seal(Kind.UPDATE, place, head + message.mask + message.alpha)
 
 
-def open_update(frame: bytes, place: Place, masked: int, alpha: int) -> Update:
-    """An update of `masked` mask bits and `alpha` keep-probabilities.  Raises MessageError."""
-    packed = -(-masked // 8)
-    payload = _sized(open_frame(frame, Kind.UPDATE, place), _UPDATE.size + packed + 2 * alpha)
-    weight, loss = _UPDATE.unpack_from(payload)
+def open_update(frame: bytes, place: Place, most_mask: int, most_alpha: int) -> Update:
+    """An update of at most so many bytes of mask and of α layers.  Raises MessageError."""
+    payload = _at_least(open_frame(frame, Kind.UPDATE, place), _UPDATE.size)
+    digest, weight, loss, length = _UPDATE.unpack_from(payload)
     if not 1 <= weight < 2**31 or not math.isfinite(loss):
         raise _refuse(f"an update of weight {weight}, loss {loss}", "weight 1 … 2^31 - 1 and a finite loss")
     body = payload[_UPDATE.size :]
-    return Update(unpack_mask(body[:packed], masked), unpack_theta(body[packed:], alpha), weight, loss)
+    if length > min(len(body), most_mask) or len(body) - length > most_alpha:
+        raise _refuse(
+            f"an update of {len(body)} bytes, {length} of them mask", f"at most {most_mask} and {most_alpha} beside"
+        )
+    return Update(digest, weight, loss, body[:length], body[length:])
 
 
-def seal_candidates(q: NDArray[np.uint16], place: Place) -> bytes:
-    """Frame of the final θ, uint16 `[N]`, whose candidate masks the client is to compare."""
-    return seal(Kind.CANDIDATES, place, pack_theta(q))
+def seal_lost(place: Place) -> bytes:
+    """Frame of a client that cannot come to θ_t from what it holds, and asks for a snapshot."""
+    return seal(Kind.LOST, place, b"")
 
 
-def open_candidates(frame: bytes, place: Place, count: int) -> NDArray[np.uint16]:
-    """The final θ: uint16 `[count]`.  Raises MessageError."""
-    return unpack_theta(open_frame(frame, Kind.CANDIDATES, place), count)
+def is_lost(frame: bytes, place: Place) -> bool:
+    """Whether a frame is a whole one that asks for a snapshot, from this place."""
+    try:
+        return open_frame(frame, Kind.LOST, place) == b""
+    except MessageError:
+        return False
 
 
 def seal_distances(distances: NDArray[np.float64], weight: int, place: Place) -> bytes:
@@ -156,6 +218,12 @@ def open_distances(frame: bytes, place: Place, count: int) -> tuple[NDArray[np.f
     if not np.isfinite(distances).all() or not 1 <= weight < 2**31:
         raise _refuse("distances that are not finite, or no weight", "finite numbers and a weight ≥ 1")
     return distances.astype(np.float64), weight
+
+
+def _at_least(payload: bytes, size: int) -> bytes:
+    if len(payload) < size:
+        raise _refuse(f"a payload of {len(payload)} bytes", f"at least {size}")
+    return payload
 
 
 def _sized(payload: bytes, size: int) -> bytes:
