@@ -1,15 +1,35 @@
-"""Masks and keep-probabilities come back as they went, and nothing else comes back at all."""
+"""Masks, steps and changes come back as they went, in few bytes, and nothing else comes back at all."""
+
+import contextlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismfl.errors import MessageError
-from prismfl.wire.codec import pack_mask, pack_theta, unpack_mask, unpack_theta
+from prismfl.wire import codec
+from prismfl.wire.codec import (
+    Entries,
+    decode_changes,
+    decode_mask,
+    decode_step,
+    encode_changes,
+    encode_mask,
+    encode_step,
+    pack_mask,
+    pack_theta,
+    unpack_mask,
+    unpack_theta,
+)
+from prismfl.wire.draws import Draws, baseline
+from prismfl.wire.flags import FlagWriter
 
 masks = st.lists(st.booleans(), max_size=70).map(lambda bits: np.array(bits, np.bool_))
 thetas = st.lists(st.integers(0, 65535), max_size=40).map(lambda q: np.array(q, np.uint16))
+
+
+# ------------------------------------------------------------------------------------------- packed
 
 
 @given(masks)
@@ -65,3 +85,167 @@ def test_keep_probabilities_of_a_wrong_length_are_refused(q, more):
 def test_what_comes_back_can_be_changed():
     unpack_mask(b"\x01", 3)[0] = False
     unpack_theta(b"\x01\x00", 1)[0] = 5
+
+
+# -------------------------------------------------------------------------------------------- masks
+
+
+def world(seed, count, moved):
+    """θ_t, θ_k about `moved` away from it, and u, of `count` entries in three layers."""
+    rng = np.random.default_rng(seed)
+    q = rng.integers(656, 64881, count)
+    mine = np.clip(q + rng.normal(0, moved * 65536, count), 1, 65535)
+    layers = np.sort(rng.integers(0, 3, count)).astype(np.uint8)
+    known = Entries(q.astype(np.uint16), layers, 3)
+    return known, mine.astype(np.uint16), rng.integers(0, 65536, count).astype(np.uint16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 2000), st.sampled_from([0.0, 0.001, 0.02, 0.1, 0.5]))
+def test_coded_masks_come_back_and_are_never_much_longer_than_packed_ones(seed, count, moved):
+    known, mine, u = world(seed, count, moved)
+    mask = u < mine
+    raw = encode_mask(mask, u, known)
+    assert len(raw) <= -(-count // 8) + 1
+    np.testing.assert_array_equal(decode_mask(raw, u, known), mask)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 500))
+def test_any_mask_comes_back_however_improbable(seed, count):
+    known, _, u = world(seed, count, 0.1)
+    mask = np.random.default_rng(seed + 1).random(count) < 0.5
+    np.testing.assert_array_equal(decode_mask(encode_mask(mask, u, known), u, known), mask)
+    far = (u < known.q) ^ (np.arange(count) == count - 1)
+    np.testing.assert_array_equal(decode_mask(encode_mask(far, u, known), u, known), far)
+
+
+def ideal_bits(known, mine, u):
+    """Entropy of the flips of a receiver who knew each |θ_k - θ_t| to be normal, in bits an entry."""
+    from scipy.stats import norm
+
+    gap = (u.astype(float) - known.q) / 65536
+    spread = np.std((mine.astype(float) - known.q) / 65536)
+    share = np.clip(norm.sf(np.abs(gap) / spread), 1e-12, 1 - 1e-12)
+    return float(np.mean(-share * np.log2(share) - (1 - share) * np.log2(1 - share)))
+
+
+# The code learns its probabilities from the flags themselves, which takes the larger share of the few.
+@pytest.mark.parametrize(("moved", "most"), [(0.005, 1.2), (0.03, 1.12), (0.1, 1.12)])
+def test_a_coded_mask_takes_what_the_change_of_theta_is_worth(moved, most):
+    count = 200_000
+    known, mine, u = world(1, count, moved)
+    bits = 8 * len(encode_mask(u < mine, u, known)) / count
+    assert 0.98 < bits / ideal_bits(known, mine, u) < most
+    assert bits < 3 * moved
+
+
+def test_no_news_takes_next_to_nothing():
+    known, _, u = world(2, 100_000, 0)
+    assert len(encode_mask(u < known.q, u, known)) < 30
+
+
+def test_improbable_flips_are_listed_one_by_one():
+    known, mine, u = world(3, 50_000, 0.004)
+    mask = u < mine
+    far = np.flatnonzero((np.abs(u.astype(int) - known.q) > 30_000) & (np.arange(50_000) % 16 > 0))[::3000]
+    mask[far] ^= True
+    raw = encode_mask(mask, u, known)
+    assert raw[0] == 1 and raw[1] < 32
+    assert int.from_bytes(raw[2:6], "little") >= len(far) > 0
+    np.testing.assert_array_equal(decode_mask(raw, u, known), mask)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x02abc", b"\x01", b"\x01\x21\0\0\0\0", b"\x01\x00\xff\xff\xff\xff", b"\x00"])
+def test_what_is_no_coded_mask_is_refused(raw):
+    known, _, u = world(4, 40, 0.1)
+    with pytest.raises(MessageError):
+        decode_mask(raw, u, known)
+
+
+def test_a_flip_listed_beyond_the_end_or_near_is_refused():
+    known, _, u = world(5, 40, 0.1)
+    near = int(np.argmin(np.abs(u.astype(int) - known.q)))
+    for place in (39 + 10, near):
+        reach = 0 if place > 39 else 31
+        distance = codec._distance(u, known.q)
+        quiet = np.flatnonzero(distance < codec._EDGES[reach])
+        writer = FlagWriter()
+        writer.flags(np.zeros(len(quiet), np.bool_), *codec._flip_contexts(u, distance, known, quiet))
+        writer.positives(np.array([place + 1]), np.zeros(1, np.uint16), (1,))
+        with pytest.raises(MessageError, match="flip beyond"):
+            decode_mask(codec._MASK.pack(1, reach, 1) + writer.done(), u, known)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 50), st.data())
+def test_damaged_masks_are_refused_or_other_masks_but_never_crash(seed, data):
+    known, mine, u = world(seed, 300, 0.1)
+    raw = bytearray(encode_mask(u < mine, u, known))
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(MessageError):
+        assert decode_mask(bytes(raw), u, known).shape == (300,)
+
+
+# ---------------------------------------------------------------------------------- steps and changes
+
+
+def round_of(seed, count, clients, parts=1):
+    """A baseline and the net flips of clients that moved alike."""
+    rng = np.random.default_rng(seed)
+    known, mine, _ = world(seed, count, 0.1)
+    draws = Draws("stratified", parts, seed, 3, clients, count)
+    base = baseline(draws, known.q, [(k, k) for k in range(clients)])
+    kept = np.zeros(count, np.int64)
+    for rank in range(clients):
+        theirs = np.clip(mine.astype(int) + rng.normal(0, 2000, count), 1, 65535).astype(np.uint16)
+        kept += (draws.uniforms(rank, rank) < theirs) & draws.sent(rank)
+    return base, kept - base.kept, known
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 400), st.integers(1, 12), st.integers(1, 3), st.integers(0, 50))
+def test_steps_come_back(seed, count, clients, parts, alpha):
+    base, net, known = round_of(seed, count, clients, parts)
+    more = Entries(
+        np.concatenate((known.q, np.full(alpha, 3, np.uint16))), np.zeros(count + alpha, np.uint8), known.depth
+    )
+    changes = np.random.default_rng(seed).integers(-300, 301, alpha)
+    found = decode_step(encode_step(net, changes, base, more), base, more)
+    np.testing.assert_array_equal(found[0], net)
+    np.testing.assert_array_equal(found[1], changes)
+
+
+def test_a_step_takes_fewer_bits_than_its_net_flips_alone():
+    base, net, known = round_of(1, 200_000, 10)
+    _, counts = np.unique(net, return_counts=True)
+    shares = counts / counts.sum()
+    alone = -(shares * np.log2(shares)).sum()
+    assert 8 * len(encode_step(net, np.zeros(0, np.int64), base, known)) / len(net) < alone
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 400), st.integers(1, 65536))
+def test_changes_come_back(seed, count, most):
+    known, _, _ = world(seed, count, 0.1)
+    changes = np.random.default_rng(seed).integers(-most, most + 1, count)
+    np.testing.assert_array_equal(decode_changes(encode_changes(changes, known), known), changes)
+
+
+def test_changes_beyond_any_probability_are_refused():
+    known, _, _ = world(0, 5, 0.1)
+    with pytest.raises(MessageError, match="65536"):
+        decode_changes(encode_changes(np.array([0, 1, -65537, 0, 0]), known), known)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 30), st.data())
+def test_damaged_steps_are_refused_or_other_steps_but_never_crash(seed, data):
+    base, net, known = round_of(seed, 200, 5)
+    raw = bytearray(encode_step(net, np.zeros(0, np.int64), base, known))
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(MessageError):
+        found, _ = decode_step(bytes(raw), base, known)
+        assert found.shape == (200,)

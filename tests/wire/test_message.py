@@ -19,30 +19,43 @@ places = st.builds(
 )
 
 
+DIGEST = b"8 bytes!"
+
+
 def q_of(*values):
     return np.array(values, np.uint16)
 
 
 def update(**changes):
-    fields = {"mask": np.array([1, 0, 1], np.bool_), "alpha": q_of(9, 65535), "weight": 5, "loss": 0.25} | changes
+    fields = {"digest": DIGEST, "weight": 5, "loss": 0.25, "mask": b"mask!", "alpha": b"alpha"} | changes
     return Update(**fields)
+
+
+def stepped(**changes):
+    fields = {"digest": DIGEST, "rank": 1, "cohort": 4, "first": 1, "steps": (b"one", b"second")} | changes
+    return Broadcast(**fields)
+
+
+def whole(q, **changes):
+    return stepped(first=None, steps=(), snapshot=q, **changes)
 
 
 # One small frame of each kind, with its opener at its own place.
 FRAMES = {
     "broadcast": (
-        message.seal_broadcast(Broadcast(q_of(1, 2, 60000), 1, 4), HERE),
+        message.seal_broadcast(stepped(), HERE),
         lambda frame, place=HERE: message.open_broadcast(frame, place, 3),
     ),
-    "update": (message.seal_update(update(), HERE), lambda frame, place=HERE: message.open_update(frame, place, 3, 2)),
+    "update": (message.seal_update(update(), HERE), lambda frame, place=HERE: message.open_update(frame, place, 5, 5)),
     "candidates": (
-        message.seal_candidates(q_of(5, 6), HERE),
-        lambda frame, place=HERE: message.open_candidates(frame, place, 2),
+        message.seal_broadcast(whole(q_of(5, 6)), HERE, Kind.CANDIDATES),
+        lambda frame, place=HERE: message.open_broadcast(frame, place, 2, Kind.CANDIDATES),
     ),
     "distances": (
         message.seal_distances(np.array([0.5, 2.0]), 3, HERE),
         lambda frame, place=HERE: message.open_distances(frame, place, 2),
     ),
+    "lost": (message.seal_lost(HERE), lambda frame, place=HERE: message.open_frame(frame, Kind.LOST, place)),
 }
 each_frame = pytest.mark.parametrize("name", sorted(FRAMES))
 
@@ -57,27 +70,47 @@ def test_payloads_come_back(kind, place, payload):
     assert message.open_frame(frame, kind, place) == payload
 
 
-@given(places, st.lists(st.integers(0, 65535), max_size=20), st.integers(1, 32767), st.data())
-def test_broadcasts_come_back(place, q, cohort, data):
-    sent = Broadcast(q_of(*q), data.draw(st.integers(0, cohort - 1)), cohort)
-    found = message.open_broadcast(message.seal_broadcast(sent, place), place, len(q))
-    np.testing.assert_array_equal(found.q, sent.q)
-    assert (found.rank, found.cohort) == (sent.rank, sent.cohort)
+@given(st.lists(st.binary(max_size=30), max_size=5), st.integers(0, 50), st.integers(1, 32767), st.data())
+def test_steps_come_back(steps, first, cohort, data):
+    place = Place(HERE.run, first + len(steps), 2)
+    sent = Broadcast(DIGEST, data.draw(st.integers(0, cohort - 1)), cohort, first, tuple(steps))
+    assert message.open_broadcast(message.seal_broadcast(sent, place), place, 9) == sent
+
+
+@given(places, st.lists(st.integers(0, 65535), max_size=20))
+def test_snapshots_come_back(place, q):
+    found = message.open_broadcast(message.seal_broadcast(whole(q_of(*q)), place), place, len(q))
+    np.testing.assert_array_equal(found.snapshot, q_of(*q))
+    assert (found.digest, found.rank, found.cohort, found.first, found.steps) == (DIGEST, 1, 4, None, ())
 
 
 @given(
     places,
-    st.lists(st.booleans(), max_size=30),
-    st.lists(st.integers(0, 65535), max_size=10),
+    st.binary(min_size=8, max_size=8),
+    st.binary(max_size=30),
+    st.binary(max_size=10),
     st.integers(1, 2**31 - 1),
     st.floats(width=32, allow_nan=False, allow_infinity=False),
 )
-def test_updates_come_back(place, mask, alpha, weight, loss):
-    sent = Update(np.array(mask, np.bool_), q_of(*alpha), weight, loss)
-    found = message.open_update(message.seal_update(sent, place), place, len(mask), len(alpha))
-    np.testing.assert_array_equal(found.mask, sent.mask)
-    np.testing.assert_array_equal(found.alpha, sent.alpha)
-    assert (found.weight, found.loss) == (weight, loss)
+def test_updates_come_back(place, digest, mask, alpha, weight, loss):
+    sent = Update(digest, weight, loss, mask, alpha)
+    assert message.open_update(message.seal_update(sent, place), place, len(mask), len(alpha)) == sent
+
+
+@given(st.integers(1, 70), st.data(), st.binary(max_size=20))
+def test_the_repliers_of_a_step_come_back(cohort, data, body):
+    replied = sorted(data.draw(st.sets(st.integers(0, cohort - 1), min_size=1)))
+    raw = message.pack_step(cohort, replied, body)
+    assert len(raw) == 2 + -(-cohort // 8) + len(body)
+    assert message.unpack_step(raw) == (cohort, replied, body)
+
+
+def test_only_a_clients_own_word_says_that_it_is_lost():
+    frame = message.seal_lost(HERE)
+    assert message.is_lost(frame, HERE)
+    for other in (frame[:-1], frame + b"x", message.seal_update(update(), HERE), message.seal(Kind.LOST, HERE, b"x")):
+        assert not message.is_lost(other, HERE)
+    assert not message.is_lost(frame, Place(HERE.run, 4, 7))
 
 
 @given(places, st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=9), st.integers(1, 2**31 - 1))
@@ -87,21 +120,18 @@ def test_distances_come_back(place, distances, weight):
     assert (found.tolist(), heavy) == (distances, weight)
 
 
-def test_candidates_come_back():
-    frame, open_it = FRAMES["candidates"]
-    assert open_it(frame).tolist() == [5, 6]
-
-
 def test_the_header_is_the_one_written_down():
     frame = message.seal(Kind.UPDATE, HERE, b"payload")
-    head = b"PRSM" + struct.pack("<HBB", 1, 2, 0) + HERE.run + struct.pack("<III", 3, 7, 7)
+    head = b"PRSM" + struct.pack("<HBB", 2, 2, 0) + HERE.run + struct.pack("<III", 3, 7, 7)
     check = zlib.crc32(head + bytes(4) + b"payload")
     assert frame == head + struct.pack("<I", check) + b"payload"
 
 
-def test_an_update_takes_a_bit_a_parameter():
-    sent = Update(np.ones(80_000, np.bool_), q_of(), 1, 0.0)
-    assert len(message.seal_update(sent, HERE)) == 10_000 + message.HEADER_BYTES + 8
+def test_digests_name_a_theta():
+    assert message.digest_of(q_of(0x6261, 0x63)[:1]).hex() == "fb8e20fc2e4c3f24"  # SHA-256 of "ab"
+    assert len(message.digest_of(q_of(1, 2))) == 8
+    assert len({message.digest_of(q) for q in (q_of(1, 2), q_of(2, 1), q_of(1, 2, 0))}) == 3
+    assert message.digest_of(np.array([1, 2], ">u2")) == message.digest_of(q_of(1, 2))
 
 
 # ------------------------------------------------------------------------------------------ damage
@@ -168,7 +198,7 @@ def test_frames_of_another_kind_are_refused(name):
 
 def relabelled(length, payload=b""):
     """A frame with a right checksum and a claimed payload length."""
-    head = b"PRSM" + struct.pack("<HBB", 1, Kind.UPDATE, 0) + HERE.run + struct.pack("<III", 3, 7, length)
+    head = b"PRSM" + struct.pack("<HBB", 2, Kind.UPDATE, 0) + HERE.run + struct.pack("<III", 3, 7, length)
     return head + struct.pack("<I", zlib.crc32(head + bytes(4) + payload)) + payload
 
 
@@ -181,12 +211,12 @@ def test_claimed_lengths_are_checked_against_the_bytes_present(length):
 
 def test_other_versions_and_formats_are_named():
     frame = bytearray(message.seal(Kind.UPDATE, HERE, b""))
-    frame[4] = 2
-    with pytest.raises(MessageError, match="version 2"):
+    frame[4] = 1
+    with pytest.raises(MessageError, match="version 1"):
         message.open_frame(bytes(frame), Kind.UPDATE, HERE)
 
 
-@each_frame
+@pytest.mark.parametrize("name", sorted(set(FRAMES) - {"lost", "update"}))
 def test_payloads_of_another_size_are_refused(name):
     frame, open_it = FRAMES[name]
     kind, payload = frame[6], frame[message.HEADER_BYTES :]
@@ -195,16 +225,47 @@ def test_payloads_of_another_size_are_refused(name):
             open_it(message.seal(Kind(kind), HERE, changed))
 
 
+@pytest.mark.parametrize("changes", [{"mask": b"123456"}, {"alpha": b"123456"}, {"mask": b"", "alpha": bytes(11)}])
+def test_updates_longer_than_was_agreed_are_refused(changes):
+    with pytest.raises(MessageError, match="at most 5 and 5"):
+        message.open_update(message.seal_update(update(**changes), HERE), HERE, 5, 5)
+
+
+def test_an_update_claiming_more_mask_than_it_holds_is_refused():
+    payload = DIGEST + struct.pack("<IfI", 1, 0.5, 2**31) + b"mask"
+    with pytest.raises(MessageError, match="2147483648 of them mask"):
+        message.open_update(message.seal(Kind.UPDATE, HERE, payload), HERE, 2**32, 5)
+
+
+@pytest.mark.parametrize("first", [0, 2, 3, 2**31, 2**32 - 1])
+def test_steps_that_do_not_lead_to_the_round_are_refused(first):
+    with pytest.raises(MessageError, match="lead to round 3"):
+        message.open_broadcast(message.seal_broadcast(stepped(first=first), HERE), HERE, 3)
+
+
+@pytest.mark.parametrize("body", [b"", b"\x09\0\0\0abc", b"\xff\xff\xff\xff", b"\0\0\0\0", bytes(9)])
+def test_steps_of_false_lengths_are_refused(body):
+    head = DIGEST + struct.pack("<IIIH", 1, 4, 1, 2)
+    with pytest.raises(MessageError, match="payload"):
+        message.open_broadcast(message.seal(Kind.BROADCAST, HERE, head + body), HERE, 3)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x05", b"\x09\0\x01", b"\x03\0\0", b"\x03\0\x08", b"\0\0"])
+def test_what_is_no_step_is_refused(raw):
+    with pytest.raises(MessageError):
+        message.unpack_step(raw)
+
+
 @pytest.mark.parametrize(("rank", "cohort"), [(4, 4), (0, 0), (5, 4), (0, 32768), (2**32 - 1, 2**32 - 1)])
 def test_impossible_ranks_are_refused(rank, cohort):
     with pytest.raises(MessageError, match="rank"):
-        message.open_broadcast(message.seal_broadcast(Broadcast(q_of(1), rank, cohort), HERE), HERE, 1)
+        message.open_broadcast(message.seal_broadcast(stepped(rank=rank, cohort=cohort), HERE), HERE, 1)
 
 
 @pytest.mark.parametrize("changes", [{"weight": 0}, {"weight": 2**31}, {"loss": float("nan")}, {"loss": float("inf")}])
 def test_unusable_updates_are_refused(changes):
     with pytest.raises(MessageError, match="weight"):
-        message.open_update(message.seal_update(update(**changes), HERE), HERE, 3, 2)
+        message.open_update(message.seal_update(update(**changes), HERE), HERE, 5, 5)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from prismfl.wire.flags import FlagReader, FlagWriter
 _PACKED, _CODED = 0, 1
 _MASK = struct.Struct("<BBI")  # coding, bins of distance coded flag by flag, number of flips beyond
 _OCTAVES = range(8, 16)  # of distance; below 2^8 lies the first bin
-_BINS, _THETAS, _PHASES = 2 * len(_OCTAVES), 16, 8
-_EDGES = np.array([(2 + half) << (octave - 1) for octave in _OCTAVES for half in range(2)] + [65536])
-_RARE = 4096  # beyond some distance fewer than one entry in so many flips: these are listed one by one
+_BINS, _THETAS, _PHASES = 4 * len(_OCTAVES), 16, 8
+_EDGES = np.array([(4 + quarter) << (octave - 2) for octave in _OCTAVES for quarter in range(4)] + [65536])
+_RARE = 16384  # beyond some distance fewer than one entry in so many flips: these are listed one by one
 _SAMPLE = 16
 
 
@@ -120,9 +120,9 @@ def _reach(distance: NDArray[np.uint16], flips: NDArray[np.bool_]) -> int:
 
 
 def _distance_bins(distance: NDArray[np.uint16]) -> NDArray[np.uint32]:
-    """Half-octaves of distance, 0 … 15: exponent and first bit of a float32, which holds 16 bits exactly."""
-    bins = distance.astype(np.float32).view(np.uint32) >> 22
-    first = np.uint32((127 + _OCTAVES[0]) << 1)
+    """Quarter-octaves of distance, 0 … 31: exponent and two bits of a float32, which holds 16 bits exactly."""
+    bins = distance.astype(np.float32).view(np.uint32) >> 21
+    first = np.uint32((127 + _OCTAVES[0]) << 2)
     return np.subtract(np.maximum(bins, first), first)
 
 

@@ -62,6 +62,19 @@ def _models(rung: int) -> tuple[Any, Any]:
     return model.Categorical(eight, perfect=False), model.Bernoulli(share, perfect=False)
 
 
+@lru_cache(maxsize=16)
+def _uniform(bits: int) -> Any:
+    return _constriction().model.Uniform(1 << bits)
+
+
+def _even(bits: int) -> Iterator[tuple[int, int]]:
+    """The low bits of an integer that are as good as random, eight at a time: (how many, above how many)."""
+    while bits > 0:
+        taken = min(bits, 8)
+        bits -= taken
+        yield taken, bits
+
+
 def _passes(count: int) -> Iterator[slice]:
     """Slices that take each of `count` flags once, in passes that double."""
     stride = 1 << max(0, (count // _FIRST_PASS).bit_length() - 1)
@@ -70,6 +83,10 @@ def _passes(count: int) -> Iterator[slice]:
     while stride > 1:
         stride //= 2
         yield slice(stride, count, 2 * stride)
+
+
+def _is_last(part: slice) -> bool:
+    return part.step <= 2 and part.start == part.step // 2
 
 
 def _pieces(part: slice) -> Iterator[slice]:
@@ -87,17 +104,16 @@ class _Counts:
 
     def rungs(self) -> NDArray[np.uint8]:
         """The rung of each context, uint8 `[cells]`, from counts alone."""
-        table = self.seen.reshape(*self.shape, 2)
-        guess = np.array(ONE // 2, np.int64)
+        counts, guess = self.seen.reshape(*self.shape, 2), np.array(ONE // 2, np.int64)
         for depth in range(len(self.shape) + 1):
-            both = table.sum(axis=tuple(range(depth, len(self.shape))))
-            total = both.sum(-1)
-            guess = np.expand_dims(guess, -1) if depth else guess
-            guess = (both[..., 1] * ONE + _STRENGTH * guess) // (total + _STRENGTH)
+            unset, is_set = np.moveaxis(counts.sum(axis=tuple(range(depth, len(self.shape)))), -1, 0)
+            believed = _STRENGTH if depth > 1 else 2
+            guess = (is_set * ONE + believed * guess) // (unset + is_set + believed)
+            guess = guess[..., None] if depth < len(self.shape) else guess
         return np.searchsorted(_edges(), guess.reshape(-1)).astype(np.uint8)
 
     def add(self, contexts: NDArray[np.uint16], flags: NDArray[np.bool_]) -> None:
-        """Count a pass."""
+        """Count flags."""
         index = contexts.astype(np.int64)
         index += index
         index += flags
@@ -125,7 +141,8 @@ class FlagWriter:
             rungs = counts.rungs()
             for piece in _pieces(part):
                 self._piece(flags[piece], rungs[contexts[piece]])
-                counts.add(contexts[piece], flags[piece])
+                if not _is_last(part):
+                    counts.add(contexts[piece], flags[piece])
 
     def _piece(self, bits: NDArray[np.bool_], rungs: NDArray[np.uint8]) -> None:
         order, groups = _groups(rungs)
@@ -159,8 +176,10 @@ class FlagWriter:
             longer = left >= 1 << size
 
     def _low_bits(self, values: NDArray[np.int64], size: int) -> None:
-        for bit in reversed(range(size - 1)):
-            self.flags((values >> bit & 1).astype(np.bool_), np.zeros(len(values), np.uint16), (1,))
+        if size > 1:
+            self.flags((values >> (size - 2) & 1).astype(np.bool_), np.zeros(len(values), np.uint16), (1,))
+        for bits, shift in _even(size - 2):
+            self._coder.encode((values >> shift & ((1 << bits) - 1)).astype(np.int32), _uniform(bits))
 
     def done(self) -> bytes:
         """All that was written: whole 32-bit words, low byte first."""
@@ -182,7 +201,8 @@ class FlagReader:
             rungs = counts.rungs()
             for piece in _pieces(part):
                 found[piece] = self._piece(rungs[contexts[piece]])
-                counts.add(contexts[piece], found[piece])
+                if not _is_last(part):
+                    counts.add(contexts[piece], found[piece])
         return found
 
     def _piece(self, rungs: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -232,9 +252,10 @@ class FlagReader:
 
     def _low_bits(self, count: int, size: int) -> NDArray[np.int64]:
         values = np.full(count, 1, np.int64)
-        for _ in range(size - 1):
-            values += values
-            values += self.flags(np.zeros(count, np.uint16), (1,))
+        if size > 1:
+            values += values + self.flags(np.zeros(count, np.uint16), (1,))
+        for bits, _ in _even(size - 2):
+            values = (values << bits) | self._take(_uniform(bits), count)
         return values
 
     def finish(self) -> None:
