@@ -326,9 +326,8 @@ def client_update(
         raise ClientError(
             f"client {client}'s search diverged (loss {found.loss})", "finite numbers", "lower search.learning_rate"
         )
-    mask, alpha = _coded(agreement, place, told, now.q, found.q)
-    update = message.Update(told.digest, _weight(settings, target), found.loss, mask, alpha)
-    return Answer(message.seal_update(update, place), found.memory, now)
+    weight = _weight(settings, target)
+    return Answer(seal_found(agreement, place, told, now.q, found.q, weight, found.loss), found.memory, now)
 
 
 @dataclass(frozen=True)
@@ -340,18 +339,29 @@ class Answer:
     held: Held | None
 
 
-def _coded(
-    agreement: Agreement, place: message.Place, told: message.Broadcast, q: NDArray[np.uint16], mine: NDArray[np.uint16]
-) -> tuple[bytes, bytes]:
-    """The client's part of its mask M = [u < θ_k], and its changes of the α layers, coded."""
+def seal_found(
+    agreement: Agreement,
+    place: message.Place,
+    told: message.Broadcast,
+    q: NDArray[np.uint16],
+    mine: NDArray[np.uint16],
+    weight: int = 1,
+    loss: float = 0.0,
+) -> bytes:
+    """Step 3: the frame of a client that moved from θ_t = q / 65536 to θ_k = mine / 65536, uint16 `[N]` each.
+
+    It holds the client's part of its mask M = [u < θ_k], and its changes of the α layers, rounded without bias.
+    """
     masked, known = agreement.masked, agreement.known(q)
     draws = agreement.draws(place.round, told.cohort)
     u, sent = draws.uniforms(place.client, told.rank), draws.sent(told.rank)
     mask = encode_mask(mask_of(mine[:masked], u)[sent], u[sent], known.of(slice(masked)).of(sent))
     words = Stream(agreement.settings.seed, Purpose.ALPHA, place.round, place.client).words(len(q) - masked)
     changes = mine[masked:].astype(np.int64) - q[masked:]
-    steps = rounded(changes, alpha_step(agreement.settings.federation), words)
-    return mask, encode_changes(steps, known.of(slice(masked, None)))
+    alpha = encode_changes(
+        rounded(changes, alpha_step(agreement.settings.federation), words), known.of(slice(masked, None))
+    )
+    return message.seal_update(message.Update(told.digest, weight, loss, mask, alpha), place)
 
 
 def client_distances(

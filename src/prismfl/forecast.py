@@ -1,5 +1,6 @@
 """What a run will take, before it is run: minutes, bytes and memory."""
 
+import math
 import resource
 import sys
 import time
@@ -9,21 +10,27 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from prismfl.config import Settings
-from prismfl.federation import broadcast, client_update, init
+from prismfl.federation import Agreement, Reply, cohort, init, seal_found, server_update
 from prismfl.mmd import Target
 from prismfl.preparation import Prepared
+from prismfl.search import local_search, rate_at
+from prismfl.seeding import Purpose, Stream
+from prismfl.wire import message
 
-_TRIAL_IMAGES, _TRIAL_STEPS = 200, 3
+_TRIAL_IMAGES, _TRIAL_STEPS = 200, 20
+_TRIAL_CLIENTS = 16  # whose masks are coded
 _SPARE = 1.25  # of memory: what the rounds take beyond the trial
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Minutes are measured on this machine; bytes are exact for the whole run; memory is in MB.
+    """Minutes are measured on this machine; bytes are of the whole run; memory is in MB.
 
-    moment_dimension: the entries of a client's target, D a label; images a client: fewest and most.
+    Bytes are an estimate, from one client's first search: they shrink as the learning rate falls and
+    θ settles.  moment_dimension: the entries of a client's target, D a label; images a client: fewest
+    and most.
     """
 
     minutes: float
@@ -36,20 +43,22 @@ class Forecast:
 
 
 def forecast(ready: Prepared, workers: int) -> Forecast:
-    """Run one client's first round, timed after a warm-up, and count its frames' bytes."""
-    settings, count = ready.agreement.settings, ready.agreement.layout.count
-    frames = broadcast(ready.agreement, init(ready.agreement))
+    """Search as one client of the first round would, timed after a warm-up, and code masks that moved as far."""
+    settings = ready.agreement.settings
     with _threads(settings.search.client_threads):
         moments_seconds, target = _timed_target(ready)
-        step_seconds, update_bytes = _timed_update(ready, frames, target)
-    searches, sizes = len(frames) * settings.federation.rounds, [len(part) for part in ready.clients]
-    work = step_seconds * settings.search.local_steps * searches + moments_seconds * sum(sizes)
+        step_seconds, moved = _timed_search(ready, target)
+    members, rounds = len(cohort(ready.agreement, 0)), settings.federation.rounds
+    sizes = [len(part) for part in ready.clients]
+    work = step_seconds * settings.search.local_steps * members * rounds + moments_seconds * sum(sizes)
+    up, step = _round_bytes(ready.agreement, moved)
+    rates = np.array([rate_at(settings.search, t, rounds) for t in range(rounds)]) / settings.search.learning_rate
     return Forecast(
-        work / min(workers, len(frames)) / 60,
-        update_bytes * searches,
-        sum(map(len, frames.values())) * settings.federation.rounds,
+        work / min(workers, members) / 60,
+        round(up * members * rates.sum()),
+        round(_heard(ready.agreement, step) * members * np.sqrt(rates[:-1]).sum()),
         _peak_mb() * _SPARE,
-        count,
+        ready.agreement.layout.count,
         len(target.moments),
         (min(sizes), max(sizes)),
     )
@@ -65,20 +74,45 @@ def _timed_target(ready: Prepared) -> tuple[float, Target]:
     return (time.perf_counter() - begun) / len(trial), target
 
 
-def _timed_update(ready: Prepared, frames: Mapping[int, bytes], target: Target) -> tuple[float, int]:
-    """Seconds a local step, and the bytes of an update."""
-    client, frame = next(iter(frames.items()))
-    trial = replace(ready.agreement, settings=_shortened(ready.agreement.settings))
-    client_update(trial, ready.kit, frame, 0, client, target)
-    begun = time.perf_counter()
-    reply, _ = client_update(trial, ready.kit, frame, 0, client, target)
-    return (time.perf_counter() - begun) / trial.settings.search.local_steps, len(reply)
+def _timed_search(ready: Prepared, target: Target) -> tuple[float, NDArray[np.uint16]]:
+    """Seconds a local step, and θ_k after a search, uint16 `[N]`."""
+    agreement, search = ready.agreement, ready.agreement.settings.search
+    steps = min(_TRIAL_STEPS, search.local_steps)
+    for trial in (replace(search, local_steps=1), replace(search, local_steps=steps)):
+        draws = Stream(agreement.settings.seed, Purpose.SEARCH).torch_generator()
+        begun, kit, q = time.perf_counter(), ready.kit, init(agreement).q
+        found = local_search(agreement.layout, kit.weights, kit.features, q, target, trial, search.learning_rate, draws)
+    return (time.perf_counter() - begun) / steps, found.q
 
 
-def _shortened(settings: Settings) -> Settings:
-    return replace(
-        settings, search=replace(settings.search, local_steps=min(_TRIAL_STEPS, settings.search.local_steps))
-    )
+def _round_bytes(agreement: Agreement, moved: NDArray[np.uint16]) -> tuple[float, int]:
+    """Bytes of a client's update and of the step that follows, if all move as far, each in its own direction."""
+    state, sizes = init(agreement), list[int]()
+
+    def exchange(frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
+        for client, frame in list(frames.items())[:_TRIAL_CLIENTS]:
+            place = agreement.place(0, client)
+            told = message.open_broadcast(frame, place, len(state.q))
+            reply = seal_found(agreement, place, told, state.q, _shuffled(agreement, moved, client))
+            sizes.append(len(reply))
+            yield client, reply
+
+    after, _ = server_update(agreement, state, exchange)
+    return float(np.mean(sizes)), len(after.steps[-1]) if after.steps else 2 * len(state.q)
+
+
+def _shuffled(agreement: Agreement, moved: NDArray[np.uint16], client: int) -> NDArray[np.uint16]:
+    """The same changes in each layer, at other entries: θ_0 is the same everywhere."""
+    rng = np.random.default_rng(client)
+    return np.concatenate([rng.permutation(moved[layer.span]) for layer in agreement.layout.layers])
+
+
+def _heard(agreement: Agreement, step: int) -> float:
+    """Bytes that a client hears a round: the steps since it was last asked, or a snapshot."""
+    members, count = len(cohort(agreement, 0)), agreement.layout.count
+    longer = step + count / 16 * math.log2(max(1, members / _TRIAL_CLIENTS))
+    missed = agreement.settings.data.clients / members
+    return message.HEADER_BYTES + 26 + min(missed * longer, 2 * count)
 
 
 @contextmanager

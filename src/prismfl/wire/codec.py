@@ -121,9 +121,11 @@ def _reach(distance: NDArray[np.uint16], flips: NDArray[np.bool_]) -> int:
 
 def _distance_bins(distance: NDArray[np.uint16]) -> NDArray[np.uint32]:
     """Quarter-octaves of distance, 0 … 31: exponent and two bits of a float32, which holds 16 bits exactly."""
-    bins = distance.astype(np.float32).view(np.uint32) >> 21
+    bins: NDArray[np.uint32] = distance.astype(np.float32).view(np.uint32) >> np.uint32(21)
     first = np.uint32((127 + _OCTAVES[0]) << 2)
-    return np.subtract(np.maximum(bins, first), first)
+    bins = np.maximum(bins, first)
+    bins -= first
+    return bins
 
 
 def _flip_contexts(

@@ -86,7 +86,7 @@ def _passes(count: int) -> Iterator[slice]:
 
 
 def _is_last(part: slice) -> bool:
-    return part.step <= 2 and part.start == part.step // 2
+    return bool(part.step <= 2 and part.start == part.step // 2)
 
 
 def _pieces(part: slice) -> Iterator[slice]:
