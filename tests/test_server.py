@@ -1,98 +1,204 @@
 """Counts → θ: exact against Python's fractions, unbiased over rounds, and MADA against simulation."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismfl.config import Federation
 from prismfl.errors import MessageError
-from prismfl.server import ServerState, Tally, add_reply, average, initial_state, moved_share
+from prismfl.seeding import Purpose
+from prismfl.server import (
+    ServerState,
+    add_reply,
+    advance,
+    alpha_step,
+    empty_tally,
+    initial_state,
+    moved_share,
+    public_dither,
+    rounded,
+    settle,
+)
+from prismfl.wire.draws import Baseline, Draws, baseline
 
 ONE = 65536
 NONE = np.zeros(0, np.uint16)
 
 
-def tallied(replies, count, control=None):
-    """A tally of (mask, alpha, weight) replies."""
-    tally = Tally(np.zeros(count, np.int64))
-    for index, (mask, alpha, weight) in enumerate(replies):
-        tally = add_reply(tally, mask, alpha, weight, None if control is None else control[index])
-    return tally
+class Round:
+    """A round of (mask, alpha, weight) replies on θ = q / 65536: its step, and what it leads to.
+
+    parts: the part of each reply, and of each entry; control: the masks without news, by reply.
+    """
+
+    def __init__(self, q, replies, settings=None, seed=0, turn=0, parts=None, control=None):
+        settings, masked = settings or Federation(), len(replies[0][0])
+        mine, dealt = parts or ([0] * len(replies), np.zeros(masked, np.uint16))
+        tally = empty_tally(len(q), settings.parts)
+        clients, kept = np.zeros((2, masked), np.uint16)
+        for index, (mask, alpha, weight) in enumerate(replies):
+            sent = np.equal(dealt, mine[index])
+            tally = add_reply(tally, mask & sent, alpha, weight, mine[index])
+            clients += sent
+            kept += sent & (np.zeros(masked, np.bool_) if control is None else control[index])
+        self.base = Baseline(clients, kept, np.zeros(masked, np.uint16), np.zeros(masked, np.uint16))
+        words = [public_dither(seed, purpose, turn, len(q)) for purpose in (Purpose.TALLY, Purpose.ROUNDING)]
+        self.step = settle(q, tally, self.base, dealt, settings, words[0])
+        self.done = advance(q, self.step, self.base, settings, words[1])
+        self.q = self.done.q
 
 
-def random_replies(rng, clients, masked, alpha):
+def flat(value, count):
+    return np.full(count, value, np.uint16)
+
+
+def random_replies(rng, clients, masked, alpha, heavy=True):
     return [
-        (rng.random(masked) < 0.5, rng.integers(656, 64881, alpha).astype(np.uint16), int(rng.integers(1, 1000)))
+        (
+            rng.random(masked) < 0.5,
+            rng.integers(656, 64881, alpha).astype(np.uint16),
+            int(rng.integers(1, 1000)) if heavy else 1,
+        )
         for _ in range(clients)
     ]
 
 
 def test_the_first_state_is_the_setting_everywhere():
-    state = initial_state(Federation(initial_theta=0.25), 5)
+    state = initial_state(Federation(initial_theta=0.25), 5, 3)
     assert state.q.tolist() == [16384] * 5
     assert state.round == 0
+    assert state.steps == ()
+    assert state.held.tolist() == [0, 0, 0]  # every client knows θ_0
 
 
 # ------------------------------------------------------------------------------------------ the mean
 
 
-@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(0, 8), st.integers(0, 5))
-def test_the_mean_is_exact_up_to_its_rounding(seed, clients, masked, alpha):
-    if masked + alpha == 0:
-        return
-    rng = np.random.default_rng(seed)
-    replies = random_replies(rng, clients, masked, alpha)
-    state = ServerState(rng.integers(656, 64881, masked + alpha).astype(np.uint16), 4)
-    done = average(state, tallied(replies, masked + alpha), Federation(clip=0.0001), seed, masked)
+def whole(value):
+    """What rounding up or down may make of a fraction."""
+    return {value.__floor__(), value.__ceil__()}
+
+
+def exact_share(q, means, settings):
+    """1 - λ by its formula, in fractions, rounded as it is (half to even)."""
+    theta = [Fraction(int(a), ONE) for a in q]
+    clipped = [min(max(mean / ONE, Fraction(0)), Fraction(1)) for mean in means]
+    if settings.mada == "off":
+        return ONE
+    if settings.mada == "fixed":
+        return round(settings.fixed_share * ONE)
+    pairs = list(zip(theta, clipped, strict=True))
+    if settings.mada == "coupled":
+        return ONE * sum(abs(b - a) for a, b in pairs) / len(pairs)
+    return ONE * sum(a + b - 2 * a * b for a, b in pairs) / len(pairs)
+
+
+@st.composite
+def rounds_of_all_kinds(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    clients, masked, alpha = draw(st.integers(1, 6)), draw(st.integers(0, 8)), draw(st.integers(0, 5))
+    chosen = Federation(
+        parts=draw(st.integers(1, 4)),
+        mada=draw(st.sampled_from(("off", "fixed", "published", "coupled"))),
+        fixed_share=draw(st.sampled_from((0.001, 0.3, 1.0))),
+        control_variate=draw(st.booleans()),
+        client_weights=draw(st.sampled_from(("equal", "size"))),
+        alpha_bits=draw(st.sampled_from((1, 8, 16))),
+        clip=0.0001,
+    )
+    replies = random_replies(rng, clients, masked, alpha + (masked == 0), chosen.client_weights == "size")
+    q = rng.integers(656, 64881, masked + alpha + (masked == 0)).astype(np.uint16)
+    parts = rng.integers(0, chosen.parts, clients).tolist(), rng.integers(0, chosen.parts, masked).astype(np.uint16)
+    control = [rng.random(masked) < 0.5 for _ in range(clients)]
+    return q, replies, chosen, parts, control
+
+
+@settings(max_examples=300)
+@given(rounds_of_all_kinds(), st.integers(0, 2**32), st.integers(0, 2**31))
+def test_a_round_is_exact_up_to_its_roundings(case, seed, turn):
+    """Equal weights: the step holds the mean itself; by size: the mean to 1 / (8 · clients) of a mask."""
+    q, replies, chosen, (mine, dealt), control = case
+    played = Round(q, replies, chosen, seed, turn, (mine, dealt), control)
+    masked, grain = len(dealt), 8 if chosen.client_weights == "size" else 1
+    means = []
+    for place in range(masked):
+        heard = [(r, c) for r, c, part in zip(replies, control, mine, strict=True) if part == dealt[place]]
+        if not heard:
+            assert played.step.net[place] == 0
+            means.append(Fraction(int(q[place])))
+            continue
+        total = sum(weight for (*_, weight), _ in heard)
+        mean = Fraction(sum(weight for (mask, _, weight), _ in heard if mask[place]), total)
+        without = sum(int(c[place]) for _, c in heard)
+        told = int(played.step.net[place]) + without * grain
+        assert told in whole(mean * len(heard) * grain)
+        travelled = Fraction(told, len(heard) * grain) * ONE
+        if chosen.control_variate:
+            travelled += int(q[place]) - Fraction(without, len(heard)) * ONE
+        means.append(travelled)
     total = sum(weight for *_, weight in replies)
-    for place, got in enumerate(done.state.q.tolist()):
-        values = [int(m[place]) * ONE if place < masked else int(a[place - masked]) for m, a, _ in replies]
-        exact = Fraction(sum(v * w for v, (*_, w) in zip(values, replies, strict=True)), total)
-        clipped = min(max(exact, Fraction(7)), Fraction(ONE - 7))
-        assert abs(got - clipped) < 1
-        assert exact.denominator > 1 or got == clipped  # a whole number needs no rounding
-    assert done.state.round == 5
-    assert done.kept_share == 0
+    for place, told in enumerate(played.step.alpha.tolist(), masked):
+        mean = Fraction(sum(int(alpha[place - masked]) * weight for _, alpha, weight in replies), total)
+        assert told in whole((mean - int(q[place])) / alpha_step(chosen))
+        means.append(Fraction(min(max(int(q[place]) + told * alpha_step(chosen), 0), ONE - 1)))
+    share = round(played.done.kept_share * ONE)
+    assert abs(ONE - share - exact_share(q, means, chosen)) <= 1  # means are cut to whole 1 / 65536 here
+    for got, old, mean in zip(played.q.tolist(), q.tolist(), means, strict=True):
+        mixed = (share * old + (ONE - share) * mean) / ONE
+        assert got in {min(max(value, 7), ONE - 7) for value in whole(mixed)}
+    cut = [min(max(mean / ONE, Fraction(0)), Fraction(1)) for mean in means]
+    assert played.done.density == pytest.approx(float(sum(cut) / len(cut)))
 
 
 def test_the_mean_is_mixed_with_the_old_state():
-    settings = Federation(mada="fixed", fixed_share=0.25)
-    state = ServerState(np.array([8000, 40000, 60000], np.uint16), 0)
+    chosen = Federation(mada="fixed", fixed_share=0.25)
     replies = [(np.array([1, 0, 1], np.bool_), NONE, 1), (np.array([1, 0, 0], np.bool_), NONE, 1)]
-    done = average(state, tallied(replies, 3), settings, 0, 3)
-    assert done.state.q.tolist() == [6000 + 16384, 30000, 45000 + 8192]
-    assert done.kept_share == 0.75
+    played = Round(np.array([8000, 40000, 60000], np.uint16), replies, chosen)
+    assert played.q.tolist() == [6000 + 16384, 30000, 45000 + 8192]
+    assert played.done.kept_share == 0.75
 
 
 def test_the_density_is_the_share_of_ones():
     replies = [(np.array([1, 0, 1, 1], np.bool_), NONE, 3), (np.array([1, 0, 0, 0], np.bool_), NONE, 1)]
-    done = average(ServerState(np.full(4, 30000, np.uint16), 0), tallied(replies, 4), Federation(), 0, 4)
-    assert done.density == pytest.approx((1 + 0 + 0.75 + 0.75) / 4)
+    played = Round(flat(30000, 4), replies, Federation(client_weights="size"))
+    assert played.done.density == pytest.approx((1 + 0 + 0.75 + 0.75) / 4)
 
 
-@given(st.permutations(range(6)), st.sampled_from(("off", "published", "coupled")), st.booleans())
-def test_the_order_of_arrival_changes_no_byte(order, mada, control):
+@given(
+    st.permutations(range(6)),
+    st.sampled_from(("off", "published", "coupled")),
+    st.booleans(),
+    st.sampled_from(("equal", "size")),
+    st.integers(1, 4),
+)
+def test_the_order_of_arrival_changes_no_byte(order, mada, control, weights, parts):
     rng = np.random.default_rng(2)
-    replies, without = random_replies(rng, 6, 40, 8), [rng.random(40) < 0.5 for _ in range(6)]
-    settings = Federation(mada=mada, control_variate=control)
-    state = ServerState(rng.integers(656, 64881, 48).astype(np.uint16), 1)
+    replies = random_replies(rng, 6, 40, 8, weights == "size")
+    without = [rng.random(40) < 0.5 for _ in range(6)]
+    chosen = Federation(mada=mada, control_variate=control, client_weights=weights, parts=parts)
+    q = rng.integers(656, 64881, 48).astype(np.uint16)
+    mine, dealt = [place % parts for place in range(6)], rng.integers(0, parts, 40).astype(np.uint16)
 
     def result(places):
-        chosen = [without[p] for p in places] if control else None
-        return average(state, tallied([replies[p] for p in places], 48, chosen), settings, 5, 40)
+        dealt_so = [mine[p] for p in places], dealt
+        return Round(q, [replies[p] for p in places], chosen, 5, 1, dealt_so, [without[p] for p in places])
 
-    assert result(order).state.q.tobytes() == result(range(6)).state.q.tobytes()
-    assert result(order).kept_share == result(range(6)).kept_share
+    one, other = result(order), result(range(6))
+    assert one.q.tobytes() == other.q.tobytes()
+    assert one.step.net.tobytes() == other.step.net.tobytes()
+    assert one.step.alpha.tobytes() == other.step.alpha.tobytes()
+    assert one.done.kept_share == other.done.kept_share
 
 
 def test_rounding_is_unbiased_over_the_rounds_of_the_public_stream():
-    q = np.full(500, 20001, np.uint16)
-    settings, rounds = Federation(mada="fixed", fixed_share=0.001), 400
+    q = flat(20001, 500)
+    chosen, rounds = Federation(mada="fixed", fixed_share=0.001), 400
     replies = [(np.arange(500) % 3 < turn, NONE, 1) for turn in (1, 2, 3)]  # means 1, 2/3, 1/3
-    found = [average(ServerState(q, t), tallied(replies, 500), settings, 0, 500).state.q for t in range(rounds)]
+    found = [Round(q, replies, chosen, 0, turn).q for turn in range(rounds)]
     share = round(0.001 * ONE)
     for residue, mean in enumerate((Fraction(1), Fraction(2, 3), Fraction(1, 3))):
         exact = Fraction((ONE - share) * 20001, ONE) + share * mean
@@ -102,25 +208,32 @@ def test_rounding_is_unbiased_over_the_rounds_of_the_public_stream():
         assert abs(got.mean() - float(exact)) < 5 * 0.5 / got.size**0.5
 
 
+@pytest.mark.parametrize("weights", [(1, 2, 4), (300, 77, 1), (1, 2**20, 2**29)])
+def test_unequal_weights_are_rounded_without_bias(weights):
+    """A mean by size travels in steps of 1/24 mask of three clients; over many rounds none of it is lost."""
+    masks = [np.arange(600) % 3 != turn for turn in range(3)]
+    replies = [(mask, NONE, weight) for mask, weight in zip(masks, weights, strict=True)]
+    chosen, rounds = Federation(client_weights="size"), 150
+    found = np.array([Round(flat(20001, 600), replies, chosen, 0, turn).step.net for turn in range(rounds)])
+    for residue in range(3):
+        exact = 24 * (1 - Fraction(weights[residue], sum(weights)))
+        got = found[:, residue::3]
+        assert set(np.unique(got).tolist()) <= whole(exact)
+        deviation = float((exact - exact.__floor__()) * (1 - exact + exact.__floor__())) ** 0.5
+        assert abs(got.mean() - float(exact)) <= 5 * deviation / got.size**0.5 + 1e-6
+
+
 def test_steps_smaller_than_a_grid_step_are_not_swallowed():
-    settings = Federation(mada="fixed", fixed_share=2 / ONE)  # a step of 2 (1 - θ) / 65536 at most
-    state = ServerState(np.full(4000, 60000, np.uint16), 0)
-    for _ in range(50):
-        tally = tallied([(np.ones(4000, np.bool_), NONE, 1)], 4000)
-        state = average(state, tally, settings, 1, 4000).state
-    assert state.q.mean() - 60000 == pytest.approx(50 * 2 * (1 - 60000 / ONE), rel=0.1)
+    chosen = Federation(mada="fixed", fixed_share=2 / ONE)  # a step of 2 (1 - θ) / 65536 at most
+    q = flat(60000, 4000)
+    for turn in range(50):
+        q = Round(q, [(np.ones(4000, np.bool_), NONE, 1)], chosen, 1, turn).q
+    assert q.mean() - 60000 == pytest.approx(50 * 2 * (1 - 60000 / ONE), rel=0.1)
 
 
 def test_roundings_of_rounds_seeds_and_places_differ():
-    settings = Federation(mada="fixed", fixed_share=0.5)
-    state = ServerState(np.full(2000, 30001, np.uint16), 0)
-    results = {
-        average(
-            ServerState(state.q, t), tallied([(np.ones(2000, np.bool_), NONE, 1)], 2000), settings, s, 2000
-        ).state.q.tobytes()
-        for t in (0, 1)
-        for s in (0, 1)
-    }
+    chosen, replies = Federation(mada="fixed", fixed_share=0.5), [(np.ones(2000, np.bool_), NONE, 1)]
+    results = {Round(flat(30001, 2000), replies, chosen, s, t).q.tobytes() for t in (0, 1) for s in (0, 1)}
     assert len(results) == 4
     assert all(0.4 < (np.frombuffer(raw, np.uint16) % 2).mean() < 0.6 for raw in results)
 
@@ -129,8 +242,8 @@ def test_roundings_of_rounds_seeds_and_places_differ():
 def test_the_clip_is_kept(clip, seed):
     rng = np.random.default_rng(seed)
     replies = [(np.array([0, 1, 1, 0], np.bool_), np.array([0, 65535], np.uint16), 1)]
-    state = ServerState(rng.integers(1, ONE, 6).astype(np.uint16), 0)
-    q = average(state, tallied(replies, 6), Federation(clip=clip, initial_theta=0.5), seed, 4).state.q / ONE
+    chosen = Federation(clip=clip, initial_theta=0.5, alpha_bits=16)
+    q = Round(rng.integers(1, ONE, 6).astype(np.uint16), replies, chosen, seed).q / ONE
     assert q.min() >= clip
     assert q.max() <= 1 - clip
     np.testing.assert_allclose(q, [clip, 1 - clip, 1 - clip, clip, clip, 1 - clip], atol=1 / ONE)
@@ -138,16 +251,98 @@ def test_the_clip_is_kept(clip, seed):
 
 def test_clients_count_by_their_weight():
     replies = [(np.array([1], np.bool_), NONE, 300), (np.array([0], np.bool_), NONE, 100)]
-    state = ServerState(np.array([100], np.uint16), 0)
-    assert average(state, tallied(replies, 1), Federation(), 0, 1).state.q.tolist() == [3 * ONE // 4]
+    assert Round(flat(700, 1), replies, Federation(client_weights="size")).q.tolist() == [3 * ONE // 4]
+
+
+# --------------------------------------------------------------------------------------- α layers
 
 
 def test_alpha_layers_are_averaged():
     nothing = np.zeros(0, np.bool_)
     replies = [(nothing, np.array([1000, 50000], np.uint16), 1), (nothing, np.array([4000, 50002], np.uint16), 2)]
-    done = average(ServerState(np.array([9, 9], np.uint16), 0), tallied(replies, 2), Federation(clip=0.001), 0, 0)
-    assert done.state.q[0] == 3000
-    assert done.state.q[1] in (50001, 50002)
+    q, chosen = flat(900, 2), Federation(clip=0.001, alpha_bits=16, client_weights="size")
+    found = Round(q, replies, chosen).q
+    assert found[0] == 3000
+    assert found[1] in (50001, 50002)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 12])
+def test_quantised_means_of_alpha_layers_are_unbiased(bits):
+    nothing, rounds, count = np.zeros(0, np.bool_), 100, 1000
+    chosen = Federation(alpha_bits=bits, client_weights="size")
+    replies = [(nothing, flat(20117, count), 1), (nothing, flat(31001, count), 2)]
+    grid, exact = 1 << (16 - bits), (20117 + 2 * 31001) / 3
+    found = np.array([Round(flat(26003, count), replies, chosen, 0, turn).q for turn in range(rounds)]).astype(int)
+    assert len(np.unique(found)) == 2 and not ((found - 26003) % grid).any()
+    assert np.abs(found - exact).max() < grid
+    assert abs(found.mean() - exact) < 5 * grid / 2 / found.size**0.5
+
+
+@given(st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=10), st.integers(1, 3000))
+def test_rounding_is_unbiased_over_all_dithers(values, step):
+    """Words that are spread evenly round a value down and up so that the sum comes out."""
+    words = [np.uint32(-(-turn * 2**32 // step)) for turn in range(step)]
+    column = np.array(values, np.int64)
+    found = np.array([rounded(column, step, np.full(len(values), word)) for word in words])
+    np.testing.assert_array_equal(found.sum(0), column)
+    assert (np.abs(found * step - column) < step).all()
+
+
+def test_what_is_on_the_grid_is_not_rounded():
+    words = np.array([0, 1, 2**31, 2**32 - 1], np.uint32)
+    for step in (1, 3, 256, 2**31 + 1, 2**45):
+        for times in (-5, 0, 7):
+            assert rounded(np.full(4, times * step), step, words).tolist() == [times] * 4
+
+
+# ------------------------------------------------------------------------------------------- parts
+
+
+def test_an_entry_that_nobody_sent_keeps_its_theta():
+    rng = np.random.default_rng(3)
+    dealt = rng.integers(0, 5, 400).astype(np.uint16)
+    q = rng.integers(656, 64881, 400).astype(np.uint16)
+    replies = [(rng.random(400) < 0.5, NONE, 1) for _ in range(3)]
+    for mada in ("off", "published", "coupled", "fixed"):
+        for control in (False, True):
+            chosen = Federation(parts=5, mada=mada, control_variate=control)
+            played = Round(q, replies, chosen, parts=([1, 4, 1], dealt), control=[mask for mask, *_ in replies])
+            unsent = ~np.isin(dealt, (1, 4))
+            np.testing.assert_array_equal(played.q[unsent], q[unsent])
+            assert (played.q[~unsent] != q[~unsent]).any() or control
+
+
+def test_each_part_is_averaged_over_its_senders():
+    masks = [np.array(mask, np.bool_) for mask in ([1, 1, 1, 0], [0, 1, 0, 1], [1, 0, 1, 1])]
+    played = Round(
+        flat(30000, 4),
+        [(mask, NONE, 1) for mask in masks],
+        Federation(parts=2),
+        parts=([0, 1, 0], np.array([0, 0, 0, 1], np.uint16)),
+    )
+    assert played.q.tolist() == [64880, 32768, 64880, 64880]
+
+
+@pytest.mark.parametrize(("clients", "parts"), [(5, 2), (4, 4), (3, 5)])
+@pytest.mark.parametrize("control", [False, True])
+def test_means_over_parts_are_unbiased_over_many_rounds(clients, parts, control):
+    count, rounds, start = 400, 200, 30000
+    mine = np.linspace(20000, 44000, clients).astype(int)
+    chosen = Federation(parts=parts, clip=0.0001, control_variate=control)
+    q, sums = flat(start, count), []
+    for turn in range(rounds):
+        draws = Draws("stratified", parts, 9, turn, clients, count)
+        us = [draws.uniforms(client, client) for client in range(clients)]
+        replies = [((u < theta), NONE, 1) for u, theta in zip(us, mine, strict=True)]
+        places = [draws.part(client) for client in range(clients)]
+        played = Round(q, replies, replace(chosen), 9, turn, (places, draws.dealt()), [u < start for u in us])
+        sent = np.isin(draws.dealt(), places)
+        # Before clipping: θ̄ with the control variate may lie beyond 0 … 1.
+        kept = (played.step.net + played.base.kept) if not control else played.step.net
+        sums.append((kept[sent] / played.base.clients[sent]).mean())
+        assert sent.all() or clients < parts
+    wanted = mine.mean() / ONE - (start / ONE if control else 0)
+    assert abs(np.mean(sums) - wanted) < 5 * np.std(sums) / rounds**0.5 + 1e-4
 
 
 # --------------------------------------------------------------------------------------------- MADA
@@ -193,15 +388,13 @@ def test_fixed_and_off():
 # ---------------------------------------------------------------------------------- control variate
 
 
-def variate_means(theta, mine, control, draws=4000, clients=3):
+def variate_means(theta, mine, control, draws=4000):
     """The server's θ̄ for clients at `mine` (near θ), over many independent draws a place."""
     rng = np.random.default_rng(4)
-    q = np.full(draws, theta, np.uint16)
-    uniform = rng.integers(0, ONE, (clients, draws))
+    uniform = rng.integers(0, ONE, (len(mine), draws))
     replies = [(u < k, NONE, 1) for u, k in zip(uniform, mine, strict=True)]
-    without = [u < theta for u in uniform] if control else None
-    settings = Federation(control_variate=control, clip=0.0001)
-    return average(ServerState(q, 0), tallied(replies, draws, without), settings, 0, draws).state.q / ONE
+    without = [u < theta for u in uniform]
+    return Round(flat(theta, draws), replies, Federation(control_variate=control, clip=0.0001), control=without).q / ONE
 
 
 def test_the_control_variate_is_unbiased_and_less_noisy_near_the_old_state():
@@ -213,52 +406,114 @@ def test_the_control_variate_is_unbiased_and_less_noisy_near_the_old_state():
     assert better.var() < 0.05 * plain.var()
 
 
+@pytest.mark.parametrize("theta", [2000, 26000, 64000])
+def test_the_control_variate_is_exactly_unbiased_before_clipping(theta):
+    """Every u once: the mean of flips is θ_k - θ to the bit."""
+    mine = (700, theta, 50000)
+    uniform = np.arange(ONE)
+    for k in mine:
+        played = Round(
+            flat(theta, ONE),
+            [(uniform < k, NONE, 1)],
+            Federation(control_variate=True, clip=0.0001),
+            control=[uniform < theta],
+        )
+        assert int(played.step.net.sum()) == k - theta
+
+
 def test_clients_with_no_news_leave_the_state_alone():
     rng = np.random.default_rng(0)
     q = rng.integers(700, 64000, 300).astype(np.uint16)
     masks = [rng.integers(0, ONE, 300) < q for _ in range(4)]
-    tally = tallied([(mask, NONE, 7) for mask in masks], 300, masks)
-    np.testing.assert_array_equal(
-        average(ServerState(q, 0), tally, Federation(control_variate=True), 0, 300).state.q, q
-    )
+    for weights in ("equal", "size"):
+        chosen = Federation(control_variate=True, client_weights=weights)
+        played = Round(q, [(mask, NONE, 7) for mask in masks], chosen, control=masks)
+        np.testing.assert_array_equal(played.q, q)
+        assert not played.step.net.any()
 
 
 def test_the_control_variate_leaves_alpha_layers_alone():
     alpha = np.array([5000, 6000], np.uint16)
     mask = np.array([True])
-    tally = tallied([(mask, alpha, 1)], 3, [mask])
-    state = ServerState(np.array([30000, 1000, 1000], np.uint16), 0)
-    assert average(state, tally, Federation(control_variate=True), 0, 1).state.q.tolist() == [30000, 5000, 6000]
+    chosen = Federation(control_variate=True, alpha_bits=16)
+    played = Round(np.array([30000, 1000, 1000], np.uint16), [(mask, alpha, 1)], chosen, control=[mask])
+    assert played.q.tolist() == [30000, 5000, 6000]
 
 
 # ------------------------------------------------------------------------------------------ overflow
 
 
 def test_weights_beyond_exact_arithmetic_are_refused_and_change_nothing():
-    tally = tallied([(np.array([True]), NONE, 2**29)], 1)
-    before = tally.votes.copy()
+    tally = add_reply(empty_tally(1, 2), np.array([True]), NONE, 2**29, 1)
+    before = tally.votes.copy(), tally.weights.copy()
     with pytest.raises(MessageError, match="at most"):
-        add_reply(tally, np.array([True]), NONE, 2**30)
-    np.testing.assert_array_equal(tally.votes, before)
+        add_reply(tally, np.array([True]), NONE, 2**30, 0)
+    np.testing.assert_array_equal(tally.votes, before[0])
+    np.testing.assert_array_equal(tally.weights, before[1])
 
 
 @pytest.mark.parametrize("weight", [2**16, 2**29, 2**30 - 1])
 @pytest.mark.parametrize("control", [False, True])
 def test_large_weights_are_exact(weight, control):
-    mask, without = np.array([True, False, True]), [np.array([False, True, True])] if control else None
-    state = ServerState(np.array([40000, 40000, 40000], np.uint16), 0)
-    done = average(state, tallied([(mask, NONE, weight)], 3, without), Federation(control_variate=control), 0, 3)
+    mask, without = np.array([True, False, True]), [np.array([False, True, True])]
+    chosen = Federation(control_variate=control, client_weights="size")
+    found = Round(flat(40000, 3), [(mask, NONE, weight)], chosen, control=without).q
     # Clipped to 656 … 64880; with the variate θ + 1, θ - 1, θ + 0.
-    assert done.state.q.tolist() == ([64880, 656, 40000] if control else [64880, 656, 64880])
+    assert found.tolist() == ([64880, 656, 40000] if control else [64880, 656, 64880])
 
 
 @pytest.mark.parametrize("control", [False, True])
 def test_the_largest_weight_that_passes_the_check_is_exact(control):
     weight = 2**31 - 1
-    mask, without = np.array([True]), [np.array([False])] if control else None
-    state = ServerState(np.array([40000], np.uint16), 0)
+    mask, without = np.array([True]), [np.array([False])]
+    chosen = Federation(control_variate=control, client_weights="size")
     try:
-        tally = tallied([(mask, NONE, weight)], 1, without)
+        found = Round(flat(40000, 1), [(mask, NONE, weight)], chosen, control=without).q
     except MessageError:
         return
-    assert average(state, tally, Federation(control_variate=control), 0, 1).state.q.tolist() == [64880]
+    assert found.tolist() == [64880]
+
+
+@pytest.mark.parametrize("weights", ["equal", "size"])
+@pytest.mark.parametrize("control", [False, True])
+def test_the_largest_cohort_is_exact(weights, control):
+    """32,767 clients: of four entries, all, none, three quarters and a third keep their mask."""
+    clients = 32767
+    votes = np.array([clients, 0, 24576, 10922], np.int64)
+    weight = 2**30 // clients if weights == "size" else 1
+    alpha = np.array([65535, 0], np.int64)
+    tally = replace(
+        empty_tally(6, 1),
+        votes=np.concatenate((votes, alpha * clients)) * weight,
+        weights=np.array([clients * weight]),
+        weight=clients * weight,
+        clients=clients,
+    )
+    q = flat(40000, 6)
+    base = Baseline(flat(clients, 4), np.array([0, clients, 20000, 20000], np.uint16), flat(0, 4), flat(0, 4))
+    chosen = Federation(client_weights=weights, control_variate=control, clip=0.0001, alpha_bits=1)
+    step = settle(q, tally, base, np.zeros(4, np.uint16), chosen, public_dither(0, Purpose.TALLY, 0, 6))
+    np.testing.assert_array_equal(step.net, (votes - base.kept.astype(int)) * (8 if weights == "size" else 1))
+    found = advance(q, step, base, chosen, public_dither(0, Purpose.ROUNDING, 0, 6)).q.astype(int)
+    exact = votes / clients * ONE + ((40000 - base.kept / clients * ONE) if control else 0)
+    np.testing.assert_allclose(found[:4], np.clip(exact, 7, ONE - 7), atol=1)
+    assert found[4] in (40000, ONE - 7) and found[5] in (7, 7232)
+    np.testing.assert_array_equal(found[4:], np.clip(40000 + step.alpha * 32768, 7, ONE - 7))
+
+
+def test_the_control_variate_of_a_state_is_its_baseline():
+    """The masks without news that a step is counted from are those of the clients that replied."""
+    draws, q = (
+        Draws("stratified", 2, 1, 4, 5, 300),
+        np.random.default_rng(1).integers(656, 64881, 300).astype(np.uint16),
+    )
+    replied = [(client, client) for client in (0, 2, 3)]
+    base, tally = baseline(draws, q, replied), empty_tally(300, 2)
+    for client, rank in replied:
+        mask = (draws.uniforms(client, rank) < q) & draws.sent(rank)
+        tally = add_reply(tally, mask, NONE, 1, draws.part(rank))
+    chosen = Federation(parts=2, control_variate=True)
+    step = settle(q, tally, base, draws.dealt(), chosen, public_dither(1, Purpose.TALLY, 4, 300))
+    assert not step.net.any() and len(step.alpha) == 0
+    state = ServerState(advance(q, step, base, chosen, public_dither(1, Purpose.ROUNDING, 4, 300)).q, 5)
+    np.testing.assert_array_equal(state.q, q)
