@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,16 @@ from prismfl.files import write_atomic
 from prismfl.runfolder import RunFolder, create, load_arrays, load_state, read_rounds, reopen, save_arrays, save_state
 from prismfl.server import ServerState
 
-COUNT = 11
+COUNT, CLIENTS = 11, 3
 
 
 def state_of(done):
-    return ServerState(np.arange(done, done + COUNT).astype(np.uint16), done)
+    steps = tuple(bytes(range(turn, 3 * turn)) for turn in range(done))  # the first of them empty
+    return ServerState(np.arange(done, done + COUNT).astype(np.uint16), done, steps, np.arange(CLIENTS) % (done + 1))
+
+
+def load_ours(folder):
+    return load_state(folder, COUNT, CLIENTS)
 
 
 @pytest.fixture
@@ -97,7 +103,7 @@ def test_a_new_folder_has_settings_and_an_empty_ledger(folder, tiny):
     assert again == folder
     assert settings == tiny()
     assert json.loads(folder.ledger.read_text()) == {"releases": []}
-    assert load_state(folder, COUNT) is None
+    assert load_ours(folder) is None
 
 
 def test_an_existing_run_is_not_overwritten(folder, tiny):
@@ -131,10 +137,25 @@ def test_damaged_settings_are_named(folder, text):
 
 
 def test_the_last_committed_round_comes_back(after_three):
-    state = load_state(after_three, COUNT)
+    state = load_ours(after_three)
     assert state.round == 3
     np.testing.assert_array_equal(state.q, state_of(3).q)
     assert [record["round"] for record in read_rounds(after_three)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("done", [1, 2, 5])
+def test_steps_and_what_clients_hold_come_back(folder, done):
+    wanted = state_of(done)
+    save_state(folder, wanted, {"round": done - 1})
+    found = load_ours(folder)
+    assert found.steps == wanted.steps and len(found.steps) == done
+    np.testing.assert_array_equal(found.held, wanted.held)
+    assert (found.q.dtype, found.held.dtype, type(found.round)) == (np.uint16, np.int64, int)
+
+
+def test_a_state_without_steps_comes_back(folder):
+    save_state(folder, replace(state_of(4), steps=()), {"round": 3})
+    assert load_ours(folder).steps == ()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +165,7 @@ def test_log_lines_beyond_the_checkpoint_are_dropped(after_three, tail):
     before = after_three.rounds.read_text()
     with after_three.rounds.open("a") as file:
         file.write(tail)
-    assert load_state(after_three, COUNT).round == 3
+    assert load_ours(after_three).round == 3
     assert after_three.rounds.read_text() == before
     save_state(after_three, state_of(4), {"round": 3, "loss": 2.0})
     assert [record["round"] for record in read_rounds(after_three)] == [0, 1, 2, 3]
@@ -152,7 +173,7 @@ def test_log_lines_beyond_the_checkpoint_are_dropped(after_three, tail):
 
 def test_a_log_without_a_checkpoint_is_dropped(folder):
     folder.rounds.write_text('{"round": 0}\n')
-    assert load_state(folder, COUNT) is None
+    assert load_ours(folder) is None
     assert read_rounds(folder) == []
 
 
@@ -165,7 +186,7 @@ def test_the_log_line_comes_before_the_checkpoint(after_three, monkeypatch):
         save_state(after_three, state_of(4), {"round": 3})
     monkeypatch.undo()
     assert len(read_rounds(after_three)) == 4
-    assert load_state(after_three, COUNT).round == 3
+    assert load_ours(after_three).round == 3
     assert len(read_rounds(after_three)) == 3
 
 
@@ -174,24 +195,76 @@ def test_a_checkpoint_cut_short_is_named(after_three, keep):
     raw = after_three.checkpoint.read_bytes()
     after_three.checkpoint.write_bytes(raw[:keep])
     with pytest.raises(RunFolderError, match=r"checkpoint\.safetensors is damaged"):
-        load_state(after_three, COUNT)
+        load_ours(after_three)
 
 
 @pytest.mark.parametrize(
-    "tensors",
+    "changes",
     [
-        {"q": np.zeros(COUNT, np.uint16)},
-        {"round": np.array([1])},
-        {"q": np.zeros(COUNT + 1, np.uint16), "round": np.array([1])},
-        {"q": np.zeros(COUNT, np.int32), "round": np.array([1])},
-        {"q": np.zeros(COUNT, np.uint16), "round": np.zeros(0, np.int64)},
+        {"round": None},
+        {"q": None},
+        {"held": None},
+        {"steps": None},
+        {"lengths": None},
+        {"q": np.zeros(COUNT + 1, np.uint16)},
+        {"q": np.zeros(COUNT, np.int32)},
+        {"q": np.zeros((1, COUNT), np.uint16)},
+        {"round": np.zeros(0, np.int64)},
+        {"held": np.zeros(CLIENTS + 1, np.int64)},
+        {"lengths": np.array([2, 2])},
+        {"lengths": np.array([2, 4])},
+        {"lengths": np.zeros(0, np.int64)},
+        {"lengths": np.array([9, -4])},
+        {"lengths": np.array([2.0, 3.0])},
+        {"held": np.array([0, 3, 0])},
     ],
-    ids=["no round", "no q", "other layout", "other type", "empty round"],
+    ids=[
+        "no round",
+        "no q",
+        "no held",
+        "no steps",
+        "no lengths",
+        "other layout",
+        "other type",
+        "other shape",
+        "empty round",
+        "other clients",
+        "lengths short",
+        "lengths long",
+        "no length",
+        "negative length",
+        "broken lengths",
+        "held beyond the round",
+    ],
 )
-def test_foreign_checkpoints_are_refused(folder, tensors):
+def test_foreign_checkpoints_are_refused(folder, changes):
+    whole = {
+        "q": np.zeros(COUNT, np.uint16),
+        "round": np.array([2]),
+        "held": np.zeros(CLIENTS, np.int64),
+        "steps": np.arange(5).astype(np.uint8),
+        "lengths": np.array([2, 3]),
+    }
+    folder.checkpoint.write_bytes(save_tensors(whole))
+    assert load_ours(folder).steps == (b"\x00\x01", b"\x02\x03\x04")
+    tensors = {name: value for name, value in (whole | changes).items() if value is not None}
     folder.checkpoint.write_bytes(save_tensors(tensors))
     with pytest.raises(RunFolderError, match="damaged"):
-        load_state(folder, COUNT)
+        load_ours(folder)
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x0F, 0x80])
+def test_any_damaged_byte_of_a_checkpoint_is_named_or_harmless(after_three, flip):
+    whole = after_three.checkpoint.read_bytes()
+    for place in range(len(whole)):
+        after_three.checkpoint.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+        try:
+            found = load_ours(after_three)
+        except RunFolderError as error:
+            assert "checkpoint.safetensors is damaged" in str(error)
+        else:
+            assert found.q.shape == (COUNT,) and found.held.shape == (CLIENTS,)
+            assert all(isinstance(step, bytes) for step in found.steps)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -200,7 +273,7 @@ def test_a_full_disk_loses_one_round_only(after_three, monkeypatch, step):
     with pytest.raises(RunFolderError, match="No space left"):
         save_state(after_three, state_of(4), {"round": 3})
     monkeypatch.undo()
-    assert load_state(after_three, COUNT).round == 3
+    assert load_ours(after_three).round == 3
     assert not leftovers(after_three.root)
 
 

@@ -24,6 +24,7 @@ from prismfl.nets.features import load_features
 from prismfl.preparation import for_arrays, prepare
 from prismfl.runfolder import RunFolder, read_rounds
 from prismfl.sampling import load
+from prismfl.wire.message import is_lost
 
 ROUNDS = 4
 
@@ -72,14 +73,23 @@ def finished(tmp_path_factory, run_settings, blobs):
     return folders
 
 
-def timeless(folder):
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in read_rounds(folder)]
+COSTS = {f"{way}_{what}" for way in ("uplink", "downlink") for what in ("bytes", "framing_bytes", "bits_per_parameter")}
 
 
-def same_run(root, folder):
+def lines_of(folder, without=frozenset()):
+    return [
+        {key: value for key, value in line.items() if key not in without | {"seconds"}} for line in read_rounds(folder)
+    ]
+
+
+def same_run(root, folder, whole=ROUNDS):
+    """The same model, rounds and files; from round `whole` on, a resumed run's clients may need more bytes."""
     mine = RunFolder(Path(root))
     assert mine.model.read_bytes() == folder.model.read_bytes()
-    assert timeless(mine) == timeless(folder)
+    assert lines_of(mine, COSTS) == lines_of(folder, COSTS)
+    assert lines_of(mine)[:whole] == lines_of(folder)[:whole]
+    for later, straight in zip(read_rounds(mine)[whole:], read_rounds(folder)[whole:], strict=True):
+        assert all(later[cost] >= straight[cost] for cost in COSTS)
     assert {path.name for path in mine.samples(0).parent.iterdir()} == {
         path.name for path in folder.samples(0).parent.iterdir()
     }
@@ -124,12 +134,43 @@ def test_the_same_settings_give_the_same_run(finished, run_settings, blobs, tmp_
     same_run(tmp_path / "again", finished["reset"])
 
 
-def test_bytes_are_whole_frames(finished):
-    count = load_model(finished["reset"].model).layout.count
-    for line in read_rounds(finished["reset"]):
-        assert line["uplink_bytes"] == 2 * (40 + 8 + (count + 7) // 8)
-        assert line["downlink_bytes"] == 2 * (40 + 8 + 2 * count)
+class Wire:
+    """Counts the frames that clients are given and answer with, by round; from a round on they lose their θ."""
+
+    def __init__(self, monkeypatch, forgetful=ROUNDS):
+        self.down, self.up, self.lost = ([[] for _ in range(ROUNDS)] for _ in range(3))
+        update = inprocess.client_update
+
+        def counted(agreement, kit, frame, round_index, client, target, memory=None, held=None):
+            held = replace(held, q=~held.q) if held is not None and round_index >= forgetful else held
+            answer = update(agreement, kit, frame, round_index, client, target, memory, held)
+            self.down[round_index].append(len(frame))
+            self.up[round_index].append(len(answer.frame))
+            self.lost[round_index] += [client] * is_lost(answer.frame, agreement.place(round_index, client))
+            return answer
+
+        monkeypatch.setattr(inprocess, "client_update", counted)
+
+
+@pytest.mark.parametrize("forgetful", [2, ROUNDS])
+def test_bytes_are_whole_frames(finished, run_settings, blobs, tmp_path, monkeypatch, forgetful):
+    """What is logged is what clients were given and gave, snapshots and the pleas for them included."""
+    wire = Wire(monkeypatch, forgetful)
+    train(run_settings(), blobs, out=tmp_path / "run")
+    count, folder = load_model(finished["reset"].model).layout.count, RunFolder(tmp_path / "run")
+    for turn, line in enumerate(read_rounds(folder)):
+        assert line["uplink_bytes"] == sum(wire.up[turn])
+        assert line["downlink_bytes"] == sum(wire.down[turn])
+        assert line["uplink_framing_bytes"] == 40 * len(wire.up[turn])
+        assert line["downlink_framing_bytes"] == 40 * len(wire.down[turn])
         assert line["uplink_bits_per_parameter"] == pytest.approx(8 * line["uplink_bytes"] / 2 / count)
+        assert line["downlink_bits_per_parameter"] == pytest.approx(8 * line["downlink_bytes"] / 2 / count)
+        assert len(wire.lost[turn]) == (2 if turn >= forgetful else 0)
+        # Coded masks and steps take less than packed bits and θ; a snapshot takes more.
+        assert line["uplink_bytes"] < 2 * (40 + 20 + 40 + count / 8)
+        assert (line["downlink_bytes"] > 2 * 2 * count) == (turn >= forgetful)
+    assert json.loads(folder.summary.read_text())["downlink_bytes"] == sum(map(sum, wire.down))
+    same_run(tmp_path / "run", finished["reset"], forgetful)
 
 
 # -------------------------------------------------------------------------------------- kill, resume
@@ -148,7 +189,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(finished, run_settings, blobs, t
         file.write(tail)
     resume(root, blobs, watcher=watcher)
     assert watcher.begun == [(after, ROUNDS)]
-    same_run(root, finished[adam])
+    same_run(root, finished[adam], after)
 
 
 @pytest.mark.parametrize("adam", ["reset", "keep"])
@@ -169,7 +210,19 @@ def test_a_run_killed_within_a_commit_resumes_to_the_same_bytes(
     monkeypatch.undo()
     assert len(read_rounds(RunFolder(root))) == 3
     resume(root, blobs)
-    same_run(root, finished[adam])
+    same_run(root, finished[adam], 2)
+
+
+def test_clients_of_a_resumed_run_ask_for_the_state_once(finished, run_settings, blobs, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        train(run_settings(), blobs, out=tmp_path / "run", watcher=Kill(2))
+    wire = Wire(monkeypatch)
+    resume(tmp_path / "run", blobs)
+    straight = [line["cohort"] for line in read_rounds(finished["reset"])]
+    again = [client for round_lost in wire.lost for client in round_lost]
+    assert len(again) == len(set(again)) and wire.lost[:2] == [[], []]
+    assert set(again) <= {client for members in straight[2:] for client in members}
+    assert again  # what the server had taught them is gone with their memory
 
 
 def test_a_run_killed_at_its_end_resumes_to_the_same_bytes(finished, run_settings, blobs, tmp_path, monkeypatch):
@@ -198,9 +251,9 @@ def test_a_full_disk_ends_the_run_and_resuming_finishes_it(finished, run_setting
     with pytest.raises(RunFolderError, match="No space left"):
         train(run_settings("keep"), blobs, out=root)
     monkeypatch.undo()
-    assert runfolder.load_state(RunFolder(root), load_model(finished["keep"].model).layout.count).round == 1
+    assert runfolder.load_state(RunFolder(root), load_model(finished["keep"].model).layout.count, 3).round == 1
     resume(root, blobs)
-    same_run(root, finished["keep"])
+    same_run(root, finished["keep"], 1)
 
 
 def test_an_existing_run_is_refused(finished, run_settings, blobs):
@@ -232,7 +285,19 @@ def test_a_run_with_labels_makes_a_model_of_them_and_resumes_to_the_same_bytes(r
     with pytest.raises(KeyboardInterrupt):
         train(settings, blobs, labels, out=tmp_path / "run", watcher=Kill(2))
     resume(tmp_path / "run", blobs, labels)
-    same_run(tmp_path / "run", RunFolder(tmp_path / "whole"))
+    same_run(tmp_path / "run", RunFolder(tmp_path / "whole"), 2)
+
+
+def test_parts_alpha_layers_and_a_held_search_resume_to_the_same_bytes(tiny, blobs, tmp_path):
+    settings = tiny(
+        search={"adam": "keep", "hold": 0.1, "reach": 0.2},
+        federation={"rounds": ROUNDS, "parts": 2, "alpha": 0.3, "mada": "coupled", "control_variate": True},
+    )
+    train(settings, blobs, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, blobs, out=tmp_path / "run", watcher=Kill(2))
+    resume(tmp_path / "run", blobs)
+    same_run(tmp_path / "run", RunFolder(tmp_path / "whole"), 2)
 
 
 # ---------------------------------------------------------------------------------------- workers
@@ -258,7 +323,7 @@ def test_workers_change_nothing_of_the_network(by_workers):
     assert one.mask.tobytes() == two.mask.tobytes()
     assert one.norm_mean.tobytes() == two.norm_mean.tobytes()
     assert one.norm_var.tobytes() == two.norm_var.tobytes()
-    assert timeless(by_workers[0]) == timeless(by_workers[1])
+    assert lines_of(by_workers[0]) == lines_of(by_workers[1])
 
 
 def test_workers_change_no_byte_of_the_model(by_workers):
@@ -336,10 +401,10 @@ def test_no_client_left_ends_the_run(tiny, blobs, tmp_path):
 def test_a_client_that_fails_once_takes_part_again(tiny, blobs, tmp_path, monkeypatch):
     update = inprocess.client_update
 
-    def failing(agreement: Agreement, kit, frame, round_index, client, target, memory):
+    def failing(agreement: Agreement, kit, frame, round_index, client, *args):
         if (round_index, client) == (0, 2):
             raise MemoryError("too little")
-        return update(agreement, kit, frame, round_index, client, target, memory)
+        return update(agreement, kit, frame, round_index, client, *args)
 
     monkeypatch.setattr(inprocess, "client_update", failing)
     train(tiny(search={"adam": "keep"}), blobs, out=tmp_path / "run")
