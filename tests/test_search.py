@@ -137,6 +137,52 @@ def test_a_memory_of_nothing_is_no_memory(search, layout):
     assert search(memory=nothing).q.tobytes() == search().q.tobytes()
 
 
+# ---------------------------------------------------------------------------------- hold and reach
+
+
+@pytest.mark.parametrize("reach", [1 / 65536, 0.1])
+@pytest.mark.parametrize("start", [1, 32768, 65535])
+def test_a_search_moves_no_keep_probability_beyond_its_reach(search, layout, reach, start):
+    q = np.full(layout.count, start, np.uint16)
+    free = search(rate=2.0, q=q).q.astype(int)
+    found = search(replace(SETTINGS, reach=reach), 2.0, q=q).q.astype(int)
+    most = round(reach * 65536)
+    np.testing.assert_array_equal(found, np.clip(free, max(start - most, 1), min(start + most, 65535)))
+    assert np.abs(found - start).max() <= most
+    assert found.min() >= 1
+
+
+def test_by_default_nothing_holds_a_search_back(search):
+    wide = search(replace(SETTINGS, reach=1.0, hold=0.0), 2.0)
+    assert wide.q.tobytes() == search(SETTINGS, 2.0).q.tobytes()
+    assert np.abs(wide.q.astype(int) - 32768).max() > 30000
+
+
+def test_a_held_step_is_shortened_by_hold_times_rate(search):
+    """One step of Adam is the rate; pulled back by the share hold · rate of it."""
+    for hold, rate in ((0.5, 0.25), (1.0, 0.4), (1.0, 3.0)):
+        found = search(replace(SETTINGS, local_steps=1, hold=hold), rate)
+        moved = scores_of(found.q).abs()
+        struck = torch.from_numpy(found.memory.first != 0)
+        wanted = rate * (1 - min(1.0, hold * rate))
+        torch.testing.assert_close(moved[struck], torch.full_like(moved[struck], wanted), atol=1e-3, rtol=0)
+
+
+def test_the_harder_a_search_is_held_the_closer_it_stays(search, layout):
+    q = np.random.default_rng(1).integers(5000, 60000, layout.count).astype(np.uint16)
+    before = scores_of(q)
+    settings = replace(SETTINGS, local_steps=6)
+    far = [(scores_of(search(replace(settings, hold=hold), q=q).q) - before).norm() for hold in (0.0, 0.3, 1.0)]
+    assert far[0] > 1.1 * far[1] > 1.21 * far[2] > 0
+
+
+def test_a_search_held_wholly_returns_to_where_it_began(search, layout):
+    q = np.random.default_rng(1).integers(5000, 60000, layout.count).astype(np.uint16)
+    found = search(replace(SETTINGS, hold=1.0), rate=1.0, q=q)
+    np.testing.assert_allclose(found.q.astype(int), q.astype(int), atol=1)
+    assert found.memory.first.any()
+
+
 # ----------------------------------------------------------------------------------------- labels
 
 
