@@ -171,7 +171,7 @@ def test_a_flip_listed_beyond_the_end_or_near_is_refused():
         distance = codec._distance(u, known.q)
         quiet = np.flatnonzero(distance < codec._EDGES[reach])
         writer = FlagWriter()
-        writer.flags(np.zeros(len(quiet), np.bool_), *codec._flip_contexts(u, distance, known, quiet))
+        writer.flags(np.zeros(len(quiet), np.bool_), *codec.flip_contexts(u, known, quiet))
         writer.positives(np.array([place + 1]), np.zeros(1, np.uint16), (1,))
         with pytest.raises(MessageError, match="flip beyond"):
             decode_mask(codec._MASK.pack(1, reach, 1) + writer.done(), u, known)

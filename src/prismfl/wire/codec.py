@@ -73,10 +73,10 @@ def encode_mask(mask: NDArray[np.bool_], u: NDArray[np.uint16], known: Entries) 
     flips = mask ^ (u < known.q)
     distance = _distance(u, known.q)
     reach = _reach(distance, flips)
-    near = np.flatnonzero(distance < _EDGES[reach])
+    near = _near(distance, reach)
     far = np.flatnonzero(flips & (distance >= _EDGES[reach]))
     writer = FlagWriter()
-    writer.flags(flips[near], *_flip_contexts(u, distance, known, near))
+    writer.flags(flips[near], *flip_contexts(u, known, near))
     writer.positives(np.diff(far, prepend=-1), np.zeros(len(far), np.uint16), (1,))
     coded = writer.done()
     if len(coded) + _MASK.size > -(-len(mask) // 8) + 1:
@@ -94,10 +94,10 @@ def decode_mask(raw: bytes, u: NDArray[np.uint16], known: Entries) -> NDArray[np
     if reach > _BINS or beyond > len(u):
         raise _refuse(f"a mask of {reach} bins and {beyond} flips beyond", f"at most {_BINS} and {len(u)}")
     distance = _distance(u, known.q)
-    near = np.flatnonzero(distance < _EDGES[reach])
+    near = _near(distance, reach)
     mask = u < known.q
     reader = FlagReader(raw[_MASK.size :])
-    mask[near] ^= reader.flags(*_flip_contexts(u, distance, known, near))
+    mask[near] ^= reader.flags(*flip_contexts(u, known, near))
     far = np.cumsum(reader.positives(np.zeros(beyond, np.uint16), (1,))) - 1
     reader.finish()
     if beyond and (far[-1] >= len(u) or (distance[far] < _EDGES[reach]).any()):
@@ -110,6 +110,10 @@ def _distance(u: NDArray[np.uint16], q: NDArray[np.uint16]) -> NDArray[np.uint16
     return np.maximum(u, q) - np.minimum(u, q)
 
 
+def _near(distance: NDArray[np.uint16], reach: int) -> "NDArray[np.int64] | slice":
+    return slice(None) if reach == _BINS else np.flatnonzero(distance < np.uint16(_EDGES[reach]))
+
+
 def _reach(distance: NDArray[np.uint16], flips: NDArray[np.bool_]) -> int:
     """Bins of distance to be coded flag by flag, judged by a part of the entries."""
     bins = _distance_bins(distance[::_SAMPLE])
@@ -119,29 +123,34 @@ def _reach(distance: NDArray[np.uint16], flips: NDArray[np.bool_]) -> int:
     return int(np.argmax(rare)) if rare.any() else _BINS
 
 
-def _distance_bins(distance: NDArray[np.uint16]) -> NDArray[np.uint32]:
+def _distance_bins(distance: NDArray[np.uint16]) -> NDArray[np.uint16]:
     """Quarter-octaves of distance, 0 … 31: exponent and two bits of a float32, which holds 16 bits exactly."""
-    bins: NDArray[np.uint32] = distance.astype(np.float32).view(np.uint32) >> np.uint32(21)
-    first = np.uint32((127 + _OCTAVES[0]) << 2)
-    bins = np.maximum(bins, first)
+    bins = (distance.astype(np.float32).view(np.uint32) >> np.uint32(21)).astype(np.uint16)
+    first = np.uint16((127 + _OCTAVES[0]) << 2)
+    np.maximum(bins, first, out=bins)
     bins -= first
     return bins
 
 
-def _flip_contexts(
-    u: NDArray[np.uint16], distance: NDArray[np.uint16], known: Entries, near: NDArray[np.int64]
+def flip_contexts(
+    u: NDArray[np.uint16], known: Entries, places: "NDArray[np.int64] | slice"
 ) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
-    q = known.q[near]
-    cells = _distance_bins(distance[near]) << np.uint32(1)
-    cells |= u[near] < q
-    return _with_theta(cells, q, known.layers[near], known.depth), (2 * _BINS, _THETAS, known.depth)
+    """What the probability of a flip depends on: a cell for each place, uint16 `[n]`, and the shape of the cells."""
+    q, here = known.q[places], u[places]
+    cells = _distance_bins(_distance(here, q))
+    cells += cells
+    cells += here < q
+    return _with_theta(cells, q, known.layers[places], known.depth), (2 * _BINS, _THETAS, known.depth)
 
 
 def _with_theta(
-    cells: NDArray[np.uint32], q: NDArray[np.uint16], layers: NDArray[np.uint8], depth: int
+    cells: NDArray[np.uint16], q: NDArray[np.uint16], layers: NDArray[np.uint8], depth: int
 ) -> NDArray[np.uint16]:
-    cells = (cells << np.uint32(4) | (q >> np.uint16(12))) * np.uint32(depth) + layers
-    return cells.astype(np.uint16)
+    cells <<= np.uint16(4)
+    cells |= q >> np.uint16(12)
+    cells *= np.uint16(depth)
+    cells += layers
+    return cells
 
 
 # --------------------------------------------------------------------------------------- averages
@@ -190,11 +199,11 @@ def _limited(changes: NDArray[np.int64]) -> NDArray[np.int64]:
 def _net_contexts(base: Baseline, known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
     below = base.below.astype(np.uint32)
     phases = below * np.uint32(_PHASES) // (below + base.above + np.uint32(1))
-    return _with_theta(phases, known.q, known.layers, known.depth), (_PHASES, _THETAS, known.depth)
+    return _with_theta(phases.astype(np.uint16), known.q, known.layers, known.depth), (_PHASES, _THETAS, known.depth)
 
 
 def _change_contexts(known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
-    cells = np.zeros(len(known.q), np.uint32)
+    cells = np.zeros(len(known.q), np.uint16)
     return _with_theta(cells, known.q, known.layers, known.depth), (_THETAS, known.depth)
 
 

@@ -9,10 +9,12 @@ range coder, which is what makes this fast.
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csc_array
 
 from prismfl.errors import DependencyError, MessageError
 
@@ -112,20 +114,32 @@ class _Counts:
             guess = guess[..., None] if depth < len(self.shape) else guess
         return np.searchsorted(_edges(), guess.reshape(-1)).astype(np.uint8)
 
-    def add(self, contexts: NDArray[np.uint16], flags: NDArray[np.bool_]) -> None:
-        """Count flags."""
-        index = contexts.astype(np.int64)
-        index += index
-        index += flags
-        self.seen += np.bincount(index, minlength=2 * self.cells)
+    def add(self, contexts: NDArray[np.intp], flags: NDArray[np.bool_]) -> None:
+        """Count flags; their contexts are used up."""
+        contexts += contexts
+        contexts += flags
+        self.seen += np.bincount(contexts, minlength=2 * self.cells)
 
 
-def _groups(rungs: NDArray[np.uint8]) -> tuple[NDArray[np.int64], Iterator[tuple[int, slice]]]:
-    """An order that brings like rungs together, and each rung with its slice of that order."""
-    order = np.argsort(rungs, kind="stable")
-    ends = np.cumsum(np.bincount(rungs, minlength=len(_ladder())))
-    starts = np.concatenate(([0], ends[:-1]))
-    return order, ((rung, slice(a, b)) for rung, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a)
+@lru_cache(maxsize=1)
+def _columns() -> NDArray[np.int32]:
+    return np.arange(_PIECE + 1, dtype=np.int32)
+
+
+def _by_rung(rungs: NDArray[np.uint8], bits: NDArray[np.bool_]) -> Any:
+    """A sparse matrix with a row a rung: `data` and `indices` are the bits and their places, ordered by rung.
+
+    SciPy's change from columns to rows is a counting sort, three times as fast as NumPy's stable one.
+    """
+    size = len(rungs)
+    cells = (bits, rungs.astype(np.int32), _columns()[: size + 1])
+    return csc_array(cells, shape=(len(_ladder()), size)).tocsr()
+
+
+def _groups(ends: NDArray[np.int32]) -> Iterator[tuple[int, slice]]:
+    """Each rung that has flags, with its slice of the order."""
+    found = ends.tolist()
+    return ((rung, slice(a, b)) for rung, (a, b) in enumerate(pairwise(found)) if b > a)
 
 
 class FlagWriter:
@@ -140,15 +154,15 @@ class FlagWriter:
         for part in _passes(len(flags)):
             rungs = counts.rungs()
             for piece in _pieces(part):
-                self._piece(flags[piece], rungs[contexts[piece]])
+                cells, bits = contexts[piece].astype(np.intp), np.ascontiguousarray(flags[piece])
+                self._piece(bits, rungs.take(cells))
                 if not _is_last(part):
-                    counts.add(contexts[piece], flags[piece])
+                    counts.add(cells, bits)
 
     def _piece(self, bits: NDArray[np.bool_], rungs: NDArray[np.uint8]) -> None:
-        order, groups = _groups(rungs)
-        ordered = bits[order]
-        for rung, span in groups:
-            self._group(ordered[span], rung)
+        rows = _by_rung(rungs, bits)
+        for rung, span in _groups(rows.indptr):
+            self._group(rows.data[span], rung)
 
     def _group(self, bits: NDArray[np.bool_], rung: int) -> None:
         eight, one = _models(rung)
@@ -200,17 +214,18 @@ class FlagReader:
         for part in _passes(len(contexts)):
             rungs = counts.rungs()
             for piece in _pieces(part):
-                found[piece] = self._piece(rungs[contexts[piece]])
+                cells = contexts[piece].astype(np.intp)
+                found[piece] = bits = self._piece(rungs.take(cells))
                 if not _is_last(part):
-                    counts.add(contexts[piece], found[piece])
+                    counts.add(cells, bits)
         return found
 
     def _piece(self, rungs: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        order, groups = _groups(rungs)
         ordered, bits = np.empty((2, len(rungs)), np.bool_)
-        for rung, span in groups:
+        rows = _by_rung(rungs, bits)
+        for rung, span in _groups(rows.indptr):
             ordered[span] = self._group(span.stop - span.start, rung)
-        bits[order] = ordered
+        bits[rows.indices] = ordered
         return bits
 
     def _group(self, count: int, rung: int) -> NDArray[np.bool_]:
