@@ -70,7 +70,7 @@ def made(step: float, count: int) -> tuple[Entries, NDArray[np.uint16], NDArray[
 
 def entropy(u: NDArray[np.uint16], known: Entries, flips: NDArray[np.bool_]) -> float:
     """Empirical entropy of flips given their contexts, bits a parameter."""
-    contexts, shape = codec.flip_contexts(u, known, np.arange(len(u)))
+    _, contexts, shape = codec.flip_contexts(u, known)
     seen = np.bincount(contexts, minlength=int(np.prod(shape)))
     share = np.bincount(contexts, weights=flips, minlength=len(seen)) / np.maximum(seen, 1)
     share = np.clip(share, 1e-12, 1 - 1e-12)

@@ -1,5 +1,6 @@
-"""A round from broadcast to θ_{t+1}: who is heard, who is left out, and what is shipped."""
+"""A round from broadcast to θ_{t+1}: who is heard, who is left out, who has lost its way, and what is shipped."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prismfl import federation
 from prismfl.errors import ClientError, MessageError, SettingError
 from prismfl.federation import (
     MOST_LABELS,
+    Held,
     agree,
     broadcast,
     candidates,
@@ -19,27 +22,111 @@ from prismfl.federation import (
     cohort,
     init,
     make_kit,
+    next_theta,
     server_update,
     shipped_mask,
 )
 from prismfl.mmd import Target
 from prismfl.nets.generator import generate, latent_batch
+from prismfl.search import Found, Memory
 from prismfl.seeding import Purpose, Stream
-from prismfl.server import ServerState
+from prismfl.server import ServerState, alpha_step
 from prismfl.wire import message
-from prismfl.wire.draws import uniforms
+from prismfl.wire.codec import decode_changes, decode_mask
+from prismfl.wire.message import HEADER_BYTES, Kind
+
+
+class Party:
+    """Clients with what each keeps between rounds, and every frame that passes between them and the server."""
+
+    def __init__(self, world):
+        self.agreement, self.kit, self.targets = world
+        self.held, self.memory, self.down, self.up = {}, {}, [], []
+
+    def answer(self, client, turn, frame):
+        kept = self.memory.get(client), self.held.get(client)
+        found = client_update(self.agreement, self.kit, frame, turn, client, self.targets[client], *kept)
+        self.memory[client], self.held[client] = found.memory, found.held
+        return found.frame
+
+    def exchange(self, turn, deaf=(), mute=(), change=lambda client, reply: reply):
+        """Carry frames: the deaf get none, and what the mute say is lost."""
+
+        def carry(frames):
+            for client, frame in frames.items():
+                self.down.append(frame)
+                if client not in deaf:
+                    reply = change(client, self.answer(client, turn, frame))
+                    if client not in mute:
+                        self.up.append(reply)
+                        yield client, reply
+
+        return carry
+
+    def play(self, state, **how):
+        """One round: (state after it, record)."""
+        return server_update(self.agreement, state, self.exchange(state.round, **how))
+
+
+def said(replies):
+    """An exchange in which these (client, reply) come, whatever is sent; asked again, nobody answers."""
+    turns = iter([list(replies.items()) if isinstance(replies, dict) else list(replies)])
+    return lambda frames: iter(next(turns, []))
 
 
 def round_of(world, state=None):
     """(agreement, state, frames sent, replies by client) of one round in which everyone answers."""
-    agreement, kit, targets = world
-    state = state or init(agreement)
-    sent = broadcast(agreement, state)
-    replies = {
-        client: client_update(agreement, kit, frame, state.round, client, targets[client])[0]
-        for client, frame in sent.items()
-    }
-    return agreement, state, sent, replies
+    party = Party(world)
+    state = state or init(party.agreement)
+    sent = broadcast(party.agreement, state)
+    return party.agreement, state, sent, {c: party.answer(c, state.round, frame) for c, frame in sent.items()}
+
+
+def state_at(agreement, q, turn):
+    """A state that nobody knows the way to."""
+    return ServerState(q, turn, (), np.full(agreement.settings.data.clients, -1))
+
+
+def opened(agreement, state, client, frame):
+    """What an update says: the update, its mask bool `[A]`, which entries it sent, its α layers int `[N - A]`."""
+    members = cohort(agreement, state.round)
+    update = message.open_update(frame, agreement.place(state.round, client), 10**6, 10**6)
+    rank, draws = members.index(client), agreement.draws(state.round, len(members))
+    known, masked, sent = agreement.known(state.q), agreement.masked, draws.sent(members.index(client))
+    mask = np.zeros(masked, np.bool_)
+    mask[sent] = decode_mask(update.mask, draws.uniforms(client, rank)[sent], known.of(slice(masked)).of(sent))
+    changes = decode_changes(update.alpha, known.of(slice(masked, None))) * alpha_step(agreement.settings.federation)
+    return update, mask, sent, state.q[masked:].astype(int) + changes
+
+
+def masks_of(agreement, state, replies):
+    return [opened(agreement, state, client, frame)[1] for client, frame in sorted(replies.items())]
+
+
+@contextmanager
+def drifting(spread, offset=0):
+    """Searches that wander at random, for tests of what is sent: far quicker than real ones."""
+
+    def wander(layout, weights, features, q, target, settings, rate, draws, memory=None):
+        moved = q + offset + spread * torch.randn(len(q), generator=draws).double().numpy()
+        nothing = np.zeros(1, np.float32)
+        return Found(np.clip(moved.round(), 1, 65535).astype(np.uint16), 0.25, Memory(nothing, nothing, 1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federation, "local_search", wander)
+        yield
+
+
+@pytest.fixture(scope="module")
+def crowd(make_agreement, feature_map):
+    """A maker of parties of five clients of unequal size, for drifting searches."""
+
+    def make(**changes):
+        agreement = make_agreement(data={"clients": 5}, **changes)
+        targets = {client: Target(np.zeros(1, np.float32), 7 * client + 1) for client in range(5)}
+        return Party((agreement, make_kit(agreement, feature_map), targets))
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +197,22 @@ def test_a_partial_cohort_is_a_fair_public_choice(make_agreement):
 
 def test_broadcasts_carry_the_state_and_each_members_rank(make_agreement):
     agreement = make_agreement(data={"clients": 10}, federation={"cohort": 4})
-    state = ServerState(np.arange(700, 700 + agreement.layout.count).astype(np.uint16), 1)
-    sent = broadcast(agreement, state)
+    q = np.arange(700, 700 + agreement.layout.count).astype(np.uint16)
+    sent = broadcast(agreement, state_at(agreement, q, 1))
     assert list(sent) == cohort(agreement, 1)
     for rank, (client, frame) in enumerate(sent.items()):
         heard = message.open_broadcast(frame, agreement.place(1, client), agreement.layout.count)
-        assert (heard.rank, heard.cohort) == (rank, 4)
-        np.testing.assert_array_equal(heard.q, state.q)
+        assert (heard.rank, heard.cohort, heard.digest) == (rank, 4, message.digest_of(q))
+        np.testing.assert_array_equal(heard.snapshot, q)
+
+
+def test_the_first_broadcast_names_what_every_client_knows(make_agreement):
+    agreement = make_agreement()
+    for client, frame in broadcast(agreement, init(agreement)).items():
+        heard = message.open_broadcast(frame, agreement.place(0, client), agreement.layout.count)
+        assert (heard.first, heard.steps, heard.snapshot) == (0, (), None)
+        assert heard.digest == message.digest_of(init(agreement).q)
+        assert len(frame) < HEADER_BYTES + 30
 
 
 # ----------------------------------------------------------------------------------------- clients
@@ -124,25 +220,33 @@ def test_broadcasts_carry_the_state_and_each_members_rank(make_agreement):
 
 def test_an_update_is_repeatable_and_each_clients_own(make_world, played):
     agreement, kit, targets = make_world()
-    _, _, sent, replies = played
-    again, memory = client_update(agreement, kit, sent[1], 0, 1, targets[1])
-    assert again == replies[1]
-    assert memory.steps == 1
+    _, state, sent, replies = played
+    again = client_update(agreement, kit, sent[1], 0, 1, targets[1])
+    assert again.frame == replies[1]
+    assert again.memory.steps == 1
+    assert again.held.round == 0
+    np.testing.assert_array_equal(again.held.q, state.q)
     assert len(set(replies.values())) == 3
 
 
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("draws", ["stratified", "independent"])
-def test_a_client_without_news_sends_the_mask_of_the_old_state(make_world, draws):
+def test_a_client_without_news_sends_the_mask_of_the_old_state(make_world, draws, parts):
     agreement, state, _, replies = round_of(
-        make_world(search={"learning_rate": 1e-6}, federation={"draws": draws, "alpha": 0.3})
+        make_world(search={"learning_rate": 1e-6}, federation={"draws": draws, "alpha": 0.3, "parts": parts})
     )
     masked, count = agreement.masked, agreement.layout.count
     assert 0 < masked < count
     for client, frame in replies.items():
-        update = message.open_update(frame, agreement.place(0, client), masked, count - masked)
-        uniform = uniforms(draws, 0, 0, client, client, 3, masked)
-        assert (update.mask != (uniform < state.q[:masked])).mean() < 1e-3
-        np.testing.assert_allclose(update.alpha.astype(int), state.q[masked:].astype(int), atol=1)
+        _, mask, sent, alpha = opened(agreement, state, client, frame)
+        uniform = agreement.draws(0, 3).uniforms(client, client)
+        assert sent.mean() == pytest.approx(1 / parts, abs=0.1)
+        assert (mask != ((uniform < state.q[:masked]) & sent)).mean() < 1e-3
+        # A change by one is sent as one step of 256, and hardly ever.
+        assert (alpha != state.q[masked:]).mean() < 0.03
+        np.testing.assert_allclose(alpha, state.q[masked:].astype(int), atol=256)
+        # No news take hardly a byte.
+        assert len(frame) < HEADER_BYTES + 20 + 40
 
 
 def test_a_broadcast_of_another_round_client_or_run_is_refused(make_world, played):
@@ -173,32 +277,45 @@ def test_a_client_weighs_one_or_its_images(make_world, kind, weight):
 
 def test_a_round_is_recorded(played):
     agreement, state, sent, replies = played
-    after, record = server_update(agreement, state, replies.items(), sent)
+    after, record = server_update(agreement, state, said(replies))
     assert (after.round, record.round) == (1, 0)
     assert record.replied == (0, 1, 2)
     assert not record.left_out
-    assert record.uplink_bytes == sum(map(len, replies.values()))
-    assert record.downlink_bytes == sum(map(len, sent.values()))
-    count = agreement.layout.count
-    updates = {c: message.open_update(f, agreement.place(0, c), count, 0) for c, f in replies.items()}
-    assert record.loss == pytest.approx(np.mean([update.loss for update in updates.values()]))
-    mean = np.mean([update.mask for update in updates.values()], 0)
+    assert record.traffic.uplink_bytes == sum(map(len, replies.values()))
+    assert record.traffic.downlink_bytes == sum(map(len, sent.values()))
+    assert (record.traffic.uplink_frames, record.traffic.downlink_frames) == (3, 3)
+    updates = [opened(agreement, state, client, frame)[0] for client, frame in replies.items()]
+    assert record.loss == pytest.approx(np.mean([update.loss for update in updates]))
+    mean = np.mean(masks_of(agreement, state, replies), 0)
     assert record.density == pytest.approx(mean.mean())
     np.testing.assert_allclose(after.q / 65536, np.clip(mean, 0.01, 0.99), atol=1.1 / 65536)
     theta = after.q / 65536
     assert record.theta_variance == pytest.approx((theta * (1 - theta)).mean())
     assert record.kept_share == 0
+    assert after.held.tolist() == [0, 0, 0]
+    assert len(after.steps) == 1
 
 
 @pytest.mark.parametrize("mada", ["off", "published"])
 @settings(max_examples=6)
 @given(st.permutations(range(3)))
 def test_replies_may_come_in_any_order(make_world, mada, order):
-    agreement, state, sent, replies = round_of(make_world(federation={"mada": mada, "control_variate": True}))
-    mine, record = server_update(agreement, state, [(client, replies[client]) for client in order], sent)
-    theirs, straight = server_update(agreement, state, replies.items(), sent)
+    agreement, state, _, replies = round_of(
+        make_world(federation={"mada": mada, "control_variate": True, "alpha": 0.3, "parts": 2})
+    )
+    mine, record = server_update(agreement, state, said([(client, replies[client]) for client in order]))
+    theirs, straight = server_update(agreement, state, said(replies))
     assert mine.q.tobytes() == theirs.q.tobytes()
+    assert mine.steps == theirs.steps
     assert record == straight
+
+
+def resealed(agreement, client, frame, **changes):
+    """An update with some of it changed, its checksum right."""
+    place = agreement.place(0, client)
+    update = message.open_update(frame, place, 10**6, 10**6)
+    changed = {name: change(getattr(update, name)) for name, change in changes.items()}
+    return message.seal_update(replace(update, **changed), place)
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +323,7 @@ def bad_replies(make_world, played):
     """What client 1 may send instead of its update."""
     agreement, state, sent, replies = played
     kit, targets = make_world()[1:]
-    later = replace(state, round=1)
-    elsewhere = make_world(seed=9)[0]
+    later, elsewhere = state_at(agreement, state.q, 1), make_world(seed=9)[0]
     alpha = round_of(make_world(federation={"alpha": 0.4}))[3]
     return {
         "failure": ClientError("client 1 is out of power", "an update", "wait"),
@@ -217,9 +333,18 @@ def bad_replies(make_world, played):
         "flipped": replies[1][:-1] + bytes([replies[1][-1] ^ 1]),
         "another client": replies[0],
         "an echo": sent[1],
-        "another round": client_update(agreement, kit, broadcast(agreement, later)[1], 1, 1, targets[1])[0],
-        "another run": client_update(elsewhere, kit, broadcast(elsewhere, state)[1], 0, 1, targets[1])[0],
+        "another round": client_update(agreement, kit, broadcast(agreement, later)[1], 1, 1, targets[1]).frame,
+        "another run": client_update(elsewhere, kit, broadcast(elsewhere, state)[1], 0, 1, targets[1]).frame,
         "another share of layers": alpha[1],
+        "another theta": resealed(agreement, 1, replies[1], digest=lambda _: message.digest_of(state.q ^ 1)),
+        "too long a mask": resealed(agreement, 1, replies[1], mask=lambda raw: raw + bytes(5000)),
+        "bytes after the mask": resealed(agreement, 1, replies[1], mask=lambda raw: raw + b"\1\2\3\4"),
+        "half a mask": resealed(agreement, 1, replies[1], mask=lambda raw: raw[:6]),
+        "no mask": resealed(agreement, 1, replies[1], mask=lambda _: b""),
+        "layers that do not travel": resealed(agreement, 1, replies[1], alpha=lambda _: bytes(5000)),
+        "no weight": resealed(agreement, 1, replies[1], weight=lambda _: 0),
+        "no loss": resealed(agreement, 1, replies[1], loss=lambda _: float("nan")),
+        "distances": message.seal_distances(np.zeros(1), 1, agreement.place(0, 1)),
     }
 
 
@@ -236,28 +361,69 @@ def bad_replies(make_world, played):
         "another round",
         "another run",
         "another share of layers",
+        "another theta",
+        "too long a mask",
+        "bytes after the mask",
+        "half a mask",
+        "no mask",
+        "layers that do not travel",
+        "no weight",
+        "no loss",
+        "distances",
     ],
 )
 def test_a_bad_reply_is_left_out_and_named(played, bad_replies, what):
-    agreement, state, sent, replies = played
-    without, _ = server_update(agreement, state, [(0, replies[0]), (2, replies[2])], sent)
+    agreement, state, _, replies = played
+    without, _ = server_update(agreement, state, said([(0, replies[0]), (2, replies[2])]))
     for place in range(3):
         heard = [(0, replies[0]), (2, replies[2])]
         heard.insert(place, (1, bad_replies[what]))
-        after, record = server_update(agreement, state, heard, sent)
+        after, record = server_update(agreement, state, said(heard))
         assert after.q.tobytes() == without.q.tobytes()
+        assert after.steps == without.steps
         assert record.replied == (0, 2)
         assert list(record.left_out) == [1]
         assert "expected" in record.left_out[1]
 
 
+def test_a_reply_of_an_earlier_round_is_not_counted_again(crowd):
+    """Neither as it was nor, by a liar, under this round's name."""
+    with drifting(2000):
+        party, first = crowd(), {}
+        state, _ = party.play(init(party.agreement), change=lambda c, reply: first.setdefault(c, reply))
+        old = message.open_update(first[1], party.agreement.place(0, 1), 10**6, 10**6)
+        for replay in (first[1], message.seal_update(old, party.agreement.place(1, 1))):
+            party.held = {client: Held(init(party.agreement).q, 0) for client in range(5)}
+            without, _ = party.play(state, mute=(1,))
+            after, record = party.play(state, change=lambda c, reply, replay=replay: replay if c == 1 else reply)
+            assert record.replied == (0, 2, 3, 4) and list(record.left_out) == [1]
+            assert after.q.tobytes() == without.q.tobytes()
+            assert after.held[1] == 0  # it has not shown to know θ_1
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_no_bytes_in_an_update_harm_the_round(played, data):
+    """Damage under a right checksum is left out or is an update like any other."""
+    agreement, state, _, replies = played
+    raw = bytearray(message.open_update(replies[1], agreement.place(0, 1), 10**6, 10**6).mask)
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    heard = replies | {1: resealed(agreement, 1, replies[1], mask=lambda _: bytes(raw))}
+    after, record = server_update(agreement, state, said(heard))
+    assert {0, 2} <= set(record.replied)
+    assert set(record.replied) | set(record.left_out) == {0, 1, 2}
+    assert ((after.q >= 655) & (after.q <= 64881)).all()
+
+
 def test_a_second_reply_of_a_client_is_not_counted(played):
-    agreement, state, sent, replies = played
-    once, _ = server_update(agreement, state, replies.items(), sent)
-    twice, record = server_update(agreement, state, [*replies.items(), (0, replies[0])], sent)
+    agreement, state, _, replies = played
+    once, _ = server_update(agreement, state, said(replies))
+    twice, record = server_update(agreement, state, said([*replies.items(), (0, replies[0])]))
     assert twice.q.tobytes() == once.q.tobytes()
     assert record.replied == (0, 1, 2)
     assert "one reply" in record.left_out[0]
+    assert record.traffic.uplink_bytes == sum(map(len, replies.values())) + len(replies[0])
 
 
 def test_a_reply_of_a_client_that_was_not_asked_is_not_counted(make_world):
@@ -265,40 +431,42 @@ def test_a_reply_of_a_client_that_was_not_asked_is_not_counted(make_world):
     agreement, state, sent, replies = round_of(world)
     kit, targets = world[1:]
     (stranger,) = {0, 1, 2} - set(sent)
-    frame = message.seal_broadcast(message.Broadcast(state.q, 0, 2), agreement.place(0, stranger))
-    foreign = client_update(agreement, kit, frame, 0, stranger, targets[stranger])[0]
-    after, record = server_update(agreement, state, [(stranger, foreign), *replies.items()], sent)
-    assert after.q.tobytes() == server_update(agreement, state, replies.items(), sent)[0].q.tobytes()
-    assert list(record.left_out) == [stranger]
+    place = agreement.place(0, stranger)
+    frame = message.seal_broadcast(message.Broadcast(message.digest_of(state.q), 0, 2, 0), place)
+    foreign = client_update(agreement, kit, frame, 0, stranger, targets[stranger]).frame
+    straight = server_update(agreement, state, said(replies))[0]
+    for uninvited in (foreign, message.seal_lost(place)):
+        after, record = server_update(agreement, state, said([(stranger, uninvited), *replies.items()]))
+        assert after.q.tobytes() == straight.q.tobytes()
+        assert list(record.left_out) == [stranger]
+        assert record.traffic.downlink_frames == 2
 
 
 def test_no_client_left_ends_the_round_with_reasons(played):
-    agreement, state, sent, replies = played
+    agreement, state, _, replies = played
     with pytest.raises(ClientError, match="none came"):
-        server_update(agreement, state, [], sent)
+        server_update(agreement, state, said({}))
     broken = [(c, ClientError(f"client {c} is gone", "an update", "wait")) for c in replies]
     with pytest.raises(ClientError, match=r"round 0.*client 0 is gone.*client 2 is gone"):
-        server_update(agreement, state, broken, sent)
+        server_update(agreement, state, said(broken))
 
 
 def test_a_client_cannot_give_itself_weight(played):
-    agreement, state, sent, replies = played
-    count = agreement.layout.count
-    greedy = replace(message.open_update(replies[1], agreement.place(0, 1), count, 0), weight=10_000)
-    heard = dict(replies) | {1: message.seal_update(greedy, agreement.place(0, 1))}
-    after, record = server_update(agreement, state, heard.items(), sent)
-    without, _ = server_update(agreement, state, [(0, replies[0]), (2, replies[2])], sent)
+    agreement, state, _, replies = played
+    heard = dict(replies) | {1: resealed(agreement, 1, replies[1], weight=lambda _: 10_000)}
+    after, record = server_update(agreement, state, said(heard))
+    without, _ = server_update(agreement, state, said([(0, replies[0]), (2, replies[2])]))
     assert 1 in record.left_out
     assert after.q.tobytes() == without.q.tobytes()
 
 
 def test_too_heavy_clients_leave_the_order_without_a_say(make_world):
     heavy = {client: 2**30 + client for client in range(3)}
-    agreement, state, sent, replies = round_of(make_world(heavy, federation={"client_weights": "size"}))
+    agreement, state, _, replies = round_of(make_world(heavy, federation={"client_weights": "size"}))
 
     def outcome(order):
         try:
-            return server_update(agreement, state, [(c, replies[c]) for c in order], sent)[0].q.tobytes()
+            return server_update(agreement, state, said([(c, replies[c]) for c in order]))[0].q.tobytes()
         except ClientError:
             return b""
 
@@ -306,39 +474,293 @@ def test_too_heavy_clients_leave_the_order_without_a_say(make_world):
 
 
 def test_weights_by_size_pull_the_mean(make_world):
-    agreement, state, sent, replies = round_of(make_world({0: 60, 1: 30, 2: 10}, federation={"client_weights": "size"}))
-    masks = [message.open_update(replies[c], agreement.place(0, c), agreement.masked, 0).mask for c in range(3)]
-    after, _ = server_update(agreement, state, replies.items(), sent)
+    agreement, state, _, replies = round_of(make_world({0: 60, 1: 30, 2: 10}, federation={"client_weights": "size"}))
+    masks = masks_of(agreement, state, replies)
+    after, _ = server_update(agreement, state, said(replies))
     mean = 0.6 * masks[0] + 0.3 * masks[1] + 0.1 * masks[2]
-    np.testing.assert_allclose(after.q / 65536, np.clip(mean, 0.01, 0.99), atol=1.1 / 65536)
+    # It travels in steps of 1/24, rounded at random: right in the mean of many entries.
+    np.testing.assert_allclose(after.q / 65536, np.clip(mean, 0.01, 0.99), atol=1 / 24 + 1.1 / 65536)
+    for exact in np.unique(mean[(mean > 0.05) & (mean < 0.95)]):
+        got = after.q[mean == exact] / 65536
+        assert abs(got.mean() - exact) < 5 * 0.5 / 24 / len(got) ** 0.5 + 1 / 65536
 
 
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("draws", ["stratified", "independent"])
-def test_the_control_variate_keeps_a_round_without_news_where_it_was(make_world, draws):
-    agreement, state, sent, replies = round_of(
-        make_world(search={"learning_rate": 1e-6}, federation={"draws": draws, "control_variate": True})
+def test_the_control_variate_keeps_a_round_without_news_where_it_was(make_world, draws, parts):
+    agreement, state, _, replies = round_of(
+        make_world(search={"learning_rate": 1e-6}, federation={"draws": draws, "control_variate": True, "parts": parts})
     )
-    after, _ = server_update(agreement, state, replies.items(), sent)
+    after, _ = server_update(agreement, state, said(replies))
     assert (after.q == state.q).mean() > 0.99
     # A client that is left out takes its M0 with it.
-    after, _ = server_update(agreement, state, [(0, replies[0]), (2, replies[2])], sent)
+    after, _ = server_update(agreement, state, said([(0, replies[0]), (2, replies[2])]))
     assert (after.q == state.q).mean() > 0.99
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
-def test_alpha_layers_travel_as_keep_probabilities_and_are_averaged(make_world, alpha):
-    agreement, state, sent, replies = round_of(make_world(federation={"alpha": alpha}))
+def test_alpha_layers_travel_as_quantised_changes_and_are_averaged(make_world, alpha):
+    agreement, state, _, replies = round_of(make_world(federation={"alpha": alpha}))
     masked, count = agreement.masked, agreement.layout.count
     assert (masked == 0) == (alpha == 1)
-    heavy = 8 + (masked + 7) // 8 + 2 * (count - masked)
-    assert {len(frame) for frame in replies.values()} == {message.HEADER_BYTES + heavy}
-    updates = [message.open_update(replies[c], agreement.place(0, c), masked, count - masked) for c in range(3)]
-    after, _ = server_update(agreement, state, replies.items(), sent)
-    np.testing.assert_allclose(after.q[masked:], np.mean([u.alpha for u in updates], 0), atol=1)
-    assert len({u.alpha.tobytes() for u in updates}) == 3
+    heavy = (masked + 7) // 8 + 2 * (count - masked)
+    assert max(map(len, replies.values())) < HEADER_BYTES + 20 + heavy  # changes take less than θ itself
+    layers = [opened(agreement, state, client, replies[client])[3] for client in range(3)]
+    assert all(((layer - state.q[masked:].astype(int)) % 256 == 0).all() for layer in layers)
+    after, _ = server_update(agreement, state, said(replies))
+    mean = np.clip(np.mean([np.clip(layer, 0, 65535) for layer in layers], 0), 656, 64880)
+    np.testing.assert_allclose(after.q[masked:], mean, atol=257)
+    assert abs(np.mean(after.q[masked:] - mean)) < 5 * 128 / (count - masked) ** 0.5
+    assert len({layer.tobytes() for layer in layers}) == 3
     # Three masks average to thirds, rounded up or down; the clip range ends at 656 and 64880.
     thirds = np.clip(np.round(after.q[:masked] * 3.0 / 65536) * 65536 / 3, 656, 64880)
     np.testing.assert_allclose(after.q[:masked], thirds, atol=1)
+
+
+def test_changes_of_alpha_layers_below_a_step_are_not_swallowed(crowd):
+    """Clients that move by 37 where 256 is the step: over entries and rounds, the mean moves by 37."""
+    with drifting(0, 37):
+        party = crowd(federation={"alpha": 1.0})
+        start = init(party.agreement).q
+        moved = []
+        for turn in range(12):
+            after, _ = party.play(state_at(party.agreement, start, turn))
+            moved.append(after.q.astype(int) - start)
+    assert set(np.unique(moved).tolist()) <= {0, 256}
+    assert abs(np.mean(moved) - 37) < 5 * np.std(moved) / np.size(moved) ** 0.5
+
+
+def test_each_client_sends_its_part_alone_and_the_parts_make_the_mean(crowd):
+    with drifting(4000):
+        party, replies = crowd(federation={"parts": 2}), {}
+        state = init(party.agreement)
+        after, _ = party.play(state, change=lambda c, reply: replies.setdefault(c, reply))
+    found = [opened(party.agreement, state, client, frame)[1:3] for client, frame in sorted(replies.items())]
+    masks, sent = (np.array(column) for column in zip(*found, strict=True))
+    assert sorted(set(sent.sum(0).tolist())) == [2, 3]
+    mean = masks.sum(0) / sent.sum(0)
+    np.testing.assert_allclose(after.q / 65536, np.clip(mean, 0.01, 0.99), atol=1.1 / 65536)
+
+
+# ------------------------------------------------------------------------------- the way to θ
+
+
+@st.composite
+def rounds_with_failures(draw):
+    """Settings, and for each round who hears nothing and whose reply is lost."""
+    chosen = {
+        "draws": draw(st.sampled_from(("stratified", "independent"))),
+        "parts": draw(st.sampled_from((1, 1, 2, 3, 7))),
+        "alpha": draw(st.sampled_from((0.0, 0.0, 0.3, 1.0))),
+        "alpha_bits": draw(st.sampled_from((1, 8, 16))),
+        "mada": draw(st.sampled_from(("off", "published", "coupled", "fixed"))),
+        "control_variate": draw(st.booleans()),
+        "client_weights": draw(st.sampled_from(("equal", "size"))),
+        "cohort": draw(st.sampled_from((0, 1, 2, 4))),
+        "clip": draw(st.sampled_from((0.0001, 0.01))),
+    }
+    some = st.sets(st.integers(0, 4), max_size=3)
+    turns = st.lists(st.tuples(some, some), min_size=4, max_size=7)
+    return chosen, draw(turns), draw(st.sampled_from((0, 300, 6000)))
+
+
+@settings(max_examples=60)
+@given(rounds_with_failures())
+def test_every_client_comes_to_the_servers_theta_whatever_it_missed(crowd, case):
+    chosen, turns, spread = case
+    party = crowd(federation=chosen)
+    agreement, state = party.agreement, init(party.agreement)
+    longest = HEADER_BYTES + 30 + 2 * agreement.layout.count
+    with drifting(spread):
+        for deaf, mute in turns:
+            members = cohort(agreement, state.round)
+            party.up, party.down = [], []
+            try:
+                after, record = party.play(state, deaf=deaf, mute=mute)
+            except ClientError:
+                assert set(members) <= deaf | mute
+                after = state  # the round is played again
+            else:
+                assert set(record.replied) == set(members) - deaf - mute
+                assert not record.left_out
+                assert record.traffic.uplink_bytes == sum(map(len, party.up))
+                assert record.traffic.downlink_bytes == sum(map(len, party.down))
+                assert after.held[list(record.replied)].tolist() == [state.round] * len(record.replied)
+                if after.steps:
+                    again = next_theta(agreement, state.q, state.round, after.steps[-1])
+                    assert again.tobytes() == after.q.tobytes()
+            for client in set(members) - deaf:
+                assert party.held[client].round == state.round
+                assert party.held[client].q.tobytes() == state.q.tobytes()
+            assert len(party.up) <= len(members) and max(map(len, party.down)) <= longest  # nobody was lost
+            state = after
+
+
+def told_to(party, state, client):
+    place = party.agreement.place(state.round, client)
+    return message.open_broadcast(broadcast(party.agreement, state)[client], place, party.agreement.layout.count)
+
+
+@pytest.mark.parametrize("unheard", ["deaf", "mute"])
+def test_a_client_that_missed_rounds_is_sent_the_steps_since(crowd, unheard):
+    with drifting(50):
+        party = crowd()
+        state, _ = party.play(init(party.agreement))
+        for _ in range(3):
+            state, _ = party.play(state, **{unheard: (3,)})
+        late, straight = told_to(party, state, 3), told_to(party, state, 2)
+        assert (late.first, late.steps, late.snapshot) == (0, state.steps[-4:], None)
+        assert (straight.first, straight.steps) == (3, state.steps[-1:])
+        _, record = party.play(state)
+    assert record.replied == (0, 1, 2, 3, 4)
+    assert party.held[3].q.tobytes() == state.q.tobytes()
+    assert record.traffic.downlink_frames == 5
+
+
+def test_steps_longer_than_theta_itself_are_not_sent(crowd):
+    with drifting(6000):
+        party = crowd()
+        state, _ = party.play(init(party.agreement))
+        for _ in range(8):
+            state, _ = party.play(state, deaf=(3,))
+        assert sum(map(len, state.steps)) <= 2 * party.agreement.layout.count
+        assert len(state.steps) < 8
+        late = told_to(party, state, 3)
+        assert late.first is None
+        np.testing.assert_array_equal(late.snapshot, state.q)
+        assert told_to(party, state, 2).steps == state.steps[-1:]
+        _, record = party.play(state)
+    assert record.replied == (0, 1, 2, 3, 4)
+    assert record.traffic.downlink_frames == 5  # it did not have to ask
+    assert party.held[3].q.tobytes() == state.q.tobytes()
+
+
+ASTRAY = {
+    "nothing": lambda held, _: None,
+    "another theta": lambda held, _: Held(~held.q, held.round),
+    "another round": lambda held, _: Held(held.q, held.round - 1),
+    "a later round": lambda held, state: Held(state.q, state.round + 2),
+    "another theta of this round": lambda held, state: Held(state.q ^ 1, state.round),
+    "another layout": lambda held, _: Held(held.q[:-1], held.round),
+}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("what", sorted(ASTRAY))
+def test_a_client_that_has_lost_its_way_gets_a_snapshot_and_takes_part(crowd, what, parts):
+    with drifting(2000):
+        party = crowd(federation={"parts": parts, "alpha": 0.3})
+        state = init(party.agreement)
+        for _ in range(3):
+            state, _ = party.play(state)
+        held = dict(party.held)
+        straight, _ = party.play(state)
+        party.held = held | {1: ASTRAY[what](held[1], state), 4: ASTRAY[what](held[4], state)}
+        party.up, party.down = [], []
+        after, record = party.play(state)
+    assert after.q.tobytes() == straight.q.tobytes()
+    assert record.replied == (0, 1, 2, 3, 4) and not record.left_out
+    assert after.held.tolist() == [3] * 5
+    lost = [message.is_lost(reply, party.agreement.place(3, 1)) for reply in party.up]
+    assert sum(lost) == 1
+    for client in (1, 4):
+        assert party.held[client].q.tobytes() == state.q.tobytes() and party.held[client].round == 3
+    traffic = record.traffic
+    assert (traffic.uplink_frames, traffic.downlink_frames) == (7, 7) == (len(party.up), len(party.down))
+    assert traffic.uplink_bytes == sum(map(len, party.up))
+    assert traffic.downlink_bytes == sum(map(len, party.down)) > 2 * 2 * party.agreement.layout.count
+
+
+def test_a_client_that_stays_lost_is_left_out(crowd):
+    with drifting(500):
+        party = crowd()
+        state, _ = party.play(init(party.agreement))
+        without, _ = party.play(state, mute=(2,))
+        plea = message.seal_lost(party.agreement.place(1, 2))
+        after, record = party.play(state, change=lambda client, reply: plea if client == 2 else reply)
+    assert record.replied == (0, 1, 3, 4) and list(record.left_out) == [2]
+    assert after.q.tobytes() == without.q.tobytes()
+    assert (record.traffic.uplink_frames, record.traffic.downlink_frames) == (6, 6)
+    assert after.held[2] == 0
+
+
+def test_a_client_that_is_lost_twice_at_once_is_sent_one_snapshot(crowd):
+    with drifting(500):
+        party = crowd()
+        state, _ = party.play(init(party.agreement))
+        straight, _ = party.play(state)
+        plea, frames = message.seal_lost(party.agreement.place(1, 2)), []
+
+        def twice(sent):
+            frames.append(sent)
+            for client, reply in party.exchange(1)(sent):
+                yield from [(client, plea)] * 2 if client == 2 and len(frames) == 1 else [(client, reply)]
+
+        after, record = server_update(party.agreement, state, twice)
+    assert [sorted(sent) for sent in frames] == [[0, 1, 2, 3, 4], [2]]
+    assert record.replied == (0, 1, 2, 3, 4)
+    assert after.q.tobytes() == straight.q.tobytes()
+
+
+@pytest.fixture(scope="module")
+def two_steps(crowd):
+    """(party, state, broadcast of two steps to client 1, its place) with all that travels."""
+    with drifting(3000):
+        party = crowd(federation={"parts": 2, "alpha": 0.3, "mada": "published", "cohort": 4})
+        state = init(party.agreement)
+        while state.round < 2 or 1 not in cohort(party.agreement, state.round):
+            state, _ = party.play(state)
+    state = replace(state, held=np.full(5, state.round - 2))
+    told = told_to(party, state, 1)
+    assert len(told.steps) == 2
+    return party, state, told
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_a_damaged_step_makes_a_client_ask_and_nothing_worse(two_steps, feature_map, data):
+    """Bytes flipped, cut off, put in or made up within a frame whose checksum is right."""
+    party, state, told = two_steps
+    steps = [bytearray(step) for step in told.steps]
+    victim = steps[data.draw(st.integers(0, 1))]
+    kind = data.draw(st.sampled_from(("flip", "flip", "flip", "cut", "more", "made up")))
+    if kind == "flip":
+        early = data.draw(st.booleans())
+        victim[data.draw(st.integers(0, 6 if early else len(victim) - 1))] ^= data.draw(st.integers(1, 255))
+    elif kind == "cut":
+        del victim[data.draw(st.integers(0, len(victim) - 1)) :]
+    elif kind == "more":
+        victim += data.draw(st.binary(min_size=1, max_size=9))
+    else:
+        victim[3:] = data.draw(st.binary(max_size=400))
+    place = party.agreement.place(state.round, 1)
+    frame = message.seal_broadcast(replace(told, steps=tuple(map(bytes, steps))), place)
+    start = two_back(party, state)
+    with drifting(0):
+        found = client_update(party.agreement, party.kit, frame, state.round, 1, party.targets[1], None, start)
+    if message.is_lost(found.frame, place):
+        assert found.held is start  # what it holds is as good as before
+    else:
+        assert found.held.q.tobytes() == state.q.tobytes() and found.held.round == state.round
+
+
+def two_back(party, state):
+    """θ of two rounds before."""
+    again, first = Party((party.agreement, party.kit, party.targets)), init(party.agreement)
+    with drifting(3000):
+        while first.round < state.round - 2:
+            first, _ = again.play(first)
+    return Held(first.q, first.round)
+
+
+def test_a_whole_step_is_taken_and_one_of_another_theta_is_not(two_steps):
+    party, state, told = two_steps
+    start, place = two_back(party, state), party.agreement.place(state.round, 1)
+    for steps, lost in ((told.steps, False), (told.steps[::-1], True), ((told.steps[0],) * 2, True)):
+        frame = message.seal_broadcast(replace(told, steps=steps), place)
+        with drifting(0):
+            found = client_update(party.agreement, party.kit, frame, state.round, 1, party.targets[1], None, start)
+        assert message.is_lost(found.frame, place) == lost
 
 
 # -------------------------------------------------------------------------------------- what is shipped
@@ -365,13 +787,12 @@ def compared(make_world):
     """(agreement, state, distances frames by client) of a finished run with three candidates."""
     agreement, kit, targets = make_world({0: 10, 1: 20, 2: 30}, federation={"shipped": "best", "shipped_draws": 2})
     q = np.random.default_rng(1).integers(656, 64881, agreement.layout.count).astype(np.uint16)
+    state = state_at(agreement, q, 2)
     frames = {
-        client: client_distances(
-            agreement, kit, message.seal_candidates(q, agreement.place(2, client)), client, targets[client]
-        )
-        for client in range(3)
+        client: client_distances(agreement, kit, frame, client, targets[client])
+        for client, frame in broadcast(agreement, state, Kind.CANDIDATES).items()
     }
-    return agreement, kit, targets, ServerState(q, 2), frames
+    return agreement, kit, targets, state, frames
 
 
 def distances_of(agreement, rows, weight=1):
@@ -425,6 +846,31 @@ def test_clients_answer_with_the_distances_of_the_candidates(compared):
     np.testing.assert_array_equal(shipped, candidates(agreement, state.q)[closest])
 
 
+def test_a_client_lost_at_the_end_gets_a_snapshot_and_votes(make_world):
+    world = make_world(federation={"shipped": "best", "shipped_draws": 2})
+    agreement, kit, targets = world
+    with drifting(4000):
+        party, state = Party(world), init(agreement)
+        for _ in range(2):
+            state, _ = party.play(state)
+    masks, asked = candidates(agreement, state.q), []
+    party.held[1] = Held(~party.held[1].q, 1)
+
+    def compare(frames):
+        asked.append({client: len(frame) for client, frame in frames.items()})
+        for client, frame in frames.items():
+            reply = client_distances(agreement, kit, frame, client, targets[client], party.held[client])
+            if not message.is_lost(reply, agreement.place(2, client)):
+                best = {0: [1.0, 2.0, 3.0], 1: [9.0, 9.0, 0.0], 2: [1.0, 2.0, 3.0]}[client]
+                assert len(message.open_distances(reply, agreement.place(2, client), 3)[0]) == 3
+                reply = message.seal_distances(np.array(best), 1, agreement.place(2, client))
+            yield client, reply
+
+    np.testing.assert_array_equal(shipped_mask(agreement, state, compare), masks[2])
+    assert [sorted(frames) for frames in asked] == [[0, 1, 2], [1]]
+    assert asked[1][1] > 2 * agreement.layout.count > max(asked[0].values())
+
+
 @pytest.fixture(scope="module")
 def labelled(tiny, feature_map, blobs):
     """(agreement, kit, θ, targets by client) of three labels, of which some clients have few or none."""
@@ -439,7 +885,7 @@ def labelled(tiny, feature_map, blobs):
 
 
 def distances_heard(agreement, kit, q, client, target):
-    frame = message.seal_candidates(q, agreement.place(2, client))
+    frame = broadcast(agreement, state_at(agreement, q, 2), Kind.CANDIDATES)[client]
     reply = client_distances(agreement, kit, frame, client, target)
     return message.open_distances(reply, agreement.place(2, client), 3)[0]
 
@@ -488,4 +934,4 @@ def test_a_single_candidate_asks_nobody(make_agreement):
     def nobody(frames):
         raise AssertionError("clients were asked")
 
-    assert shipped_mask(agreement, ServerState(q, 2), nobody).all()
+    assert shipped_mask(agreement, state_at(agreement, q, 2), nobody).all()

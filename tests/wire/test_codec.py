@@ -168,10 +168,9 @@ def test_a_flip_listed_beyond_the_end_or_near_is_refused():
     near = int(np.argmin(np.abs(u.astype(int) - known.q)))
     for place in (39 + 10, near):
         reach = 0 if place > 39 else 31
-        distance = codec._distance(u, known.q)
-        quiet = np.flatnonzero(distance < codec._EDGES[reach])
+        quiet, contexts, shape = codec.flip_contexts(u, known, reach)
         writer = FlagWriter()
-        writer.flags(np.zeros(len(quiet), np.bool_), *codec.flip_contexts(u, known, quiet))
+        writer.flags(np.zeros(quiet.sum(), np.bool_), contexts, shape)
         writer.positives(np.array([place + 1]), np.zeros(1, np.uint16), (1,))
         with pytest.raises(MessageError, match="flip beyond"):
             decode_mask(codec._MASK.pack(1, reach, 1) + writer.done(), u, known)

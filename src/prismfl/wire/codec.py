@@ -22,6 +22,8 @@ _BINS, _THETAS, _PHASES = 4 * len(_OCTAVES), 16, 8
 _EDGES = np.array([(4 + quarter) << (octave - 2) for octave in _OCTAVES for quarter in range(4)] + [65536])
 _RARE = 16384  # beyond some distance fewer than one entry in so many flips: these are listed one by one
 _SAMPLE = 16
+_FEW = 16  # at most one entry in so many is listed by itself
+_CHUNK = 65536  # entries that are worked on at a time: what fits a cache
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ def unpack_theta(raw: bytes, count: int) -> NDArray[np.uint16]:
 def encode_mask(mask: NDArray[np.bool_], u: NDArray[np.uint16], known: Entries) -> bytes:
     """A mask bool `[n]` drawn with u uint16 `[n]`: its flips against `[u < θ_t]`, or packed where that is smaller."""
     flips = mask ^ (u < known.q)
-    distance = _distance(u, known.q)
-    reach = _reach(distance, flips)
-    near = _near(distance, reach)
-    far = np.flatnonzero(flips & (distance >= _EDGES[reach]))
+    reach = _reach(_distance(u[::_SAMPLE], known.q[::_SAMPLE]), flips[::_SAMPLE])
+    near, contexts, shape = flip_contexts(u, known, reach)
+    far = np.flatnonzero(flips & ~near)
+    if len(far) > len(mask) // _FEW:
+        near, contexts, shape = flip_contexts(u, known)
+        reach, far = _BINS, far[:0]
     writer = FlagWriter()
-    writer.flags(flips[near], *flip_contexts(u, known, near))
+    writer.flags(flips[near], contexts, shape)
     writer.positives(np.diff(far, prepend=-1), np.zeros(len(far), np.uint16), (1,))
     coded = writer.done()
     if len(coded) + _MASK.size > -(-len(mask) // 8) + 1:
@@ -85,22 +89,24 @@ def encode_mask(mask: NDArray[np.bool_], u: NDArray[np.uint16], known: Entries) 
 
 
 def decode_mask(raw: bytes, u: NDArray[np.uint16], known: Entries) -> NDArray[np.bool_]:
-    """The mask bool `[n]` that `encode_mask` was given.  Raises MessageError for anything else."""
+    """The mask bool `[n]` that `encode_mask` was given.  Raises MessageError for anything else.
+
+    Takes about eight bytes an entry while it works, whatever the message claims.
+    """
     if raw[:1] == bytes([_PACKED]):
         return unpack_mask(raw[1:], len(u))
     if len(raw) < _MASK.size or raw[0] != _CODED:
         raise _refuse(f"a mask of {len(raw)} bytes, coding {raw[:1].hex()}", "a packed or coded mask")
     _, reach, beyond = _MASK.unpack_from(raw)
-    if reach > _BINS or beyond > len(u):
-        raise _refuse(f"a mask of {reach} bins and {beyond} flips beyond", f"at most {_BINS} and {len(u)}")
-    distance = _distance(u, known.q)
-    near = _near(distance, reach)
-    mask = u < known.q
+    if reach > _BINS or beyond > len(u) // _FEW:
+        raise _refuse(f"a mask of {reach} bins and {beyond} flips beyond", f"at most {_BINS} and {len(u) // _FEW}")
+    near, contexts, shape = flip_contexts(u, known, reach)
     reader = FlagReader(raw[_MASK.size :])
-    mask[near] ^= reader.flags(*flip_contexts(u, known, near))
+    mask = u < known.q
+    mask[near] ^= reader.flags(contexts, shape)
     far = np.cumsum(reader.positives(np.zeros(beyond, np.uint16), (1,))) - 1
     reader.finish()
-    if beyond and (far[-1] >= len(u) or (distance[far] < _EDGES[reach]).any()):
+    if beyond and (far[-1] >= len(u) or near[far].any()):
         raise _refuse("a flip beyond the last entry or listed twice", "each flip once")
     mask[far] ^= True
     return mask
@@ -110,15 +116,11 @@ def _distance(u: NDArray[np.uint16], q: NDArray[np.uint16]) -> NDArray[np.uint16
     return np.maximum(u, q) - np.minimum(u, q)
 
 
-def _near(distance: NDArray[np.uint16], reach: int) -> "NDArray[np.int64] | slice":
-    return slice(None) if reach == _BINS else np.flatnonzero(distance < np.uint16(_EDGES[reach]))
-
-
 def _reach(distance: NDArray[np.uint16], flips: NDArray[np.bool_]) -> int:
     """Bins of distance to be coded flag by flag, judged by a part of the entries."""
-    bins = _distance_bins(distance[::_SAMPLE])
+    bins = _distance_bins(distance)
     entries = np.bincount(bins, minlength=_BINS)[::-1].cumsum()[::-1]
-    flipped = np.bincount(bins[flips[::_SAMPLE]], minlength=_BINS)[::-1].cumsum()[::-1]
+    flipped = np.bincount(bins[flips], minlength=_BINS)[::-1].cumsum()[::-1]
     rare = flipped * _RARE <= entries
     return int(np.argmax(rare)) if rare.any() else _BINS
 
@@ -133,14 +135,28 @@ def _distance_bins(distance: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 
 def flip_contexts(
-    u: NDArray[np.uint16], known: Entries, places: "NDArray[np.int64] | slice"
-) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
-    """What the probability of a flip depends on: a cell for each place, uint16 `[n]`, and the shape of the cells."""
-    q, here = known.q[places], u[places]
-    cells = _distance_bins(_distance(here, q))
+    u: NDArray[np.uint16], known: Entries, reach: int = _BINS
+) -> tuple[NDArray[np.bool_], NDArray[np.uint16], tuple[int, ...]]:
+    """Which entries are nearer than the reach, bool `[n]`, their cells, uint16, and the shape of the cells.
+
+    A cell is what the probability of a flip depends on.
+    """
+    near, cells, filled = np.empty(len(u), np.bool_), np.empty(len(u), np.uint16), 0
+    for start in range(0, len(u), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        distance = _distance(u[chunk], known.q[chunk])
+        here = np.less(distance, _EDGES[reach], out=near[chunk])
+        found = _flip_cells(u[chunk][here], known.of(chunk).of(here), distance[here])
+        cells[filled : filled + len(found)] = found
+        filled += len(found)
+    return near, cells[:filled], (2 * _BINS, _THETAS, known.depth)
+
+
+def _flip_cells(u: NDArray[np.uint16], known: Entries, distance: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    cells = _distance_bins(distance)
     cells += cells
-    cells += here < q
-    return _with_theta(cells, q, known.layers[places], known.depth), (2 * _BINS, _THETAS, known.depth)
+    cells += u < known.q
+    return _with_theta(cells, known.q, known.layers, known.depth)
 
 
 def _with_theta(
