@@ -49,14 +49,15 @@ class Party:
         self.memory[client], self.held[client] = found.memory, found.held
         return found.frame
 
-    def exchange(self, turn, deaf=(), mute=(), change=lambda client, reply: reply):
+    def exchange(self, turn, deaf=(), mute=(), change=None):
         """Carry frames: the deaf get none, and what the mute say is lost."""
 
         def carry(frames):
             for client, frame in frames.items():
                 self.down.append(frame)
                 if client not in deaf:
-                    reply = change(client, self.answer(client, turn, frame))
+                    reply = self.answer(client, turn, frame)
+                    reply = change(client, reply) if change else reply
                     if client not in mute:
                         self.up.append(reply)
                         yield client, reply
@@ -71,7 +72,7 @@ class Party:
 def said(replies):
     """An exchange in which these (client, reply) come, whatever is sent; asked again, nobody answers."""
     turns = iter([list(replies.items()) if isinstance(replies, dict) else list(replies)])
-    return lambda frames: iter(next(turns, []))
+    return lambda _: iter(next(turns, []))
 
 
 def round_of(world, state=None):
@@ -338,8 +339,8 @@ def bad_replies(make_world, played):
         "another share of layers": alpha[1],
         "another theta": resealed(agreement, 1, replies[1], digest=lambda _: message.digest_of(state.q ^ 1)),
         "too long a mask": resealed(agreement, 1, replies[1], mask=lambda raw: raw + bytes(5000)),
-        "bytes after the mask": resealed(agreement, 1, replies[1], mask=lambda raw: raw + b"\1\2\3\4"),
-        "half a mask": resealed(agreement, 1, replies[1], mask=lambda raw: raw[:6]),
+        "bytes after the mask": resealed(agreement, 1, replies[1], mask=lambda raw: raw + b"\1\2\3\4" * 10),
+        "half a head": resealed(agreement, 1, replies[1], mask=lambda raw: raw[:3]),
         "no mask": resealed(agreement, 1, replies[1], mask=lambda _: b""),
         "layers that do not travel": resealed(agreement, 1, replies[1], alpha=lambda _: bytes(5000)),
         "no weight": resealed(agreement, 1, replies[1], weight=lambda _: 0),
@@ -364,7 +365,7 @@ def bad_replies(make_world, played):
         "another theta",
         "too long a mask",
         "bytes after the mask",
-        "half a mask",
+        "half a head",
         "no mask",
         "layers that do not travel",
         "no weight",
@@ -401,7 +402,7 @@ def test_a_reply_of_an_earlier_round_is_not_counted_again(crowd):
             assert after.held[1] == 0  # it has not shown to know θ_1
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.data())
 def test_no_bytes_in_an_update_harm_the_round(played, data):
     """Damage under a right checksum is left out or is an update like any other."""
@@ -409,6 +410,7 @@ def test_no_bytes_in_an_update_harm_the_round(played, data):
     raw = bytearray(message.open_update(replies[1], agreement.place(0, 1), 10**6, 10**6).mask)
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    del raw[data.draw(st.sampled_from((len(raw), len(raw), len(raw) // 2, len(raw) - 4))) :]
     heard = replies | {1: resealed(agreement, 1, replies[1], mask=lambda _: bytes(raw))}
     after, record = server_update(agreement, state, said(heard))
     assert {0, 2} <= set(record.replied)
@@ -564,7 +566,7 @@ def rounds_with_failures(draw):
     return chosen, draw(turns), draw(st.sampled_from((0, 300, 6000)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(rounds_with_failures())
 def test_every_client_comes_to_the_servers_theta_whatever_it_missed(crowd, case):
     chosen, turns, spread = case
@@ -618,13 +620,13 @@ def test_a_client_that_missed_rounds_is_sent_the_steps_since(crowd, unheard):
 
 
 def test_steps_longer_than_theta_itself_are_not_sent(crowd):
-    with drifting(6000):
-        party = crowd()
+    with drifting(20_000):
+        party = crowd(federation={"mada": "fixed", "fixed_share": 0.1})
         state, _ = party.play(init(party.agreement))
-        for _ in range(8):
+        while len(state.steps) == state.round:
             state, _ = party.play(state, deaf=(3,))
         assert sum(map(len, state.steps)) <= 2 * party.agreement.layout.count
-        assert len(state.steps) < 8
+        assert len(state.steps) > 1
         late = told_to(party, state, 3)
         assert late.first is None
         np.testing.assert_array_equal(late.snapshot, state.q)
@@ -635,18 +637,21 @@ def test_steps_longer_than_theta_itself_are_not_sent(crowd):
     assert party.held[3].q.tobytes() == state.q.tobytes()
 
 
-ASTRAY = {
-    "nothing": lambda held, _: None,
-    "another theta": lambda held, _: Held(~held.q, held.round),
-    "another round": lambda held, _: Held(held.q, held.round - 1),
-    "a later round": lambda held, state: Held(state.q, state.round + 2),
-    "another theta of this round": lambda held, state: Held(state.q ^ 1, state.round),
-    "another layout": lambda held, _: Held(held.q[:-1], held.round),
-}
+def astray(what, held, state):
+    """What a client that held the θ before this round's may hold instead."""
+    return {
+        "nothing": None,
+        "another theta": Held(~held.q, held.round),
+        "another round": Held(held.q, held.round - 1),
+        "a later round": Held(state.q, state.round + 2),
+        "another theta of this round": Held(state.q ^ 1, state.round),
+    }[what]
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("what", sorted(ASTRAY))
+@pytest.mark.parametrize(
+    "what", ["nothing", "another theta", "another round", "a later round", "another theta of this round"]
+)
 def test_a_client_that_has_lost_its_way_gets_a_snapshot_and_takes_part(crowd, what, parts):
     with drifting(2000):
         party = crowd(federation={"parts": parts, "alpha": 0.3})
@@ -655,7 +660,7 @@ def test_a_client_that_has_lost_its_way_gets_a_snapshot_and_takes_part(crowd, wh
             state, _ = party.play(state)
         held = dict(party.held)
         straight, _ = party.play(state)
-        party.held = held | {1: ASTRAY[what](held[1], state), 4: ASTRAY[what](held[4], state)}
+        party.held = held | {client: astray(what, held[client], state) for client in (1, 4)}
         party.up, party.down = [], []
         after, record = party.play(state)
     assert after.q.tobytes() == straight.q.tobytes()
@@ -704,23 +709,23 @@ def test_a_client_that_is_lost_twice_at_once_is_sent_one_snapshot(crowd):
 
 @pytest.fixture(scope="module")
 def two_steps(crowd):
-    """(party, state, broadcast of two steps to client 1, its place) with all that travels."""
+    """(party, state, broadcast of two steps to client 1, the θ they start from) with all that travels."""
     with drifting(3000):
         party = crowd(federation={"parts": 2, "alpha": 0.3, "mada": "published", "cohort": 4})
-        state = init(party.agreement)
-        while state.round < 2 or 1 not in cohort(party.agreement, state.round):
-            state, _ = party.play(state)
-    state = replace(state, held=np.full(5, state.round - 2))
+        passed = [init(party.agreement)]
+        while len(passed) < 3 or 1 not in cohort(party.agreement, passed[-1].round):
+            passed.append(party.play(passed[-1])[0])
+    state = replace(passed[-1], held=np.full(5, passed[-3].round))
     told = told_to(party, state, 1)
     assert len(told.steps) == 2
-    return party, state, told
+    return party, state, told, Held(passed[-3].q, passed[-3].round)
 
 
 @settings(max_examples=150)
 @given(st.data())
-def test_a_damaged_step_makes_a_client_ask_and_nothing_worse(two_steps, feature_map, data):
+def test_a_damaged_step_makes_a_client_ask_and_nothing_worse(two_steps, data):
     """Bytes flipped, cut off, put in or made up within a frame whose checksum is right."""
-    party, state, told = two_steps
+    party, state, told, start = two_steps
     steps = [bytearray(step) for step in told.steps]
     victim = steps[data.draw(st.integers(0, 1))]
     kind = data.draw(st.sampled_from(("flip", "flip", "flip", "cut", "more", "made up")))
@@ -735,7 +740,6 @@ def test_a_damaged_step_makes_a_client_ask_and_nothing_worse(two_steps, feature_
         victim[3:] = data.draw(st.binary(max_size=400))
     place = party.agreement.place(state.round, 1)
     frame = message.seal_broadcast(replace(told, steps=tuple(map(bytes, steps))), place)
-    start = two_back(party, state)
     with drifting(0):
         found = client_update(party.agreement, party.kit, frame, state.round, 1, party.targets[1], None, start)
     if message.is_lost(found.frame, place):
@@ -744,18 +748,9 @@ def test_a_damaged_step_makes_a_client_ask_and_nothing_worse(two_steps, feature_
         assert found.held.q.tobytes() == state.q.tobytes() and found.held.round == state.round
 
 
-def two_back(party, state):
-    """θ of two rounds before."""
-    again, first = Party((party.agreement, party.kit, party.targets)), init(party.agreement)
-    with drifting(3000):
-        while first.round < state.round - 2:
-            first, _ = again.play(first)
-    return Held(first.q, first.round)
-
-
 def test_a_whole_step_is_taken_and_one_of_another_theta_is_not(two_steps):
-    party, state, told = two_steps
-    start, place = two_back(party, state), party.agreement.place(state.round, 1)
+    party, state, told, start = two_steps
+    place = party.agreement.place(state.round, 1)
     for steps, lost in ((told.steps, False), (told.steps[::-1], True), ((told.steps[0],) * 2, True)):
         frame = message.seal_broadcast(replace(told, steps=steps), place)
         with drifting(0):
