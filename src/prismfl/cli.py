@@ -139,6 +139,9 @@ def _closing(finished: Any) -> None:
     found, folder = finished.summary, finished.folder
     traffic = f"{sized(found['uplink_bytes'])} up, {sized(found['downlink_bytes'])} down"
     print(f"\n{found['rounds']} rounds in {found['seconds']:.0f} s; {traffic}")
+    if found["uplink_bits_per_parameter"] is not None:
+        each = (found["uplink_bits_per_parameter"], found["downlink_bits_per_parameter"])
+        print(f"a client and round: {each[0]:.3f} bits a parameter up, {each[1]:.3f} down")
     if "fid_embedded" in found:
         print(f"fid_embedded {found['fid_embedded']:.2f} (Fréchet distance in the embedded judge network)")
     print(

@@ -17,6 +17,7 @@ from prismfl.federation import (
     Agreement,
     Exchange,
     RoundRecord,
+    Traffic,
     init,
     preview_mask,
     server_update,
@@ -30,7 +31,6 @@ from prismfl.sampling import Sampler, finish, grid_of, labels_like, save_picture
 from prismfl.server import ServerState
 from prismfl.wire.message import HEADER_BYTES
 
-_TOTALS = ("uplink_bytes", "downlink_bytes", "uplink_framing_bytes", "downlink_framing_bytes")
 _MEANS = ("uplink_bits_per_parameter", "downlink_bits_per_parameter")
 
 
@@ -147,12 +147,19 @@ def _line(agreement: Agreement, record: RoundRecord, seconds: float) -> dict[str
         "cohort": list(record.replied),
         "left_out": {str(client): why for client, why in record.left_out.items()},
         "seconds": round(seconds, 3),
+        **_bytes_of(traffic),
+        "uplink_bits_per_parameter": traffic.uplink_bytes * per,
+        "downlink_bits_per_parameter": traffic.downlink_bytes * per,
+    }
+
+
+def _bytes_of(traffic: Traffic) -> dict[str, int]:
+    """Bytes of whole frames, and those of them that are headers."""
+    return {
         "uplink_bytes": traffic.uplink_bytes,
         "downlink_bytes": traffic.downlink_bytes,
         "uplink_framing_bytes": traffic.uplink_frames * HEADER_BYTES,
         "downlink_framing_bytes": traffic.downlink_frames * HEADER_BYTES,
-        "uplink_bits_per_parameter": traffic.uplink_bytes * per,
-        "downlink_bits_per_parameter": traffic.downlink_bytes * per,
     }
 
 
@@ -160,13 +167,14 @@ def _finish(
     agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, state: ServerState, test: ImageSet | None
 ) -> Finished:
     watcher.note("choosing the finished model's mask")
-    mask = shipped_mask(agreement, state, engine.compare())
+    closing = Traffic()
+    mask = shipped_mask(agreement, state, engine.compare(), closing)
     settings = agreement.settings
     model = _model(agreement, mask, to_toml(settings.public()))
     size = save_model(model, folder.model)
     sampler = Sampler(model, settings.output.device)
     save_picture(grid_of(sampler), folder.samples(state.round))
-    summary = _summary(agreement, folder, size)
+    summary = _summary(agreement, folder, size, closing)
     if test is not None and settings.output.distance_samples:
         watcher.note(f"measuring the distance on {settings.output.distance_samples} samples")
         summary["fid_embedded"] = _distance(agreement, sampler, test)
@@ -174,15 +182,17 @@ def _finish(
     return Finished(folder, summary)
 
 
-def _summary(agreement: Agreement, folder: RunFolder, size: int) -> dict[str, Any]:
+def _summary(agreement: Agreement, folder: RunFolder, size: int, closing: Traffic) -> dict[str, Any]:
     lines = runfolder.read_rounds(folder)
+    ends = _bytes_of(closing)
     return {
         "rounds": len(lines),
         "parameters": agreement.layout.count,
         "features_sha256": agreement.settings.features.features_sha256,
         "model_bytes": size,
         "model_bits_per_parameter": 8 * size / agreement.layout.count,
-        **{name: sum(line.get(name, 0) for line in lines) for name in _TOTALS},
+        **{name: sum(line.get(name, 0) for line in lines) + value for name, value in ends.items()},
+        "closing_bytes": closing.uplink_bytes + closing.downlink_bytes,
         **{name: fmean(line[name] for line in lines) if lines else None for name in _MEANS},
         "seconds": round(sum(line["seconds"] for line in lines), 1),
         "loss": lines[-1]["loss"] if lines else None,

@@ -551,8 +551,10 @@ def _drawn(agreement: Agreement, q: NDArray[np.uint16], index: int) -> NDArray[n
     return mask_of(q, Stream(agreement.settings.seed, Purpose.SHIPPED, index).halves(len(q)))
 
 
-def shipped_mask(agreement: Agreement, state: ServerState, exchange: Exchange) -> NDArray[np.bool_]:
-    """The finished model's mask: bool `[N]`.
+def shipped_mask(
+    agreement: Agreement, state: ServerState, exchange: Exchange, traffic: Traffic | None = None
+) -> NDArray[np.bool_]:
+    """The finished model's mask: bool `[N]`; what is asked for it is added to the traffic.
 
     With several candidates, the last cohort's clients send each one's squared distance from
     their targets, and the least mean wins: it differs from the distance to the pooled moments
@@ -562,7 +564,7 @@ def shipped_mask(agreement: Agreement, state: ServerState, exchange: Exchange) -
     if len(masks) == 1:
         return masks[0]
     heard: dict[int, NDArray[np.float64]] = {}
-    members, traffic = cohort(agreement, state.round), Traffic()
+    members, traffic = cohort(agreement, state.round), traffic or Traffic()
     for client, reply in converse(agreement, state, exchange, traffic, message.Kind.CANDIDATES):
         # One vote less decides nothing: what is damaged, uninvited or second is passed over.
         if isinstance(reply, bytes) and client in members and client not in heard:
