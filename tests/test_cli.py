@@ -243,8 +243,8 @@ def test_a_dry_run_says_what_the_run_takes(run, tmp_path, monkeypatch):
     lines, found = lines_of(run[0]), forecast(prepare(load_settings(run[0] / "config.toml")), 1)
     for way, promised in (("uplink", found.uplink_bytes), ("downlink", found.downlink_bytes)):
         real = sum(line[f"{way}_bytes"] for line in lines)
-        assert promised == real
-        assert sized(real) in shown[way]
+        assert real / 3 < promised < 3 * real
+        assert f"about {sized(promised)}" in shown[way]
     assert str(found.parameters) in shown["parameters"] and "MB" in shown["memory"]
 
 

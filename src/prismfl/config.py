@@ -387,6 +387,12 @@ def _check_together(settings: Settings) -> None:
             f"{federation.clip} … {1 - federation.clip}, the clip range",
             "change one of the two",
         )
+    if federation.control_variate and federation.client_weights == "size":
+        raise SettingError(
+            "federation.control_variate with client_weights = 'size'",
+            "clients of equal weight: the average travels less their unweighted masks",
+            "change one of the two",
+        )
     _check_not_built(settings)
 
 

@@ -279,7 +279,7 @@ def hear(
     client must ask for a snapshot.  Raises MessageError when the frame is not the expected one.
     """
     told = message.open_broadcast(frame, place, agreement.layout.count, kind)
-    held = Held(init(agreement).q, 0) if held is None else held
+    held = Held(init(agreement).q, 0) if held is None or len(held.q) != agreement.layout.count else held
     try:
         found = _follow(agreement, kit, told, held, place.round)
     except MessageError:

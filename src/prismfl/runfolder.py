@@ -131,12 +131,14 @@ def load_state(folder: RunFolder, count: int, clients: int) -> ServerState | Non
 
 
 def _state_of(tensors: Mapping[str, NDArray[Any]]) -> ServerState:
-    ends = np.cumsum(tensors["lengths"]).tolist()
-    raw = tensors["steps"].tobytes()
-    if ends[-1:] not in ([], [len(raw)]):
-        raise ValueError(f"{len(raw)} bytes of steps, {ends[-1]} expected")
+    done, lengths, raw = int(tensors["round"][0]), tensors["lengths"], tensors["steps"].tobytes()
+    if lengths.dtype != np.int64 or (lengths < 0).any() or int(lengths.sum()) != len(raw):
+        raise ValueError(f"{len(raw)} bytes of steps, {lengths.sum()} expected")
+    if (tensors["held"] > done).any():
+        raise ValueError(f"a client beyond round {done}")
+    ends = np.cumsum(lengths).tolist()
     steps = tuple(raw[start:end] for start, end in zip([0, *ends], ends, strict=False))
-    return ServerState(tensors["q"], int(tensors["round"][0]), steps, tensors["held"])
+    return ServerState(tensors["q"], done, steps, tensors["held"])
 
 
 def read_rounds(folder: RunFolder) -> list[dict[str, Any]]:

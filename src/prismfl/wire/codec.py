@@ -89,7 +89,7 @@ def encode_mask(mask: NDArray[np.bool_], u: NDArray[np.uint16], known: Entries) 
 
 
 def decode_mask(raw: bytes, u: NDArray[np.uint16], known: Entries) -> NDArray[np.bool_]:
-    """The mask bool `[n]` that `encode_mask` was given.  Raises MessageError for anything else.
+    """The mask bool `[n]` that `encode_mask` was given.  Raises MessageError for what cannot be one.
 
     Takes about eight bytes an entry while it works, whatever the message claims.
     """
@@ -182,7 +182,7 @@ def encode_step(net: NDArray[np.int64], alpha: NDArray[np.int64], base: Baseline
 
 
 def decode_step(raw: bytes, base: Baseline, known: Entries) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What `encode_step` was given.  Raises MessageError for anything else."""
+    """What `encode_step` was given.  Raises MessageError for what cannot be one."""
     masked = len(base.clients)
     reader = FlagReader(raw)
     net = reader.integers(*_net_contexts(base, known.of(slice(masked))))
@@ -199,7 +199,7 @@ def encode_changes(changes: NDArray[np.int64], known: Entries) -> bytes:
 
 
 def decode_changes(raw: bytes, known: Entries) -> NDArray[np.int64]:
-    """What `encode_changes` was given.  Raises MessageError for anything else."""
+    """What `encode_changes` was given.  Raises MessageError for what cannot be one."""
     reader = FlagReader(raw)
     changes = reader.integers(*_change_contexts(known))
     reader.finish()
