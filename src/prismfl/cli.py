@@ -140,13 +140,14 @@ def _closing(finished: Any) -> None:
     traffic = f"{sized(found['uplink_bytes'])} up, {sized(found['downlink_bytes'])} down"
     print(f"\n{found['rounds']} rounds in {found['seconds']:.0f} s; {traffic}")
     if "fid_embedded" in found:
-        print(f"fid_embedded {found['fid_embedded']:.2f} (Fréchet distance in the embedded judge network)")
+        outside = ", outside the guarantee" if found.get("outside_guarantee") else ""
+        print(f"fid_embedded {found['fid_embedded']:.2f} (Fréchet distance in the embedded judge network{outside})")
     print(
         f"model    {folder.model} ({found['model_bytes']} bytes, {found['model_bits_per_parameter']:.3f} bits a weight)"
     )
     print(f"samples  {folder.root / found['grid']}")
     print(f"log      {folder.rounds}")
-    print("privacy  no formal guarantee: this run released nothing under (ε, δ)")
+    print(f"privacy  {found['privacy']}")
     print(f"more     prismfl sample {folder.model} --count 64 --seed 1 --out grid.png")
 
 

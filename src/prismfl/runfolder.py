@@ -81,7 +81,7 @@ def create(root: Path, settings: Settings) -> RunFolder:
             f"cannot make {root} ({error.strerror})", "a writable place", "choose another --out"
         ) from None
     write_atomic(folder.config, to_toml(settings))
-    write_atomic(folder.ledger, json.dumps({"releases": []}, indent=1) + "\n")
+    gather_ledger(folder)
     return folder
 
 
@@ -122,6 +122,24 @@ def load_state(folder: RunFolder, count: int) -> ServerState | None:
     lines = [record for record in read_rounds(folder) if record["round"] < done]
     write_atomic(folder.rounds, "".join(json.dumps(record) + "\n" for record in lines))
     return ServerState(q, done)
+
+
+def save_ledger(folder: RunFolder, client: int, releases: list[dict[str, Any]]) -> None:
+    """All releases of one client, in its own folder and then in the run's ledger.  Raises RunFolderError."""
+    write_atomic(folder.client(client) / "ledger.json", json.dumps({"releases": releases}, indent=1) + "\n")
+    gather_ledger(folder)
+
+
+def gather_ledger(folder: RunFolder) -> list[Any]:
+    """Write the run's ledger anew of what its clients released, and return it.  Raises RunFolderError."""
+    found: list[Any] = []
+    for path in sorted(folder.root.glob("clients/*/ledger.json"), key=lambda path: (len(path.parent.name), path)):
+        try:
+            found += json.loads(path.read_text())["releases"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{path} does not read ({error})", "a client's ledger", "restore the file") from None
+    write_atomic(folder.ledger, json.dumps({"releases": found}, indent=1) + "\n")
+    return found
 
 
 def read_rounds(folder: RunFolder) -> list[dict[str, Any]]:
