@@ -223,6 +223,49 @@ def evaluate(
 
 
 @app.command()
+def privacy(
+    sizes: Annotated[str, typer.Option(help="Images of each client, by commas.")],
+    epsilon: Annotated[float, typer.Option(help="ε of the whole run.")] = 0.0,
+    sigma: Annotated[float, typer.Option(help="Instead of ε: σ of the noise on a client's mean vector.")] = 0.0,
+    delta: Annotated[float, typer.Option(help="δ of the whole run.")] = 1e-5,
+    images_per_person: Annotated[int, typer.Option(help="Most images of one person at one client.")] = 1,
+    dimension: Annotated[int, typer.Option(help="Entries of the vector [of the default network, ten labels].")] = 0,
+) -> None:
+    """Say what noise a guarantee needs, or what guarantee a noise gives, before anything is released."""
+    from prismfl.privacy.planning import at_clients, plans
+
+    counts = _numbers("--sizes", sizes)
+    entries = dimension or _default_entries()
+    found = plans(counts, delta, entries, epsilon=epsilon, sigma=sigma, images_per_person=images_per_person)
+    print(f"images   ε at δ = {delta:g}   σ / Δ     Δ of the mean   σ of the mean   noise / signal ({entries} entries)")
+    for one in found:
+        print(
+            f"{one.images:<8} {one.epsilon:<14.4g} {one.noise_multiplier:<9.4g} {one.sensitivity:<15.4g} "
+            f"{one.sigma:<15.4g} {one.noise_to_signal:.3g}"
+        )
+    for clients in sorted({1, min(2, len(found)), len(found)}):
+        told = "1 client" if clients == 1 else f"{clients} clients"
+        print(f"one person with images at {told}: ε = {at_clients(found, clients, delta):.4g}")
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingError(f"{option} {text!r}", "whole numbers, by commas", "as 600,600") from None
+
+
+def _default_entries() -> int:
+    """Entries that a client with ten labels releases by default, of grey images of 32 pixels."""
+    from prismfl.mmd import FeatureMap
+    from prismfl.nets.features import load_features
+    from prismfl.privacy.release import grid_of
+
+    defaults = Settings().features
+    return grid_of(FeatureMap(load_features(defaults.features), defaults, 1, 32), 10).entries
+
+
+@app.command()
 def fetch(
     dataset: Annotated[str, typer.Argument(help="mnist, fmnist, kmnist or cifar10.")],
     data_dir: Annotated[Path, typer.Option(help="Folder to put its files into.")],
