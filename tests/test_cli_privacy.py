@@ -51,3 +51,27 @@ def test_a_private_run_from_the_command_line(tmp_path):
     assert "Privacy: (9.8, 0.0001)" in call(*words)[1]
     line = refused("train", *TINY, "--epsilon", 9.8, "--delta", 0.002, "--out", tmp_path / "other")
     assert "privacy.delta = 0.002" in line and not (tmp_path / "other").exists()
+
+
+def test_an_audit_is_printed_and_finds_nothing(monkeypatch):
+    words = ["audit", "--epsilon", 9.8, "--noise", "fast", "--runs", 2_000, "--canaries", 1_000]
+    code, out, err = call(*words)
+    assert (code, err) == (0, "") and "ε = 9.8 at δ = 1e-05" in out and "nothing contradicts" in out
+    found = json.loads(call(*words, "--json")[1])
+    assert 1 < found["many_runs_if_gaussian"] < 9.8 and found["fresh"] and not found["broken"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "--epsilon"),
+        (["--epsilon", "0"], "ε = 0.0"),
+        (["--epsilon", "-1"], "privacy.epsilon = -1.0"),
+        (["--epsilon", "1", "--delta", "0.05"], "privacy.delta = 0.05"),
+        (["--epsilon", "1", "--noise", "none"], "privacy.noise = 'none'"),
+        (["--epsilon", "1", "--runs", "3"], "3 runs"),
+        (["--epsilon", "1", "--canaries", "0"], "0 images"),
+    ],
+)
+def test_impossible_audits_are_one_line(words, says):
+    assert says in refused("audit", *words)

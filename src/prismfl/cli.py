@@ -248,6 +248,35 @@ def privacy(
         print(f"one person with images at {told}: ε = {at_clients(found, clients, delta):.4g}")
 
 
+@app.command()
+def audit(
+    epsilon: Annotated[float, typer.Option(help="ε that is promised.")],
+    delta: Annotated[float, typer.Option(help="δ that is promised.")] = 1e-5,
+    runs: Annotated[int, typer.Option(help="Releases of each of two neighbouring stores.")] = 20_000,
+    canaries: Annotated[int, typer.Option(help="Canaries of the attack on one release.")] = 5_000,
+    noise: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Attack the release with canaries: lower bounds on ε, each with 95 % confidence."""
+    from dataclasses import asdict
+
+    from prismfl.audit import audit_release
+    from prismfl.privacy.release import check_sizes
+
+    asked = settings_from({"privacy": {"epsilon": epsilon, "delta": delta, "noise": noise}}).privacy
+    check_sizes(asked, [100, canaries])
+    found = audit_release(asked, runs, canaries)
+    if as_json:
+        print(json.dumps(asdict(found) | {"broken": found.broken}, indent=1))
+        return
+    print(f"promised                        ε = {epsilon:g} at δ = {delta:g}")
+    print(f"many releases                   ε ≥ {found.many_runs:.3g}")
+    print(f"many releases, if Gaussian      ε ≥ {found.many_runs_if_gaussian:.3g}")
+    print(f"one release, many canaries      ε ≥ {found.one_run:.3g}")
+    print(f"noise is new every time         {'yes' if found.fresh else 'NO'}")
+    print("the promise is contradicted" if found.broken else "nothing contradicts the promise")
+
+
 def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]

@@ -17,6 +17,7 @@ replace-one after the partition.  Noise comes from the operating system, never f
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +134,7 @@ def integer_sums(
         whole = quantise(features.vectors(images[start : start + _BATCH]), grid)
         for tag in np.unique(batch):
             mine = whole[torch.from_numpy(batch == tag).to(whole.device)]
-            sums[tag] += mine.sum(0).cpu().numpy().astype(np.int64)
+            sums[tag] += _summed(mine)
     return sums
 
 
@@ -174,6 +175,31 @@ def _rounded(count: int, scale: int) -> NDArray[np.int64]:
     """Normals of a generator that is seeded from the operating system: rounded, int64 `[count]`."""
     draws = np.random.Generator(np.random.PCG64(np.random.SeedSequence()))
     return np.rint(draws.normal(0.0, scale, count)).astype(np.int64)
+
+
+def noisy_sums(batches: Iterable[Tensor], images: int, privacy: Privacy, draws: int = 1) -> NDArray[np.int64]:
+    """Feature vectors of `images` images, float32 `[B, D]` at a time, summed and released `draws` times.
+
+    int64 `[draws, D]`: what `release` does to vectors without labels and signed entries, as
+    audits call it.  Each draw alone is (ε, δ)-DP; more than one are more releases.
+    """
+    total, grid = np.zeros(0, np.int64), None
+    for batch in batches:
+        grid = grid or _plain_grid(batch.shape[1])
+        total = (total if len(total) else np.zeros(batch.shape[1], np.int64)) + _summed(quantise(batch, grid))
+    if grid is None:
+        raise DataError("no vectors", "at least one", "give some")
+    scale = _planned(grid, privacy, images, 0)[1]
+    return noisy(np.tile(total, (draws, 1)), scale, privacy.noise)
+
+
+def _plain_grid(entries: int) -> Grid:
+    return Grid(np.zeros(entries, np.bool_), 0, NORM - math.sqrt(entries), 0.0, 0)
+
+
+def _summed(whole: Tensor) -> NDArray[np.int64]:
+    """Whole numbers float64 `[B, E]` summed over rows: exact, for B · NORM is below 2^53."""
+    return whole.sum(0).cpu().numpy().astype(np.int64)
 
 
 # --------------------------------------------------------------------------------- the release
