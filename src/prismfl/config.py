@@ -167,6 +167,11 @@ class Privacy:
         "sampler of the noise: exact (OpenDP, safe against floating-point attacks) or fast (NumPy)",
         choices=("exact", "fast"),
     )
+    mechanism: str = _setting(
+        "release",
+        "where noise is added: to one release of moments, or to θ in every round (the paper's, which drowns it)",
+        choices=("release", "theta"),
+    )
     another_release: bool = _setting(
         False, "release again what was released before under other settings; the ledger adds both up"
     )
@@ -395,6 +400,12 @@ def _check_together(settings: Settings) -> None:
             f"federation.initial_theta = {federation.initial_theta}",
             f"{federation.clip} … {1 - federation.clip}, the clip range",
             "change one of the two",
+        )
+    if settings.privacy.epsilon and settings.privacy.mechanism == "theta" and federation.shipped == "best":
+        raise SettingError(
+            "federation.shipped = 'best' with privacy.mechanism = 'theta'",
+            "draw or half: clients would send distances from moments that no noise protects",
+            "change federation.shipped",
         )
 
 

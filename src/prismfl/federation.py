@@ -155,9 +155,11 @@ def client_update(
     client: int,
     target: Target,
     memory: Memory | None = None,
+    noise: Callable[[NDArray[np.uint16]], NDArray[np.uint16]] | None = None,
 ) -> tuple[bytes, Memory]:
     """Steps 2 and 3: search from the broadcast θ_t, draw the mask, frame it.
 
+    noise: applied to what was found, uint16 `[N]`, before anything of it is sent; no loss is then.
     Returns the update's frame and Adam's memory, which the client keeps if its settings say so.
     Raises MessageError when the broadcast is not the expected one.
     """
@@ -175,7 +177,8 @@ def client_update(
         )
     masked = agreement.masked
     uniform = _uniforms(agreement, round_index, client, heard.rank, heard.cohort)
-    update = message.Update(mask_of(found.q[:masked], uniform), found.q[masked:], _weight(settings, target), found.loss)
+    sent, loss = (noise(found.q), 0.0) if noise else (found.q, found.loss)
+    update = message.Update(mask_of(sent[:masked], uniform), sent[masked:], _weight(settings, target), loss)
     return message.seal_update(update, place), found.memory
 
 

@@ -13,7 +13,7 @@ from prismfl.coordinator import Silent
 from prismfl.data.datasets import ImageSet
 from prismfl.engines import inprocess, releases
 from prismfl.engines.inprocess import resume, train
-from prismfl.errors import ClientError, PrivacyError, RunFolderError
+from prismfl.errors import ClientError, PrivacyError, RunFolderError, SettingError
 from prismfl.mmd import FeatureMap
 from prismfl.modelfile import load_model
 from prismfl.preparation import prepare
@@ -247,3 +247,47 @@ def test_a_client_whose_images_cannot_be_released_is_left_out(private, blobs, tm
     inprocess._run(replace(ready, clients=clients), folder, None)
     assert [list(line["left_out"]) for line in read_rounds(folder)] == [["1"]] * 2
     assert [entry.client for entry in entries_of(folder.root)] == [0, 2]
+
+
+# ------------------------------------------------------------------------------ the paper's mechanism
+
+
+@pytest.fixture
+def theta_run(tiny):
+    def make(**changes):
+        privacy = {"epsilon": 9.8, "delta": 1e-3, "noise": "fast", "mechanism": "theta"} | changes
+        return tiny(privacy=privacy)
+
+    return make
+
+
+def test_noise_on_theta_is_counted_by_the_round(theta_run, blobs, tmp_path):
+    done = train(theta_run(), blobs, LABELS, out=tmp_path / "run")
+    entries = entries_of(tmp_path / "run")
+    assert [(entry.client, entry.count, entry.mechanism) for entry in entries] == [
+        (client, 2, "gaussian-theta") for client in range(3)
+    ]
+    assert 9.79 < compose(entries).epsilon <= 9.8
+    assert [line["loss"] for line in read_rounds(done.folder)] == [0.0, 0.0]
+    assert load_model(done.folder.model).ledger
+
+
+def test_masks_under_noise_on_theta_tell_nothing_of_the_search(theta_run, blobs, tmp_path, monkeypatch):
+    """At this ε they are coins: θ after a round of three clients is near a mean of three of them."""
+    done = train(theta_run(), blobs, out=tmp_path / "run")
+    assert read_rounds(done.folder)[0]["density"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_reply_more_than_was_planned_is_refused(theta_run, blobs, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(theta_run(), blobs, out=tmp_path / "run", watcher=Kill())
+    for name in ("checkpoint.safetensors", "rounds.jsonl"):
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(ClientError, match="noisy replies"):
+        resume(tmp_path / "run", blobs)
+    assert {entry.count for entry in entries_of(tmp_path / "run")} == {2}
+
+
+def test_distances_from_raw_moments_are_refused(tiny):
+    with pytest.raises(SettingError, match="draw or half"):
+        tiny(privacy={"epsilon": 9.8, "mechanism": "theta"}, federation={"shipped": "best"})

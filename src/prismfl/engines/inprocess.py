@@ -16,7 +16,7 @@ from prismfl import coordinator, runfolder
 from prismfl.config import Settings
 from prismfl.coordinator import Finished, Silent, Watcher
 from prismfl.data.datasets import ImageSet
-from prismfl.engines.releases import Releases, key_of, name_of
+from prismfl.engines.releases import NoisyThetas, Releases, key_of, name_of
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation import Agreement, ClientKit, Exchange, Reply, client_distances, client_update
 from prismfl.mmd import Target, label_shares
@@ -45,15 +45,18 @@ class InProcess:
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
         self.targets: dict[int, Target] = {}
         self.memories: dict[int, Memory] = {}
-        self.releases = Releases(agreement, kit, folder) if agreement.settings.privacy.epsilon else None
+        asked = agreement.settings.privacy if agreement.settings.privacy.epsilon else None
+        self.releases = Releases(agreement, kit, folder) if asked and asked.mechanism == "release" else None
+        self.thetas = NoisyThetas(agreement, folder) if asked and asked.mechanism == "theta" else None
 
     def train(self, round_index: int) -> Exchange:
         """Carry a round's broadcasts to the clients and yield their updates as they come."""
 
         def one(client: int, frame: bytes) -> bytes:
-            memory = self._recall(client, round_index)
+            memory, target = self._recall(client, round_index), self.target(client)
+            hidden = {"noise": self.thetas.noise(client, target.images)} if self.thetas else {}
             reply, self.memories[client] = client_update(
-                self.agreement, self.kit, frame, round_index, client, self.target(client), memory
+                self.agreement, self.kit, frame, round_index, client, target, memory, **hidden
             )
             return reply
 

@@ -22,7 +22,7 @@ from prismfl.errors import DependencyError, PrivacyError
 
 UNIT = "the images of one person at one client, images_per_person of them at most"
 ADJACENCY = "replace-one, after the images were dealt to clients; the number of images is public"
-MECHANISMS = ("gaussian",)
+MECHANISMS = ("gaussian", "gaussian-theta")
 SAMPLERS = {"exact": "OpenDP's discrete Gaussian", "fast": "NumPy's normals, rounded, from system entropy"}
 
 _LEAST_SCALE = 1000.0  # below it the bound of `rounding_distance` was not proved
