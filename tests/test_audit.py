@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prismfl.audit import IMAGES, audit_release, chance, many_runs, many_runs_if_gaussian, one_run
+from prismfl.audit import IMAGES, audit_release, audit_training, chance, many_runs, many_runs_if_gaussian, one_run
 from prismfl.config import Privacy
 from prismfl.errors import DataError, SettingError
 from prismfl.privacy import release
@@ -131,3 +131,19 @@ def test_too_few_runs_are_refused():
         audit_release(ONE, 10, 100)
     with pytest.raises(DataError):
         noisy_sums([], 100, ONE)
+
+
+# --------------------------------------------------------------------------------- whole training
+
+
+def test_a_training_that_copies_its_images_is_found(feature_map, blobs):
+    found = audit_training(lambda images: images, blobs, feature_map, ONE, 40)
+    assert found.many_runs > 1.0 and found.many_runs_if_gaussian > 1.0
+
+
+def test_a_training_that_takes_nothing_of_its_images_is_not_accused(feature_map, blobs):
+    rng = np.random.default_rng(0)
+    found = audit_training(lambda _: blobs[rng.integers(0, 30, 10)], blobs, feature_map, ONE, 40)
+    assert found.many_runs < 0.5 and found.many_runs_if_gaussian < 1.5
+    with pytest.raises(SettingError, match="3 training runs"):
+        audit_training(lambda images: images, blobs, feature_map, ONE, 3)

@@ -6,6 +6,7 @@ import pytest
 from test_cli import TINY, call, refused
 
 import prismfl
+from prismfl.audit import TrainingFindings
 
 
 def test_a_plan_is_a_table():
@@ -53,12 +54,22 @@ def test_a_private_run_from_the_command_line(tmp_path):
     assert "privacy.delta = 0.002" in line and not (tmp_path / "other").exists()
 
 
-def test_an_audit_is_printed_and_finds_nothing(monkeypatch):
+def test_an_audit_is_printed_and_finds_nothing():
     words = ["audit", "--epsilon", 9.8, "--noise", "fast", "--runs", 2_000, "--canaries", 1_000]
     code, out, err = call(*words)
     assert (code, err) == (0, "") and "ε = 9.8 at δ = 1e-05" in out and "nothing contradicts" in out
     found = json.loads(call(*words, "--json")[1])
     assert 1 < found["many_runs_if_gaussian"] < 9.8 and found["fresh"] and not found["broken"]
+
+
+def test_whole_runs_are_audited_too(monkeypatch):
+    def once(train, images, features, privacy, runs):
+        assert train(images).shape == (100, 1, 16, 16) and len(images) == 60
+        return TrainingFindings(privacy.epsilon, runs, 0.25, 0.5)
+
+    monkeypatch.setattr("prismfl.audit.audit_training", once)
+    words = ["audit", "--epsilon", 9.8, "--noise", "fast", "--runs", 20, "--canaries", 20, "--training-runs", 4]
+    assert "4 training runs of each kind   ε ≥ 0.25" in call(*words)[1]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prismfl.config import Privacy
 from prismfl.errors import SettingError
+from prismfl.mmd import FeatureMap
 from prismfl.privacy.accountant import epsilon_of
 from prismfl.privacy.release import noisy_sums
 
@@ -71,6 +72,45 @@ def audit_release(
         one_run(right, guesses, canaries, privacy.delta),
         _fresh(mechanism, privacy),
     )
+
+
+@dataclass(frozen=True)
+class TrainingFindings:
+    """Lower bounds on ε of whole training runs, as in `Findings`; of few runs they are small whatever is true."""
+
+    epsilon: float
+    runs: int
+    many_runs: float
+    many_runs_if_gaussian: float
+
+
+def audit_training(
+    train: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    images: NDArray[np.uint8],
+    features: FeatureMap,
+    privacy: Privacy,
+    runs: int = 20,
+) -> TrainingFindings:
+    """Attack whole runs through their samples: is a checkerboard among the images, or a blank in its place?
+
+    train: images uint8 `[n, C, H, W]` → samples of a model trained on them, with new noise every
+    time; images: the store, whose first image gives way; runs: of each kind.  A run's score is how
+    far its samples' mean features lie towards the checkerboard's.  Raises SettingError.
+    """
+    if runs < 4:
+        raise SettingError(f"{runs} training runs", "at least 4", "ask for more")
+    board = np.where(np.indices(images.shape[-2:]).sum(0) % 2, 255, 0)
+    pair = np.broadcast_to(np.stack((board, 0 * board))[:, None], (2, *images.shape[1:])).astype(np.uint8)
+    there, away = features.vectors(np.ascontiguousarray(pair))
+
+    def score(first: NDArray[np.uint8]) -> float:
+        return float(
+            (features.vectors(train(np.concatenate((first[None], images[1:])))).mean(0) @ (there - away)).cpu()
+        )
+
+    with_it, without = (np.array([score(first) for _ in range(runs)]) for first in pair)
+    found = many_runs(with_it, without, privacy.delta), many_runs_if_gaussian(with_it, without, privacy.delta)
+    return TrainingFindings(privacy.epsilon, runs, *found)
 
 
 # ------------------------------------------------------------------------------- attacks
