@@ -110,9 +110,8 @@ class FeatureMap:
 
     `dimension` is D, the entries of one group's moments: twice the sum of the matched layers'
     sizes (once without second moments), and `joint` for each layer with joint features.
-    `blocks` are the stacked vectors, (entries, whether these may be below 0) each; `signed` says it
-    of every entry, bool `[D]`, and `signed_share` is the largest squared norm of those that may.
-    Raises SettingError when a layer does not exist.
+    `signed` says which entries may be below 0, bool `[D]`, and `signed_share` the largest squared
+    norm of these.  Raises SettingError when a layer does not exist.
     """
 
     def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
@@ -128,9 +127,8 @@ class FeatureMap:
         self.seconds = settings.second_weight > 0
         joint = list(zip(self.layers, self.sizes, strict=True))[-settings.joint_layers :] if settings.joint else []
         self.projections = {layer: _projection(settings, layer, entries) for layer, entries in joint}
-        layers = zip(self.layers, self.sizes, strict=True)
-        self.blocks = tuple(block for layer, entries in layers for block in self._blocks(layer, entries))
-        self.signed = np.concatenate([np.full(entries, signed) for entries, signed in self.blocks])
+        blocks = zip(self.layers, self.sizes, strict=True)
+        self.signed = np.concatenate([self._signed_of(layer, entries) for layer, entries in blocks])
         self.dimension = len(self.signed)
         share = 1 / (len(self.layers) * (1 + settings.second_weight) + len(joint) * settings.joint_weight)
         self.weights = tuple((share * part) ** 0.5 for part in (1.0, settings.second_weight, settings.joint_weight))
@@ -142,10 +140,10 @@ class FeatureMap:
         self.projections = {layer: matrix.to(device) for layer, matrix in self.projections.items()}
         return self
 
-    def _blocks(self, layer: int, size: int) -> list[tuple[int, bool]]:
-        """A layer's blocks: entries, and whether they may be below 0. Maps after ReLU and squares may not."""
-        joint = [(2 * self.projections[layer].shape[1], True)] if layer in self.projections else []
-        return [(size, False)] * (1 + self.seconds) + joint
+    def _signed_of(self, layer: int, size: int) -> NDArray[np.bool_]:
+        """Which of a layer's entries may be below 0: joint features may, maps after ReLU and squares may not."""
+        joint = 2 * self.projections[layer].shape[1] if layer in self.projections else 0
+        return np.arange(size * (1 + self.seconds) + joint) >= size * (1 + self.seconds)
 
     def _stages(self, x: Tensor) -> list[Tensor]:
         size = self.settings.feature_size

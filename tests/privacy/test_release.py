@@ -27,7 +27,6 @@ from prismfl.privacy.release import (
     noisy,
     quantise,
     release,
-    settled,
     to_arrays,
     to_target,
 )
@@ -232,7 +231,7 @@ def test_noise_grows_with_the_images_of_a_person(feature_map, blobs):
     assert three.sensitivity == pytest.approx(3 * one.sensitivity)
 
 
-def test_releases_are_unbiased_before_clamping(feature_map, blobs):
+def test_noise_is_without_bias(feature_map, blobs):
     grid = grid_of(feature_map, 3)
     sums = integer_sums(feature_map, grid, blobs, LABELS)
     scale = 10**8
@@ -242,15 +241,23 @@ def test_releases_are_unbiased_before_clamping(feature_map, blobs):
     assert error.std() == pytest.approx(1, abs=0.05)
 
 
-def test_a_release_is_near_the_moments_and_never_below_zero(feature_map, blobs):
+def test_a_release_is_near_the_moments(feature_map, blobs):
     images, labels = np.tile(blobs, (20, 1, 1, 1)), np.tile(LABELS, 20)
     found = release(feature_map, images, labels, 3, FAST)
     wanted = feature_map.target(images, labels, 3)
-    assert found.target.moments.dtype == np.float32 and found.target.moments.min() == 0
+    assert found.target.moments.dtype == np.float32
     error = found.target.moments - wanted.moments
-    assert 0.1 * found.entry.sigma < error.std() < 1.05 * found.entry.sigma
+    assert error.std() == pytest.approx(found.entry.sigma, rel=0.05)
     np.testing.assert_allclose(found.target.shares, wanted.shares, atol=0.1)
     assert found.target.shares.sum() == pytest.approx(1) and found.target.images == 600
+
+
+def test_sums_over_entries_of_a_release_have_no_bias(feature_map, blobs):
+    """What a search follows: clamped entries, many of them near 0, would all err upwards."""
+    images, labels = np.tile(blobs, (20, 1, 1, 1)), np.tile(LABELS, 20)
+    found = release(feature_map, images, labels, 3, FAST)
+    error = found.target.moments - feature_map.target(images, labels, 3).moments
+    assert abs(error.sum()) < 5 * found.entry.sigma * len(error) ** 0.5
 
 
 def test_labels_that_a_client_has_none_of_are_released_too_and_then_dropped(feature_map, blobs):
@@ -269,32 +276,6 @@ def test_labels_that_all_drown_are_kept_as_they_are(feature_map):
     np.testing.assert_allclose(to_target(drawn, grid, 1000, 30).shares, [0.75, 0.25, 0])
     drawn[:, -1] = -1
     np.testing.assert_allclose(to_target(drawn, grid, 1000, 30).shares, np.full(3, 1 / 3))
-
-
-entries = st.lists(st.floats(-1e3, 1e3).map(lambda value: round(value, 3)), min_size=1, max_size=20)
-
-
-@given(entries)
-def test_settled_entries_are_the_nearest_of_their_sum_that_are_not_negative(values):
-    before = np.array(values)
-    after = settled(before)
-    assert after.min() >= 0 and after.sum() == pytest.approx(max(0.0, before.sum()), abs=1e-6)
-    # Nearest: what was lowered was lowered by one number, and what is 0 was no more than that number.
-    lowered = (before - after)[after > 0]
-    if len(lowered):
-        assert np.ptp(lowered) < 1e-6 and (before[after == 0] <= lowered[0] + 1e-6).all()
-
-
-def test_settling_takes_most_of_the_noise_and_none_of_the_sum():
-    rng = np.random.default_rng(0)
-    truth = np.zeros(20_000)
-    truth[:500] = rng.random(500)
-    noised = truth + rng.normal(0, 0.1, 20_000)
-    found = settled(noised)
-    assert np.square(found - truth).sum() < 0.25 * np.square(noised.clip(0) - truth).sum()
-    assert found.sum() == pytest.approx(noised.sum())
-    np.testing.assert_array_equal(settled(truth), truth)
-    assert not settled(-truth).any()
 
 
 def test_every_release_has_noise_of_its_own(feature_map, blobs):

@@ -8,8 +8,8 @@ the sum moves by at most √(2 NORM² + 2 B²).  Of n images the mean moves by �
 
 Where images have labels, a vector stands in the block of its label, which leaves its norm as
 it is, with one more entry that is the same for all images: its sum counts the label.  Sums are
-divided by n, which is public, never by the number of a label's images.  All that is done after the
-noise (clamping, dropping labels that drown in it) is post-processing and costs nothing.
+divided by n, which is public, never by the number of a label's images.  What is done after the
+noise (labels that drown in it are dropped) is post-processing and costs nothing.
 
 The unit is the images of one person at one client, `images_per_person` at most; adjacency is
 replace-one after the partition.  Noise comes from the operating system, never from the run's seed.
@@ -44,8 +44,7 @@ class Grid:
 
     signed: bool `[E]`, entries that may be below 0, and signed_norm, the bound of these alone;
     scale, label_scale: steps that make 1 of a feature entry and of a label's count; classes: 0
-    for images without labels; blocks: as the feature map has them.  A label has E entries,
-    of which, with labels, the last one counts.
+    for images without labels.  A label's block has E entries, with labels the last one counts.
     """
 
     signed: NDArray[np.bool_]
@@ -53,7 +52,6 @@ class Grid:
     scale: float
     label_scale: float
     classes: int
-    blocks: tuple[tuple[int, bool], ...] = ()
 
     @property
     def entries(self) -> int:
@@ -75,7 +73,7 @@ def grid_of(features: FeatureMap, classes: int) -> Grid:
     scale = (NORM - room) * math.sqrt(1 - weight**2)
     share = features.signed_share
     signed_norm = math.ceil(scale * math.sqrt(share) + room) if signed.any() else 0
-    return Grid(signed, signed_norm, scale, float(int((NORM - room) * weight)), classes, features.blocks)
+    return Grid(signed, signed_norm, scale, float(int((NORM - room) * weight)), classes)
 
 
 # ------------------------------------------------------------------------------- before the noise
@@ -284,13 +282,11 @@ def _planned(grid: Grid, privacy: Privacy, images: int, client: int) -> tuple[En
 def to_target(drawn: NDArray[np.int64], grid: Grid, scale: int, images: int) -> Target:
     """A target of noisy sums int64 `[G, E]`: post-processing, which costs no privacy.
 
-    Entries that cannot be below 0 are brought there, block by block (`settled`).  A label whose
-    noisy count is within two σ of 0 has moments and share 0, for what stands there is noise; unless
-    that holds of all labels.
+    Entries keep their noise, those below 0 too: a search follows sums over thousands of entries, in
+    which noise averages out and the bias of clamping would add up.  A label whose noisy count is within
+    two σ of 0 has moments and share 0, for what stands there is noise; unless that holds of all labels.
     """
     means = drawn / (images * grid.scale)
-    for row in means:
-        _settle(row, grid)
     if not grid.classes:
         return Target(means.astype(np.float32).ravel(), images)
     counts = drawn[:, -1].clip(0)
@@ -299,30 +295,6 @@ def to_target(drawn: NDArray[np.int64], grid: Grid, scale: int, images: int) -> 
     shares = counts / counts.sum() if counts.any() else np.full(len(counts), 1 / len(counts))
     moments = np.where(heard[:, None], means[:, :-1], 0)
     return Target(moments.astype(np.float32).ravel(), images, shares)
-
-
-def _settle(row: NDArray[np.float64], grid: Grid) -> None:
-    """Settle the blocks of one label's entries `[E]`, in place."""
-    start = 0
-    for entries, signed in grid.blocks:
-        if not signed:
-            row[start : start + entries] = settled(row[start : start + entries])
-        start += entries
-
-
-def settled(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The nearest entries ≥ 0 of the same sum, or of sum 0: float64 `[d]`.
-
-    Clamping alone would raise every small entry by 0.4 σ on average, and a search follows the bias of
-    thousands of entries sooner than their noise.  Lowering all by one number first keeps the sum
-    (projection onto a simplex; Held, Wolfe, Crowder 1974).
-    """
-    total = max(0.0, float(values.sum()))
-    falling = np.sort(values)[::-1]
-    excess = (np.cumsum(falling) - total) / np.arange(1, len(values) + 1)
-    kept = np.flatnonzero(falling > excess)
-    found: NDArray[np.float64] = (values - (excess[kept[-1]] if len(kept) else falling[0])).clip(0)
-    return found
 
 
 # --------------------------------------------------------------------------------- what is stored
