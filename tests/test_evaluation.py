@@ -59,7 +59,16 @@ def test_figures_are_those_of_their_makers(model):
     told = vars(readability(judge, images, test, labels_like(test.labels, 40))) | vars(record(judge, test))
     assert near | told == {name: found[name] for name in (*near, *told)}
     assert set(found) == {
-        *("samples", "repeats", "seed", "fid_embedded", "kid_embedded", "kid_embedded_over_subsets", "ledger"),
+        *(
+            "samples",
+            "repeats",
+            "seed",
+            "fid_embedded",
+            "kid_embedded",
+            "kid_embedded_over_subsets",
+            "ledger",
+            "privacy",
+        ),
         *near,
         *told,
     }
@@ -80,7 +89,7 @@ ALL = {
 def test_what_is_asked_for_is_measured_and_nothing_else(model, metrics):
     found = evaluate_model(model, samples=20, metrics=metrics)
     asked = {name.strip() for name in metrics.split(",")} - {""}
-    assert set(found) == {"samples", "repeats", "seed", "ledger"}.union(*(ALL[name] for name in asked))
+    assert set(found) == {"samples", "repeats", "seed", "ledger", "privacy"}.union(*(ALL[name] for name in asked))
     if asked != {"readability"}:
         whole = evaluate_model(model, samples=20)
         assert {name: whole[name] for name in found} == found, "what else is measured changes nothing"
@@ -142,7 +151,7 @@ def test_the_text_has_every_figure_in_one_column_with_intervals_in_brackets(mode
     found = evaluate_model(model, samples=30, repeats=repeats)
     rows = {line.split()[0]: line for line in as_text(found).splitlines() if line.startswith("  ")}
     figures = {n for n in found if not n.endswith("_interval") and "_over_" not in n} - {"samples", "repeats", "seed"}
-    assert set(rows) == {name for name in figures if found[name] is not None} - {"ledger"}
+    assert set(rows) == {name for name in figures if found[name] is not None} - {"ledger", "privacy"}
     assert {line[: len("  ") + 21].strip() for line in rows.values()} == set(rows), "names fit their column"
     shown = found["kid_embedded_interval" if repeats > 1 else "kid_embedded_over_subsets"]
     assert rows["kid_embedded"].endswith(f"[{shown[0]:.4f}, {shown[1]:.4f}]")

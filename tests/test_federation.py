@@ -561,6 +561,8 @@ def rounds_with_failures(draw):
         "cohort": draw(st.sampled_from((0, 1, 2, 4))),
         "clip": draw(st.sampled_from((0.0001, 0.01))),
     }
+    if chosen["control_variate"]:
+        chosen["client_weights"] = "equal"
     some = st.sets(st.integers(0, 4), max_size=3)
     turns = st.lists(st.tuples(some, some), min_size=4, max_size=7)
     return chosen, draw(turns), draw(st.sampled_from((0, 300, 6000)))

@@ -86,6 +86,9 @@ class Features:
         0, "pixels that images are scaled to for the features; 0 leaves them", choices=(0, 16, 32, 64)
     )
     layers: tuple[int, ...] = _setting((), "numbers of the matched layers, from 0; none names all", least=0)
+    pool: int = _setting(
+        0, "largest side of a matched map: larger ones are averaged down to it; 0 for any", choices=(0, 1, 2, 4, 8, 16)
+    )
     second_weight: float = _setting(0.05, "weight of second moments; first moments have 1", least=0.0, most=1e6)
     joint: int = _setting(0, "random Fourier features of a layer's whole map; 0 for none", least=0, most=65536)
     joint_layers: int = _setting(3, "how many of the matched layers, from the last, have joint features", least=1)
@@ -162,8 +165,27 @@ class Federation:
 class Privacy:
     """The guarantee of the whole run."""
 
-    epsilon: float = _setting(0.0, "ε of the whole run; 0 gives no guarantee", least=0.0)
-    delta: float = _setting(1e-5, "δ of the whole run", above=0.0, most=0.5)
+    epsilon: float = _setting(0.0, "ε of the whole run; 0 gives no guarantee", least=0.0, most=100.0)
+    delta: float = _setting(1e-5, "δ of the whole run, below 1 / images of any client", above=0.0, most=0.5)
+    images_per_person: int = _setting(
+        1, "most images that one person has at one client; noise grows with it", least=1, most=1_000_000
+    )
+    noise: str = _setting(
+        "exact",
+        "sampler of the noise: exact (OpenDP, safe against floating-point attacks) or fast (NumPy)",
+        choices=("exact", "fast"),
+    )
+    mechanism: str = _setting(
+        "release",
+        "where noise is added: to one release of moments, or to θ in every round (the paper's, which drowns it)",
+        choices=("release", "theta"),
+    )
+    another_release: bool = _setting(
+        False, "release again what was released before under other settings; the ledger adds both up"
+    )
+    distances: bool = _setting(
+        False, "measure distances to held-back images although they are outside the guarantee of ε"
+    )
 
 
 @dataclass(frozen=True)
@@ -393,7 +415,12 @@ def _check_together(settings: Settings) -> None:
             "clients of equal weight: the average travels less their unweighted masks",
             "change one of the two",
         )
-    _check_not_built(settings)
+    if settings.privacy.epsilon and settings.privacy.mechanism == "theta" and federation.shipped == "best":
+        raise SettingError(
+            "federation.shipped = 'best' with privacy.mechanism = 'theta'",
+            "draw or half: clients would send distances from moments that no noise protects",
+            "change federation.shipped",
+        )
 
 
 def _check_clients_from(data: Data) -> None:
@@ -410,13 +437,3 @@ def _check_clients_from(data: Data) -> None:
                 f"{value!r}: its folders are the clients",
                 f"leave data.{key} or data.clients_from out",
             )
-
-
-def _check_not_built(settings: Settings) -> None:
-    """Names that are reserved and not served yet are refused, never ignored."""
-    if settings.privacy.epsilon:
-        raise SettingError(
-            f"privacy.epsilon = {settings.privacy.epsilon}",
-            "0: this version gives no privacy guarantee",
-            "leave privacy.epsilon out",
-        )

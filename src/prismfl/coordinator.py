@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from prismfl.federation import (
 from prismfl.files import write_atomic
 from prismfl.metrics.frechet import fid_embedded
 from prismfl.modelfile import Model, save_model
+from prismfl.privacy.accountant import from_json, summary_of
 from prismfl.runfolder import RunFolder
 from prismfl.sampling import Sampler, finish, grid_of, labels_like, save_picture
 from prismfl.server import ServerState
@@ -170,14 +171,16 @@ def _finish(
     closing = Traffic()
     mask = shipped_mask(agreement, state, engine.compare(), closing)
     settings = agreement.settings
-    model = _model(agreement, mask, to_toml(settings.public()))
+    ledger = runfolder.gather_ledger(folder)
+    model = replace(_model(agreement, mask, to_toml(settings.public())), ledger=tuple(ledger))
     size = save_model(model, folder.model)
     sampler = Sampler(model, settings.output.device)
     save_picture(grid_of(sampler), folder.samples(state.round))
-    summary = _summary(agreement, folder, size, closing)
+    summary = _summary(agreement, folder, size, closing) | {"privacy": summary_of(from_json(ledger))}
     if test is not None and settings.output.distance_samples:
         watcher.note(f"measuring the distance on {settings.output.distance_samples} samples")
         summary["fid_embedded"] = _distance(agreement, sampler, test)
+        summary |= {"outside_guarantee": ["fid_embedded"]} if ledger else {}
     write_atomic(folder.summary, json.dumps(summary, indent=1) + "\n")
     return Finished(folder, summary)
 

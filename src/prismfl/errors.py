@@ -41,3 +41,7 @@ class DependencyError(PrismError):
 
 class ClientError(PrismError):
     """A client could not do its part of a round."""
+
+
+class PrivacyError(PrismError):
+    """A privacy guarantee cannot be given as asked, or a ledger does not read."""

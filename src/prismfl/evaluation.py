@@ -24,6 +24,7 @@ from prismfl.nets.features import load_features
 from prismfl.nets.generator import check_device
 from prismfl.nets.inception import Inception, load_inception
 from prismfl.nets.overlap import overlap_note
+from prismfl.privacy.accountant import from_json, summary_of
 from prismfl.sampling import Sampler, labels_like, load
 
 # What can be asked for, and the fewest images of a side that it means anything of.
@@ -45,6 +46,7 @@ _WITHIN = {
     "is_classifier": "is_classifier_over_splits",
     "is": "is_over_splits",
 }
+_OUTSIDE = "these figures are of the model's own data set: publish them, and the ledger does not cover what they tell"
 _LEAST_FOR_SCORE = 20  # two images in each of ten parts
 
 
@@ -95,7 +97,9 @@ def evaluate_model(
     if network is not None:
         head["inception_sha256"] = network.sha256
     notes = overlap_note("the judge", load_features("judge").about, name, judge.train.classes, "fid_embedded flatters")
-    tail = {"ledger": list(sampler.model.ledger)} | ({"warnings": notes} if notes else {})
+    ledger = sampler.model.ledger
+    notes += [_OUTSIDE] if ledger and name == trained.data.dataset else []
+    tail = {"ledger": list(ledger), "privacy": summary_of(from_json(ledger))} | ({"warnings": notes} if notes else {})
     return head | over_seeds(found) | record | tail
 
 
@@ -198,7 +202,7 @@ def as_text(found: dict[str, Any]) -> str:
         rows = [_line(name, found) for name in names if found.get(name) is not None]
         lines += ["", title, *rows] if rows else []
     warnings = [f"Warning: {note}" for note in found.get("warnings", ())]
-    return "\n".join([*lines, "", *warnings, f"Ledger: {_shown(found['ledger']) or 'no entries'}"])
+    return "\n".join([*lines, "", *warnings, f"Privacy: {found['privacy']}"])
 
 
 def _line(name: str, found: dict[str, Any]) -> str:

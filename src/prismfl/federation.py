@@ -306,10 +306,12 @@ def client_update(
     target: Target,
     memory: Memory | None = None,
     held: Held | None = None,
+    noise: Callable[[NDArray[np.uint16]], NDArray[np.uint16]] | None = None,
 ) -> "Answer":
     """Steps 2 and 3: search from the broadcast θ_t, draw the mask, code and frame it.
 
-    memory, held: what the client keeps of rounds before; without `held` it knows θ_0 alone.
+    memory, held: what the client keeps of rounds before; without `held` it knows θ_0 alone; noise: applied
+    to what was found, uint16 `[N]`, before anything of it is sent, and then no loss is.
     Raises MessageError when the broadcast is not the expected one, ClientError when the search diverges.
     """
     place = agreement.place(round_index, client)
@@ -326,8 +328,9 @@ def client_update(
         raise ClientError(
             f"client {client}'s search diverged (loss {found.loss})", "finite numbers", "lower search.learning_rate"
         )
-    weight = _weight(settings, target)
-    return Answer(seal_found(agreement, place, told, now.q, found.q, weight, found.loss), found.memory, now)
+    mine, loss = (noise(found.q), 0.0) if noise else (found.q, found.loss)
+    sealed = seal_found(agreement, place, told, now.q, mine, _weight(settings, target), loss)
+    return Answer(sealed, found.memory, now)
 
 
 @dataclass(frozen=True)

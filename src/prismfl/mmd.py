@@ -109,8 +109,9 @@ class FeatureMap:
     """Images → weighted moments ψ̄, through a frozen feature network.
 
     `dimension` is D, the entries of one group's moments: twice the sum of the matched layers'
-    sizes, and `joint` for each layer with joint features.  Raises SettingError when a layer does not
-    exist.
+    sizes (once without second moments), and `joint` for each layer with joint features.
+    `signed` says which entries may be below 0, bool `[D]`, and `signed_share` the largest squared
+    norm of these.  Raises SettingError when a layer does not exist.
     """
 
     def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
@@ -123,11 +124,15 @@ class FeatureMap:
                 f"features.layers = {list(self.layers)}", f"numbers in 0 … {len(maps) - 1}", "change features.layers"
             )
         self.sizes = tuple(maps[layer][0].numel() for layer in self.layers)
+        self.seconds = settings.second_weight > 0
         joint = list(zip(self.layers, self.sizes, strict=True))[-settings.joint_layers :] if settings.joint else []
         self.projections = {layer: _projection(settings, layer, entries) for layer, entries in joint}
-        self.dimension = 2 * sum(self.sizes) + sum(2 * matrix.shape[1] for matrix in self.projections.values())
+        blocks = zip(self.layers, self.sizes, strict=True)
+        self.signed = np.concatenate([self._signed_of(layer, entries) for layer, entries in blocks])
+        self.dimension = len(self.signed)
         share = 1 / (len(self.layers) * (1 + settings.second_weight) + len(joint) * settings.joint_weight)
         self.weights = tuple((share * part) ** 0.5 for part in (1.0, settings.second_weight, settings.joint_weight))
+        self.signed_share = share * len(joint) * settings.joint_weight
 
     def to(self, device: str) -> "FeatureMap":
         """Move the network to a device; returns itself."""
@@ -135,11 +140,21 @@ class FeatureMap:
         self.projections = {layer: matrix.to(device) for layer, matrix in self.projections.items()}
         return self
 
+    def _signed_of(self, layer: int, size: int) -> NDArray[np.bool_]:
+        """Which of a layer's entries may be below 0: joint features may, maps after ReLU and squares may not."""
+        joint = 2 * self.projections[layer].shape[1] if layer in self.projections else 0
+        return np.arange(size * (1 + self.seconds) + joint) >= size * (1 + self.seconds)
+
     def _stages(self, x: Tensor) -> list[Tensor]:
         size = self.settings.feature_size
         if size and size != x.shape[-1]:
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        return self.net.stages(x, self.last)
+        return [self._pooled(phi) for phi in self.net.stages(x, self.last)]
+
+    def _pooled(self, phi: Tensor) -> Tensor:
+        """A map averaged down to the largest side that is matched."""
+        most = self.settings.pool
+        return F.avg_pool2d(phi, phi.shape[-1] // most) if most and phi.shape[-1] > most else phi
 
     def moments(self, x: Tensor, groups: Tensor | None = None) -> Tensor:
         """Sums of ψ of images `[B, C, H, W]` in [-1, 1]: float32 `[G · D]`, differentiable.
@@ -155,10 +170,16 @@ class FeatureMap:
             # Channels last: flattening this way is free, and the order of entries is ours to choose.
             phi = maps[layer].permute(0, 2, 3, 1).flatten(1)
             sums = _UnitMoments.apply(phi, groups)  # type: ignore[no-untyped-call]
-            parts += [sums[0] * first, sums[1] * second]
+            parts += [sums[0] * first, sums[1] * second][: 1 + self.seconds]
             if layer in self.projections:
                 parts.append(groups @ joint_features(phi, self.projections[layer]) * joint)
         return torch.cat(parts, 1).flatten()
+
+    @torch.no_grad()
+    def vectors(self, images: NDArray[np.uint8]) -> Tensor:
+        """ψ of each of uint8 images `[B, C, H, W]`: float32 `[B, D]`, of norm ≤ 1 up to rounding."""
+        x = torch.from_numpy(images).to(next(self.net.parameters()).device).float().div_(127.5).sub_(1)
+        return self.moments(x, torch.eye(len(x), device=x.device)).view(len(x), -1)
 
     @torch.no_grad()
     def target(

@@ -13,14 +13,15 @@ from prismfl.data.datasets import load_dataset
 from prismfl.data.folder import client_roots
 from prismfl.data.images import ImageSet, deal, fit
 from prismfl.data.partition import partition
-from prismfl.errors import DataError, SettingError
+from prismfl.errors import DataError, PrivacyError, SettingError
 from prismfl.federation import Agreement, ClientKit, agree, make_kit
 from prismfl.layout import SIZES
 from prismfl.mmd import FeatureMap
 from prismfl.nets.features import LoadedNet, load_features
 from prismfl.nets.generator import check_device
 from prismfl.nets.matched import load_matched
-from prismfl.nets.overlap import overlap_note
+from prismfl.nets.overlap import overlap_note, overlaps
+from prismfl.privacy.release import check_sizes
 
 _TEST_EVERY = 10
 
@@ -60,14 +61,29 @@ def prepare(
         train, test = _load(settings, size)
     train = select_classes(train, settings.data.classes)
     test = None if test is None else select_classes(test, settings.data.classes)
+    if settings.privacy.epsilon and not settings.privacy.distances:
+        test = None  # held-back images are private too, and no noise covers what is measured on them
     _check_test(settings, train, test)
     parts = partition(train, settings.data, settings.seed)
     loaded = load_matched(settings.features)
+    if settings.privacy.epsilon:
+        _check_private(settings, loaded, train.classes, [len(part) for part in parts])
     settings = replace(settings, features=replace(settings.features, features_sha256=loaded.sha256))
     agreement = agree(settings, train.images.shape[1], train.classes)
     features = FeatureMap(loaded, settings.features, agreement.layout.channels, agreement.layout.size)
     warnings = _warnings(settings, loaded, train.classes, test)
     return Prepared(agreement, make_kit(agreement, features), deal(train, parts, scratch), test, warnings)
+
+
+def _check_private(settings: Settings, loaded: LoadedNet, classes: tuple[str, ...], sizes: list[int]) -> None:
+    """What would void the guarantee, before a feature is computed.  Raises PrivacyError."""
+    if overlaps(loaded.about, settings.data.dataset, classes):
+        raise PrivacyError(
+            f"the matched network {settings.features.features}, trained on {loaded.about['trained_on']}",
+            "one that never saw the private images, for nothing protects what its weights hold of them",
+            "match another network, or random",
+        )
+    check_sizes(settings.privacy, sizes)
 
 
 def _counted(settings: Settings) -> Settings:

@@ -81,7 +81,7 @@ def create(root: Path, settings: Settings) -> RunFolder:
             f"cannot make {root} ({error.strerror})", "a writable place", "choose another --out"
         ) from None
     write_atomic(folder.config, to_toml(settings))
-    write_atomic(folder.ledger, json.dumps({"releases": []}, indent=1) + "\n")
+    gather_ledger(folder)
     return folder
 
 
@@ -139,6 +139,24 @@ def _state_of(tensors: Mapping[str, NDArray[Any]]) -> ServerState:
     ends = np.cumsum(lengths).tolist()
     steps = tuple(raw[start:end] for start, end in zip([0, *ends], ends, strict=False))
     return ServerState(tensors["q"], done, steps, tensors["held"])
+
+
+def save_ledger(folder: RunFolder, client: int, releases: list[dict[str, Any]]) -> None:
+    """All releases of one client, in its own folder and then in the run's ledger.  Raises RunFolderError."""
+    write_atomic(folder.client(client) / "ledger.json", json.dumps({"releases": releases}, indent=1) + "\n")
+    gather_ledger(folder)
+
+
+def gather_ledger(folder: RunFolder) -> list[Any]:
+    """Write the run's ledger anew of what its clients released, and return it.  Raises RunFolderError."""
+    found: list[Any] = []
+    for path in sorted(folder.root.glob("clients/*/ledger.json"), key=lambda path: (len(path.parent.name), path)):
+        try:
+            found += json.loads(path.read_text())["releases"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{path} does not read ({error})", "a client's ledger", "restore the file") from None
+    write_atomic(folder.ledger, json.dumps({"releases": found}, indent=1) + "\n")
+    return found
 
 
 def read_rounds(folder: RunFolder) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from prismfl import coordinator, runfolder
 from prismfl.config import Settings
 from prismfl.coordinator import Finished, Silent, Watcher
 from prismfl.data.datasets import ImageSet
+from prismfl.engines.releases import NoisyThetas, Releases, key_of, name_of
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation import Agreement, ClientKit, Exchange, Held, Reply, client_distances, client_update
 from prismfl.mmd import Target, label_shares
@@ -47,14 +47,18 @@ class InProcess:
         self.targets: dict[int, Target] = {}
         self.memories: dict[int, Memory | None] = {}
         self.held: dict[int, Held] = {}
+        asked = agreement.settings.privacy if agreement.settings.privacy.epsilon else None
+        self.releases = Releases(agreement, kit, folder) if asked and asked.mechanism == "release" else None
+        self.thetas = NoisyThetas(agreement, folder) if asked and asked.mechanism == "theta" else None
 
     def train(self, round_index: int) -> Exchange:
         """Carry a round's broadcasts to the clients and yield their updates as they come."""
 
         def one(client: int, frame: bytes) -> bytes:
-            memory, held = self._recall(client, round_index), self.held.get(client)
+            memory, target = self._recall(client, round_index), self.target(client)
+            noise = self.thetas.noise(client, target.images) if self.thetas else None
             answer = client_update(
-                self.agreement, self.kit, frame, round_index, client, self.target(client), memory, held
+                self.agreement, self.kit, frame, round_index, client, target, memory, self.held.get(client), noise
             )
             self.memories[client] = answer.memory
             if answer.held is not None:
@@ -101,15 +105,17 @@ class InProcess:
     def target(self, client: int) -> Target:
         """The client's moments: computed once, then kept in its own folder under a local key.
 
-        The key names feature map and images; it never leaves the client's disk.
+        The key names feature map and images; it never leaves the client's disk.  With ε set
+        they are released moments: nothing else of the images is ever computed.
         """
         if client not in self.targets:
-            self.targets[client] = self._stored_target(client)
+            mine = self.clients[client]
+            self.targets[client] = self.releases.target(client, mine) if self.releases else self._stored_target(client)
         return self.targets[client]
 
     def _stored_target(self, client: int) -> Target:
         mine, classes = self.clients[client], self.agreement.layout.classes
-        key = _key(self.kit.features.fingerprint(), mine, classes)
+        key = key_of(self.kit.features.fingerprint(), mine, classes)
         path = self._cache(client, key)
         held = runfolder.load_arrays(path)
         if held is not None and {"key", "moments"} <= set(held) and np.array_equal(held["key"], key):
@@ -120,7 +126,7 @@ class InProcess:
 
     def _cache(self, client: int, key: NDArray[np.uint8]) -> Path:
         shared = self.agreement.settings.output.cache_dir
-        name = f"target-{key.tobytes().hex()[:32]}.safetensors"
+        name = f"target-{name_of(key)}.safetensors"
         return Path(shared) / name if shared else self.folder.client(client) / "target.safetensors"
 
     def _recall(self, client: int, round_index: int) -> Memory | None:
@@ -136,15 +142,6 @@ class InProcess:
 
     def _memory_path(self, client: int, round_index: int) -> Path:
         return self.folder.client(client) / f"adam-{round_index:08d}.safetensors"
-
-
-def _key(fingerprint: str, mine: ImageSet, classes: int) -> NDArray[np.uint8]:
-    """Equal keys, equal targets: uint8 `[32]` of the feature map, the images and, where they count, the labels."""
-    digest = hashlib.sha256(fingerprint.encode())
-    digest.update(np.ascontiguousarray(mine.images).reshape(-1).data)  # in place: a client's images may be large
-    digest.update(repr((mine.images.shape, classes)).encode())
-    digest.update(mine.labels.tobytes() if classes else b"")
-    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def _outcome(future: "Future[bytes]", client: int) -> Reply:

@@ -1,0 +1,254 @@
+"""The ledger: what was released of private data, and the (ε, δ) that it adds up to.
+
+A release adds noise of standard deviation σ to a vector of which one person's images move the
+L2 norm by at most Δ.  Of Gaussian noise the curve of (ε, δ) is known exactly (Balle, Wang 2018,
+theorem 8), and of several releases it is that of one release with (Δ/σ)² = Σ (Δ_i/σ_i)² (Dong,
+Roth, Su 2022, corollary 3.3).  What a discrete sampler changes is bounded in total variation, and
+paid for in δ: see `rounding_distance`.
+
+The unit is the images of one person (`images_per_person`) at one client; adjacency is
+replace-one, after the images were dealt to clients.  Importing this needs neither torch nor
+dp-accounting; figures need dp-accounting.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from prismfl.errors import DependencyError, PrivacyError
+
+UNIT = "the images of one person at one client, images_per_person of them at most"
+ADJACENCY = "replace-one, after the images were dealt to clients; the number of images is public"
+MECHANISMS = ("gaussian", "gaussian-theta")
+SAMPLERS = {"exact": "OpenDP's discrete Gaussian", "fast": "NumPy's normals, rounded, from system entropy"}
+
+_LEAST_SCALE = 1000.0  # below it the bound of `rounding_distance` was not proved
+_SAME = 1e-6  # figures of one entry may differ by this much before it is called inconsistent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One release of one client's store, or `count` alike with noise of their own.
+
+    epsilon, delta: what the release alone was asked to give; noise_multiplier: σ / Δ; sigma,
+    sensitivity: σ and Δ in units of mean moments; slack: total variation between the noise drawn
+    and rounded Gaussian noise; images: n, dimension: entries of the vector; versions: of libraries.
+    Raises PrivacyError for figures that are impossible or contradict each other.
+    """
+
+    client: int
+    mechanism: str
+    sampler: str
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    sigma: float
+    sensitivity: float
+    slack: float
+    images: int
+    images_per_person: int
+    dimension: int
+    count: int = 1
+    unit: str = UNIT
+    adjacency: str = ADJACENCY
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, fine in self._checks():
+            if not fine:
+                raise _unreadable(f"{name} = {getattr(self, name)!r}")
+
+    def _checks(self) -> list[tuple[str, bool]]:
+        """Names of fields, and whether each is what a release may write."""
+        positive = ("epsilon", "noise_multiplier", "sensitivity", "images", "images_per_person", "dimension", "count")
+        return [
+            *((name, 0 < getattr(self, name) < math.inf) for name in positive),
+            ("sigma", math.isclose(self.sigma, self.noise_multiplier * self.sensitivity, rel_tol=_SAME)),
+            ("client", self.client >= 0),
+            ("mechanism", self.mechanism in MECHANISMS),
+            ("sampler", self.sampler in SAMPLERS),
+            ("delta", 0 < self.delta < 1),
+            ("slack", 0 <= self.slack < 1),
+            ("unit", self.unit == UNIT),
+            ("adjacency", self.adjacency == ADJACENCY),
+        ]
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """(ε, δ) of a whole ledger, whose clients' persons are different ones: the largest of any client.
+
+    weakest: the client of that ε; releases: its number of releases; clients: all that released.
+    """
+
+    epsilon: float
+    delta: float
+    weakest: int
+    releases: int
+    clients: int
+
+
+# --------------------------------------------------------------------------------------- figures
+
+
+def rounding_distance(dimension: int, scale: float) -> float:
+    """Total variation, at most, between `dimension` discrete Gaussians and rounded Gaussians.
+
+    scale: σ in steps of the integer grid, at least 1000.  Rounding after Gaussian noise on integers
+    is post-processing, so a discrete Gaussian gives δ + (1 + e^ε) times this where a Gaussian
+    gives (ε, δ).  With q(k) ∝ exp(-k²/2σ²) and p(k) the mass of N(0, σ²) within 1/2 of k,
+    1 - 1/24σ² ≤ p/q ≤ exp(k²/24σ⁴) up to exp(-2π²σ²), hence χ²(p, q) ≤ 1/100σ⁴; divergences of
+    independent entries add, and Pinsker gives √(dimension / 200) / σ².  Raises PrivacyError.
+    """
+    if scale < _LEAST_SCALE:
+        raise PrivacyError(f"noise of {scale:.3g} grid steps", f"at least {_LEAST_SCALE:.0f}", "ask for a smaller ε")
+    return math.sqrt(dimension / 200) / scale**2
+
+
+def calibrate(epsilon: float, delta: float, dimension: int = 0, steps: float = math.inf) -> float:
+    """σ / Δ of one release that is (ε, δ)-DP by the analytic Gaussian mechanism.
+
+    dimension, steps: entries, and Δ in steps of the grid, of discrete noise whose difference is
+    paid for; none is for Gaussian noise.  Raises PrivacyError where ε or δ is impossible.
+    """
+    _check(epsilon, delta)
+    library = _dp_accounting()
+    plain = float(library.get_sigma_gaussian(epsilon, delta))
+    if not dimension:
+        return plain
+    paid = _payment(plain, delta, rounding_distance(dimension, plain * steps))
+    # The library solves for σ to twelve digits: nine are rounded up.
+    return float(library.get_sigma_gaussian(epsilon, delta - paid)) * (1 + 1e-9)
+
+
+def epsilon_of(noise_multiplier: float, delta: float, slack: float = 0.0) -> float:
+    """ε at δ of Gaussian noise with σ / Δ, and total variation `slack` from it.  Raises PrivacyError."""
+    _check(1.0, delta)
+    return float(
+        _dp_accounting().get_epsilon_gaussian(noise_multiplier, delta - _payment(noise_multiplier, delta, slack))
+    )
+
+
+def _payment(noise_multiplier: float, delta: float, slack: float) -> float:
+    """(1 + e^ε) · slack, for an ε that is too large if anything: that of δ / 2."""
+    if not slack:
+        return 0.0
+    above = float(_dp_accounting().get_epsilon_gaussian(noise_multiplier, delta / 2))
+    paid = slack * (1 + math.exp(min(above, 700)))
+    if paid > delta / 2:
+        raise PrivacyError(
+            f"ε of about {above:.0f} with δ = {delta}", "an ε that the sampler's δ can pay for", "ask for a smaller ε"
+        )
+    return paid
+
+
+def _check(epsilon: float, delta: float) -> None:
+    if not 0 < epsilon < math.inf:
+        raise PrivacyError(f"ε = {epsilon}", "a number above 0", "choose ε between 0.1 and 10")
+    if not 0 < delta < 1:
+        raise PrivacyError(f"δ = {delta}", "a number between 0 and 1", "choose δ well below 1 / images")
+
+
+def compose(entries: Sequence[Entry], delta: float = 0.0, clients_of_a_person: int = 1) -> Guarantee:
+    """What all releases together guarantee, at `delta` (0: the largest δ among the entries).
+
+    Releases of one client compose; different clients hold different persons, so the worst one
+    counts.  clients_of_a_person: how many clients one person may have images at; then the
+    worst so many compose.  Raises PrivacyError for an empty ledger and for an ε past all bounds.
+    """
+    if not entries or clients_of_a_person < 1:
+        raise PrivacyError("a ledger without entries", "at least one release", "there is no guarantee to state")
+    delta = delta or max(entry.delta for entry in entries)
+    spent = _spent(entries)
+    worst = sorted(spent, key=lambda client: spent[client][0], reverse=True)[:clients_of_a_person]
+    square = sum(spent[client][0] for client in worst)
+    slack = max(spent[client][1] for client in spent) * len(worst)
+    releases = sum(entry.count for entry in entries if entry.client == worst[0])
+    return Guarantee(epsilon_of(square**-0.5, delta, slack), delta, worst[0], releases, len(spent))
+
+
+def _spent(entries: Sequence[Entry]) -> dict[int, tuple[float, float]]:
+    """Of each client, the sum of (Δ/σ)² and of slack over its releases."""
+    spent: dict[int, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    for entry in entries:
+        square, slack = spent[entry.client]
+        spent[entry.client] = (square + entry.count / entry.noise_multiplier**2, slack + entry.count * entry.slack)
+    return dict(spent)
+
+
+def summary_of(entries: Sequence[Entry]) -> str:
+    """The guarantee in one line, for people."""
+    if not entries:
+        return "no formal guarantee: this run released nothing under (ε, δ)"
+    found, most = compose(entries), max(entry.images_per_person for entry in entries)
+    person = "one image" if most == 1 else f"up to {most} images of one person"
+    caution = "" if all(entry.sampler == "exact" for entry in entries) else "; noise by the fast sampler"
+    return f"({found.epsilon:.4g}, {found.delta:g})-differentially private for {person} at one client{caution}"
+
+
+# ----------------------------------------------------------------------------------------- JSON
+
+
+def to_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Entries as plain values, as they stand in `ledger.json` and in a model file."""
+    return [asdict(entry) | {"versions": dict(entry.versions)} for entry in entries]
+
+
+def from_json(values: Any) -> tuple[Entry, ...]:
+    """Entries from plain values, each field checked.  Raises PrivacyError."""
+    if not isinstance(values, list | tuple):
+        raise _unreadable(f"{type(values).__name__} for a list")
+    return tuple(map(_entry, values))
+
+
+def _entry(value: Any) -> Entry:
+    kinds = {item.name: item.type for item in fields(Entry)}
+    if not isinstance(value, Mapping) or set(value) != set(kinds):
+        raise _unreadable("other fields than a release has")
+    for name, kind in kinds.items():
+        if not _fits(kind, value[name]):
+            raise _unreadable(f"{name} = {value[name]!r}")
+    return Entry(**value)
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind in (int, str):
+        return type(value) is kind
+    return isinstance(value, dict) and all(isinstance(one, str) for pair in value.items() for one in pair)
+
+
+def _unreadable(what: str) -> PrivacyError:
+    return PrivacyError(
+        f"a ledger entry with {what}",
+        "an entry as a release writes it",
+        "fetch the file anew: what it says of privacy cannot be relied on",
+    )
+
+
+# ------------------------------------------------------------------------------------- libraries
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a release relies on."""
+    found = {}
+    for name in ("dp-accounting", "numpy", "opendp", "prismfl"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def _dp_accounting() -> Any:
+    try:
+        import dp_accounting
+    except ImportError as error:
+        raise DependencyError(
+            f"dp-accounting does not import ({error})", "it, for any figure of privacy", "pip install dp-accounting"
+        ) from None
+    return dp_accounting

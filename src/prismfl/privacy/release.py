@@ -1,0 +1,321 @@
+"""The one release of a client's images: exact integer sums of bounded vectors, noise, a `Target`.
+
+An image's feature vector is put on an integer grid and its L2 norm is held to `NORM` steps,
+after rounding and by exact arithmetic.  Sums over images are exact int64.  Replacing one image
+then moves the sum by at most √2 · NORM where no entry is below 0, for such vectors are never more
+than a right angle apart; entries that may be (joint features) have a bound B of their own, and
+the sum moves by at most √(2 NORM² + 2 B²).  Of n images the mean moves by √2 / n, or so much more.
+
+Where images have labels, a vector stands in the block of its label, which leaves its norm as
+it is, with one more entry that is the same for all images: its sum counts the label.  Sums are
+divided by n, which is public, never by the number of a label's images.  What is done after the
+noise (labels that drown in it are dropped) is post-processing and costs nothing.
+
+The unit is the images of one person at one client, `images_per_person` at most; adjacency is
+replace-one after the partition.  Noise comes from the operating system, never from the run's seed.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prismfl.config import Privacy
+from prismfl.errors import DataError, DependencyError, PrivacyError
+from prismfl.mmd import FeatureMap, Target
+from prismfl.privacy.accountant import Entry, calibrate, from_json, rounding_distance, to_json, versions
+
+# Every integer up to it is a float32, and sums of squares below 2^53 are exact in float64.
+NORM = 2**24
+LABEL_WEIGHT = 0.1  # norm of the entry that counts a label, of the whole vector's 1
+_DROWNED = 2.0  # a label is dropped whose count is within so many σ of none
+_BATCH = 16  # images at a time: their vectors stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Public constants of a release: what is bounded by what, in steps of the integer grid.
+
+    signed: bool `[E]`, entries that may be below 0, and signed_norm, the bound of these alone;
+    scale, label_scale: steps that make 1 of a feature entry and of a label's count; classes: 0
+    for images without labels.  A label's block has E entries, with labels the last one counts.
+    """
+
+    signed: NDArray[np.bool_]
+    signed_norm: int
+    scale: float
+    label_scale: float
+    classes: int
+
+    @property
+    def entries(self) -> int:
+        """Entries of the whole released vector."""
+        return len(self.signed) * max(1, self.classes)
+
+    @property
+    def sensitivity(self) -> float:
+        """How far replacing one image moves the sum, at most: L2 norm in steps."""
+        return math.sqrt(2 * NORM**2 + 2 * self.signed_norm**2)
+
+
+def grid_of(features: FeatureMap, classes: int) -> Grid:
+    """The grid of a feature map: vectors of norm 1 fill it but for what rounding may add."""
+    counted = classes > 0
+    signed = np.append(features.signed, np.zeros(int(counted), np.bool_))
+    room = math.sqrt(len(signed))
+    weight = LABEL_WEIGHT if counted else 0.0
+    scale = (NORM - room) * math.sqrt(1 - weight**2)
+    share = features.signed_share
+    signed_norm = math.ceil(scale * math.sqrt(share) + room) if signed.any() else 0
+    return Grid(signed, signed_norm, scale, float(int((NORM - room) * weight)), classes)
+
+
+# ------------------------------------------------------------------------------- before the noise
+
+
+def quantise(vectors: Tensor, grid: Grid) -> Tensor:
+    """Feature vectors float32 `[B, D]` as whole numbers, float64 `[B, E]`, of enforced norm.
+
+    Each row's norm is at most `NORM`, that of its signed entries at most `signed_norm`, and no
+    other entry is below 0.  Raises DataError for features that are not finite.
+    """
+    if not bool(torch.isfinite(vectors).all()):
+        raise DataError("features that are not finite", "finite ones", "check the images and the feature network")
+    whole = (vectors * grid.scale).round_().double()
+    if grid.classes:
+        whole = torch.cat((whole, whole.new_full((len(whole), 1), grid.label_scale)), 1)
+    if grid.signed_norm:
+        signed = torch.from_numpy(grid.signed).to(whole.device)
+        whole[:, signed] = enforce(whole[:, signed], grid.signed_norm)
+        whole = torch.where(signed, whole, whole.clamp_min(0))
+    else:
+        whole.clamp_min_(0)
+    return enforce(whole, NORM)
+
+
+def enforce(whole: Tensor, bound: int) -> Tensor:
+    """Rows of whole numbers, float64 `[B, E]`, with those of norm above `bound` shrunk to it.
+
+    Squares are summed exactly as long as they stay below 2^53; where they do not, they are
+    far above the bound, and that is seen all the same.  Truncation brings no entry away from 0.
+    """
+    squares = torch.linalg.vecdot(whole, whole)
+    over = squares > bound**2
+    if bool(over.any()):
+        factor = bound / squares[over].sqrt() * (1 - 2**-20)
+        whole[over] = (whole[over] * factor[:, None]).trunc()
+        if not bool((torch.linalg.vecdot(whole, whole) <= bound**2).all()):
+            raise PrivacyError("a vector that cannot be bounded", "a finite one", "check the feature network")
+    return whole
+
+
+def integer_sums(
+    features: FeatureMap, grid: Grid, images: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Sums over images uint8 `[n, C, H, W]`, by label int64 `[n]`: exact int64 `[G, E]`.
+
+    Batches follow the order given: replacing an image changes neither the company nor the place
+    that any other is computed in, so not the last bit of its vector either.  Raises DataError for labels that
+    were not agreed on.
+    """
+    groups = max(1, grid.classes)
+    sums = np.zeros((groups, len(grid.signed)), np.int64)
+    tags = labels if grid.classes else np.zeros(len(images), np.int64)
+    if tags.shape != (len(images),) or not np.isin(tags, np.arange(groups)).all():
+        raise DataError(f"labels {tags.dtype} {list(tags.shape)}", f"0 … {groups - 1}, one an image", "mend the labels")
+    for start in range(0, len(images), _BATCH):
+        batch = tags[start : start + _BATCH]
+        whole = quantise(features.vectors(images[start : start + _BATCH]), grid)
+        for tag in np.unique(batch):
+            mine = whole[torch.from_numpy(batch == tag).to(whole.device)]
+            sums[tag] += _summed(mine)
+    return sums
+
+
+# -------------------------------------------------------------------------------------- the noise
+
+
+def noisy(sums: NDArray[np.int64], scale: int, sampler: str) -> NDArray[np.int64]:
+    """Integers with Gaussian noise of σ = `scale` steps on each: int64 of the same shape.
+
+    exact: OpenDP's discrete Gaussian, sampled exactly; fast: NumPy's normals, rounded.  Either
+    way from the operating system's entropy.  Raises DependencyError when OpenDP does not import.
+    """
+    flat = sums.reshape(-1)
+    drawn = _discrete(flat, scale) if sampler == "exact" else flat + _rounded(len(flat), scale)
+    return drawn.reshape(sums.shape)
+
+
+def _discrete(values: NDArray[np.int64], scale: int) -> NDArray[np.int64]:
+    # A scale below 2^53 is the same number as a float.
+    return np.asarray(measurement(float(scale))(values.tolist()), np.int64)
+
+
+def measurement(scale: float) -> Any:
+    """OpenDP's Gaussian measurement of int64 vectors.  Raises DependencyError."""
+    try:
+        import opendp.prelude as library
+        from opendp.measurements import make_gaussian
+    except ImportError as error:
+        raise DependencyError(
+            f"opendp does not import ({error})", "it, for exact noise", "pip install opendp"
+        ) from None
+    library.enable_features("contrib")
+    domain = library.vector_domain(library.atom_domain(T="i64"))
+    return make_gaussian(domain, library.l2_distance(T="f64"), scale=scale)
+
+
+def _rounded(count: int, scale: int) -> NDArray[np.int64]:
+    """Normals of a generator that is seeded from the operating system: rounded, int64 `[count]`."""
+    draws = np.random.Generator(np.random.PCG64(np.random.SeedSequence()))
+    return np.rint(draws.normal(0.0, scale, count)).astype(np.int64)
+
+
+def noisy_sums(batches: Iterable[Tensor], images: int, privacy: Privacy, draws: int = 1) -> NDArray[np.int64]:
+    """Feature vectors of `images` images, float32 `[B, D]` at a time, summed and released `draws` times.
+
+    int64 `[draws, D]`: what `release` does to vectors without labels and signed entries, as
+    audits call it.  Each draw alone is (ε, δ)-DP; more than one are more releases.
+    """
+    total, grid = np.zeros(0, np.int64), None
+    for batch in batches:
+        grid = grid or _plain_grid(batch.shape[1])
+        total = (total if len(total) else np.zeros(batch.shape[1], np.int64)) + _summed(quantise(batch, grid))
+    if grid is None:
+        raise DataError("no vectors", "at least one", "give some")
+    scale = _planned(grid, privacy, images, 0)[1]
+    return noisy(np.tile(total, (draws, 1)), scale, privacy.noise)
+
+
+def _plain_grid(entries: int) -> Grid:
+    return Grid(np.zeros(entries, np.bool_), 0, NORM - math.sqrt(entries), 0.0, 0)
+
+
+def _summed(whole: Tensor) -> NDArray[np.int64]:
+    """Whole numbers float64 `[B, E]` summed over rows: exact, for B · NORM is below 2^53."""
+    return whole.sum(0).cpu().numpy().astype(np.int64)
+
+
+# --------------------------------------------------------------------------------- the release
+
+
+@dataclass(frozen=True)
+class Released:
+    """What leaves a client's images: the noisy target, and what the ledger says of it."""
+
+    target: Target
+    entry: Entry
+
+
+def check_sizes(privacy: Privacy, sizes: list[int]) -> None:
+    """Raises PrivacyError, before an image is looked at, where no release could give what is asked.
+
+    sizes: images of each client; they are public.
+    """
+    for client, size in enumerate(sizes):
+        if size < 2:
+            raise PrivacyError(
+                f"client {client} with {size} images", "at least 2 for a release", "leave the client out"
+            )
+        if privacy.delta >= 1 / size:
+            raise PrivacyError(
+                f"privacy.delta = {privacy.delta} with {size} images of client {client}",
+                f"below 1 / {size} = {1 / size:.2g}",
+                "choose a smaller privacy.delta",
+            )
+    calibrate(privacy.epsilon, privacy.delta, 1, math.sqrt(2) * NORM)
+    if privacy.noise == "exact":
+        measurement(1.0)
+
+
+def release(
+    features: FeatureMap,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    classes: int,
+    privacy: Privacy,
+    client: int = 0,
+) -> Released:
+    """Release images uint8 `[n, C, H, W]` with labels int64 `[n]` once, (ε, δ)-differentially private.
+
+    The Gaussian mechanism at the analytic calibration (Balle, Wang 2018), on integers; what its
+    discrete sampler differs by is paid for in δ.  Unit: the images of one person here, at most
+    `images_per_person`; adjacency: replace-one.  Every call draws new noise and spends anew.
+    Raises PrivacyError, DataError, DependencyError.
+    """
+    check_sizes(privacy, [len(images)])
+    grid = grid_of(features, classes)
+    entry, scale = _planned(grid, privacy, len(images), client)
+    drawn = noisy(integer_sums(features, grid, images, labels), scale, privacy.noise)
+    return Released(to_target(drawn, grid, scale, len(images)), entry)
+
+
+def _planned(grid: Grid, privacy: Privacy, images: int, client: int) -> tuple[Entry, int]:
+    """The ledger's entry, and σ in whole steps: known before the images are looked at."""
+    steps, one = grid.sensitivity * privacy.images_per_person, images * grid.scale
+    scale = math.ceil(calibrate(privacy.epsilon, privacy.delta, grid.entries, steps) * steps)
+    slack = rounding_distance(grid.entries, scale) if privacy.noise == "exact" else 0.0
+    entry = Entry(
+        client=client,
+        mechanism="gaussian",
+        sampler=privacy.noise,
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        noise_multiplier=scale / steps,
+        sigma=scale / one,
+        sensitivity=steps / one,
+        slack=slack,
+        images=images,
+        images_per_person=privacy.images_per_person,
+        dimension=grid.entries,
+        versions=versions(),
+    )
+    return entry, scale
+
+
+def to_target(drawn: NDArray[np.int64], grid: Grid, scale: int, images: int) -> Target:
+    """A target of noisy sums int64 `[G, E]`: post-processing, which costs no privacy.
+
+    Entries keep their noise, those below 0 too: a search follows sums over thousands of entries, in
+    which noise averages out and the bias of clamping would add up.  A label whose noisy count is within
+    two σ of 0 has moments and share 0, for what stands there is noise; unless that holds of all labels.
+    """
+    means = drawn / (images * grid.scale)
+    if not grid.classes:
+        return Target(means.astype(np.float32).ravel(), images)
+    counts = drawn[:, -1].clip(0)
+    heard = counts > _DROWNED * scale if counts.max() > _DROWNED * scale else counts > 0
+    counts = np.where(heard, counts, 0)
+    shares = counts / counts.sum() if counts.any() else np.full(len(counts), 1 / len(counts))
+    moments = np.where(heard[:, None], means[:, :-1], 0)
+    return Target(moments.astype(np.float32).ravel(), images, shares)
+
+
+# --------------------------------------------------------------------------------- what is stored
+
+
+def to_arrays(released: Released) -> dict[str, NDArray[Any]]:
+    """A release as arrays, to be stored before it is used for anything."""
+    entry = np.frombuffer(json.dumps(to_json([released.entry])).encode(), np.uint8)
+    target = released.target
+    return {"moments": target.moments, "shares": target.shares, "images": np.array([target.images]), "entry": entry}
+
+
+def from_arrays(arrays: dict[str, NDArray[Any]]) -> Released:
+    """A release that was stored.  Raises PrivacyError for arrays that are none."""
+    try:
+        (entry,) = from_json(json.loads(arrays["entry"].tobytes()))
+        target = Target(arrays["moments"], int(arrays["images"][0]), arrays["shares"])
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise PrivacyError(
+            f"a stored release that does not read ({type(error).__name__})",
+            "the release as it was stored",
+            "restore the file, for drawing again would release the images twice",
+        ) from None
+    return Released(target, entry)

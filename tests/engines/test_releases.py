@@ -1,0 +1,293 @@
+"""Private runs: one release a client, stored and reused, and no other way from images to the model."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prismfl import preparation
+from prismfl.config import to_toml
+from prismfl.coordinator import Silent
+from prismfl.data.datasets import ImageSet
+from prismfl.engines import inprocess, releases
+from prismfl.engines.inprocess import resume, train
+from prismfl.errors import ClientError, PrivacyError, RunFolderError, SettingError
+from prismfl.mmd import FeatureMap
+from prismfl.modelfile import load_model
+from prismfl.preparation import prepare
+from prismfl.privacy.accountant import compose, from_json
+from prismfl.privacy.release import from_arrays
+from prismfl.runfolder import RunFolder, gather_ledger, load_arrays, read_rounds, reopen
+
+LABELS = np.arange(30) % 3
+
+
+@pytest.fixture(scope="module")
+def private(tiny):
+    def make(privacy=None, **changes):
+        asked = {"epsilon": 9.8, "delta": 1e-3, "noise": "fast"} | (privacy or {})
+        federation = {"shipped": "best", "shipped_draws": 2} | changes.pop("federation", {})
+        return tiny(privacy=asked, federation=federation, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, private, blobs):
+    root = tmp_path_factory.mktemp("private") / "run"
+    return train(private(), blobs, LABELS, out=root)
+
+
+def stored(root, client):
+    (path,) = (root / "clients" / str(client)).glob("release-*.safetensors")
+    return path
+
+
+def entries_of(root):
+    return from_json(json.loads((root / "ledger.json").read_text())["releases"])
+
+
+class Kill(Silent):
+    """A watcher that ends the run after its first round."""
+
+    def round_done(self, record, rounds):
+        raise KeyboardInterrupt(f"{record['round']} of {rounds}")
+
+
+def never(*_, **__):
+    raise AssertionError("not to be called")
+
+
+# ---------------------------------------------------------------------------------- what is said
+
+
+def test_the_ledger_is_in_the_folder_in_the_model_and_in_the_summary(finished):
+    root = finished.folder.root
+    entries = entries_of(root)
+    assert [entry.client for entry in entries] == [0, 1, 2]
+    assert {(entry.images, entry.epsilon, entry.sampler) for entry in entries} == {(9, 9.8, "fast")}
+    assert 9.7 < compose(entries).epsilon <= 9.8
+    assert from_json(list(load_model(finished.folder.model).ledger)) == entries
+    assert "(9.8, 0.001)-differentially private for one image" in finished.summary["privacy"]
+
+
+def test_a_run_without_epsilon_says_that_it_guarantees_nothing(tiny, blobs, tmp_path):
+    done = train(tiny(), blobs, out=tmp_path / "run")
+    assert "no formal guarantee" in done.summary["privacy"] and load_model(done.folder.model).ledger == ()
+    assert not list((tmp_path / "run").rglob("release-*"))
+
+
+def test_exact_noise_is_the_default(tiny, blobs, tmp_path):
+    train(tiny(privacy={"epsilon": 9.8, "delta": 1e-3}, features={"layers": [6]}), blobs, out=tmp_path / "run")
+    assert {entry.sampler for entry in entries_of(tmp_path / "run")} == {"exact"}
+
+
+# -------------------------------------------------------------------------------- no other path
+
+
+def test_raw_moments_are_never_computed(private, blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(FeatureMap, "target", never)
+    train(private(federation={"client_weights": "size"}), blobs, LABELS, out=tmp_path / "run")
+
+
+def test_search_and_choice_of_the_mask_see_what_was_released(private, blobs, tmp_path, monkeypatch):
+    seen = []
+
+    def listening(real):
+        def listen(agreement, kit, frame, *rest):
+            seen.append(next((one, rest[place - 1]) for place, one in enumerate(rest) if hasattr(one, "moments")))
+            return real(agreement, kit, frame, *rest)
+
+        return listen
+
+    for name in ("client_update", "client_distances"):
+        monkeypatch.setattr(inprocess, name, listening(getattr(inprocess, name)))
+    train(private(), blobs, LABELS, out=tmp_path / "run")
+    assert len(seen) == 3 * (2 + 1)
+    for target, client in seen:
+        held = from_arrays(load_arrays(stored(tmp_path / "run", client))).target
+        np.testing.assert_array_equal(target.moments, held.moments)
+        np.testing.assert_array_equal(target.shares, held.shares)
+
+
+def test_distances_to_private_images_are_off_unless_asked_for(private, blobs, tmp_path):
+    output = {"distance_samples": 20, "distance_every": 1}
+    quiet = train(private(output=output), blobs, LABELS, out=tmp_path / "quiet")
+    assert "fid_embedded" not in quiet.summary
+    assert not any("distance" in line for line in read_rounds(quiet.folder))
+    asked = train(private({"distances": True}, output=output), blobs, LABELS, out=tmp_path / "asked")
+    assert asked.summary["outside_guarantee"] == ["fid_embedded"] and asked.summary["fid_embedded"] > 0
+
+
+def test_the_same_seed_has_other_noise(private, blobs, finished, tmp_path):
+    train(private(), blobs, LABELS, out=tmp_path / "again")
+    one, two = (load_arrays(stored(root, 0))["moments"] for root in (finished.folder.root, tmp_path / "again"))
+    assert not np.array_equal(one, two)
+
+
+def test_nothing_of_the_images_names_anything_that_travels(finished):
+    key = stored(finished.folder.root, 0).stem.removeprefix("release-")
+    for path in (finished.folder.model, finished.folder.ledger, finished.folder.summary, finished.folder.rounds):
+        assert key.encode() not in path.read_bytes()
+
+
+# ------------------------------------------------------------------------------------ one release
+
+
+def test_a_killed_run_goes_on_with_the_noise_it_had(private, blobs, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        train(private(), blobs, LABELS, out=tmp_path / "run", watcher=Kill())
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    monkeypatch.setattr(releases, "release", never)
+    models = [resume(tmp_path / name, blobs, LABELS).folder.model.read_bytes() for name in ("run", "copy")]
+    assert models[0] == models[1]
+    assert len(entries_of(tmp_path / "run")) == 3
+
+
+def test_noise_is_stored_before_it_is_used(private, blobs, tmp_path, monkeypatch):
+    def full(path, arrays):
+        raise RunFolderError("no room", "room", "make room")
+
+    monkeypatch.setattr(releases.runfolder, "save_arrays", full)
+    monkeypatch.setattr(inprocess, "client_update", never)
+    with pytest.raises(ClientError, match="no room"):
+        train(private(), blobs, LABELS, out=tmp_path / "run")
+
+
+def edited(root, **privacy):
+    folder, settings = reopen(root)
+    folder.config.write_text(to_toml(replace(settings, privacy=replace(settings.privacy, **privacy))))
+    for path in (folder.checkpoint, folder.rounds):
+        path.unlink()
+
+
+def test_other_settings_are_a_second_release_refused_unless_told_and_then_composed(
+    finished, blobs, tmp_path, monkeypatch
+):
+    root = shutil.copytree(finished.folder.root, tmp_path / "copy")
+    edited(root, epsilon=5.0)
+    with pytest.raises(ClientError, match=r"earlier release.*another_release"):
+        resume(root, blobs, LABELS)
+    assert len(entries_of(root)) == 3
+    edited_again = {"another_release": True}
+    folder, settings = reopen(root)
+    folder.config.write_text(to_toml(replace(settings, privacy=replace(settings.privacy, **edited_again))))
+    done = resume(root, blobs, LABELS)
+    entries = entries_of(root)
+    assert sorted((entry.client, entry.epsilon) for entry in entries) == [
+        (client, epsilon) for client in range(3) for epsilon in (5.0, 9.8)
+    ]
+    assert compose(entries).epsilon > 9.8 and compose(entries).releases == 2
+    assert len(load_model(done.folder.model).ledger) == 6
+
+
+def test_other_images_are_a_second_release(finished, blobs, tmp_path):
+    root = shutil.copytree(finished.folder.root, tmp_path / "copy")
+    edited(root)
+    with pytest.raises(ClientError, match="settings or images"):
+        resume(root, 255 - blobs, LABELS)
+
+
+def test_a_damaged_release_is_not_drawn_again(finished, blobs, tmp_path, monkeypatch):
+    root = shutil.copytree(finished.folder.root, tmp_path / "copy")
+    edited(root)
+    for client in range(3):
+        path = stored(root, client)
+        path.write_bytes(path.read_bytes()[:-4])
+    monkeypatch.setattr(releases, "release", never)
+    with pytest.raises(ClientError, match="twice"):
+        resume(root, blobs, LABELS)
+
+
+def test_a_damaged_ledger_of_a_client_is_not_passed_over(finished, tmp_path):
+    root = shutil.copytree(finished.folder.root, tmp_path / "copy")
+    (root / "clients" / "1" / "ledger.json").write_text("{")
+    with pytest.raises(RunFolderError, match="restore"):
+        gather_ledger(RunFolder(root))
+
+
+def test_a_store_that_outlives_the_run_is_released_once(private, blobs, tmp_path, monkeypatch):
+    def go(name, privacy=None):
+        output = {"cache_dir": str(tmp_path / "cache")}
+        return train(private(privacy, output=output), blobs, LABELS, out=tmp_path / name)
+
+    first = go("first")
+    with monkeypatch.context() as patched:
+        patched.setattr(releases, "release", never)
+        again = go("again")
+    assert again.folder.model.read_bytes() == first.folder.model.read_bytes()
+    assert entries_of(tmp_path / "again") == entries_of(tmp_path / "first")
+    with pytest.raises(ClientError, match="earlier release"):
+        go("refused", {"epsilon": 3.0})
+    done = go("told", {"epsilon": 3.0, "another_release": True})
+    assert compose(entries_of(done.folder.root)).releases == 2
+
+
+# ---------------------------------------------------------------------- refused before it begins
+
+
+def test_what_would_void_the_guarantee_is_refused_before_a_feature_is_computed(private, blobs, monkeypatch):
+    monkeypatch.setattr(FeatureMap, "vectors", never)
+    with pytest.raises(PrivacyError, match="below 1 / 9"):
+        prepare(private({"delta": 0.2}), blobs)
+    with pytest.raises(PrivacyError, match="client 0 with 1 images"):
+        prepare(private(data={"clients": 27}), blobs)
+    monkeypatch.setattr(preparation, "overlaps", lambda *_: True)
+    with pytest.raises(PrivacyError, match="trained on CIFAR-10"):
+        prepare(private(), blobs)
+
+
+def test_a_client_whose_images_cannot_be_released_is_left_out(private, blobs, tmp_path):
+    ready = prepare(private(), blobs, LABELS)
+    broken = ImageSet(np.zeros((5, 2, 16, 16), np.uint8), np.zeros(5, np.int64), ready.clients[1].classes)
+    clients = [broken if index == 1 else mine for index, mine in enumerate(ready.clients)]
+    folder = inprocess.runfolder.create(tmp_path / "run", ready.agreement.settings)
+    inprocess._run(replace(ready, clients=clients), folder, None)
+    assert [list(line["left_out"]) for line in read_rounds(folder)] == [["1"]] * 2
+    assert [entry.client for entry in entries_of(folder.root)] == [0, 2]
+
+
+# ------------------------------------------------------------------------------ the paper's mechanism
+
+
+@pytest.fixture
+def theta_run(tiny):
+    def make(**changes):
+        privacy = {"epsilon": 9.8, "delta": 1e-3, "noise": "fast", "mechanism": "theta"} | changes
+        return tiny(privacy=privacy)
+
+    return make
+
+
+def test_noise_on_theta_is_counted_by_the_round(theta_run, blobs, tmp_path):
+    done = train(theta_run(), blobs, LABELS, out=tmp_path / "run")
+    entries = entries_of(tmp_path / "run")
+    assert [(entry.client, entry.count, entry.mechanism) for entry in entries] == [
+        (client, 2, "gaussian-theta") for client in range(3)
+    ]
+    assert 9.79 < compose(entries).epsilon <= 9.8
+    assert [line["loss"] for line in read_rounds(done.folder)] == [0.0, 0.0]
+    assert load_model(done.folder.model).ledger
+
+
+def test_masks_under_noise_on_theta_tell_nothing_of_the_search(theta_run, blobs, tmp_path, monkeypatch):
+    """At this ε they are coins: θ after a round of three clients is near a mean of three of them."""
+    done = train(theta_run(), blobs, out=tmp_path / "run")
+    assert read_rounds(done.folder)[0]["density"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_reply_more_than_was_planned_is_refused(theta_run, blobs, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(theta_run(), blobs, out=tmp_path / "run", watcher=Kill())
+    for name in ("checkpoint.safetensors", "rounds.jsonl"):
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(ClientError, match="noisy replies"):
+        resume(tmp_path / "run", blobs)
+    assert {entry.count for entry in entries_of(tmp_path / "run")} == {2}
+
+
+def test_distances_from_raw_moments_are_refused(tiny):
+    with pytest.raises(SettingError, match="draw or half"):
+        tiny(privacy={"epsilon": 9.8, "mechanism": "theta"}, federation={"shipped": "best"})

@@ -1,0 +1,54 @@
+"""The AUC of membership against its definition, copies that are found, and samples that tell nothing."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from prismfl.errors import DataError
+from prismfl.metrics.copying import auc, copying, copying_embedded, nearest
+
+values = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=12)
+
+
+@given(values, values)
+def test_the_area_is_its_definition_and_the_usual_one(near, far):
+    wanted = np.mean([(a < b) + (a == b) / 2 for a in near for b in far])
+    found = auc(np.array(near), np.array(far))
+    assert found == pytest.approx(wanted)
+    truth = [0] * len(near) + [1] * len(far)
+    assert found == pytest.approx(roc_auc_score(truth, near + far))
+    assert auc(np.array(far), np.array(near)) == pytest.approx(1 - found)
+
+
+def features(count, seed, dimension=8):
+    return np.random.default_rng(seed).normal(size=(count, dimension)).astype(np.float32)
+
+
+def test_nearest_is_the_least_of_all_distances():
+    images, samples = features(7, 0), features(9, 1)
+    wanted = np.linalg.norm(images[:, None] - samples[None], axis=2).min(1)
+    np.testing.assert_allclose(nearest(images, samples), wanted, rtol=1e-4)
+
+
+def test_copies_give_members_away_and_fresh_samples_do_not():
+    members, others = features(200, 0), features(200, 1)
+    found = copying(members, others, members + np.float32(0.01))
+    assert found.membership_auc > 0.99 and found.interval[0] > 0.97
+    assert found.nearest_member < 0.1 < found.nearest_other
+    fresh = copying(members, others, features(300, 2))
+    assert fresh.interval[0] < 0.5 < fresh.interval[1]
+    assert fresh.interval[1] - fresh.interval[0] < 0.2
+
+
+def test_images_that_were_copied_are_found_by_the_judge(blobs):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 1, 16, 16), np.uint8)
+    found = copying_embedded(blobs[:10], noise, blobs[:10])
+    assert found.membership_auc == 1.0 and found.nearest_member == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("counts", [(1, 5, 5), (5, 1, 5), (5, 5, 0)])
+def test_too_few_images_are_refused(counts):
+    with pytest.raises(DataError, match="at least 2"):
+        copying(*(features(count, 0) for count in counts))

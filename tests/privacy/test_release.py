@@ -1,0 +1,343 @@
+"""The release: norms that are held exactly, noise of the right size, and nothing else that gets out."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chi2, kstest, norm
+
+from prismfl.config import Features, Privacy
+from prismfl.errors import DataError, DependencyError, PrivacyError
+from prismfl.mmd import FeatureMap
+from prismfl.nets.features import load_features
+from prismfl.privacy.accountant import compose
+from prismfl.privacy.release import (
+    NORM,
+    Grid,
+    check_sizes,
+    enforce,
+    from_arrays,
+    grid_of,
+    integer_sums,
+    measurement,
+    noisy,
+    quantise,
+    release,
+    to_arrays,
+    to_target,
+)
+
+LABELS = np.arange(30) % 3
+FAST = Privacy(epsilon=9.8, delta=1e-3, noise="fast")
+
+
+def signed_grid(plain, signed, bound, classes=0):
+    mask = np.arange(plain + signed) >= plain
+    return Grid(
+        np.append(mask, np.zeros(int(classes > 0), np.bool_)),
+        bound,
+        float(NORM - 10),
+        float(classes > 0) * NORM / 10,
+        classes,
+    )
+
+
+def exact_square(row):
+    return sum(int(value) ** 2 for value in row.tolist())
+
+
+@pytest.fixture(scope="module")
+def joint_map():
+    """A feature map with signed blocks."""
+    return FeatureMap(load_features("vgg"), Features(layers=(0, 5), joint=8, joint_layers=1), 1, 16)
+
+
+# ------------------------------------------------------------------------------- enforced norms
+
+
+rows = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=12)
+powers = st.sampled_from([1e-6, 0.3, 1.0, 1.001, 7.0, 1e9, 1e30])
+
+
+@given(rows, powers, st.sampled_from([1, 5, 1000, NORM]))
+def test_no_row_is_longer_than_its_bound(row, power, bound):
+    before = (torch.tensor([row], dtype=torch.float64) * power * bound).round()
+    after = enforce(before.clone(), bound)
+    assert exact_square(after[0]) <= bound**2
+    assert torch.equal(after, after.round()) and bool((after.abs() <= before.abs()).all())
+    assert bool((after * before >= 0).all())
+    if exact_square(before[0]) <= bound**2:
+        assert torch.equal(after, before)
+
+
+@given(rows, rows, powers, st.integers(1, NORM))
+def test_whatever_the_features_are_what_is_summed_is_bounded(plain, signed, power, bound):
+    grid = signed_grid(len(plain), len(signed), bound)
+    (found,) = quantise(torch.tensor([plain + signed]) * power, grid)
+    assert exact_square(found) <= NORM**2
+    assert exact_square(found[len(plain) :]) <= bound**2
+    assert bool((found[: len(plain)] >= 0).all())
+
+
+pairs = st.integers(1, 6).flatmap(
+    lambda size: st.lists(st.lists(st.floats(-1, 1, width=32), min_size=size, max_size=size), min_size=4, max_size=4)
+)
+
+
+@given(pairs, powers, st.integers(1, NORM))
+def test_two_images_are_never_farther_apart_than_the_sensitivity(found, power, bound):
+    size = len(found[0])
+    for plain, grid in ((size, signed_grid(size, size, bound)), (2 * size, signed_grid(2 * size, 0, 0))):
+        assert plain + int(grid.signed.sum()) == 2 * size
+        one, two = quantise(torch.tensor([found[0] + found[1], found[2] + found[3]]) * power, grid)
+        assert exact_square(one - two) <= grid.sensitivity**2 * (1 + 1e-12)
+
+
+def test_opposite_signed_and_unlike_plain_entries_reach_the_sensitivity():
+    grid = signed_grid(2, 1, NORM // 2)
+    rest = math.sqrt(3) / 2
+    one, two = quantise(torch.tensor([[rest, 0.0, 0.5], [0.0, rest, -0.5]]) * 1.001, grid)
+    assert math.sqrt(exact_square(one - two)) == pytest.approx(grid.sensitivity, rel=1e-3)
+    assert grid.sensitivity == pytest.approx(NORM * math.sqrt(2.5))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_features_that_are_not_finite_are_refused(value):
+    with pytest.raises(DataError, match="not finite"):
+        quantise(torch.tensor([[0.5, value]]), signed_grid(2, 0, 0))
+
+
+def test_real_vectors_are_put_on_the_grid_unshrunk(feature_map, joint_map, blobs):
+    for features in (feature_map, joint_map):
+        grid = grid_of(features, 0)
+        vectors = features.vectors(blobs)
+        assert float(vectors.norm(dim=1).max()) == pytest.approx(1, abs=1e-5)
+        torch.testing.assert_close(quantise(vectors, grid), (vectors * grid.scale).round().double())
+
+
+def test_joint_features_raise_the_sensitivity_as_their_share_says(feature_map, joint_map):
+    assert grid_of(feature_map, 0).sensitivity == pytest.approx(NORM * math.sqrt(2))
+    share = joint_map.signed_share
+    assert 0.2 < share < 0.4
+    assert grid_of(joint_map, 0).sensitivity == pytest.approx(NORM * math.sqrt(2 + 2 * share), rel=1e-4)
+    assert grid_of(joint_map, 0).signed.sum() == 8
+
+
+# ----------------------------------------------------------------------------------------- sums
+
+
+def test_sums_are_the_moments_before_noise(feature_map, joint_map, blobs):
+    for features in (feature_map, joint_map):
+        for labels, classes in ((LABELS, 3), (LABELS, 0)):
+            grid = grid_of(features, classes)
+            sums = integer_sums(features, grid, blobs, labels)
+            found = to_target(sums, grid, 1, 30)
+            wanted = features.target(blobs, labels, classes)
+            np.testing.assert_allclose(found.moments, wanted.moments, atol=2e-6)
+            np.testing.assert_allclose(found.shares, wanted.shares)
+
+
+def test_replacing_an_image_moves_the_sum_by_its_own_two_vectors(feature_map, blobs):
+    """Exactly: no other image's part changes by one step."""
+    grid = grid_of(feature_map, 3)
+    before = integer_sums(feature_map, grid, blobs, LABELS)
+    for place, other, tag in ((0, 17, 2), (16, 3, 1), (29, 0, 0)):
+        images, labels = blobs.copy(), LABELS.copy()
+        images[place], labels[place] = blobs[other], tag
+        moved = integer_sums(feature_map, grid, images, labels) - before
+        batch = slice(place // 16 * 16, place // 16 * 16 + 16)
+        old, new = (
+            quantise(feature_map.vectors(store[batch]), grid)[place % 16].numpy().astype(np.int64)
+            for store in (blobs, images)
+        )
+        wanted = np.zeros_like(before)
+        wanted[LABELS[place]] -= old
+        wanted[tag] += new
+        np.testing.assert_array_equal(moved, wanted)
+        assert 0 < exact_square(moved.ravel()) <= 2 * NORM**2
+
+
+@pytest.mark.parametrize(
+    "labels", [np.full(30, 3), np.full(30, -1), np.zeros(29, np.int64), np.zeros((30, 1), np.int64)]
+)
+def test_labels_that_were_not_agreed_on_are_refused(feature_map, blobs, labels):
+    with pytest.raises(DataError, match="labels"):
+        integer_sums(feature_map, grid_of(feature_map, 3), blobs, labels)
+
+
+# ---------------------------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize("sampler", ["exact", "fast"])
+@pytest.mark.parametrize("scale", [1000, 12_345_678])
+def test_noise_is_normal_of_the_stated_size(sampler, scale):
+    values = np.arange(4000, dtype=np.int64).reshape(2, 2000) * 10**9
+    found = (noisy(values, scale, sampler) - values).ravel() / scale
+    assert found.shape == (4000,)
+    assert kstest(found, norm.cdf).pvalue > 1e-4
+    assert chi2.ppf(1e-5, 4000) < (found**2).sum() < chi2.ppf(1 - 1e-5, 4000)
+    assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 0.08
+
+
+@pytest.mark.parametrize("sampler", ["exact", "fast"])
+def test_noise_follows_no_seed(sampler):
+    draws = []
+    for _ in range(2):
+        np.random.seed(1)
+        torch.manual_seed(1)
+        draws.append(noisy(np.zeros(50, np.int64), 10**6, sampler))
+    assert not np.array_equal(*draws)
+
+
+def test_the_samplers_own_account_agrees():
+    """OpenDP states zero-concentrated privacy: ρ = Δ² / 2σ²."""
+    assert measurement(2000.0).map(1000.0) == pytest.approx(0.125)
+
+
+def test_exact_noise_needs_opendp_and_fast_noise_does_not(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opendp.prelude", None)
+    with pytest.raises(DependencyError, match="pip install opendp"):
+        noisy(np.zeros(3, np.int64), 1000, "exact")
+    with pytest.raises(DependencyError):
+        check_sizes(Privacy(epsilon=1.0), [600])
+    check_sizes(Privacy(epsilon=1.0, noise="fast"), [600])
+
+
+# -------------------------------------------------------------------------------------- releases
+
+
+def test_a_release_says_what_it_cost(feature_map, blobs):
+    found = release(feature_map, blobs, LABELS, 3, Privacy(epsilon=9.8, delta=1e-5), client=4).entry
+    grid = grid_of(feature_map, 3)
+    assert (found.client, found.images, found.sampler, found.dimension) == (4, 30, "exact", grid.entries)
+    assert found.noise_multiplier == pytest.approx(0.508162, rel=1e-3)
+    assert found.sensitivity == pytest.approx(math.sqrt(2) / 30, rel=0.01)
+    assert {"opendp", "dp-accounting", "prismfl"} <= set(found.versions)
+    assert 9.7 < compose([found]).epsilon <= 9.8
+    alike = release(feature_map, blobs, LABELS, 3, Privacy(epsilon=9.8, delta=1e-5, noise="fast")).entry
+    assert alike.sampler == "fast" and alike.slack == 0
+
+
+def test_noise_grows_with_the_images_of_a_person(feature_map, blobs):
+    one, three = (
+        release(feature_map, blobs, LABELS, 3, Privacy(epsilon=5.0, images_per_person=k, noise="fast")).entry
+        for k in (1, 3)
+    )
+    assert three.sigma == pytest.approx(3 * one.sigma) and three.images_per_person == 3
+    assert three.sensitivity == pytest.approx(3 * one.sensitivity)
+
+
+def test_noise_is_without_bias(feature_map, blobs):
+    grid = grid_of(feature_map, 3)
+    sums = integer_sums(feature_map, grid, blobs, LABELS)
+    scale = 10**8
+    mean = np.mean([noisy(sums, scale, "fast") for _ in range(40)], 0)
+    error = (mean - sums) / (scale / math.sqrt(40))
+    assert abs(error.mean()) < 5 / math.sqrt(error.size)
+    assert error.std() == pytest.approx(1, abs=0.05)
+
+
+def test_a_release_is_near_the_moments(feature_map, blobs):
+    images, labels = np.tile(blobs, (20, 1, 1, 1)), np.tile(LABELS, 20)
+    found = release(feature_map, images, labels, 3, FAST)
+    wanted = feature_map.target(images, labels, 3)
+    assert found.target.moments.dtype == np.float32
+    error = found.target.moments - wanted.moments
+    assert error.std() == pytest.approx(found.entry.sigma, rel=0.05)
+    np.testing.assert_allclose(found.target.shares, wanted.shares, atol=0.1)
+    assert found.target.shares.sum() == pytest.approx(1) and found.target.images == 600
+
+
+def test_sums_over_entries_of_a_release_have_no_bias(feature_map, blobs):
+    """What a search follows: clamped entries, many of them near 0, would all err upwards."""
+    images, labels = np.tile(blobs, (20, 1, 1, 1)), np.tile(LABELS, 20)
+    found = release(feature_map, images, labels, 3, FAST)
+    error = found.target.moments - feature_map.target(images, labels, 3).moments
+    assert abs(error.sum()) < 5 * found.entry.sigma * len(error) ** 0.5
+
+
+def test_labels_that_a_client_has_none_of_are_released_too_and_then_dropped(feature_map, blobs):
+    images = np.tile(blobs, (20, 1, 1, 1))
+    found = release(feature_map, images, np.full(600, 4), 40, Privacy(epsilon=9.8, delta=1e-4, noise="fast"))
+    assert found.entry.dimension == 40 * (feature_map.dimension + 1)
+    kept = found.target.shares > 0
+    assert kept[4] and kept.sum() < 8 and found.target.shares[4] > 0.8
+    assert not found.target.moments.reshape(40, -1)[~kept].any()
+
+
+def test_labels_that_all_drown_are_kept_as_they_are(feature_map):
+    grid = grid_of(feature_map, 3)
+    drawn = np.zeros((3, len(grid.signed)), np.int64)
+    drawn[:, -1] = [30, 10, -5]
+    np.testing.assert_allclose(to_target(drawn, grid, 1000, 30).shares, [0.75, 0.25, 0])
+    drawn[:, -1] = -1
+    np.testing.assert_allclose(to_target(drawn, grid, 1000, 30).shares, np.full(3, 1 / 3))
+
+
+def test_every_release_has_noise_of_its_own(feature_map, blobs):
+    one, two = (release(feature_map, blobs, LABELS, 0, FAST).target.moments for _ in range(2))
+    assert not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "sizes", "says"),
+    [
+        (Privacy(epsilon=1.0), [10, 1], "client 1 with 1 images"),
+        (Privacy(epsilon=1.0), [0], "client 0 with 0 images"),
+        (Privacy(epsilon=1.0, delta=1e-2), [50, 200], "below 1 / 200"),
+        (Privacy(epsilon=1.0, delta=0.01), [100], "below 1 / 100"),
+        (Privacy(epsilon=-1.0), [100], "ε = -1.0"),
+        (Privacy(epsilon=60.0), [100], "smaller ε"),
+    ],
+)
+def test_what_cannot_be_guaranteed_is_refused(privacy, sizes, says):
+    with pytest.raises(PrivacyError, match=says.replace("/", "[/]")):
+        check_sizes(privacy, sizes)
+
+
+def test_impossible_privacy_is_refused_before_an_image_is_looked_at(monkeypatch, feature_map, blobs):
+    def never(*_):
+        raise AssertionError("looked")
+
+    monkeypatch.setattr(FeatureMap, "vectors", never)
+    with pytest.raises(PrivacyError):
+        release(feature_map, blobs, LABELS, 3, Privacy(epsilon=1.0, delta=0.2))
+
+
+# ---------------------------------------------------------------------------------------- storage
+
+
+def test_a_stored_release_is_the_same_release(feature_map, blobs):
+    found = release(feature_map, blobs, LABELS, 3, FAST)
+    again = from_arrays(to_arrays(found))
+    assert again.entry == found.entry and again.target.images == 30
+    np.testing.assert_array_equal(again.target.moments, found.target.moments)
+    np.testing.assert_array_equal(again.target.shares, found.target.shares)
+
+
+@pytest.mark.parametrize("name", ["moments", "shares", "images", "entry"])
+def test_a_damaged_release_is_refused_rather_than_drawn_again(feature_map, blobs, name):
+    arrays = to_arrays(release(feature_map, blobs, LABELS, 3, FAST))
+    del arrays[name]
+    with pytest.raises(PrivacyError, match="twice"):
+        from_arrays(arrays)
+    arrays = to_arrays(release(feature_map, blobs, LABELS, 3, FAST))
+    arrays["entry"] = arrays["entry"][:-3]
+    with pytest.raises(PrivacyError):
+        from_arrays(arrays)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pool": 4}, {"second_weight": 0.0}, {"pool": 2, "second_weight": 0.0, "joint": 4}]
+)
+def test_smaller_maps_have_vectors_of_norm_one_too(blobs, changes):
+    features = FeatureMap(load_features("vgg"), Features(layers=(0, 3), **changes), 1, 16)
+    vectors = features.vectors(blobs)
+    assert vectors.shape == (30, features.dimension) and features.dimension == len(features.signed)
+    np.testing.assert_allclose(vectors.norm(dim=1).numpy(), 1, atol=1e-5)
+    assert bool((vectors[:, torch.from_numpy(~features.signed)] >= 0).all())
+    np.testing.assert_allclose(vectors.mean(0).numpy(), features.target(blobs).moments, atol=1e-5)
