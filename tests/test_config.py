@@ -185,7 +185,7 @@ IMPOSSIBLE = [
     ("federation", "alpha", -math.inf, "≥ 0"),
     ("federation", "alpha_bits", 0, "≥ 1"),
     ("federation", "alpha_bits", 17, "≤ 16"),
-    ("federation", "parts", 0, "≥ 1"),
+    ("federation", "parts", -1, "≥ 0"),
     ("federation", "parts", 32768, "≤ 32767"),
     ("federation", "clip", 0.5, "≤ 0.49"),
     ("federation", "initial_theta", 0.001, "the clip range"),

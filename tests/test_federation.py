@@ -932,3 +932,11 @@ def test_a_single_candidate_asks_nobody(make_agreement):
         raise AssertionError("clients were asked")
 
     assert shipped_mask(agreement, state_at(agreement, q, 2), nobody).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "clients", "taken", "parts"), [(0, 8, 0, 2), (0, 7, 0, 1), (0, 40, 7, 1), (0, 40, 8, 2), (5, 3, 0, 5)]
+)
+def test_from_eight_clients_a_round_a_mask_is_dealt_in_two(make_agreement, asked, clients, taken, parts):
+    data = {"clients": clients, "shards": clients}
+    assert make_agreement(data=data, federation={"parts": asked, "cohort": taken}).parts == parts

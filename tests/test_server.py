@@ -38,7 +38,7 @@ class Round:
     def __init__(self, q, replies, settings=None, seed=0, turn=0, parts=None, control=None):
         settings, masked = settings or Federation(), len(replies[0][0])
         mine, dealt = parts or ([0] * len(replies), np.zeros(masked, np.uint16))
-        tally = empty_tally(len(q), settings.parts)
+        tally = empty_tally(len(q), max(1, settings.parts))
         clients, kept = np.zeros((2, masked), np.uint16)
         for index, (mask, alpha, weight) in enumerate(replies):
             sent = np.equal(dealt, mine[index])
@@ -112,7 +112,7 @@ def rounds_of_all_kinds(draw):
     )
     replies = random_replies(rng, clients, masked, alpha + (masked == 0), chosen.client_weights == "size")
     q = rng.integers(656, 64881, masked + alpha + (masked == 0)).astype(np.uint16)
-    parts = rng.integers(0, chosen.parts, clients).tolist(), rng.integers(0, chosen.parts, masked).astype(np.uint16)
+    parts = rng.integers(0, max(1, chosen.parts), clients).tolist(), rng.integers(0, max(1, chosen.parts), masked).astype(np.uint16)
     control = [rng.random(masked) < 0.5 for _ in range(clients)]
     return q, replies, chosen, parts, control
 

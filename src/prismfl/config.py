@@ -139,7 +139,10 @@ class Federation:
     cohort: int = _setting(0, "clients a round; 0 takes all", least=0, most=32767)
     draws: str = _setting("stratified", "mask draws of a round's clients", choices=("stratified", "independent"))
     parts: int = _setting(
-        1, "entries of the mask are dealt publicly into this many parts; a client sends one part", least=1, most=32767
+        0,
+        "entries of the mask are dealt publicly into this many parts, a client sends one; 0: 2 from 8 clients a round",
+        least=0,
+        most=32767,
     )
     control_variate: bool = _setting(False, "average differences to the mask without news")
     mada: str = _setting(

@@ -54,6 +54,7 @@ Reply = bytes | PrismError
 Exchange = Callable[[Mapping[int, bytes]], Iterator[tuple[int, Reply]]]
 
 MOST_LABELS = 1000
+_MANY = 8  # clients a round, from which half of each mask says as much as the whole
 _CANDIDATE_LATENTS, _CANDIDATE_BATCH = 500, 250
 _STEPS_KEPT = 3  # by a simulator's clients together
 _SLACK = 64  # bytes that a coded mask may take beyond packed bits
@@ -80,10 +81,15 @@ class Agreement:
         """What both ends know of all weights when θ_t = q / 65536."""
         return Entries(q, self.layout.layer_numbers, len(self.layout.layers))
 
+    @property
+    def parts(self) -> int:
+        """Number of parts that the entries of a mask are dealt into."""
+        federation = self.settings.federation
+        return federation.parts or (2 if (federation.cohort or self.settings.data.clients) >= _MANY else 1)
+
     def draws(self, round_index: int, cohort: int) -> Draws:
         """How a round's masks are drawn."""
-        federation = self.settings.federation
-        return Draws(federation.draws, federation.parts, self.settings.seed, round_index, cohort, self.masked)
+        return Draws(self.settings.federation.draws, self.parts, self.settings.seed, round_index, cohort, self.masked)
 
     def place(self, round_index: int, client: int) -> message.Place:
         """Where a frame of this run belongs."""
@@ -438,7 +444,7 @@ def server_update(agreement: Agreement, state: ServerState, exchange: Exchange) 
     """
     members, traffic = cohort(agreement, state.round), Traffic()
     ranks = {client: rank for rank, client in enumerate(members)}
-    tally = empty_tally(agreement.layout.count, agreement.settings.federation.parts)
+    tally = empty_tally(agreement.layout.count, agreement.parts)
     losses: dict[int, float] = {}
     left_out: dict[int, str] = {}
     for client, reply in converse(agreement, state, exchange, traffic, message.Kind.BROADCAST):

@@ -141,9 +141,9 @@ class Wire:
         self.down, self.up, self.lost = ([[] for _ in range(ROUNDS)] for _ in range(3))
         update = inprocess.client_update
 
-        def counted(agreement, kit, frame, round_index, client, target, memory=None, held=None):
+        def counted(agreement, kit, frame, round_index, client, target, memory=None, held=None, noise=None):
             held = replace(held, q=~held.q) if held is not None and round_index >= forgetful else held
-            answer = update(agreement, kit, frame, round_index, client, target, memory, held)
+            answer = update(agreement, kit, frame, round_index, client, target, memory, held, noise)
             self.down[round_index].append(len(frame))
             self.up[round_index].append(len(answer.frame))
             self.lost[round_index] += [client] * is_lost(answer.frame, agreement.place(round_index, client))
