@@ -105,6 +105,40 @@ def _projection(settings: Features, layer: int, entries: int) -> Tensor:
     return torch.from_numpy(normals).view(entries, half) / settings.bandwidth
 
 
+class _CellWaves(torch.autograd.Function):
+    """Means of cos and sin of angles `[B, R, H, W]` over g × g cells: `[B, 2R, g, g]`.
+
+    Plain autograd would compute every sine and cosine twice.
+    """
+
+    @staticmethod
+    def forward(ctx, angles: Tensor, cells: int) -> Tensor:  # type: ignore[no-untyped-def]
+        waves = torch.cat((angles.cos(), angles.sin()), 1)
+        ctx.save_for_backward(waves)
+        return F.adaptive_avg_pool2d(waves, cells)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        (waves,) = ctx.saved_tensors
+        cosines, sines = waves.chunk(2, 1)
+        scale = gradient.shape[-1] * gradient.shape[-2] / (waves.shape[-1] * waves.shape[-2])
+        spread = F.interpolate(gradient * scale, waves.shape[-2:]) if gradient.shape[-1] > 1 else gradient * scale
+        by_cosine, by_sine = spread.chunk(2, 1)
+        return cosines * by_sine - sines * by_cosine, None
+
+
+def patch_features(x: Tensor, frequencies: Tensor, scale: int, cells: int) -> Tensor:
+    pooled = F.avg_pool2d(x, scale) if scale > 1 else x
+    waves = _CellWaves.apply(F.conv2d(pooled, frequencies), cells)
+    return waves.flatten(1).div_(cells * frequencies.shape[0] ** 0.5)
+
+
+def _frequencies(settings: Features, scale: int, channels: int) -> Tensor:
+    half, side = max(1, settings.patch // 2), settings.patch_size
+    normals = Stream(0, Purpose.PATCH, scale).normals(half * channels * side * side)
+    return torch.from_numpy(normals).view(half, channels, side, side) / (settings.patch_bandwidth * side)
+
+
 class FeatureMap:
     """Images → weighted moments ψ̄, through a frozen feature network.
 
@@ -125,14 +159,20 @@ class FeatureMap:
         self.sizes = tuple(maps[layer][0].numel() for layer in self.layers)
         joint = list(zip(self.layers, self.sizes, strict=True))[-settings.joint_layers :] if settings.joint else []
         self.projections = {layer: _projection(settings, layer, entries) for layer, entries in joint}
+        scales = settings.patch_scales if settings.patch else ()
+        self.frequencies = {scale: _frequencies(settings, scale, channels) for scale in scales}
         self.dimension = 2 * sum(self.sizes) + sum(2 * matrix.shape[1] for matrix in self.projections.values())
-        share = 1 / (len(self.layers) * (1 + settings.second_weight) + len(joint) * settings.joint_weight)
-        self.weights = tuple((share * part) ** 0.5 for part in (1.0, settings.second_weight, settings.joint_weight))
+        self.dimension += sum(2 * len(one) * settings.patch_cells**2 for one in self.frequencies.values())
+        joint_share, patch_share = len(joint) * settings.joint_weight, len(scales) * settings.patch_weight
+        share = 1 / (len(self.layers) * (1 + settings.second_weight) + joint_share + patch_share)
+        parts = (1.0, settings.second_weight, settings.joint_weight, settings.patch_weight)
+        self.weights = tuple((share * part) ** 0.5 for part in parts)
 
     def to(self, device: str) -> "FeatureMap":
         """Move the network to a device; returns itself."""
         self.net.to(device)
         self.projections = {layer: matrix.to(device) for layer, matrix in self.projections.items()}
+        self.frequencies = {scale: matrix.to(device) for scale, matrix in self.frequencies.items()}
         return self
 
     def _stages(self, x: Tensor) -> list[Tensor]:
@@ -149,7 +189,7 @@ class FeatureMap:
         maps = self._stages(x.contiguous(memory_format=torch.channels_last))
         if groups is None:
             groups = torch.full((1, len(x)), 1 / len(x), device=x.device)
-        first, second, joint = self.weights
+        first, second, joint, patch = self.weights
         parts = []
         for layer in self.layers:
             # Channels last: flattening this way is free, and the order of entries is ours to choose.
@@ -158,6 +198,8 @@ class FeatureMap:
             parts += [sums[0] * first, sums[1] * second]
             if layer in self.projections:
                 parts.append(groups @ joint_features(phi, self.projections[layer]) * joint)
+        for scale, frequencies in self.frequencies.items():
+            parts.append(groups @ patch_features(x, frequencies, scale, self.settings.patch_cells) * patch)
         return torch.cat(parts, 1).flatten()
 
     @torch.no_grad()
