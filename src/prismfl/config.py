@@ -96,7 +96,6 @@ class Features:
     patch_scales: tuple[int, ...] = _setting(
         (1, 2, 4), "patches are taken of the image averaged over so many pixels a side", least=1
     )
-    patch_cells: int = _setting(1, "cells a side in which patches are averaged apart; 1 for the whole", least=1, most=16)
     patch_weight: float = _setting(1.0, "weight of a scale's patches; first moments have 1", least=0.0, most=1e6)
     patch_bandwidth: float = _setting(
         0.5, "bandwidth of the patches' Gaussian kernel, in differences of colour from -1 to 1", above=0.0, most=1000.0

@@ -3,7 +3,8 @@
 With the kernel k(x, y) = ⟨ψ(x), ψ(y)⟩ of a feature vector ψ, the squared maximum mean
 discrepancy is the squared distance of mean feature vectors (Gretton et al. 2012).  Here ψ stacks,
 for each layer, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, and for
-the deep layers random Fourier features of f, with weights a_j whose squares sum to 1, so that
+the deep layers random Fourier features of f, and for a few scales those of small patches of
+pixels, averaged over the image, with weights a_j whose squares sum to 1, so that
 ‖ψ(x)‖ ≤ 1 for every image.
 
 Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): the
@@ -105,36 +106,51 @@ def _projection(settings: Features, layer: int, entries: int) -> Tensor:
     return torch.from_numpy(normals).view(entries, half) / settings.bandwidth
 
 
-class _CellWaves(torch.autograd.Function):
-    """Means of cos and sin of angles `[B, R, H, W]` over g × g cells: `[B, 2R, g, g]`.
+class _MeanWaves(torch.autograd.Function):
+    """Means over all positions of cos and sin of angles `[B, R, H, W]`: `[B, 2R]`.
 
     Plain autograd would compute every sine and cosine twice.
     """
 
     @staticmethod
-    def forward(ctx, angles: Tensor, cells: int) -> Tensor:  # type: ignore[no-untyped-def]
-        waves = torch.cat((angles.cos(), angles.sin()), 1)
-        ctx.save_for_backward(waves)
-        return F.adaptive_avg_pool2d(waves, cells)
+    def forward(ctx, angles: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        cosines, sines = angles.cos(), angles.sin()
+        ctx.save_for_backward(cosines, sines)
+        return torch.cat((cosines.mean((2, 3)), sines.mean((2, 3))), 1)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        (waves,) = ctx.saved_tensors
-        cosines, sines = waves.chunk(2, 1)
-        scale = gradient.shape[-1] * gradient.shape[-2] / (waves.shape[-1] * waves.shape[-2])
-        spread = F.interpolate(gradient * scale, waves.shape[-2:]) if gradient.shape[-1] > 1 else gradient * scale
-        by_cosine, by_sine = spread.chunk(2, 1)
-        return cosines * by_sine - sines * by_cosine, None
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        waves: tuple[Tensor, Tensor] = ctx.saved_tensors
+        cosines, sines = waves
+        each = gradient / (cosines.shape[2] * cosines.shape[3])
+        by_cosine, by_sine = each[:, :, None, None].chunk(2, 1)
+        return cosines * by_sine - sines * by_cosine
 
 
-def patch_features(x: Tensor, frequencies: Tensor, scale: int, cells: int) -> Tensor:
+def patch_features(x: Tensor, frequencies: Tensor, scale: int) -> Tensor:
+    """Random Fourier features of an image's patches, averaged over positions: `[B, 2R]` of norm ≤ 1.
+
+    x: `[B, C, H, W]`, first averaged over `scale` × `scale` pixels; frequencies: `[R, C, p, p]`.
+    Inner products approximate the mean Gaussian kernel over all pairs of patches, so mean features
+    say how colours and small textures are distributed, wherever they lie.
+    """
     pooled = F.avg_pool2d(x, scale) if scale > 1 else x
-    waves = _CellWaves.apply(F.conv2d(pooled, frequencies), cells)
-    return waves.flatten(1).div_(cells * frequencies.shape[0] ** 0.5)
+    waves: Tensor = _MeanWaves.apply(F.conv2d(pooled, frequencies))  # type: ignore[no-untyped-call]
+    return waves.div(frequencies.shape[0] ** 0.5)
 
 
-def _frequencies(settings: Features, scale: int, channels: int) -> Tensor:
+def _frequencies(settings: Features, scale: int, channels: int, size: int) -> Tensor:
+    """Public normals over the bandwidth: float32 `[patch / 2, C, p, p]`, the same for every run.
+
+    A flat patch counts as one pixel: distances are divided by the patch's side.
+    """
     half, side = max(1, settings.patch // 2), settings.patch_size
+    if size // scale < side:
+        raise SettingError(
+            f"patches of {side} pixels in {size // scale} (features.patch_scales: {scale})",
+            "patches that fit into the averaged image",
+            "take smaller patches or scales",
+        )
     normals = Stream(0, Purpose.PATCH, scale).normals(half * channels * side * side)
     return torch.from_numpy(normals).view(half, channels, side, side) / (settings.patch_bandwidth * side)
 
@@ -143,8 +159,8 @@ class FeatureMap:
     """Images → weighted moments ψ̄, through a frozen feature network.
 
     `dimension` is D, the entries of one group's moments: twice the sum of the matched layers'
-    sizes, and `joint` for each layer with joint features.  Raises SettingError when a layer does not
-    exist.
+    sizes, `joint` for each layer with joint features and `patch` for each scale with patches.
+    Raises SettingError when a layer does not exist or a patch does not fit.
     """
 
     def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
@@ -160,10 +176,11 @@ class FeatureMap:
         joint = list(zip(self.layers, self.sizes, strict=True))[-settings.joint_layers :] if settings.joint else []
         self.projections = {layer: _projection(settings, layer, entries) for layer, entries in joint}
         scales = settings.patch_scales if settings.patch else ()
-        self.frequencies = {scale: _frequencies(settings, scale, channels) for scale in scales}
+        self.frequencies = {scale: _frequencies(settings, scale, channels, size) for scale in scales}
         self.dimension = 2 * sum(self.sizes) + sum(2 * matrix.shape[1] for matrix in self.projections.values())
-        self.dimension += sum(2 * len(one) * settings.patch_cells**2 for one in self.frequencies.values())
-        joint_share, patch_share = len(joint) * settings.joint_weight, len(scales) * settings.patch_weight
+        self.dimension += sum(2 * len(one) for one in self.frequencies.values())
+        joint_share = len(joint) * settings.joint_weight
+        patch_share = len(self.frequencies) * settings.patch_weight
         share = 1 / (len(self.layers) * (1 + settings.second_weight) + joint_share + patch_share)
         parts = (1.0, settings.second_weight, settings.joint_weight, settings.patch_weight)
         self.weights = tuple((share * part) ** 0.5 for part in parts)
@@ -199,7 +216,7 @@ class FeatureMap:
             if layer in self.projections:
                 parts.append(groups @ joint_features(phi, self.projections[layer]) * joint)
         for scale, frequencies in self.frequencies.items():
-            parts.append(groups @ patch_features(x, frequencies, scale, self.settings.patch_cells) * patch)
+            parts.append(groups @ patch_features(x, frequencies, scale) * patch)
         return torch.cat(parts, 1).flatten()
 
     @torch.no_grad()

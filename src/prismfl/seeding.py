@@ -42,7 +42,7 @@ class Purpose(IntEnum):
     JOINT = 11
     FEATURES = 12
     SUBSETS = 13
-    PATCH = 14
+    PATCH = 17
 
 
 @dataclass(frozen=True)
