@@ -380,6 +380,8 @@ def test_pretrain_makes_a_network_to_train_with(tmp_path):
         ("--size", "0", "size"),
         ("--size", "4", "size"),
         ("--seed", str(2**70), "seed"),
+        ("--colour", "2", "colour 2.0"),
+        ("--grey", "-1", "grey -1.0"),
         ("--images", "nowhere", "nowhere does not exist"),
     ],
 )
@@ -388,6 +390,14 @@ def test_pretrain_refuses_what_cannot_work(tmp_path, option, value, says):
     words = ["pretrain", "--images", images, "--out", tmp_path / "f", "--epochs", 1, option, value]
     assert says in refused(*words).replace(str(tmp_path), "")
     assert not (tmp_path / "f").exists()
+
+
+def test_pretrain_keeps_the_shares_of_colour_and_grey(tmp_path):
+    out = tmp_path / "mine.safetensors"
+    words = ["pretrain", "--images", write_tree(tmp_path / "im"), "--out", out, "--epochs", 1]
+    assert call(*words, "--colour", 0, "--grey", 0.1)[0] == 0
+    recipe = load_features(out).about["recipe"]
+    assert (recipe["colour"], recipe["grey"]) == (0.0, 0.1)
 
 
 def test_pretrain_takes_some_classes(tmp_path):

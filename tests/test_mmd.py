@@ -11,12 +11,14 @@ from prismfl.errors import DataError, SettingError
 from prismfl.mmd import (
     FeatureMap,
     MovingResidual,
+    _MeanWaves,
     _UnitMoments,
     distance,
     joint_features,
     label_groups,
     label_means,
     label_shares,
+    patch_features,
 )
 from prismfl.nets.features import load_features
 
@@ -409,3 +411,72 @@ def test_joint_features_keep_the_norm_and_raise_the_dimension():
     assert joint.moments(images).shape == (joint.dimension,)
     assert joint.moments(images).norm() == pytest.approx(1, abs=1e-5)
     assert plain.fingerprint() != joint.fingerprint()
+
+
+# ------------------------------------------------------------------------------- patch features
+
+
+def normal_frequencies(half, bandwidth=0.5, channels=3, side=3):
+    draws = torch.Generator().manual_seed(5)
+    return torch.randn(half, channels, side, side, generator=draws, dtype=torch.float64) / (bandwidth * side)
+
+
+def test_the_gradient_of_mean_waves_is_that_of_plain_autograd():
+    angles = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    assert torch.autograd.gradcheck(_MeanWaves.apply, angles.requires_grad_())
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_patch_features_approximate_the_mean_kernel_over_pairs_of_patches(scale):
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(6), dtype=torch.float64) * 2 - 1
+    found = patch_features(x, normal_frequencies(8192), scale)
+    pooled = torch.nn.functional.avg_pool2d(x, scale)
+    patches = torch.nn.functional.unfold(pooled, 3).transpose(1, 2) / 3
+    pairs = torch.cdist(patches[:, None], patches[None]).square()
+    kernel = torch.exp(-pairs / (2 * 0.5**2)).mean((2, 3))
+    torch.testing.assert_close(found @ found.T, kernel, atol=0.03, rtol=0)
+
+
+def test_patch_features_of_flat_images_have_norm_one_and_no_others_have_more():
+    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(7), dtype=torch.float64) * 2 - 1
+    x[0] = 0.3
+    norms = patch_features(x, normal_frequencies(64), 1).norm(dim=1)
+    assert norms[0] == pytest.approx(1)
+    assert (norms[1:] < 1).all()
+
+
+def test_patch_features_tell_a_saturated_green_from_a_grey():
+    grey, green = torch.zeros(1, 3, 8, 8, dtype=torch.float64), -torch.ones(1, 3, 8, 8, dtype=torch.float64)
+    green[:, 1] = 1
+    one, other = (patch_features(x, normal_frequencies(512), 2) for x in (grey, green))
+    assert (one - other).square().sum() > 1.5
+
+
+@pytest.mark.parametrize(("channels", "scales"), [(1, (1, 2)), (3, (1, 2, 4))])
+def test_patches_keep_the_norm_and_raise_the_dimension(vgg, channels, scales):
+    images = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    plain, patched = (
+        FeatureMap(vgg, Features(patch=count, patch_scales=scales, patch_weight=2.0), channels, 16) for count in (0, 32)
+    )
+    assert patched.dimension == plain.dimension + 32 * len(scales)
+    assert patched.moments(images).shape == (patched.dimension,)
+    assert patched.moments(images).norm() <= 1 + 1e-5
+    assert plain.fingerprint() != patched.fingerprint()
+
+
+def test_patch_weight_is_a_scales_share_beside_first_moments(vgg):
+    settings = Features(layers=(0,), second_weight=0.0, patch=8, patch_scales=(1, 2), patch_weight=1.5)
+    flat = torch.zeros(1, 3, 16, 16)
+    parts = FeatureMap(vgg, settings, 3, 16).moments(flat)[-16:].view(2, 8)
+    torch.testing.assert_close(parts.square().sum(1), torch.full((2,), 1.5 / 4))
+
+
+def test_patch_frequencies_are_the_same_for_every_run(vgg):
+    one, other = (FeatureMap(vgg, Features(patch=8, patch_scales=(2,)), 3, 16).frequencies[2] for _ in range(2))
+    assert torch.equal(one, other)
+    assert one.shape == (4, 3, 3, 3)
+
+
+def test_patches_that_do_not_fit_are_refused(vgg):
+    with pytest.raises(SettingError, match="patch_scales: 8"):
+        FeatureMap(vgg, Features(patch=8, patch_scales=(8,)), 3, 16)

@@ -104,6 +104,9 @@ def test_fewer_images_than_a_batch_are_one_step(sets, tmp_path):
         ({"rate": float("nan")}, "rate"),
         ({"seed": 2**70}, "seed"),
         ({"seed": -1}, "seed"),
+        ({"colour": 1.5}, "colour 1.5.*from 0 to 1"),
+        ({"grey": -0.1}, "grey -0.1"),
+        ({"grey": float("nan")}, "grey nan"),
     ],
 )
 def test_impossible_recipes_are_refused(values, says):

@@ -112,7 +112,10 @@ def rounds_of_all_kinds(draw):
     )
     replies = random_replies(rng, clients, masked, alpha + (masked == 0), chosen.client_weights == "size")
     q = rng.integers(656, 64881, masked + alpha + (masked == 0)).astype(np.uint16)
-    parts = rng.integers(0, max(1, chosen.parts), clients).tolist(), rng.integers(0, max(1, chosen.parts), masked).astype(np.uint16)
+    parts = (
+        rng.integers(0, max(1, chosen.parts), clients).tolist(),
+        rng.integers(0, max(1, chosen.parts), masked).astype(np.uint16),
+    )
     control = [rng.random(masked) < 0.5 for _ in range(clients)]
     return q, replies, chosen, parts, control
 

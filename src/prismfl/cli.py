@@ -359,13 +359,15 @@ def pretrain(
     name: Annotated[str, typer.Option(help="What the images are called.")] = "",
     size: Annotated[int, typer.Option(help="Pixels a side.")] = 32,
     classes: Annotated[str, typer.Option(help="Classes to train on: names, numbers from 0, ranges (0-4) [all].")] = "",
+    colour: Annotated[float, typer.Option(help="Share of images with random colour; 0 keeps a sense of colour.")] = 0.5,
+    grey: Annotated[float, typer.Option(help="Share of images turned grey; 0 where no grey images will come.")] = 0.3,
 ) -> None:
     """Train a feature network on public images."""
     from prismfl.data.datasets import load_dataset
     from prismfl.pretrain import Recipe
     from prismfl.pretrain import pretrain as run
 
-    recipe = Recipe(architecture=architecture, epochs=epochs, rate=rate, seed=seed)
+    recipe = Recipe(architecture=architecture, epochs=epochs, rate=rate, seed=seed, colour=colour, grey=grey)
     if not 8 <= size <= 256:
         raise SettingError(f"size {size}", "8 … 256", "change --size")
     train, test = (load_dataset("folder", images, size, split) for split in ("train", "test"))

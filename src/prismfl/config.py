@@ -94,6 +94,15 @@ class Features:
     joint_layers: int = _setting(3, "how many of the matched layers, from the last, have joint features", least=1)
     joint_weight: float = _setting(1.0, "weight of joint features; first moments have 1", least=0.0, most=1e6)
     bandwidth: float = _setting(0.5, "bandwidth of the joint features' Gaussian kernel", above=0.0, most=1000.0)
+    patch: int = _setting(0, "random Fourier features of small patches of pixels; 0 for none", least=0, most=65536)
+    patch_size: int = _setting(3, "pixels a side of a patch", least=1, most=8)
+    patch_scales: tuple[int, ...] = _setting(
+        (1, 2, 4), "patches are taken of the image averaged over so many pixels a side", least=1
+    )
+    patch_weight: float = _setting(1.0, "weight of a scale's patches; first moments have 1", least=0.0, most=1e6)
+    patch_bandwidth: float = _setting(
+        0.5, "bandwidth of the patches' Gaussian kernel, in differences of colour from -1 to 1", above=0.0, most=1000.0
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 With the kernel k(x, y) = ⟨ψ(x), ψ(y)⟩ of a feature vector ψ, the squared maximum mean
 discrepancy is the squared distance of mean feature vectors (Gretton et al. 2012).  Here ψ stacks,
 for each layer, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, and for
-the deep layers random Fourier features of f, with weights a_j whose squares sum to 1, so that
+the deep layers random Fourier features of f, and for a few scales those of small patches of
+pixels, averaged over the image, with weights a_j whose squares sum to 1, so that
 ‖ψ(x)‖ ≤ 1 for every image.
 
 Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): the
@@ -105,13 +106,62 @@ def _projection(settings: Features, layer: int, entries: int) -> Tensor:
     return torch.from_numpy(normals).view(entries, half) / settings.bandwidth
 
 
+class _MeanWaves(torch.autograd.Function):
+    """Means over all positions of cos and sin of angles `[B, R, H, W]`: `[B, 2R]`.
+
+    Plain autograd would compute every sine and cosine twice.
+    """
+
+    @staticmethod
+    def forward(ctx, angles: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        cosines, sines = angles.cos(), angles.sin()
+        ctx.save_for_backward(cosines, sines)
+        return torch.cat((cosines.mean((2, 3)), sines.mean((2, 3))), 1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        waves: tuple[Tensor, Tensor] = ctx.saved_tensors
+        cosines, sines = waves
+        each = gradient / (cosines.shape[2] * cosines.shape[3])
+        by_cosine, by_sine = each[:, :, None, None].chunk(2, 1)
+        return cosines * by_sine - sines * by_cosine
+
+
+def patch_features(x: Tensor, frequencies: Tensor, scale: int) -> Tensor:
+    """Random Fourier features of an image's patches, averaged over positions: `[B, 2R]` of norm ≤ 1.
+
+    x: `[B, C, H, W]`, first averaged over `scale` × `scale` pixels; frequencies: `[R, C, p, p]`.
+    Inner products approximate the mean Gaussian kernel over all pairs of patches, so mean features
+    say how colours and small textures are distributed, wherever they lie.
+    """
+    pooled = F.avg_pool2d(x, scale) if scale > 1 else x
+    waves: Tensor = _MeanWaves.apply(F.conv2d(pooled, frequencies))  # type: ignore[no-untyped-call]
+    return waves.div(frequencies.shape[0] ** 0.5)
+
+
+def _frequencies(settings: Features, scale: int, channels: int, size: int) -> Tensor:
+    """Public normals over the bandwidth: float32 `[patch / 2, C, p, p]`, the same for every run.
+
+    A flat patch counts as one pixel: distances are divided by the patch's side.
+    """
+    half, side = max(1, settings.patch // 2), settings.patch_size
+    if size // scale < side:
+        raise SettingError(
+            f"patches of {side} pixels in {size // scale} (features.patch_scales: {scale})",
+            "patches that fit into the averaged image",
+            "take smaller patches or scales",
+        )
+    normals = Stream(0, Purpose.PATCH, scale).normals(half * channels * side * side)
+    return torch.from_numpy(normals).view(half, channels, side, side) / (settings.patch_bandwidth * side)
+
+
 class FeatureMap:
     """Images → weighted moments ψ̄, through a frozen feature network.
 
     `dimension` is D, the entries of one group's moments: twice the sum of the matched layers'
-    sizes (once without second moments), and `joint` for each layer with joint features.
-    `signed` says which entries may be below 0, bool `[D]`, and `signed_share` the largest squared
-    norm of these.  Raises SettingError when a layer does not exist.
+    sizes (once without second moments), `joint` for each layer with joint features and `patch` for each scale
+    with patches.  `signed` says which entries may be below 0, bool `[D]`, and `signed_share` the largest
+    squared norm of these.  Raises SettingError when a layer does not exist or a patch does not fit.
     """
 
     def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
@@ -127,17 +177,24 @@ class FeatureMap:
         self.seconds = settings.second_weight > 0
         joint = list(zip(self.layers, self.sizes, strict=True))[-settings.joint_layers :] if settings.joint else []
         self.projections = {layer: _projection(settings, layer, entries) for layer, entries in joint}
-        blocks = zip(self.layers, self.sizes, strict=True)
-        self.signed = np.concatenate([self._signed_of(layer, entries) for layer, entries in blocks])
+        scales = settings.patch_scales if settings.patch else ()
+        self.frequencies = {scale: _frequencies(settings, scale, channels, size) for scale in scales}
+        blocks = [self._signed_of(layer, entries) for layer, entries in zip(self.layers, self.sizes, strict=True)]
+        blocks += [np.ones(2 * len(one), np.bool_) for one in self.frequencies.values()]
+        self.signed = np.concatenate(blocks)
         self.dimension = len(self.signed)
-        share = 1 / (len(self.layers) * (1 + settings.second_weight) + len(joint) * settings.joint_weight)
-        self.weights = tuple((share * part) ** 0.5 for part in (1.0, settings.second_weight, settings.joint_weight))
-        self.signed_share = share * len(joint) * settings.joint_weight
+        joint_share = len(joint) * settings.joint_weight
+        patch_share = len(self.frequencies) * settings.patch_weight
+        share = 1 / (len(self.layers) * (1 + settings.second_weight) + joint_share + patch_share)
+        parts = (1.0, settings.second_weight, settings.joint_weight, settings.patch_weight)
+        self.weights = tuple((share * part) ** 0.5 for part in parts)
+        self.signed_share = share * (joint_share + patch_share)
 
     def to(self, device: str) -> "FeatureMap":
         """Move the network to a device; returns itself."""
         self.net.to(device)
         self.projections = {layer: matrix.to(device) for layer, matrix in self.projections.items()}
+        self.frequencies = {scale: matrix.to(device) for scale, matrix in self.frequencies.items()}
         return self
 
     def _signed_of(self, layer: int, size: int) -> NDArray[np.bool_]:
@@ -164,7 +221,7 @@ class FeatureMap:
         maps = self._stages(x.contiguous(memory_format=torch.channels_last))
         if groups is None:
             groups = torch.full((1, len(x)), 1 / len(x), device=x.device)
-        first, second, joint = self.weights
+        first, second, joint, patch = self.weights
         parts = []
         for layer in self.layers:
             # Channels last: flattening this way is free, and the order of entries is ours to choose.
@@ -173,6 +230,8 @@ class FeatureMap:
             parts += [sums[0] * first, sums[1] * second][: 1 + self.seconds]
             if layer in self.projections:
                 parts.append(groups @ joint_features(phi, self.projections[layer]) * joint)
+        for scale, frequencies in self.frequencies.items():
+            parts.append(groups @ patch_features(x, frequencies, scale) * patch)
         return torch.cat(parts, 1).flatten()
 
     @torch.no_grad()

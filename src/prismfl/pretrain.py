@@ -25,7 +25,8 @@ class Recipe:
     """How a feature network is trained; written into its file.
 
     `rate` is the peak of a linear warm-up and cosine fall; `grey` and `colour` are the shares
-    of images turned grey and jittered, which make the features serve grey images too.
+    of images turned grey and jittered, which make the features serve grey images too and nearly
+    blind to colour.
     """
 
     architecture: str = "vgg"
@@ -49,6 +50,8 @@ class Recipe:
             raise SettingError(f"epochs {self.epochs}, batch {self.batch}", "epochs ≥ 1, batch ≥ 2", "raise them")
         if not 0 < self.rate < 100 or not 0 <= self.seed < 2**63:
             raise SettingError(f"rate {self.rate}, seed {self.seed}", "0 < rate < 100, 0 ≤ seed < 2^63", "change them")
+        if not 0 <= self.colour <= 1 or not 0 <= self.grey <= 1:
+            raise SettingError(f"colour {self.colour}, grey {self.grey}", "shares from 0 to 1", "change them")
 
 
 def pretrain(

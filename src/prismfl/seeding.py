@@ -45,6 +45,7 @@ class Purpose(IntEnum):
     PARTS = 14
     TALLY = 15
     ALPHA = 16
+    PATCH = 17
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,16 @@ def test_joint_features_raise_the_sensitivity_as_their_share_says(feature_map, j
     assert grid_of(joint_map, 0).signed.sum() == 8
 
 
+def test_patches_are_signed_too_and_never_longer_than_their_share(blobs):
+    features = FeatureMap(load_features("vgg"), Features(layers=(0, 5), joint=8, joint_layers=1, patch=8), 1, 16)
+    assert features.signed.sum() == 8 + 3 * 8 and features.signed[-24:].all()
+    vectors = features.vectors(blobs).double()
+    signed = vectors[:, torch.from_numpy(features.signed)].square().sum(1)
+    assert 0.5 < float(signed.max()) <= features.signed_share + 1e-6
+    assert (vectors[:, torch.from_numpy(~features.signed)] >= 0).all()
+    torch.testing.assert_close(quantise(vectors, grid := grid_of(features, 0)), (vectors * grid.scale).round())
+
+
 # ----------------------------------------------------------------------------------------- sums
 
 
