@@ -187,7 +187,7 @@ def snapshots(agreement: Agreement, state: ServerState, clients: Iterable[int], 
 
 def _sent(agreement: Agreement, state: ServerState, client: int, held: int, kind: message.Kind) -> bytes:
     members = cohort(agreement, state.round)
-    digest, rank, behind = message.digest_of(state.q), members.index(client), state.round - held
+    digest, rank, behind = state.digest, members.index(client), state.round - held
     if held < 0 or behind > len(state.steps):
         told = message.Broadcast(digest, rank, len(members), None, (), state.q)
     else:
@@ -517,7 +517,7 @@ def _heard(
     update = message.open_update(
         reply, agreement.place(state.round, client), -(-masked // 8) + _SLACK, 8 * len(alpha.q) + _SLACK
     )
-    if update.digest != message.digest_of(state.q):
+    if update.digest != state.digest:
         raise MessageError(
             f"client {client}'s update of another θ than this round's", "the θ that was sent", "it is left out"
         )

@@ -6,6 +6,7 @@ result is exact, the same on every machine, and independent of the order in whic
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from prismfl.config import Federation
 from prismfl.errors import MessageError
 from prismfl.seeding import Purpose, Stream
 from prismfl.wire.draws import Baseline
+from prismfl.wire.message import digest_of
 
 ONE = 65536
 MOST_WEIGHT = 2**30  # of a round's clients together: keeps every product below 2^63
@@ -32,6 +34,11 @@ class ServerState:
     round: int
     steps: tuple[bytes, ...] = ()
     held: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Eight bytes naming θ_t."""
+        return digest_of(self.q)
 
 
 @dataclass(frozen=True)
