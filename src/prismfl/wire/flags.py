@@ -24,7 +24,7 @@ ONE = 65536
 _FINENESS = 8192  # probabilities of the ladder are multiples of 1 / 8192
 _STRENGTH = 24  # flags' worth of belief in the coarser context
 _FIRST_PASS = 64  # about as many flags
-_PIECE = 65536  # flags that are sorted at a time: what fits a cache
+_PIECE = 262144  # flags that are sorted at a time: what fits a cache
 MOST_BITS = 31  # of an integer's magnitude
 
 
