@@ -292,6 +292,7 @@ def test_a_round_is_recorded(played):
     np.testing.assert_allclose(after.q / 65536, np.clip(mean, 0.01, 0.99), atol=1.1 / 65536)
     theta = after.q / 65536
     assert record.theta_variance == pytest.approx((theta * (1 - theta)).mean())
+    assert record.mask_entropy == pytest.approx(1)  # of θ_0 = ½
     assert record.kept_share == 0
     assert after.held.tolist() == [0, 0, 0]
     assert len(after.steps) == 1

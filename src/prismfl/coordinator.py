@@ -145,6 +145,7 @@ def _line(agreement: Agreement, record: RoundRecord, seconds: float) -> dict[str
         "lambda": record.kept_share,
         "density": record.density,
         "theta_variance": record.theta_variance,
+        "mask_entropy": record.mask_entropy,
         "cohort": list(record.replied),
         "left_out": {str(client): why for client, why in record.left_out.items()},
         "seconds": round(seconds, 3),

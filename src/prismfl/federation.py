@@ -98,13 +98,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What is logged of a round; bytes are of whole frames, summed over the cohort, framing is their headers."""
+    """What is logged of a round: of θ_{t+1}, but mask_entropy of θ_t, bits a parameter of a mask given θ_t alone."""
 
     round: int
     loss: float
     kept_share: float
     density: float
     theta_variance: float
+    mask_entropy: float
     replied: tuple[int, ...]
     left_out: Mapping[int, str]
     asked: int
@@ -470,11 +471,18 @@ def server_update(agreement: Agreement, state: ServerState, exchange: Exchange) 
         done.kept_share,
         done.density,
         float(np.mean(theta * (1 - theta))),
+        _mask_entropy(state.q),
         tuple(sorted(losses)),
         left_out,
         len(members),
         traffic,
     )
+
+
+def _mask_entropy(q: NDArray[np.uint16]) -> float:
+    """Bits a parameter that a mask takes which is coded given θ = q / 65536 alone."""
+    theta = np.maximum(q, 1) / 65536
+    return float(np.mean(-theta * np.log2(theta) - (1 - theta) * np.log2(1 - theta)))
 
 
 def _settled(
