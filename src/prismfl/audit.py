@@ -168,7 +168,7 @@ def many_runs(with_it: NDArray[np.float64], without: NDArray[np.float64], delta:
 
 def _tests(with_it: NDArray[np.float64], without: NDArray[np.float64], delta: float) -> list[tuple[float, float, bool]]:
     """Bounds of tests both ways at sixty thresholds: (bound, threshold, flipped)."""
-    thresholds = np.quantile(np.concatenate((with_it, without)), np.linspace(0.002, 0.998, 60))
+    thresholds = np.quantile(np.concatenate((with_it, without)), np.linspace(0.02, 0.98, 60))
     return [
         (_bound(with_it, without, float(at), flipped, delta), float(at), flipped)
         for at in thresholds
