@@ -364,7 +364,7 @@ def seal_found(
     """
     masked, known = agreement.masked, agreement.known(q)
     draws = agreement.draws(place.round, told.cohort)
-    u, sent = draws.uniforms(place.client, told.rank), draws.sent(told.rank)
+    u, sent = draws.uniforms(place.client, told.rank), draws.chosen(told.rank)
     mask = encode_mask(mask_of(mine[:masked], u)[sent], u[sent], known.of(slice(masked)).of(sent))
     words = Stream(agreement.settings.seed, Purpose.ALPHA, place.round, place.client).words(len(q) - masked)
     changes = mine[masked:].astype(np.int64) - q[masked:]
@@ -531,7 +531,7 @@ def _heard(
         )
     _check_weight(agreement, client, update.weight, size)
     draws = agreement.draws(state.round, size)
-    sent = draws.sent(rank)
+    sent = draws.chosen(rank)
     mask = np.zeros(masked, np.bool_)
     mask[sent] = decode_mask(update.mask, draws.uniforms(client, rank)[sent], known.of(slice(masked)).of(sent))
     changes = decode_changes(update.alpha, alpha) * alpha_step(settings)

@@ -45,6 +45,10 @@ class Draws:
         """The entries of a client's part: bool `[count]`."""
         return np.equal(self.dealt(), self.part(rank))
 
+    def chosen(self, rank: int) -> "NDArray[np.bool_] | slice":
+        """The same for indexing: a slice where all entries are sent, which copies nothing."""
+        return self.sent(rank) if self.parts > 1 else slice(None)
+
     def dealt(self) -> NDArray[np.uint16]:
         """The part of each entry: uint16 `[count]`, not to be written to."""
         return _dealt(self.seed, self.round, self.parts, self.count)
