@@ -298,6 +298,12 @@ def test_a_round_is_recorded(played):
     assert len(after.steps) == 1
 
 
+def test_the_entropy_logged_is_that_of_a_mask_given_theta_alone(make_world):
+    agreement, state, _, replies = round_of(make_world(federation={"initial_theta": 0.25}))
+    record = server_update(agreement, state, said(replies))[1]
+    assert record.mask_entropy == pytest.approx(2 - 0.75 * np.log2(3))
+
+
 @pytest.mark.parametrize("mada", ["off", "published"])
 @settings(max_examples=6)
 @given(st.permutations(range(3)))
