@@ -1,5 +1,7 @@
 """Moments and their gradients against plain autograd, the bound on their norm, and the residual."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -480,3 +482,55 @@ def test_patch_frequencies_are_the_same_for_every_run(vgg):
 def test_patches_that_do_not_fit_are_refused(vgg):
     with pytest.raises(SettingError, match="patch_scales: 8"):
         FeatureMap(vgg, Features(patch=8, patch_scales=(8,)), 3, 16)
+
+
+# ------------------------------------------------------------------------------ squared distance
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"second_weight": 0.0}, {"layers": (0, 2)}, {"joint": 16, "joint_layers": 1}, {"patch": 8, "pool": 4}],
+    ids=str,
+)
+@pytest.mark.parametrize("labels", [[0] * 6, [0, 0, 1, 3, 3, 3], [2] * 6], ids=str)
+def test_the_distance_by_blocks_is_that_of_the_moments(vgg, changes, labels):
+    mapped, tags = FeatureMap(vgg, Features(**changes), 1, 16), torch.tensor(labels)
+    classes = max(labels) + 2  # the last is of no image
+    target = torch.from_numpy(mapped.target(noise(8), np.arange(8) % classes, classes).moments)
+    images = [scaled(noise(6, seed=1)).requires_grad_() for _ in range(2)]
+    whole = distance(mapped.moments(images[0], label_groups(tags, classes)), target)
+    found = mapped.squared_distance(images[1], tags, mapped.split(target))
+    torch.testing.assert_close(found, whole)
+    (3 * whole).backward()
+    (3 * found).backward()
+    torch.testing.assert_close(images[1].grad, images[0].grad, rtol=1e-4, atol=1e-7)
+
+
+def test_a_target_in_blocks_is_whole_again_when_joined(vgg):
+    mapped = FeatureMap(vgg, Features(joint=16, joint_layers=2, patch=8), 1, 16)
+    target = torch.arange(3 * mapped.dimension, dtype=torch.float32)
+    assert torch.equal(torch.cat(mapped.split(target), 1).flatten(), target)
+
+
+def test_an_image_without_features_has_no_gradient_and_a_finite_distance(vgg):
+    mapped = FeatureMap(vgg, Features(layers=(0,)), 1, 16)
+    dark = FeatureMap(vgg, Features(layers=(0,)), 1, 16)
+    dark.net = copy.deepcopy(vgg.net)
+    for parameter in dark.net.parameters():
+        parameter.zero_()
+    images = scaled(noise(2)).requires_grad_()
+    target = mapped.split(mapped.moments(scaled(noise(4, seed=3))).detach())
+    found = dark.squared_distance(images, torch.zeros(2, dtype=torch.int64), target)
+    found.backward()
+    assert float(found.detach()) == pytest.approx(sum(float(part.square().sum()) for part in target), rel=1e-5)
+    assert float(images.grad.abs().max()) == 0
+
+
+def test_half_as_many_bits_give_nearly_the_same_moments(vgg):
+    mapped = FeatureMap(vgg, Features(), 1, 16)
+    short, pictures = mapped.in_precision("bfloat16"), scaled(noise(4))
+    assert mapped.in_precision("float32") is mapped
+    found = short.moments(pictures.bfloat16())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, mapped.moments(pictures), rtol=0.1, atol=2e-3)
+    assert next(mapped.net.parameters()).dtype == torch.float32

@@ -133,7 +133,11 @@ class Search:
         0.0, "pull of the scores back to where the round began, a share of each step's rate", least=0.0, most=1.0
     )
     reach: float = _setting(1.0, "θ moves at most this far in a round", above=0.0, most=1.0)
-    precision: str = _setting("float32", "precision of the search", choices=("float32",))
+    precision: str = _setting(
+        "auto",
+        "numbers that generator and feature network compute in while searching; auto: bfloat16 where it is fast",
+        choices=("auto", "float32", "bfloat16"),
+    )
     batching: str = _setting(
         "none", "clients computed together (none: one after another, byte-exact)", choices=("none",)
     )

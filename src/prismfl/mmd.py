@@ -12,7 +12,9 @@ feature vector is ψ(x) in the block of its label and 0 in the others, still of 
 moments of n images are, label by label, the sum over the label's images divided by n.
 """
 
+import copy
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,6 +27,9 @@ from prismfl.config import Features
 from prismfl.errors import DataError, SettingError
 from prismfl.nets.features import LoadedNet
 from prismfl.seeding import Purpose, Stream
+
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,41 @@ class _UnitMoments(torch.autograd.Function):
         gradient.sub_(along1[:, None]).mul_(phi)
         gradient.addcmul_(inverse1[:, None], first)
         return gradient, None
+
+
+class _UnitDistance(torch.autograd.Function):
+    """Squared distance of a layer's weighted moments by label from a target: a scalar.
+
+    What `_UnitMoments` and `distance` do together, in a third of the time: label by label,
+    so that the rows of one stay in the cache, and with the gradient in the same pass.
+
+    phi: `[B, d]`, rows in the order of their labels; counts: rows of each label, `[G]` numbers; weights:
+    of f and g; target1, target2: `[G, d]`.
+    """
+
+    @staticmethod
+    def forward(ctx, phi: Tensor, counts: list[int], weights: Sequence[float], target1: Tensor, target2: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        gradient, total = torch.empty_like(phi), torch.zeros((), device=phi.device)
+        scale1, scale2 = (weight / len(phi) for weight in weights)
+        rows = zip(phi.split(counts), gradient.split(counts), target1, target2, strict=True)
+        for part, into, goal1, goal2 in rows:
+            square = torch.mul(part, part, out=into)
+            inverse1 = _inverse(square.sum(1).sqrt_()) * scale1
+            inverse2 = _inverse(square.norm(dim=1)) * scale2
+            rest1 = torch.addmv(goal1, part.T, inverse1, beta=-1)
+            rest2 = torch.addmv(goal2, square.T, inverse2, beta=-1)
+            total += torch.dot(rest1, rest1) + torch.dot(rest2, rest2)
+            along1 = (part @ rest1) * inverse1**3 / scale1**2
+            along2 = (square @ rest2) * inverse2**3 / scale2**2
+            into.mul_((-2 * along2)[:, None]).addr_(2 * inverse2, rest2).sub_(along1[:, None])
+            into.mul_(part).addr_(inverse1, rest1)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        (inner,) = ctx.saved_tensors
+        return inner * (2 * gradient), None, None, None, None
 
 
 def label_means(labels: Tensor, classes: int) -> Tensor:
@@ -197,6 +237,14 @@ class FeatureMap:
         self.frequencies = {scale: matrix.to(device) for scale, matrix in self.frequencies.items()}
         return self
 
+    def in_precision(self, name: str) -> "FeatureMap":
+        """The same map with a network that computes in `float32` or `bfloat16`; moments stay float32."""
+        if name == "float32":
+            return self
+        found = copy.copy(self)
+        found.net = copy.deepcopy(self.net).to(PRECISIONS[name]).to(memory_format=torch.channels_last)
+        return found
+
     def _signed_of(self, layer: int, size: int) -> NDArray[np.bool_]:
         """Which of a layer's entries may be below 0: joint features may, maps after ReLU and squares may not."""
         joint = 2 * self.projections[layer].shape[1] if layer in self.projections else 0
@@ -218,21 +266,52 @@ class FeatureMap:
 
         groups: float32 `[G, B]`, each image's weight in each sum (`label_groups`); None: the mean.
         """
-        maps = self._stages(x.contiguous(memory_format=torch.channels_last))
         if groups is None:
             groups = torch.full((1, len(x)), 1 / len(x), device=x.device)
-        first, second, joint, patch = self.weights
         parts = []
+        for kind, found in self._blocks(x):
+            if kind == "unit":
+                sums = _UnitMoments.apply(found, groups)  # type: ignore[no-untyped-call]
+                parts += [part * weight for part, weight in zip(sums, self.weights, strict=False)][: 1 + self.seconds]
+            else:
+                parts.append(groups @ found)
+        return torch.cat(parts, 1).flatten()
+
+    def squared_distance(self, x: Tensor, labels: Tensor, target: Sequence[Tensor]) -> Tensor:
+        """`distance` of the moments by label of images `[B, C, H, W]` from a target, in fewer passes: a scalar.
+
+        labels: int64 `[B]`, ascending; target: in blocks, as `split` makes them.
+        """
+        total, left = torch.zeros((), device=x.device), list(target)
+        counts = torch.bincount(labels, minlength=len(target[0])).tolist()
+        groups = label_groups(labels, len(counts))
+        for kind, found in self._blocks(x):
+            if kind == "unit" and self.seconds:
+                total = total + _UnitDistance.apply(found, counts, self.weights[:2], left.pop(0), left.pop(0))  # type: ignore[no-untyped-call]
+            else:
+                sums = _UnitMoments.apply(found, groups)[0] * self.weights[0] if kind == "unit" else groups @ found  # type: ignore[no-untyped-call]
+                total = total + distance(sums, left.pop(0))
+        return total
+
+    def split(self, target: Tensor) -> list[Tensor]:
+        """Moments `[G · D]` in blocks `[G, d_j]`, each of consecutive numbers, as `squared_distance` takes them."""
+        sizes: list[int] = []
+        for layer, size in zip(self.layers, self.sizes, strict=True):
+            sizes += [size] * (1 + self.seconds) + [2 * p.shape[1] for p in [self.projections.get(layer)] if p is not None]
+        sizes += [2 * len(one) for one in self.frequencies.values()]
+        return [part.contiguous() for part in target.view(-1, self.dimension).split(sizes, 1)]
+
+    def _blocks(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """What moments are taken of, in order: (`unit`, maps `[B, d]`) or (`mean`, weighted features `[B, d]`)."""
+        maps = self._stages(x.contiguous(memory_format=torch.channels_last))
         for layer in self.layers:
             # Channels last: flattening this way is free, and the order of entries is ours to choose.
-            phi = maps[layer].permute(0, 2, 3, 1).flatten(1)
-            sums = _UnitMoments.apply(phi, groups)  # type: ignore[no-untyped-call]
-            parts += [sums[0] * first, sums[1] * second][: 1 + self.seconds]
+            phi = maps[layer].permute(0, 2, 3, 1).flatten(1).float()
+            yield "unit", phi
             if layer in self.projections:
-                parts.append(groups @ joint_features(phi, self.projections[layer]) * joint)
+                yield "mean", joint_features(phi, self.projections[layer]) * self.weights[2]
         for scale, frequencies in self.frequencies.items():
-            parts.append(groups @ patch_features(x, frequencies, scale) * patch)
-        return torch.cat(parts, 1).flatten()
+            yield "mean", patch_features(x.float(), frequencies, scale) * self.weights[3]
 
     @torch.no_grad()
     def vectors(self, images: NDArray[np.uint8]) -> Tensor:

@@ -22,6 +22,7 @@ from prismfl.nets.generator import check_device
 from prismfl.nets.matched import load_matched
 from prismfl.nets.overlap import overlap_note, overlaps
 from prismfl.privacy.release import check_sizes
+from prismfl.search import precision_of
 
 _TEST_EVERY = 10
 
@@ -68,7 +69,13 @@ def prepare(
     loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_private(settings, loaded, train.classes, [len(part) for part in parts])
-    settings = replace(settings, features=replace(settings.features, features_sha256=loaded.sha256))
+    # What depends on files and machine is written down, so that a resumed run goes on as it began.
+    precision = precision_of(settings.search.precision, settings.output.device)
+    settings = replace(
+        settings,
+        features=replace(settings.features, features_sha256=loaded.sha256),
+        search=replace(settings.search, precision=precision),
+    )
     agreement = agree(settings, train.images.shape[1], train.classes)
     features = FeatureMap(loaded, settings.features, agreement.layout.channels, agreement.layout.size)
     warnings = _warnings(settings, loaded, train.classes, test)

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from prismfl.config import Search
 from prismfl.layout import Layout
-from prismfl.mmd import FeatureMap, MovingResidual, Target, distance, label_groups
+from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, distance, label_groups
 from prismfl.nets.generator import generate
 from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of
 
 # Gradients of single scores are as small as 1e-9: Adam's usual 1e-8 would drown them.
 _TINY = 1e-16
+_BFLOAT16 = "_is_avx512_bf16_supported"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ def rate_at(settings: Search, round_index: int, rounds: int) -> float:
     done = round_index / max(1, rounds - 1)
     low = settings.final_rate
     return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def precision_of(name: str, device: str) -> str:
+    """`auto` as what it stands for on a device: `bfloat16` where the processor multiplies it, else `float32`."""
+    if name != "auto":
+        return name
+    # A private name of torch: where it is gone, the exact precision is a safe answer.
+    told = torch.cuda.is_bf16_supported if device.startswith("cuda") else getattr(torch.cpu, _BFLOAT16, bool)
+    return "bfloat16" if told() else "float32"
 
 
 def local_search(
@@ -93,9 +103,12 @@ class _Searcher:
         settings: Search,
         draws: torch.Generator,
     ) -> None:
-        self.layout, self.weights, self.features = layout, weights, features
-        self.settings, self.draws = settings, draws
+        self.layout, self.settings, self.draws = layout, settings, draws
+        precision = precision_of(settings.precision, weights.device.type)
+        self.weights, self.dtype = weights, PRECISIONS[precision]
+        self.features = features.in_precision(precision)
         self.target = torch.from_numpy(target.moments).to(weights.device)
+        self.blocks = self.features.split(self.target)
         self.shares = torch.from_numpy(target.shares)
         self.moving = MovingResidual(self.target, settings.moving_rate)
 
@@ -104,13 +117,19 @@ class _Searcher:
         flat = masked_weights(self.weights, theta, self.draws)
         size, device = self.settings.batch_size, flat.device
         latents = torch.randn(size, self.layout.latent, generator=self.draws).to(device)
-        labels = batch_labels(self.shares, size, self.draws).to(device)
-        groups = label_groups(labels, self.layout.classes)
-        moments = self.features.moments(generate(self.layout, flat, latents, labels=labels), groups)
-        measured = distance(moments, self.target)
-        loss = measured if self.settings.loss == "squared" else self.moving.loss(moments)
+        labels = batch_labels(self.shares, size, self.draws).sort().values.to(device)
+        images = generate(self.layout, flat.to(self.dtype), latents.to(self.dtype), labels=labels)
+        loss, measured = self._losses(images, labels)
         (weight_gradient,) = torch.autograd.grad(loss, flat)
         return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), float(measured.detach())
+
+    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What is descended, and the squared distance."""
+        if self.settings.loss == "squared":
+            measured = self.features.squared_distance(images, labels, self.blocks)
+            return measured, measured
+        moments = self.features.moments(images, label_groups(labels, self.layout.classes))
+        return self.moving.loss(moments), distance(moments, self.target)
 
 
 def batch_labels(shares: Tensor, count: int, draws: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def generate(
     var: Tensor | None = None,
     momentum: float | None = None,
 ) -> Tensor:
-    """Images in [-1, 1], `[B, C, H, W]`, from weights `[N]` and latents `[B, latent]`.
+    """Images in [-1, 1], `[B, C, H, W]`, from weights `[N]` and latents `[B, latent]` of one dtype, which is the images' too.
 
     labels: int64 `[B]`, needed where the layout has classes: they shift the maps (see `Layout`).
     mean, var: float32 `[sum(norms)]`; without them BatchNorm uses the batch.
@@ -70,6 +71,8 @@ def generate(
     x = (latents @ weights["input"].flatten(1)).view(count, layout.widths[0], 4, 4)
     if layout.classes:
         x = x + weights["input.label"][labels]
+    # Channels last: doubling and the convolutions of few channels take a third less time so.
+    x = x.contiguous(memory_format=torch.channels_last)
     for index in range(len(layout.widths) - 1):
         x = _block(x, weights, f"block{index}", norm)
         if layout.classes:
@@ -93,10 +96,18 @@ def _doubling(kernel: Tensor) -> Tensor:
     Doubling is a transposed convolution with a 2×2 box; convolved with the (flipped) kernel it
     takes four products an output where doubling first would take nine.
     """
-    flipped = kernel.flip(2, 3).transpose(0, 1)
-    return sum(  # type: ignore[return-value]
-        F.pad(flipped, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1)
-    )
+    outputs, inputs = kernel.shape[:2]
+    spread = _spread().to(device=kernel.device, dtype=kernel.dtype)
+    return (kernel.reshape(-1, 9) @ spread).view(outputs, inputs, 4, 4).transpose(0, 1)
+
+
+@cache
+def _spread() -> Tensor:
+    """What flips a 3×3 kernel and convolves it with a 2×2 box, as a matrix: `[9, 16]`."""
+    one = torch.zeros(3, 4)
+    for tap in range(3):
+        one[2 - tap, tap : tap + 2] = 1
+    return torch.kron(one, one)
 
 
 def check_device(device: str) -> None:
