@@ -129,6 +129,11 @@ class Search:
     moving_rate: float = _setting(
         0.1, "rate of the moving average, in root-mean-square residuals", above=0.0, most=10.0
     )
+    scale: str = _setting(
+        "entry",
+        "what Adam divides a step by: the size of each entry's own gradients, or of its layer's",
+        choices=("entry", "layer"),
+    )
     hold: float = _setting(
         0.0, "pull of the scores back to where the round began, a share of each step's rate", least=0.0, most=1.0
     )

@@ -16,6 +16,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ from prismfl.config import Features
 from prismfl.errors import DataError, SettingError
 from prismfl.nets.features import LoadedNet
 from prismfl.seeding import Purpose, Stream
-
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -84,7 +84,9 @@ class _UnitDistance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, phi: Tensor, counts: list[int], weights: Sequence[float], target1: Tensor, target2: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any, phi: Tensor, counts: list[int], weights: Sequence[float], target1: Tensor, target2: Tensor
+    ) -> Tensor:
         gradient, total = torch.empty_like(phi), torch.zeros((), device=phi.device)
         scale1, scale2 = (weight / len(phi) for weight in weights)
         rows = zip(phi.split(counts), gradient.split(counts), target1, target2, strict=True)
@@ -242,7 +244,8 @@ class FeatureMap:
         if name == "float32":
             return self
         found = copy.copy(self)
-        found.net = copy.deepcopy(self.net).to(PRECISIONS[name]).to(memory_format=torch.channels_last)
+        found.net = copy.deepcopy(self.net).to(dtype=PRECISIONS[name])
+        found.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return found
 
     def _signed_of(self, layer: int, size: int) -> NDArray[np.bool_]:
@@ -297,7 +300,9 @@ class FeatureMap:
         """Moments `[G · D]` in blocks `[G, d_j]`, each of consecutive numbers, as `squared_distance` takes them."""
         sizes: list[int] = []
         for layer, size in zip(self.layers, self.sizes, strict=True):
-            sizes += [size] * (1 + self.seconds) + [2 * p.shape[1] for p in [self.projections.get(layer)] if p is not None]
+            sizes += [size] * (1 + self.seconds) + [
+                2 * p.shape[1] for p in [self.projections.get(layer)] if p is not None
+            ]
         sizes += [2 * len(one) for one in self.frequencies.values()]
         return [part.contiguous() for part in target.view(-1, self.dimension).split(sizes, 1)]
 

@@ -70,8 +70,8 @@ def local_search(
     and latents from `draws`, and descends the squared MMD straight through the draw (paper,
     local step).  Same inputs, threads and machine: same bytes out.
     """
-    searcher = _Searcher(layout, weights, features, target, settings, draws)
-    adam = _Adam(settings, len(q), weights.device, memory)
+    searcher = Searcher(layout, weights, features, target, settings, draws)
+    adam = _Adam(settings, layout, weights.device, memory)
     start, total = scores_of(q).to(weights.device), 0.0
     scores = start.clone()
     for _ in range(settings.local_steps):
@@ -91,7 +91,7 @@ def _within_reach(found: NDArray[np.uint16], q: NDArray[np.uint16], reach: float
     ).astype(np.uint16)
 
 
-class _Searcher:
+class Searcher:
     """One client's loss and its gradient by the scores."""
 
     def __init__(
@@ -146,9 +146,10 @@ def batch_labels(shares: Tensor, count: int, draws: torch.Generator) -> Tensor:
 class _Adam:
     """Adam (Kingma, Ba 2015) on one flat vector."""
 
-    def __init__(self, settings: Search, count: int, device: torch.device, memory: Memory | None) -> None:
+    def __init__(self, settings: Search, layout: Layout, device: torch.device, memory: Memory | None) -> None:
         self.betas, self.steps = (settings.beta1, settings.beta2), 0
-        self.first, self.second = torch.zeros(count, device=device), torch.zeros(count, device=device)
+        self.counts = [layer.count for layer in layout.layers] if settings.scale == "layer" else []
+        self.first, self.second = (torch.zeros(layout.count, device=device) for _ in range(2))
         if memory is not None:
             self.steps = memory.steps
             self.first.copy_(torch.from_numpy(memory.first))
@@ -161,8 +162,15 @@ class _Adam:
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         size = rate / (1 - beta1**self.steps)
-        root = (self.second / (1 - beta2**self.steps)).sqrt_().add_(_TINY)
+        root = (self._variances() / (1 - beta2**self.steps)).sqrt_().add_(_TINY)
         scores.addcdiv_(self.first, root, value=-size)
+
+    def _variances(self) -> Tensor:
+        """What steps are divided by, squared: each entry's second moment, or its layer's mean of them."""
+        if not self.counts:
+            return self.second
+        means = [part.mean().expand(len(part)) for part in self.second.split(self.counts)]
+        return torch.cat(means)
 
     def memory(self) -> Memory:
         """Adam's moments as NumPy arrays."""

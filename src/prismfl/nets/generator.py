@@ -61,7 +61,7 @@ def generate(
     var: Tensor | None = None,
     momentum: float | None = None,
 ) -> Tensor:
-    """Images in [-1, 1], `[B, C, H, W]`, from weights `[N]` and latents `[B, latent]` of one dtype, which is the images' too.
+    """Images in [-1, 1], `[B, C, H, W]`, from weights `[N]` and latents `[B, latent]`, all of one dtype.
 
     labels: int64 `[B]`, needed where the layout has classes: they shift the maps (see `Layout`).
     mean, var: float32 `[sum(norms)]`; without them BatchNorm uses the batch.

@@ -1,0 +1,124 @@
+"""Seconds and GFLOP/s of one local step, beside what its own matrix products take alone.
+
+    python benchmarks/search_step.py [--threads 1] [--repeats 9] [--only default]
+
+Two sizes: the default (embedded network, width 16, batch 32, grey, ten labels) and the paper's (VGG-19
+with random weights, all 16 ReLU outputs, width 64, latent 128, batch 64, grey, no labels), both at 32×32 pixels,
+in each precision.  `alone` replays every convolution and matrix product that the step
+dispatched, with the same shapes, strides and dtypes and nothing between them: the share says how much of a
+step is spent in them.  Times are medians.  The last line is `paper_step_seconds X`, the best precision.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from prismfl.config import Features, Search
+from prismfl.engines.inprocess import keep_freed_memory
+from prismfl.layout import Layout, frozen_weights
+from prismfl.mmd import FeatureMap, label_shares
+from prismfl.nets.features import LoadedNet, load_features
+from prismfl.nets.vgg import VGG19_PLAN, HeadlessVgg
+from prismfl.search import Searcher
+
+PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--only", choices=("default", "paper"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    print(
+        f"{args.threads} threads\n\n| size | precision | ms a step | GFLOP/s | alone, ms | share |\n|---|---|---|---|---|---|"
+    )
+    best = {}
+    for size in [args.only] if args.only else ["default", "paper"]:
+        for precision in ("float32", "bfloat16"):
+            seconds, text = line(size, precision, args.repeats)
+            best[size] = min(seconds, best.get(size, seconds))
+            print(text, flush=True)
+    print("\n" + "\n".join(f"{size}_step_seconds {seconds:.4f}" for size, seconds in best.items()))
+
+
+def line(size: str, precision: str, repeats: int) -> tuple[float, str]:
+    """Seconds of a step, and its row of the table."""
+    layout, features, batch = default_size() if size == "default" else paper_size()
+    searcher = made(layout, features, Search(batch_size=batch, precision=precision))
+    theta = torch.full((layout.count,), 0.5)
+    step = lambda: searcher.gradient(theta)  # noqa: E731
+    with FlopCounterMode(display=False) as counter:
+        step()
+    with Recorder() as recorder:
+        step()
+    seconds = timed(step, repeats)
+    alone = sum(timed(call, repeats) for call in recorder.calls)
+    rate = counter.get_total_flops() / seconds / 1e9
+    row = f"| {size} | {precision} | {seconds * 1e3:.0f} | {rate:.0f} | {alone * 1e3:.0f} | {alone / seconds:.2f} |"
+    return seconds, row
+
+
+def default_size() -> tuple[Layout, FeatureMap, int]:
+    """What `prismfl train --dataset mnist` searches with."""
+    return Layout(32, 1, 16, 64, 10), FeatureMap(load_features("vgg"), Features(), 1, 32), 32
+
+
+def paper_size() -> tuple[Layout, FeatureMap, int]:
+    """The paper's: weights do not change how long anything takes, so random ones stand for ImageNet's."""
+    net = HeadlessVgg(VGG19_PLAN).eval().requires_grad_(False)
+    for unit in net.units:
+        torch.nn.init.kaiming_normal_(unit.conv.weight, generator=torch.Generator().manual_seed(0))
+    return Layout(32, 1, 64, 128), FeatureMap(LoadedNet(net, "0" * 64, {}), Features(), 1, 32), 64
+
+
+def made(layout: Layout, features: FeatureMap, settings: Search) -> Searcher:
+    """A client's search, its target of random images."""
+    draws = np.random.default_rng(0)
+    images = draws.integers(0, 256, (64, layout.channels, layout.size, layout.size), np.uint8)
+    labels = np.arange(64) % max(1, layout.classes)
+    target = replace(features.target(images, labels, layout.classes), shares=label_shares(labels, layout.classes))
+    weights = torch.from_numpy(frozen_weights(layout, 0).copy())
+    return Searcher(layout, weights, features, target, settings, torch.Generator().manual_seed(0))
+
+
+def timed(call: Callable[[], Any], repeats: int) -> float:
+    """Median seconds of a call, after one to warm up."""
+    call()
+    found = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - begun)
+    return median(found)
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every product that is dispatched, with arguments of the same shape, strides and dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and keep how to run it again."""
+        if func.overloadpacket.__name__ in PRODUCTS:
+            copies = tree_map(lambda x: x.detach().clone() if isinstance(x, torch.Tensor) else x, args)
+            self.calls.append(lambda: func(*copies, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+if __name__ == "__main__":
+    main()
