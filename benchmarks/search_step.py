@@ -42,9 +42,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
-    print(
-        f"{args.threads} threads\n\n| size | precision | ms a step | GFLOP/s | alone, ms | share |\n|---|---|---|---|---|---|"
-    )
+    print(f"{args.threads} threads\n")
+    print("| size | precision | ms a step | GFLOP/s | alone, ms | share |\n|---|---|---|---|---|---|")
     best = {}
     for size in [args.only] if args.only else ["default", "paper"]:
         for precision in ("float32", "bfloat16"):
