@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from prismfl import evaluation
 from prismfl.metrics.readability import Classifier
@@ -104,3 +105,31 @@ def test_every_row_is_a_run_that_differs_from_the_yardstick(runner, path, tmp_pa
     settings = runner.row_settings(values, 1, tmp_path)
     yardstick = runner.row_settings(runner.load_row(RUN.parent / "yardstick.toml")[0], 1, tmp_path)
     assert settings.seed == 1 and (settings == yardstick) == (path.stem == "yardstick")
+
+
+def test_dense_weights_are_averaged_and_the_same_seed_gives_the_same_distance(runner, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    dense = importlib.import_module("dense")
+    row = tmp_path / "row.toml"
+    row.write_text(ROW.format(asked="").replace("distance_samples = 0", "distance_samples = 20"))
+    settings = runner.row_settings(runner.load_row(row)[0], 0, tmp_path / "targets")
+    once, again, still = dense.one_run(settings, 0.01), dense.one_run(settings, 0.01), dense.one_run(settings, 0.0)
+    assert once["fid_embedded"] == again["fid_embedded"] != still["fid_embedded"]
+    assert once["up_bits"] == 32
+
+
+def test_a_step_of_dense_weights_is_repeatable_and_as_long_as_its_rate(runner, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    dense = importlib.import_module("dense")
+    row = tmp_path / "row.toml"
+    row.write_text(ROW.format(asked=""))
+    ready = dense.prepare(runner.row_settings(runner.load_row(row)[0], 0, tmp_path / "targets"))
+    mine = ready.clients[0]
+    target = ready.kit.features.target(mine.images, mine.labels, ready.agreement.layout.classes)
+    made = (ready.agreement.layout, ready.kit.weights, ready.kit.features, target, ready.agreement.settings.search)
+    found = [
+        dense.descended(dense.Searcher(*made, torch.Generator().manual_seed(1)), ready.kit.weights, 0.01, 2)
+        for _ in range(2)
+    ]
+    assert torch.equal(*found)
+    assert float((found[0] - ready.kit.weights).abs().max()) == pytest.approx(0.02, rel=0.6)

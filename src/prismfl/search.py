@@ -115,16 +115,16 @@ class Searcher:
     def gradient(self, theta: Tensor) -> tuple[Tensor, float]:
         """Gradient by the scores `[N]` and the squared distance of one batch."""
         flat = masked_weights(self.weights, theta, self.draws)
+        loss, measured = self.losses(flat)
+        (weight_gradient,) = torch.autograd.grad(loss, flat)
+        return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), float(measured.detach())
+
+    def losses(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """What is descended, and the squared distance, of a batch made with weights `[N]`."""
         size, device = self.settings.batch_size, flat.device
         latents = torch.randn(size, self.layout.latent, generator=self.draws).to(device)
         labels = batch_labels(self.shares, size, self.draws).sort().values.to(device)
         images = generate(self.layout, flat.to(self.dtype), latents.to(self.dtype), labels=labels)
-        loss, measured = self._losses(images, labels)
-        (weight_gradient,) = torch.autograd.grad(loss, flat)
-        return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), float(measured.detach())
-
-    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What is descended, and the squared distance."""
         if self.settings.loss == "squared":
             measured = self.features.squared_distance(images, labels, self.blocks)
             return measured, measured
