@@ -23,6 +23,7 @@ from prismfl.federation import (
     init,
     make_kit,
     next_theta,
+    seal_found,
     server_update,
     shipped_mask,
 )
@@ -549,6 +550,26 @@ def test_each_client_sends_its_part_alone_and_the_parts_make_the_mean(crowd):
     assert sorted(set(sent.sum(0).tolist())) == [2, 3]
     mean = masks.sum(0) / sent.sum(0)
     np.testing.assert_allclose(after.q / 65536, np.clip(mean, 0.01, 0.99), atol=1.1 / 65536)
+
+
+@pytest.mark.parametrize("screen", [0.0, 3.0])
+def test_a_mask_that_no_search_led_to_is_left_out_if_the_server_screens(crowd, screen):
+    def stranger(client, reply):
+        if client != 2:
+            return reply
+        told = message.open_broadcast(sent[2], agreement.place(0, 2), agreement.layout.count)
+        ones = np.full(agreement.layout.count, 65535, np.uint16)
+        return seal_found(agreement, agreement.place(0, 2), told, state.q, ones)
+
+    with drifting(4000):
+        party = crowd(federation={"screen": screen})
+        agreement, state = party.agreement, init(party.agreement)
+        sent = broadcast(agreement, state)
+        after, record = party.play(state, change=stranger)
+    assert record.replied == ((0, 1, 3, 4) if screen else (0, 1, 2, 3, 4))
+    assert list(record.left_out) == ([2] if screen else [])
+    assert (after.held[2] == 0) and after.round == 1
+    assert (record.density > 0.53) == (screen == 0)
 
 
 # ------------------------------------------------------------------------------- the way to θ

@@ -12,7 +12,9 @@ from prismfl.config import Federation
 from prismfl.errors import MessageError
 from prismfl.seeding import Purpose
 from prismfl.server import (
+    Screen,
     ServerState,
+    Vote,
     add_reply,
     advance,
     alpha_step,
@@ -22,6 +24,7 @@ from prismfl.server import (
     public_dither,
     rounded,
     settle,
+    surprise,
 )
 from prismfl.wire.draws import Baseline, Draws, baseline
 
@@ -520,3 +523,64 @@ def test_the_control_variate_of_a_state_is_its_baseline():
     assert not step.net.any() and len(step.alpha) == 0
     state = ServerState(advance(q, step, base, chosen, public_dither(1, Purpose.ROUNDING, 4, 300)).q, 5)
     np.testing.assert_array_equal(state.q, q)
+
+
+# ----------------------------------------------------------------------------------------- screen
+
+
+def votes_of(moves, count=4000, cohort=10):
+    """A vote a client: from θ = 1/2 everywhere to θ_k = 1/2 + move, but None for a mask of ones."""
+    q, rng = np.full(count, 32768, np.uint16), np.random.default_rng(0)
+    for move in moves:
+        u = rng.integers(0, 65536, count).astype(np.uint16)
+        mask = np.ones(count, np.bool_) if move is None else u < 32768 + round(65536 * move)
+        yield Vote(mask, NONE, 1, 0, surprise(mask, u, q))
+
+
+def test_surprise_is_half_the_squared_move_on_average():
+    (vote,) = votes_of([0.2], count=400_000)
+    assert vote.surprise == pytest.approx(0.2**2 / 2, rel=0.02)
+    assert next(votes_of([0.0])).surprise == 0
+    assert surprise(np.zeros(0, np.bool_), *np.zeros((2, 0), np.uint16)) == 0
+
+
+def test_surprise_looks_both_ways():
+    q, u = np.array([100, 100, 100], np.uint16), np.array([90, 110, 65535], np.uint16)
+    assert surprise(np.array([True, False, False]), u, q) == 0
+    assert surprise(np.array([False, True, False]), u, q) == pytest.approx(20 / 3 / 65536)
+    assert surprise(np.array([True, False, True]), u, q) == pytest.approx(65435 / 3 / 65536)
+
+
+def screened(times, moves):
+    screen, tally = Screen(times), empty_tally(4000, 1)
+    for client, vote in enumerate(votes_of(moves)):
+        tally = screen.add(tally, client, vote)
+    return screen.close(tally)
+
+
+def test_a_screen_leaves_out_the_stranger_and_nobody_else():
+    moves = [0.1, -0.12, 0.09, 0.11, None, 0.1]
+    tally, out = screened(3.0, moves)
+    assert list(out) == [4] and "surprise" in out[4]
+    honest = screened(0.0, [move for move in moves if move is not None])[0]
+    assert tally.clients == 5
+    everyone, none = screened(0.0, moves)
+    assert everyone.clients == 6 and not none
+    assert tally.votes.sum() < everyone.votes.sum()
+    assert abs(int(tally.votes.sum()) - int(honest.votes.sum())) < 0.02 * honest.votes.sum()
+
+
+def test_votes_that_wait_count_as_those_that_do_not():
+    moves = [0.1, -0.12, 0.09]
+    (waited, _), (straight, _) = screened(1000.0, moves), screened(0.0, moves)
+    np.testing.assert_array_equal(waited.votes, straight.votes)
+    np.testing.assert_array_equal(waited.weights, straight.weights)
+    assert (waited.weight, waited.clients) == (straight.weight, straight.clients)
+
+
+def test_a_weight_too_many_is_left_out_when_votes_waited():
+    screen, tally = Screen(2.0), empty_tally(8, 1)
+    for client, weight in enumerate((2**29, 2**30)):
+        tally = screen.add(tally, client, Vote(np.ones(8, np.bool_), NONE, weight, 0, 0.0))
+    tally, out = screen.close(tally)
+    assert list(out) == [1] and tally.weight == 2**29

@@ -172,6 +172,12 @@ class Federation:
     alpha: float = _setting(0.0, "PRISM-α: share of the last layers that send keep-probabilities", least=0.0, most=1.0)
     alpha_bits: int = _setting(8, "resolution of what the α layers send, bits", least=1, most=16)
     client_weights: str = _setting("equal", "weight of a client in the average", choices=("equal", "size"))
+    screen: float = _setting(
+        0.0,
+        "leave out a client whose mask is more than so many times as improbable as the cohort's median; 0 for none",
+        least=0.0,
+        most=1000.0,
+    )
     initial_theta: float = _setting(0.5, "keep-probability before the first round", above=0.0, most=0.9999)
     clip: float = _setting(0.01, "θ stays this far from 0 and 1", least=0.0001, most=0.49)
     shipped: str = _setting(

@@ -25,10 +25,11 @@ from prismfl.seeding import Purpose, Stream
 from prismfl.server import (
     MOST_WEIGHT,
     Average,
+    Screen,
     ServerState,
     Step,
     Tally,
-    add_reply,
+    Vote,
     advance,
     alpha_step,
     empty_tally,
@@ -37,6 +38,7 @@ from prismfl.server import (
     public_dither,
     rounded,
     settle,
+    surprise,
 )
 from prismfl.wire import message
 from prismfl.wire.codec import (
@@ -446,6 +448,7 @@ def server_update(agreement: Agreement, state: ServerState, exchange: Exchange) 
     members, traffic = cohort(agreement, state.round), Traffic()
     ranks = {client: rank for rank, client in enumerate(members)}
     tally = empty_tally(agreement.layout.count, agreement.parts)
+    screen = Screen(agreement.settings.federation.screen)
     losses: dict[int, float] = {}
     left_out: dict[int, str] = {}
     for client, reply in converse(agreement, state, exchange, traffic, message.Kind.BROADCAST):
@@ -454,9 +457,13 @@ def server_update(agreement: Agreement, state: ServerState, exchange: Exchange) 
                 raise MessageError(
                     f"a reply from client {client}", "one reply from each client asked", "it is left out"
                 )
-            tally, losses[client] = _heard(agreement, state, tally, client, ranks[client], len(ranks), reply)
+            vote, losses[client] = _heard(agreement, state, client, ranks[client], len(ranks), reply)
+            tally = screen.add(tally, client, vote)
         except PrismError as error:
             left_out[client] = str(error)
+    tally, strangers = screen.close(tally)
+    left_out |= strangers
+    losses = {client: loss for client, loss in losses.items() if client not in strangers}
     if not losses:
         raise ClientError(
             f"no usable reply in round {state.round} ({'; '.join(left_out.values()) or 'none came'})",
@@ -515,9 +522,9 @@ def _worth_keeping(steps: tuple[bytes, ...], count: int) -> tuple[bytes, ...]:
 
 
 def _heard(
-    agreement: Agreement, state: ServerState, tally: Tally, client: int, rank: int, size: int, reply: Reply
-) -> tuple[Tally, float]:
-    """The tally with one reply more, and the client's loss."""
+    agreement: Agreement, state: ServerState, client: int, rank: int, size: int, reply: Reply
+) -> tuple[Vote, float]:
+    """What a reply says of θ, and the client's loss."""
     if isinstance(reply, PrismError):
         raise reply
     masked, known, settings = agreement.masked, agreement.known(state.q), agreement.settings.federation
@@ -532,11 +539,11 @@ def _heard(
     _check_weight(agreement, client, update.weight, size)
     draws = agreement.draws(state.round, size)
     sent = draws.chosen(rank)
-    mask = np.zeros(masked, np.bool_)
-    mask[sent] = decode_mask(update.mask, draws.uniforms(client, rank)[sent], known.of(slice(masked)).of(sent))
+    u, entries, mask = draws.uniforms(client, rank)[sent], known.of(slice(masked)).of(sent), np.zeros(masked, np.bool_)
+    mask[sent] = decode_mask(update.mask, u, entries)
     changes = decode_changes(update.alpha, alpha) * alpha_step(settings)
     theta = np.clip(alpha.q + changes, 0, 65535).astype(np.uint16)
-    return add_reply(tally, mask, theta, update.weight, draws.part(rank)), update.loss
+    return Vote(mask, theta, update.weight, draws.part(rank), surprise(mask[sent], u, entries.q)), update.loss
 
 
 def _check_weight(agreement: Agreement, client: int, weight: int, size: int) -> None:

@@ -7,6 +7,7 @@ result is exact, the same on every machine, and independent of the order in whic
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from prismfl.wire.message import digest_of
 
 ONE = 65536
 MOST_WEIGHT = 2**30  # of a round's clients together: keeps every product below 2^63
+_NO_MASK = np.zeros(0, np.bool_)
 _GRAIN = 8  # of a mean over clients of unequal weight: steps a client
 
 
@@ -108,6 +110,68 @@ def add_reply(
         tally.votes[len(mask) :] += alpha.astype(np.int64) * weight
     tally.weights[part] += weight
     return replace(tally, weight=tally.weight + weight, clients=tally.clients + 1)
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A client's reply, decoded: its mask bool `[A]`, its α layers uint16 `[N - A]`, its weight and part.
+
+    surprise: how improbable its mask is (see there).
+    """
+
+    mask: NDArray[np.bool_]
+    alpha: NDArray[np.uint16]
+    weight: int
+    part: int
+    surprise: float
+
+    def added(self, tally: Tally) -> Tally:
+        """The tally with this vote in it; use the returned one only."""
+        return add_reply(tally, self.mask, self.alpha, self.weight, self.part)
+
+
+def surprise(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint16]) -> float:
+    """Mean over entries of |u - θ_t| where the mask differs from [u < θ_t]: bool, uint16 and uint16 `[n]`.
+
+    A client that moved θ by Δ flips an entry where u lies between: its expectation is mean(Δ²) / 2.  Masks
+    that no search has led to flip entries far from u, and have many times as much.
+    """
+    flips = np.flatnonzero(mask != (u < q))
+    return float(np.abs(u[flips].astype(np.int64) - q[flips]).sum()) / 65536 / max(1, len(mask))
+
+
+class Screen:
+    """Leaves votes out that are `times` as surprising as the median of their round; 0 leaves in all.
+
+    With a limit, votes wait for the last one, packed: memory grows with the cohort.  The median of an
+    honest majority bounds what passes.
+    """
+
+    def __init__(self, times: float) -> None:
+        self.times = times
+        self.waiting: dict[int, tuple[Vote, NDArray[np.uint8]]] = {}
+
+    def add(self, tally: Tally, client: int, vote: Vote) -> Tally:
+        """Take one vote in, now or later."""
+        if not self.times:
+            return vote.added(tally)
+        self.waiting[client] = replace(vote, mask=_NO_MASK), np.packbits(vote.mask)
+        return tally
+
+    def close(self, tally: Tally) -> tuple[Tally, dict[int, str]]:
+        """The tally with all votes that pass, and why others do not."""
+        most = self.times * median([vote.surprise for vote, _ in self.waiting.values()] or [0.0])
+        out: dict[int, str] = {}
+        for client, (vote, packed) in sorted(self.waiting.items()):
+            if vote.surprise > most:
+                out[client] = f"a mask of surprise {vote.surprise:.3g}; at most {most:.3g}, from the cohort's median"
+                continue
+            mask = np.unpackbits(packed, count=len(tally.votes) - len(vote.alpha)).view(np.bool_)
+            try:
+                tally = replace(vote, mask=mask).added(tally)
+            except MessageError as error:
+                out[client] = str(error)
+        return tally, out
 
 
 def settle(
