@@ -204,6 +204,21 @@ def sample(
 
 
 @app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Model file.")],
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")] = Path("model.onnx"),
+) -> None:
+    """Write a finished model as ONNX, checked against PyTorch: needs the extra `export`."""
+    from prismfl.export import export as write
+
+    found = write(model, out)
+    print(
+        f"{out}: {sized(found.size)} (weights as float32 alone: {sized(found.float_bytes)}); "
+        f"values differ from PyTorch's by at most {found.difference:.1g}"
+    )
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model file.")],
     dataset: Annotated[str, typer.Option(help="Data set to judge against [the model's own].")] = "",
