@@ -227,7 +227,12 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
     repeats: Annotated[int, typer.Option(help="Sets of samples, of a seed each: means with 95 % intervals.")] = 1,
     metrics: Annotated[
-        str, typer.Option(help="Some of fid,kid,prdc,readability [all that apply].", show_default=False)
+        str,
+        typer.Option(
+            help="Some of fid,kid,prdc,readability [all of these that apply],"
+            " and synthetic: what a classifier learns of the samples alone.",
+            show_default=False,
+        ),
     ] = "",
     inception: Annotated[Optional[Path], typer.Option(help="Weights of the FID's Inception-v3: adds fid.")] = None,  # noqa: UP045
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",

@@ -156,8 +156,8 @@ def to_onnx(model: Model, onnx: Any) -> bytes:
     graph, layout = _Graph(onnx), model.layout
     values = _forward(graph, model)
     graph.named("Identity", "values", values)
-    bound = [graph.store(f"pixel.{name}", np.float32(number)) for name, number in (("one", 1.0), ("half", 127.5))]
-    pixels = graph.of("Round", graph.of("Mul", graph.of("Add", values, bound[0]), bound[1]))
+    one, half = (graph.store(f"pixel.{number}", np.array(number, np.float32)) for number in (1.0, 127.5))
+    pixels = graph.of("Round", graph.of("Mul", graph.of("Add", values, one), half))
     graph.named("Cast", "images", pixels, to=onnx.TensorProto.UINT8)
     shape = ["batch", layout.channels, layout.size, layout.size]
     made, types = onnx.helper.make_tensor_value_info, onnx.TensorProto
