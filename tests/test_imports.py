@@ -12,7 +12,7 @@ import prismfl
 
 LINE = """
 errors < config < seeding < layout < files < download < data < nets < mmd < privacy < search < wire < server
-< federation < modelfile < pictures < asking < runtime < sampling < export < metrics < runfolder < coordinator
+< federation < oneshot < modelfile < pictures < asking < runtime < sampling < export < metrics < runfolder < coordinator
 < preparation < forecast < evaluation < audit < pretrain < engines < progress < cli
 """
 ORDER = [name.strip() for name in LINE.split("<")]
