@@ -20,6 +20,7 @@ from prismfl.metrics.intervals import t_interval
 from prismfl.metrics.kernel import kernel_distance
 from prismfl.metrics.neighbours import balls, compare
 from prismfl.metrics.readability import Classifier, readability, record
+from prismfl.metrics.synthetic import worth
 from prismfl.modelfile import load_model, save_model
 from prismfl.nets import overlap
 from prismfl.sampling import labels_like
@@ -110,10 +111,41 @@ def test_unknown_metrics_are_refused(model, metrics):
 def test_of_few_samples_what_applies_is_measured_and_the_rest_refused(model, samples):
     found = evaluate_model(model, samples=samples)
     for name, least in METRICS.items():
+        if name == "synthetic":
+            continue  # measured when asked for alone
         assert (ALL[name] <= set(found)) == (samples >= least)
         if samples < least:
             with pytest.raises(DataError, match=f"{name} of {samples} images of 10 classes; expected at least {least}"):
                 evaluate_model(model, samples=samples, metrics=f"fid,{name}")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The classifier of samples is trained for two steps."""
+    monkeypatch.setattr(evaluation.synthetic, "worth", functools.partial(worth, steps=2))
+
+
+def test_train_on_synthetic_is_measured_when_asked_for(model, quick):
+    found = evaluate_model(model, samples=20, metrics="synthetic", repeats=2)
+    assert len(found["synthetic_by_class"]) == len(found["real_by_class"]) == 10
+    assert 0 <= found["synthetic_accuracy"] <= 1 and 0 <= found["real_accuracy"] <= 1
+    one = [evaluate_model(model, samples=20, metrics="synthetic", seed=seed) for seed in (0, 1)]
+    assert found["synthetic_accuracy"] == pytest.approx(np.mean([single["synthetic_accuracy"] for single in one]))
+    assert len(found["synthetic_accuracy_interval"]) == 2 and "real_accuracy_interval" not in found
+    assert "fid_embedded" not in found
+    rows = [line.split()[0] for line in as_text(found).splitlines() if line.startswith("  ")]
+    assert rows == ["synthetic_accuracy", "synthetic_by_class", "real_accuracy", "real_by_class"]
+
+
+def test_without_labels_a_model_teaches_nothing(tiny, tmp_path, quick):
+    plain = prismfl.train(tiny(generator={"conditional": False}), out=tmp_path / "run").folder.model
+    with pytest.raises(DataError, match="that the model makes images by"):
+        evaluate_model(plain, samples=20, metrics="synthetic")
+
+
+def test_what_some_class_lacks_is_none_over_sets_too():
+    merged = over_seeds([{"x": (0.5, None)}, {"x": (1.0, None)}])
+    assert merged["x"] == [0.75, None] and merged["x_interval"][0][1] is None
 
 
 # ------------------------------------------------------------------------------------ over seeds

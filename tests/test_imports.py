@@ -12,15 +12,15 @@ import prismfl
 
 LINE = """
 errors < config < seeding < layout < files < download < data < nets < mmd < privacy < search < wire < server
-< federation < modelfile < sampling < metrics < runfolder < coordinator < preparation < forecast < evaluation < audit
-< pretrain < engines < progress < cli
+< federation < oneshot < modelfile < pictures < asking < runtime < sampling < export < metrics < runfolder < coordinator
+< preparation < forecast < evaluation < audit < pretrain < engines < progress < cli
 """
 ORDER = [name.strip() for name in LINE.split("<")]
 ROOT = Path(prismfl.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 TORCH_FREE = (
     "prismfl, prismfl.seeding, prismfl.layout, prismfl.wire.message, prismfl.wire.codec, prismfl.wire.draws, "
-    "prismfl.server, prismfl.modelfile"
+    "prismfl.server, prismfl.modelfile, prismfl.runtime"
 )
 
 

@@ -204,6 +204,21 @@ def sample(
 
 
 @app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Model file.")],
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")] = Path("model.onnx"),
+) -> None:
+    """Write a finished model as ONNX, checked against PyTorch: needs the extra `export`."""
+    from prismfl.export import export as write
+
+    found = write(model, out)
+    print(
+        f"{out}: {sized(found.size)} (weights as float32 alone: {sized(found.float_bytes)}); "
+        f"values differ from PyTorch's by at most {found.difference:.1g}"
+    )
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model file.")],
     dataset: Annotated[str, typer.Option(help="Data set to judge against [the model's own].")] = "",
@@ -212,7 +227,12 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
     repeats: Annotated[int, typer.Option(help="Sets of samples, of a seed each: means with 95 % intervals.")] = 1,
     metrics: Annotated[
-        str, typer.Option(help="Some of fid,kid,prdc,readability [all that apply].", show_default=False)
+        str,
+        typer.Option(
+            help="Some of fid,kid,prdc,readability [all of these that apply],"
+            " and synthetic: what a classifier learns of the samples alone.",
+            show_default=False,
+        ),
     ] = "",
     inception: Annotated[Optional[Path], typer.Option(help="Weights of the FID's Inception-v3: adds fid.")] = None,  # noqa: UP045
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",

@@ -153,6 +153,12 @@ class Search:
 class Federation:
     """Rounds, and how the server makes one probability a weight of the masks."""
 
+    mode: str = _setting(
+        "masks",
+        "what clients send: masks in every round; or one-shot, the moments of their images once, and the server "
+        "searches alone",
+        choices=("masks", "one-shot"),
+    )
     rounds: int = _setting(50, "rounds", least=1, most=10_000_000)
     cohort: int = _setting(0, "clients a round; 0 takes all", least=0, most=32767)
     draws: str = _setting("stratified", "mask draws of a round's clients", choices=("stratified", "independent"))
@@ -442,12 +448,37 @@ def _check_together(settings: Settings) -> None:
             "clients of equal weight: the average travels less their unweighted masks",
             "change one of the two",
         )
+    if federation.mode == "one-shot":
+        _check_one_shot(settings)
     if settings.privacy.epsilon and settings.privacy.mechanism == "theta" and federation.shipped == "best":
         raise SettingError(
             "federation.shipped = 'best' with privacy.mechanism = 'theta'",
             "draw or half: clients would send distances from moments that no noise protects",
             "change federation.shipped",
         )
+
+
+def _check_one_shot(settings: Settings) -> None:
+    """Where the server searches alone there is nothing to average, and every client is asked once."""
+    federation = settings.federation
+    if federation.cohort not in (0, settings.data.clients):
+        raise SettingError(
+            f"federation.cohort = {federation.cohort} with mode = 'one-shot'", "0: all are asked once", "leave it out"
+        )
+    wanted = (
+        ("federation.mada", federation.mada, "off"),
+        ("federation.alpha", federation.alpha, 0.0),
+        ("federation.control_variate", federation.control_variate, False),
+        ("search.adam", settings.search.adam, "reset"),
+        ("privacy.mechanism", settings.privacy.mechanism, "release"),
+    )
+    for key, value, fitting in wanted:
+        if value != fitting:
+            raise SettingError(
+                f"{key} = {value!r} with federation.mode = 'one-shot'",
+                f"{fitting!r}: clients send moments, no masks, and the server searches alone",
+                "leave one of the two out",
+            )
 
 
 def _check_clients_from(data: Data) -> None:

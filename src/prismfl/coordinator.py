@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Protocol
@@ -10,11 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl import runfolder
+from prismfl import oneshot, runfolder
 from prismfl.config import to_toml
 from prismfl.data.datasets import ImageSet
+from prismfl.errors import SettingError
 from prismfl.federation import (
     Agreement,
+    ClientKit,
     Exchange,
     RoundRecord,
     Traffic,
@@ -82,30 +84,77 @@ class Finished:
     summary: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class _Course:
+    """How a run goes: a round of it, and the choice of the finished model's mask, whose bytes are counted."""
+
+    play: Callable[[ServerState], tuple[ServerState, RoundRecord]]
+    choose: Callable[[ServerState, Traffic], NDArray[np.bool_]]
+
+
+def _by_masks(agreement: Agreement, engine: Engine) -> _Course:
+    def play(state: ServerState) -> tuple[ServerState, RoundRecord]:
+        after, record = server_update(agreement, state, engine.train(state.round))
+        engine.keep(state.round, record.replied)
+        return after, record
+
+    return _Course(play, lambda state, traffic: shipped_mask(agreement, state, engine.compare(), traffic))
+
+
+def _in_one_shot(
+    agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, kit: ClientKit | None
+) -> _Course:
+    """The server's own search for what clients sent, once: it is stored before it is used."""
+    if kit is None:
+        raise SettingError("federation.mode = 'one-shot' with this engine", "a server that can search", "use train")
+    held = runfolder.load_arrays(folder.gathered)
+    if held is None:
+        watcher.note("one-shot: asking every client for the moments of its images")
+        found = oneshot.gather(agreement, kit.features.dimension, engine.train(0))
+        engine.keep(0, found.heard)
+        runfolder.save_arrays(folder.gathered, held := oneshot.to_arrays(found))
+    gathered = oneshot.from_arrays(held, max(1, agreement.layout.classes) * kit.features.dimension)
+    return _Course(
+        lambda state: oneshot.search_round(agreement, kit, state, gathered),
+        lambda state, _: oneshot.shipped(agreement, kit, state, gathered.target),
+    )
+
+
 def run(
-    agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, test: ImageSet | None = None
+    agreement: Agreement,
+    engine: Engine,
+    folder: RunFolder,
+    watcher: Watcher,
+    test: ImageSet | None = None,
+    kit: ClientKit | None = None,
 ) -> Finished:
     """All rounds that are left, then the finished model.
 
-    test: images that distances are measured against; without them none is measured.
-    A kill at any moment loses at most the round under way.
+    test: images that distances are measured against; without them none is measured.  kit: what a server
+    computes with that searches alone.  A kill at any moment loses at most the round under way.
     """
+    one_shot = agreement.settings.federation.mode == "one-shot"
+    course = _in_one_shot(agreement, engine, folder, watcher, kit) if one_shot else _by_masks(agreement, engine)
     rounds = agreement.settings.federation.rounds
     state = runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients) or init(agreement)
     watcher.started(state.round, rounds)
     while state.round < rounds:
-        state = _round(agreement, engine, folder, watcher, state, test)
-    return _finish(agreement, engine, folder, watcher, state, test)
+        state = _round(agreement, course, folder, watcher, state, test)
+    return _finish(agreement, course, folder, watcher, state, test)
 
 
 def _round(
-    agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, state: ServerState, test: ImageSet | None
+    agreement: Agreement,
+    course: _Course,
+    folder: RunFolder,
+    watcher: Watcher,
+    state: ServerState,
+    test: ImageSet | None,
 ) -> ServerState:
     begun = time.monotonic()
-    after, record = server_update(agreement, state, engine.train(state.round))
+    after, record = course.play(state)
     for client, why in record.left_out.items():
         watcher.note(f"round {state.round}: client {client} is left out: {why}")
-    engine.keep(state.round, record.replied)
     line = _line(agreement, record, time.monotonic() - begun)
     output, last = agreement.settings.output, after.round == agreement.settings.federation.rounds
     sampler = None if last else _preview(agreement, after)
@@ -166,11 +215,16 @@ def _bytes_of(traffic: Traffic) -> dict[str, int]:
 
 
 def _finish(
-    agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, state: ServerState, test: ImageSet | None
+    agreement: Agreement,
+    course: _Course,
+    folder: RunFolder,
+    watcher: Watcher,
+    state: ServerState,
+    test: ImageSet | None,
 ) -> Finished:
     watcher.note("choosing the finished model's mask")
     closing = Traffic()
-    mask = shipped_mask(agreement, state, engine.compare(), closing)
+    mask = course.choose(state, closing)
     settings = agreement.settings
     ledger = runfolder.gather_ledger(folder)
     model = replace(_model(agreement, mask, to_toml(settings.public())), ledger=tuple(ledger))

@@ -14,7 +14,7 @@ from prismfl.config import Data, Settings, settings_from
 from prismfl.data.classes import select_classes
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.errors import DataError, ModelFileError, SettingError
-from prismfl.metrics import kernel, neighbours, readability
+from prismfl.metrics import kernel, neighbours, readability, synthetic
 from prismfl.metrics.diversity import inception_score
 from prismfl.metrics.embedding import judge_features
 from prismfl.metrics.frechet import frechet
@@ -26,9 +26,18 @@ from prismfl.nets.inception import Inception, load_inception
 from prismfl.nets.overlap import overlap_note
 from prismfl.privacy.accountant import from_json, summary_of
 from prismfl.sampling import Sampler, labels_like, load
+from prismfl.seeding import Purpose, Stream
 
 # What can be asked for, and the fewest images of a side that it means anything of.
-METRICS = {"fid": 2, "kid": kernel.LEAST, "prdc": neighbours.LEAST, "readability": readability.LEAST}
+METRICS = {
+    "fid": 2,
+    "kid": kernel.LEAST,
+    "prdc": neighbours.LEAST,
+    "readability": readability.LEAST,
+    "synthetic": synthetic.LEAST,
+}
+_ASKED_ONLY = {"synthetic"}  # it trains a classifier for each set of samples
+_OF_CLASSES = {"readability", "synthetic"}
 _GROUPS = {
     "Distance to test images, in features of the embedded judge": ("fid_embedded", "kid_embedded"),
     "Fidelity and diversity, in features of the embedded judge": (
@@ -40,6 +49,8 @@ _GROUPS = {
         "is_classifier",
     ),
     "That classifier on real test images": ("test_accuracy", "test_readable"),
+    "A classifier trained on the samples alone, on real test images": (*("synthetic_accuracy", "synthetic_by_class"),),
+    "The same, trained on as many real images": ("real_accuracy", "real_by_class"),
 }
 _WITHIN = {
     "kid_embedded": "kid_embedded_over_subsets",
@@ -47,6 +58,7 @@ _WITHIN = {
     "is": "is_over_splits",
 }
 _OUTSIDE = "these figures are of the model's own data set: publish them, and the ledger does not cover what they tell"
+_BY_CLASS = {"class_shares", "synthetic_by_class", "real_by_class"}
 _LEAST_FOR_SCORE = 20  # two images in each of ten parts
 
 
@@ -71,8 +83,9 @@ def evaluate_model(
     which add `fid`, `is` (where there are enough samples) and `inception_sha256`.  repeats: how
     many sets of samples, of seeds `seed … seed + repeats - 1`; for more than one a figure is the
     mean over them, and `NAME_interval` is its 95 % t-interval [low, high].  metrics: some of fid,
-    kid, prdc and readability, by commas; empty takes all that apply, for readability wants images
-    of two classes or more, and each wants a few images.  `warnings` are there where a figure flatters.
+    kid, prdc, readability and synthetic, by commas; empty takes all that apply but synthetic, for
+    readability wants images of two classes or more, synthetic a model that makes images by these, and each
+    wants a few images.  `warnings` are there where a figure flatters.
     Raises PrismError subclasses for unusable files, data and numbers.
     """
     if samples < 2:
@@ -86,13 +99,13 @@ def evaluate_model(
     trained = _settings(path, sampler.model.settings)
     name = dataset or trained.data.dataset
     judge = _judge(sampler, trained.data, name, data_dir, network)
-    wanted = judge.applying(asked, samples)
     labels = labels_like(judge.test.labels, samples) if sampler.model.labels == judge.train.classes else None
+    wanted = judge.applying(asked, samples, labels is not None)
     found = [
-        judge.figures(wanted, sampler.sample(samples, seed=seed + turn, labels=labels), labels)
-        for turn in range(repeats)
+        judge.figures(wanted, sampler.sample(samples, seed=turn, labels=labels), labels, turn)
+        for turn in range(seed, seed + repeats)
     ]
-    record = vars(readability.record(judge.classifier, judge.test)) if "readability" in wanted else {}
+    record = judge.record(wanted, samples)
     head: dict[str, Any] = {"samples": samples, "repeats": repeats, "seed": seed}
     if network is not None:
         head["inception_sha256"] = network.sha256
@@ -129,32 +142,53 @@ class _Judge:
     def classifier(self) -> Classifier:
         return Classifier(self.train)
 
-    def applying(self, asked: tuple[str, ...], samples: int) -> tuple[str, ...]:
-        """What was asked for, or all that applies where nothing was.  Raises DataError for what does not apply."""
+    def applying(self, asked: tuple[str, ...], samples: int, labelled: bool = False) -> tuple[str, ...]:
+        """What was asked for, or all that applies where nothing was.  Raises DataError for what does not apply.
+
+        labelled: whether the samples are made by the test images' labels.
+        """
         fewest, classes = min(samples, len(self.test)), len(self.train.classes)
         fits = [name for name, least in METRICS.items() if fewest >= least]
-        if classes < 2 and "readability" in fits:
-            fits.remove("readability")
-        unfit = [name for name in asked if name not in fits]
+        without = (_OF_CLASSES if classes < 2 else set()) | (set() if labelled else {"synthetic"})
+        unfit = [name for name in asked if name not in fits or name in without]
         if unfit:
             raise DataError(
                 f"{unfit[0]} of {fewest} images of {classes} {'class' if classes == 1 else 'classes'}",
-                f"at least {METRICS[unfit[0]]} images" + ", and two classes" * (unfit[0] == "readability"),
+                f"at least {METRICS[unfit[0]]} images"
+                + ", and two classes" * (unfit[0] in _OF_CLASSES)
+                + " that the model makes images by" * (unfit[0] == "synthetic"),
                 "give more, or leave it out",
             )
-        return asked or tuple(fits)
+        return asked or tuple(name for name in fits if name not in without | _ASKED_ONLY)
+
+    def record(self, wanted: tuple[str, ...], samples: int) -> dict[str, Any]:
+        """How classifiers do that were trained on real images: what figures of samples are to be held against."""
+        found: dict[str, Any] = {}
+        if "readability" in wanted:
+            found |= vars(readability.record(self.classifier, self.test))
+        if "synthetic" in wanted:
+            rows = Stream(0, Purpose.SUBSETS).permutation(len(self.train))[:samples]
+            real = synthetic.worth(self.train.images[rows], self.train.labels[rows], self.test)
+            found |= {"real_accuracy": real.accuracy, "real_by_class": real.class_accuracies}
+        return found
 
     def figures(
-        self, wanted: tuple[str, ...], images: NDArray[np.uint8], labels: NDArray[np.int64] | None
+        self, wanted: tuple[str, ...], images: NDArray[np.uint8], labels: NDArray[np.int64] | None, seed: int = 0
     ) -> dict[str, Any]:
-        """The wanted figures of one set of samples uint8 `[n, C, H, W]`, made by labels int64 `[n]` or None."""
+        """The wanted figures of one set of samples uint8 `[n, C, H, W]`, made by labels int64 `[n]` or None.
+
+        seed: of the classifier that is trained on them.
+        """
         found: dict[str, Any] = {}
-        if set(wanted) - {"readability"}:
+        if set(wanted) - _OF_CLASSES:
             found |= self._distances(wanted, judge_features(images, device=self.device))
         if self.inception is not None:
             found |= self._by_inception(self.inception, images)
         if "readability" in wanted:
             found |= vars(readability.readability(self.classifier, images, self.test, labels))
+        if "synthetic" in wanted and labels is not None:
+            made = synthetic.worth(images, labels, self.test, seed)
+            found |= {"synthetic_accuracy": made.accuracy, "synthetic_by_class": made.class_accuracies}
         return found
 
     def _by_inception(self, network: Inception, images: NDArray[np.uint8]) -> dict[str, Any]:
@@ -188,10 +222,16 @@ def over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name in (name for name in found[0] if name not in _WITHIN.values()):
         values = [one[name] for one in found]
-        merged[name] = None if values[0] is None else np.mean(values, axis=0).tolist()
+        merged[name] = None
         if values[0] is not None:
-            merged[f"{name}_interval"] = t_interval(values).tolist()
+            every = np.array(values, np.float64)  # what no test image tells is None, and not a number here
+            merged |= {name: _known(every.mean(0)), f"{name}_interval": _known(t_interval(every))}
     return merged
+
+
+def _known(values: NDArray[np.float64]) -> Any:
+    """Numbers as plain ones or lists of them, and None for what is not a number."""
+    return np.where(np.isnan(values), None, values).tolist()  # type: ignore[call-overload]
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -207,7 +247,7 @@ def as_text(found: dict[str, Any]) -> str:
 
 def _line(name: str, found: dict[str, Any]) -> str:
     interval = found.get(f"{name}_interval", found.get(_WITHIN.get(name, "")))
-    if interval is None or name == "class_shares":  # ten intervals in a line would bury the shares
+    if interval is None or name in _BY_CLASS:  # ten intervals in a line would bury the shares
         return f"  {name:20} {_shown(found[name])}"
     low, high = interval
     return f"  {name:20} {_shown(found[name])}  [{_shown(low)}, {_shown(high)}]"

@@ -48,6 +48,7 @@ from prismfl.wire.codec import (
     decode_step,
     encode_changes,
     encode_mask,
+    encode_moments,
     encode_step,
 )
 from prismfl.wire.draws import Baseline, Draws, baseline
@@ -319,15 +320,18 @@ def client_update(
 ) -> "Answer":
     """Steps 2 and 3: search from the broadcast θ_t, draw the mask, code and frame it.
 
+    In a one-shot run the frame asks for moments instead, and these are the answer.
     memory, held: what the client keeps of rounds before; without `held` it knows θ_0 alone; noise: applied
     to what was found, uint16 `[N]`, before anything of it is sent, and then no loss is.
     Raises MessageError when the broadcast is not the expected one, ClientError when the search diverges.
     """
-    place = agreement.place(round_index, client)
+    place, settings = agreement.place(round_index, client), agreement.settings
+    if settings.federation.mode == "one-shot":
+        message.open_request(frame, place)
+        return Answer(seal_target(agreement, place, target), None, None)
     told, now = hear(agreement, kit, frame, place, held)
     if now is None:
         return Answer(message.seal_lost(place), memory, held)
-    settings = agreement.settings
     draws = Stream(settings.seed, Purpose.SEARCH, round_index, client).torch_generator()
     rate = rate_at(settings.search, round_index, settings.federation.rounds)
     found = local_search(
@@ -376,6 +380,13 @@ def seal_found(
     return message.seal_update(message.Update(told.digest, weight, loss, mask, alpha), place)
 
 
+def seal_target(agreement: Agreement, place: message.Place, target: Target) -> bytes:
+    """The frame of a one-shot run: the client's moments as they are, or with ε as they were released."""
+    step, coded = encode_moments(target.moments)
+    weight = _weight(agreement.settings, target)
+    return message.seal_moments(message.Moments(weight, step, target.shares, coded), place)
+
+
 def client_distances(
     agreement: Agreement, kit: ClientKit, frame: bytes, client: int, target: Target, held: Held | None = None
 ) -> bytes:
@@ -387,11 +398,18 @@ def client_distances(
     _, now = hear(agreement, kit, frame, place, held, message.Kind.CANDIDATES)
     if now is None:
         return message.seal_lost(place)
+    found = candidate_distances(agreement, kit, now.q, target)
+    return message.seal_distances(found, _weight(agreement.settings, target), place)
+
+
+def candidate_distances(
+    agreement: Agreement, kit: ClientKit, q: NDArray[np.uint16], target: Target
+) -> NDArray[np.float64]:
+    """Squared distance of each candidate mask's moments from a target: float64 `[candidates]`."""
     real = torch.from_numpy(target.moments).to(kit.weights.device)
     shares = torch.from_numpy(target.shares).float().to(real.device).repeat_interleave(kit.features.dimension)
-    fakes = kit.candidate_moments(agreement, now.q)
-    found = [float(distance((fake * shares).double(), real.double())) for fake in fakes]
-    return message.seal_distances(np.array(found), _weight(agreement.settings, target), place)
+    fakes = kit.candidate_moments(agreement, q)
+    return np.array([float(distance((fake * shares).double(), real.double())) for fake in fakes])
 
 
 def _weight(settings: Settings, target: Target) -> int:
@@ -478,7 +496,7 @@ def server_update(agreement: Agreement, state: ServerState, exchange: Exchange) 
         done.kept_share,
         done.density,
         float(np.mean(theta * (1 - theta))),
-        _mask_entropy(state.q),
+        mask_entropy(state.q),
         tuple(sorted(losses)),
         left_out,
         len(members),
@@ -486,7 +504,7 @@ def server_update(agreement: Agreement, state: ServerState, exchange: Exchange) 
     )
 
 
-def _mask_entropy(q: NDArray[np.uint16]) -> float:
+def mask_entropy(q: NDArray[np.uint16]) -> float:
     """Bits a parameter that a mask takes which is coded given θ = q / 65536 alone."""
     theta = np.maximum(q, 1) / 65536
     return float(np.mean(-theta * np.log2(theta) - (1 - theta) * np.log2(1 - theta)))
@@ -536,7 +554,7 @@ def _heard(
         raise MessageError(
             f"client {client}'s update of another θ than this round's", "the θ that was sent", "it is left out"
         )
-    _check_weight(agreement, client, update.weight, size)
+    check_weight(agreement, client, update.weight, size)
     draws = agreement.draws(state.round, size)
     sent = draws.chosen(rank)
     u, entries, mask = draws.uniforms(client, rank)[sent], known.of(slice(masked)).of(sent), np.zeros(masked, np.bool_)
@@ -546,7 +564,7 @@ def _heard(
     return Vote(mask, theta, update.weight, draws.part(rank), surprise(mask[sent], u, entries.q)), update.loss
 
 
-def _check_weight(agreement: Agreement, client: int, weight: int, size: int) -> None:
+def check_weight(agreement: Agreement, client: int, weight: int, size: int) -> None:
     """A client's share of exact arithmetic is the same whoever comes first."""
     most = MOST_WEIGHT // size if agreement.settings.federation.client_weights == "size" else 1
     if not 1 <= weight <= most:
@@ -595,7 +613,7 @@ def shipped_mask(
             with contextlib.suppress(MessageError):
                 place = agreement.place(state.round, client)
                 votes, weight = message.open_distances(reply, place, len(masks))
-                _check_weight(agreement, client, weight, len(members))
+                check_weight(agreement, client, weight, len(members))
                 heard[client] = votes * weight
     if not heard:
         return masks[-1]

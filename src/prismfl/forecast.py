@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.federation import Agreement, Reply, cohort, init, seal_found, server_update
+from prismfl.federation import Agreement, Reply, cohort, init, seal_found, seal_target, server_update
 from prismfl.mmd import Target
 from prismfl.preparation import Prepared
 from prismfl.search import local_search, rate_at
@@ -48,20 +48,35 @@ def forecast(ready: Prepared, workers: int) -> Forecast:
     with _threads(settings.search.client_threads):
         moments_seconds, target = _timed_target(ready)
         step_seconds, moved = _timed_search(ready, target)
-    members, rounds = len(cohort(ready.agreement, 0)), settings.federation.rounds
-    sizes = [len(part) for part in ready.clients]
-    work = step_seconds * settings.search.local_steps * members * rounds + moments_seconds * sum(sizes)
-    up, step = _round_bytes(ready.agreement, moved)
-    rates = np.array([rate_at(settings.search, t, rounds) for t in range(rounds)]) / settings.search.learning_rate
+    members, alone = len(cohort(ready.agreement, 0)), settings.federation.mode == "one-shot"
+    sizes, together = [len(part) for part in ready.clients], min(workers, members)
+    searching = step_seconds * settings.search.local_steps * settings.federation.rounds
+    up, down = _bytes_once(ready.agreement, target) if alone else _bytes_of_masks(ready.agreement, moved)
     return Forecast(
-        work / min(workers, members) / 60,
-        round(up * members * rates.sum()),
-        round(_heard(ready.agreement, step) * members * np.sqrt(rates[:-1]).sum()),
+        (searching * (1 if alone else members / together) + moments_seconds * sum(sizes) / together) / 60,
+        up,
+        down,
         _peak_mb() * _SPARE,
         ready.agreement.layout.count,
         len(target.moments),
         (min(sizes), max(sizes)),
     )
+
+
+def _bytes_of_masks(agreement: Agreement, moved: NDArray[np.uint16]) -> tuple[int, int]:
+    """Bytes up and down of a whole run with masks."""
+    settings, members = agreement.settings, len(cohort(agreement, 0))
+    rounds = settings.federation.rounds
+    up, step = _round_bytes(agreement, moved)
+    rates = np.array([rate_at(settings.search, t, rounds) for t in range(rounds)]) / settings.search.learning_rate
+    down = _heard(agreement, step) * members * np.sqrt(rates[:-1]).sum()
+    return round(up * members * rates.sum()), round(down)
+
+
+def _bytes_once(agreement: Agreement, target: Target) -> tuple[int, int]:
+    """Bytes up and down of a one-shot run, whose clients' moments take as much as these; noise takes more."""
+    members = len(cohort(agreement, 0))
+    return members * len(seal_target(agreement, agreement.place(0, 0), target)), members * message.HEADER_BYTES
 
 
 def _timed_target(ready: Prepared) -> tuple[float, Target]:

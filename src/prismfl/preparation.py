@@ -25,6 +25,10 @@ from prismfl.privacy.release import check_sizes
 from prismfl.search import precision_of
 
 _TEST_EVERY = 10
+_PLAIN_MOMENTS = (
+    "warning: one-shot without epsilon: each client sends the exact moments of its images' features, label by label; "
+    "nothing hides what they tell of single images, and of few images they tell much: set epsilon to protect them"
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ def _warnings(
     if test is not None and settings.output.distance_samples:
         harm = "fid_embedded flatters"
         found += overlap_note("the judge", load_features("judge").about, dataset, classes, harm)
+    if settings.federation.mode == "one-shot" and not settings.privacy.epsilon:
+        found.append(_PLAIN_MOMENTS)
     return tuple(found)
 
 

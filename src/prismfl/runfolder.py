@@ -58,6 +58,11 @@ class RunFolder:
         """Closing figures, JSON."""
         return self.root / "summary.json"
 
+    @property
+    def gathered(self) -> Path:
+        """What clients sent to a server that searches alone."""
+        return self.root / "gathered.safetensors"
+
     def samples(self, round_index: int) -> Path:
         """Grid of samples after a number of rounds."""
         return self.root / "samples" / f"round-{round_index:05d}.png"

@@ -197,7 +197,7 @@ def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finishe
         watcher.note(line)
     engine = InProcess(ready.agreement, ready.kit, ready.clients, folder)
     try:
-        return coordinator.run(ready.agreement, engine, folder, watcher, ready.test)
+        return coordinator.run(ready.agreement, engine, folder, watcher, ready.test, ready.kit)
     finally:
         engine.close()
 

@@ -23,6 +23,8 @@ _EDGES = np.array([(4 + quarter) << (octave - 2) for octave in _OCTAVES for quar
 _RARE = 16384  # beyond some distance fewer than one entry in so many flips: these are listed one by one
 _SAMPLE = 16
 _FEW = 16  # at most one entry in so many is listed by itself
+_FINE = 64  # steps of moments to their root mean square
+_STRETCHES = 256  # of moments, each with probabilities of its own
 _CHUNK = 65536  # entries that are worked on at a time: what fits a cache
 
 
@@ -221,6 +223,37 @@ def _net_contexts(base: Baseline, known: Entries) -> tuple[NDArray[np.uint16], t
 def _change_contexts(known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
     cells = np.zeros(len(known.q), np.uint16)
     return _with_theta(cells, known.q, known.layers, known.depth), (_THETAS, known.depth)
+
+
+# ---------------------------------------------------------------------------------------- moments
+
+
+def encode_moments(moments: NDArray[np.float32]) -> tuple[float, bytes]:
+    """Moments float32 `[n]` as a step and coded integers: `1 / 64` of their root mean square, rounded to the nearest.
+
+    Rounding adds 2e-5 of their squared norm to their squared distance from anything.
+    """
+    step = float(np.float32(np.sqrt(np.mean(moments.astype(np.float64) ** 2)) / _FINE))
+    whole = np.rint(moments.astype(np.float64) / (step or 1.0)).astype(np.int64)
+    writer = FlagWriter()
+    writer.integers(whole, *_stretches(len(moments)))
+    return step, writer.done()
+
+
+def decode_moments(raw: bytes, step: float, count: int) -> NDArray[np.float32]:
+    """The moments float32 `[count]`, on their grid.  Raises MessageError for what cannot be any."""
+    reader = FlagReader(raw)
+    whole = reader.integers(*_stretches(count))
+    reader.finish()
+    found = (whole * step).astype(np.float32)
+    if not np.isfinite(found).all():
+        raise _refuse("moments beyond float32", "finite ones")
+    return found
+
+
+def _stretches(count: int) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
+    """Neighbours have like moments: a cell is one of so many equal stretches."""
+    return (np.arange(count) * _STRETCHES // max(1, count)).astype(np.uint16), (_STRETCHES,)
 
 
 def _expect(raw: bytes, size: int, what: str) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csc_array
 
 from prismfl.errors import DependencyError, MessageError
 
@@ -131,6 +130,8 @@ def _by_rung(rungs: NDArray[np.uint8], bits: NDArray[np.bool_]) -> Any:
 
     SciPy's change from columns to rows is a counting sort, three times as fast as NumPy's stable one.
     """
+    from scipy.sparse import csc_array  # here, so that a model is read with NumPy alone
+
     size = len(rungs)
     cells = (bits, rungs.astype(np.int32), _columns()[: size + 1])
     return csc_array(cells, shape=(len(_ladder()), size)).tocsr()

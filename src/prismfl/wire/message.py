@@ -24,6 +24,7 @@ VERSION = 2
 _HEADER = struct.Struct("<4sHBB16sIIII")
 _BROADCAST = struct.Struct("<8sIIIH")  # digest of θ_t, rank, cohort, round that the steps start from, their number
 _UPDATE = struct.Struct("<8sIfI")  # digest of θ_t, weight, loss, bytes of the mask
+_MOMENTS = struct.Struct("<If")  # weight, step
 _LENGTH = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size
 _SNAPSHOT = 2**32 - 1  # in place of a round: θ_t itself follows
@@ -38,6 +39,8 @@ class Kind(IntEnum):
     CANDIDATES = 3
     DISTANCES = 4
     LOST = 5
+    REQUEST = 6
+    MOMENTS = 7
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,50 @@ def open_distances(frame: bytes, place: Place, count: int) -> tuple[NDArray[np.f
     if not np.isfinite(distances).all() or not 1 <= weight < 2**31:
         raise _refuse("distances that are not finite, or no weight", "finite numbers and a weight ≥ 1")
     return distances.astype(np.float64), weight
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Client → server, in a one-shot run: weight, each label's share float64 `[G]`, and coded moments.
+
+    step: what 1 of the coded integers stands for; 0 where all moments are 0.
+    """
+
+    weight: int
+    step: float
+    shares: NDArray[np.float64]
+    coded: bytes
+
+
+def seal_request(place: Place) -> bytes:
+    """Frame that asks a client for its moments."""
+    return seal(Kind.REQUEST, place, b"")
+
+
+def open_request(frame: bytes, place: Place) -> None:
+    """Raises MessageError when a frame does not ask for moments."""
+    _sized(open_frame(frame, Kind.REQUEST, place), 0)
+
+
+def seal_moments(message: Moments, place: Place) -> bytes:
+    """Frame of a client's moments."""
+    head = _MOMENTS.pack(message.weight, message.step) + message.shares.astype("<f8").tobytes()
+    return seal(Kind.MOMENTS, place, head + message.coded)
+
+
+def open_moments(frame: bytes, place: Place, groups: int, most: int) -> Moments:
+    """Moments of `groups` labels (1 without labels), coded in at most so many bytes.  Raises MessageError."""
+    start = _MOMENTS.size + 8 * groups
+    payload = _at_least(open_frame(frame, Kind.MOMENTS, place), start)
+    weight, step = _MOMENTS.unpack_from(payload)
+    shares = np.frombuffer(payload[_MOMENTS.size : start], "<f8").astype(np.float64)
+    if not 1 <= weight < 2**31 or not (math.isfinite(step) and step >= 0):
+        raise _refuse(f"moments of weight {weight}, step {step}", "weight 1 … 2^31 - 1 and a finite step ≥ 0")
+    if not (np.isfinite(shares).all() and shares.min() >= 0 and abs(shares.sum() - 1) < 1e-6):
+        raise _refuse("label shares that are no shares", "numbers from 0 that sum to 1")
+    if len(payload) - start > most:
+        raise _refuse(f"{len(payload) - start} bytes of moments", f"at most {most}")
+    return Moments(weight, step, shares, payload[start:])
 
 
 def _at_least(payload: bytes, size: int) -> bytes:
