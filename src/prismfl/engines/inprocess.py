@@ -27,6 +27,8 @@ from prismfl.search import Memory
 # glibc's numbers for mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
+_MOST_COUNTS = 100_000  # of labels at clients, in the run folder
+
 # A client's part: (client, frame) → reply frame.
 Worker = Callable[[int, bytes], bytes]
 
@@ -196,10 +198,23 @@ def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finishe
     for line in ready.warnings:
         watcher.note(line)
     engine = InProcess(ready.agreement, ready.kit, ready.clients, folder)
+    _record_labels(ready, folder)
     try:
         return coordinator.run(ready.agreement, engine, folder, watcher, ready.test)
     finally:
         engine.close()
+
+
+def _record_labels(ready: Prepared, folder: RunFolder) -> None:
+    """How many images of each label each client has: a simulator's knowledge, written only without ε.
+
+    With ε set these counts would be outside the guarantee; of very many clients they would fill a disk.
+    """
+    classes = ready.clients[0].classes
+    if ready.agreement.settings.privacy.epsilon or len(ready.clients) * len(classes) > _MOST_COUNTS:
+        return
+    counts = [np.bincount(mine.labels, minlength=len(classes)).tolist() for mine in ready.clients]
+    runfolder.save_labels(folder, classes, counts)
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,66 @@
+"""How figures of a finished model are grouped and named for people.  Importing this needs no torch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# A figure that no group names is still shown, among the others.
+GROUPS = {
+    "Distance to test images, in features of the embedded judge": ("fid_embedded", "kid_embedded"),
+    "Fidelity and diversity, in features of the embedded judge": (
+        *("precision_embedded", "recall_embedded", "density_embedded", "coverage_embedded"),
+    ),
+    "Inception-v3, as others report": ("fid", "is"),
+    "Readability, by a classifier of real images": (
+        *("readable", "confidence", "label_agreement", "class_shares", "least_class", "label_imbalance"),
+        "is_classifier",
+    ),
+    "That classifier on real test images": ("test_accuracy", "test_readable"),
+    "Nearest training images": ("nearest_of_samples", "nearest_of_test"),
+}
+# Intervals over parts of one set of samples, by the figure they belong to.
+WITHIN = {
+    "kid_embedded": "kid_embedded_over_subsets",
+    "is_classifier": "is_classifier_over_splits",
+    "is": "is_over_splits",
+}
+_NO_FIGURES = ("samples", "repeats", "seed")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure's name, its value, and its interval as text, empty where it has none."""
+
+    name: str
+    value: str
+    interval: str
+
+
+def grouped(found: Mapping[str, Any]) -> Iterator[tuple[str, list[Figure]]]:
+    """Titles and the figures under each that are there."""
+    for title, names in GROUPS.items():
+        figures = [_figure(name, found) for name in names if found.get(name) is not None]
+        if figures:
+            yield title, figures
+    known = {*WITHIN.values(), *_NO_FIGURES, *(name for names in GROUPS.values() for name in names)}
+    others = [
+        _figure(name, found)
+        for name, value in found.items()
+        if name not in known and not name.endswith("_interval") and type(value) in (int, float)
+    ]
+    if others:
+        yield "Others", others
+
+
+def _figure(name: str, found: Mapping[str, Any]) -> Figure:
+    interval = found.get(f"{name}_interval", found.get(WITHIN.get(name, "")))
+    if name == "class_shares" or not isinstance(interval, list | tuple):
+        interval = ()  # ten intervals in a line would bury the shares
+    return Figure(name, shown(found[name]), "[" + ", ".join(map(shown, interval)) + "]" if interval else "")
+
+
+def shown(value: Any) -> str:
+    """A figure as text: four decimals, lists by spaces."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(shown, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
