@@ -11,9 +11,9 @@ import pytest
 import prismfl
 
 LINE = """
-errors < config < seeding < layout < files < download < data < nets < mmd < privacy < search < wire < server
-< federation < modelfile < sampling < metrics < runfolder < coordinator < preparation < forecast < evaluation < audit
-< pretrain < engines < progress < cli
+errors < config < environment < seeding < layout < files < download < data < nets < mmd < privacy < search < wire
+< server < federation < modelfile < sampling < metrics < runfolder < coordinator < preparation < forecast < evaluation
+< audit < pretrain < engines < progress < report < callbacks < cli
 """
 ORDER = [name.strip() for name in LINE.split("<")]
 ROOT = Path(prismfl.__file__).parent

@@ -10,22 +10,12 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from prismfl.config import SECTIONS, Settings
 from prismfl.coordinator import Silent, Watcher
 from prismfl.errors import DependencyError, SettingError
 from prismfl.runfolder import reopen
-
-
-class Log(Watcher, Protocol):
-    """A watcher that keeps what it is told somewhere."""
-
-    def finished(self, summary: Mapping[str, Any]) -> None:
-        """The run's closing figures."""
-
-    def close(self, whole: bool) -> None:
-        """Nothing more comes; whole: the run came to its end."""
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
@@ -41,44 +31,78 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-class TensorBoard(Silent):
+class Log(Silent):
+    """A watcher that keeps numbers somewhere: by round, one step a round done, and closing ones.
+
+    root: the run folder, which need not be there yet.  What a foreign library makes is `Any`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.open: Any = None
+
+    def started(self, done: int, rounds: int) -> None:  # noqa: ARG002
+        """The run begins, or goes on after `done` rounds."""
+        self.open = self.begin(done)
+
+    def round_done(self, record: Mapping[str, Any], rounds: int) -> None:  # noqa: ARG002
+        """A round is on disk."""
+        self.write(scalars(record), record["round"] + 1)
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        """The run's closing figures, each as `summary/name`."""
+        kept = {name: value for name, value in summary.items() if name not in ("versions", "hardware", "rounds")}
+        self.close_with(scalars({"summary": kept}), summary["rounds"])
+
+    def begin(self, done: int) -> Any:
+        """Open the log of a run that has `done` rounds behind it."""
+        raise NotImplementedError
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers after `step` rounds."""
+        raise NotImplementedError
+
+    def close_with(self, values: Mapping[str, float], step: int) -> None:
+        """Closing numbers."""
+        self.write(values, step)
+
+    def close(self, whole: bool) -> None:
+        """Nothing more comes; whole: the run came to its end."""
+
+
+class TensorBoard(Log):
     """Scalars by round in `RUN/tensorboard/`; `tensorboard --logdir RUN` shows them."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__(root)
         _library("tensorboard", "tensorboard")
         self.module = _library("torch.utils.tensorboard", "tensorboard")
-        self.root, self.writer = root, None
 
-    def started(self, done: int, rounds: int) -> None:
-        """Open the event file; what a killed run wrote beyond its checkpoint is dropped."""
-        self.writer = self.module.SummaryWriter(str(self.root / "tensorboard"), purge_step=done + 1 if done else None)
+    def begin(self, done: int) -> Any:
+        """An event file; what a killed run wrote beyond its checkpoint is dropped."""
+        return self.module.SummaryWriter(str(self.root / "tensorboard"), purge_step=done + 1 if done else None)
 
-    def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
-        """One step a round, the number of rounds done."""
-        for name, value in scalars(record).items():
-            self.writer.add_scalar(name, value, record["round"] + 1)
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """A scalar each."""
+        for name, value in values.items():
+            self.open.add_scalar(name, value, step)
 
-    def finished(self, summary: Mapping[str, Any]) -> None:
-        """Closing figures under `summary/`."""
-        for name, value in _closing(summary).items():
-            self.writer.add_scalar(name, value, summary["rounds"])
-
-    def close(self, whole: bool) -> None:
+    def close(self, whole: bool) -> None:  # noqa: ARG002
         """Flush the events."""
-        if self.writer is not None:
-            self.writer.close()
+        if self.open is not None:
+            self.open.close()
 
 
-class WeightsAndBiases(Silent):
+class WeightsAndBiases(Log):
     """A run of Weights & Biases in `RUN/wandb/`: offline, unless `WANDB_MODE` says otherwise."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__(root)
         self.module = _library("wandb", "wandb")
-        self.root, self.run = root, None
 
-    def started(self, done: int, rounds: int) -> None:
-        """Begin a run with the public settings; a resumed one begins another of the same name."""
-        self.run = self.module.init(
+    def begin(self, done: int) -> Any:  # noqa: ARG002
+        """A run with the public settings; a resumed one begins another of the same name."""
+        return self.module.init(
             project=os.environ.get("WANDB_PROJECT", "prismfl"),
             name=self.root.resolve().name,
             dir=str(self.root),
@@ -87,54 +111,50 @@ class WeightsAndBiases(Silent):
             settings=self.module.Settings(console="off", silent=True, disable_git=True),
         )
 
-    def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
-        """One step a round, the number of rounds done."""
-        self.run.log(scalars(record), step=record["round"] + 1)
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """One row of the history."""
+        self.open.log(dict(values), step=step)
 
-    def finished(self, summary: Mapping[str, Any]) -> None:
-        """Closing figures in the run's summary."""
-        self.run.summary.update(_closing(summary))
+    def close_with(self, values: Mapping[str, float], step: int) -> None:  # noqa: ARG002
+        """In the run's summary."""
+        self.open.summary.update(dict(values))
 
     def close(self, whole: bool) -> None:
         """End the run."""
-        if self.run is not None:
-            self.run.finish(exit_code=0 if whole else 1)
+        if self.open is not None:
+            self.open.finish(exit_code=0 if whole else 1)
 
 
-class MLflow(Silent):
+class MLflow(Log):
     """An MLflow run in `RUN/mlflow.db` (SQLite), or where `MLFLOW_TRACKING_URI` says."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__(root)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self.module = _library("mlflow", "mlflow")
-        self.root, self.open = root, False
 
-    def started(self, done: int, rounds: int) -> None:
-        """Begin a run with the public settings; a resumed one begins another of the same name."""
+    def begin(self, done: int) -> Any:  # noqa: ARG002
+        """A run with the public settings; a resumed one begins another of the same name."""
         database = (self.root / "mlflow.db").resolve()
         self.module.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{database}"))
         self.module.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "prismfl"))
-        self.module.start_run(run_name=self.root.resolve().name)
-        self.open = True
+        run = self.module.start_run(run_name=self.root.resolve().name)
         settings = list(flat_settings(_settings_of(self.root)).items())
         for start in range(0, len(settings), _MOST_PARAMETERS):
             self.module.log_params(dict(settings[start : start + _MOST_PARAMETERS]))
+        return run
 
-    def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
-        """One step a round, the number of rounds done."""
-        self.module.log_metrics(scalars(record), step=record["round"] + 1)
-
-    def finished(self, summary: Mapping[str, Any]) -> None:
-        """Closing figures under `summary/`."""
-        self.module.log_metrics(_closing(summary), step=summary["rounds"])
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Metrics of one step."""
+        self.module.log_metrics(dict(values), step=step)
 
     def close(self, whole: bool) -> None:
         """End the run."""
-        if self.open:
+        if self.open is not None:
             self.module.end_run("FINISHED" if whole else "FAILED")
 
 
-LOGS: dict[str, Callable[[Path], Log]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
+LOGS: dict[str, type[Log]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
 _MOST_PARAMETERS = 100  # that MLflow takes at once
 
 
@@ -197,7 +217,7 @@ class Logged:
 def flat_settings(settings: Settings) -> dict[str, str | int | float | bool]:
     """Public settings by `section.name`; no path of this machine is among them."""
     values = asdict(settings.public())
-    found = {"seed": settings.seed}
+    found: dict[str, str | int | float | bool] = {"seed": settings.seed}
     for section in (name for name in SECTIONS if name != "output"):
         found |= {f"{section}.{key}": _plain(value) for key, value in values[section].items()}
     return found
@@ -210,11 +230,6 @@ def _plain(value: Any) -> Any:
 def _settings_of(root: Path) -> Settings:
     """As the run folder has them: with what was filled in when the run began."""
     return reopen(root)[1]
-
-
-def _closing(summary: Mapping[str, Any]) -> dict[str, float]:
-    names = [name for name in summary if name not in ("versions", "hardware", "rounds")]
-    return {f"summary/{name}": value for name, value in scalars({name: summary[name] for name in names}).items()}
 
 
 def _library(module: str, package: str) -> Any:

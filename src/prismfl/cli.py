@@ -250,10 +250,8 @@ def evaluate(
     """Measure a finished model: distance to test images, fidelity, diversity, and how readable its samples are."""
     from prismfl.evaluation import as_text, evaluate_model, save_evaluation
 
-    found = evaluate_model(
-        *(model, dataset, data_dir, samples, seed, inception, device),
-        **{"repeats": repeats, "metrics": metrics, "pairs": pairs, "pairs_by": pairs_by},
-    )
+    asked = (model, dataset, data_dir, samples, seed, inception, device)
+    found = evaluate_model(*asked, repeats=repeats, metrics=metrics, pairs=pairs, pairs_by=pairs_by)
     print(json.dumps(found, indent=1) if as_json else as_text(found))
     if save:
         print(f"saved {save_evaluation(model, found)}", file=sys.stderr)

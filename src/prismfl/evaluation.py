@@ -250,8 +250,8 @@ def as_text(found: dict[str, Any]) -> str:
 def _ledger_lines(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
     """Releases for people, the first of them: a client a line."""
     lines = [
-        f"  client {one['client']}: ε = {one['epsilon']:.4g}, δ = {one['delta']:g}, σ / Δ = {one['noise_multiplier']:.4g}, "
-        f"{one['images']} images, {one['count']} {'release' if one['count'] == 1 else 'releases'}"
+        f"  client {one['client']}: ε = {one['epsilon']:.4g}, δ = {one['delta']:g}, σ / Δ = "
+        f"{one['noise_multiplier']:.4g}, {one['images']} images, releases: {one['count']}"
         for one in ledger[:_MOST_RELEASES]
     ]
     more = len(ledger) - len(lines)

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -25,7 +26,7 @@ OUTSIDE = "Measured on private images: outside the guarantee."
 _WIDE, _HIGH = 5.2, 2.6  # inches
 _ACROSS = 4  # names in a row of a legend beneath its axes
 _MANY_POINTS = 40  # from here on, points have no marks of their own
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # the page's font, and small files
     "svg.hashsalt": "prismfl",  # the same runs give the same bytes
     "font.size": 9,
@@ -103,7 +104,7 @@ FIGURES = (
     _Figure(
         "distance",
         "Distance",
-        "Fréchet distance to held-back images in the embedded judge (fid_embedded); the last one is the finished model's.",
+        "Fréchet distance to held-back images in the embedded judge (fid_embedded); the last is the finished model's.",
         read=Run.distance,
     ),
     _Figure(
@@ -118,8 +119,10 @@ FIGURES = (
         "Share of entries sent in which a client's mask differs from the one that it would have drawn with no news: "
         "the local divergence without the noise of drawing.",
     ),
-    _Figure("theta_variance", "Mean θ(1 - θ)", "0.25 where nothing is decided, 0 where every weight is kept or dropped."),
-    _Figure("mask_entropy", "Bits a mask, given θ alone", "Bits a parameter that a mask would take without shared draws."),
+    _Figure(
+        "theta_variance", "Mean θ(1 - θ)", "0.25 where nothing is decided, 0 where all weights are kept or dropped."
+    ),
+    _Figure("mask_entropy", "Bits a mask, given θ alone", "Bits a parameter that a mask takes without shared draws."),
     _Figure("density", "Density", "Share of kept entries among the clients' masks.", low=None),
     _Figure("lambda", "λ", "Share of the old θ in the new one (MADA); 0 where the new average replaces it."),
 )
@@ -284,8 +287,9 @@ def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
     # matplotlib takes what stands between dollars for mathematics, and names are anybody's.
     shown = [(name if len(name) <= 12 else name[:11] + "…").replace("$", r"\$") for name in names[::step]]
     slanted = max(map(len, shown)) * len(shown) > 50
-    turn = {"rotation": 35, "ha": "right"} if slanted else {}
-    axes.set_xticks(range(0, len(names), step), shown, fontsize=7 if slanted else 9, **turn)
+    axes.set_xticks(range(0, len(names), step), shown, fontsize=7 if slanted else 9)
+    if slanted:
+        axes.tick_params(axis="x", labelrotation=35)
 
 
 def _tint() -> LinearSegmentedColormap:
@@ -315,4 +319,5 @@ def _inline(svg: str, name: str) -> str:
     for colour, variable in style_variables().items():
         body = body.replace(colour, f"var(--{variable})")
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
-    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img" aria-labelledby="title-%s">' % name, body)
+    opening = rf'<svg \1 role="img" aria-labelledby="title-{name}">'
+    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, body)

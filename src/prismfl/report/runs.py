@@ -83,14 +83,15 @@ class Run:
     def distance(self) -> Curve:
         """Distances on the way and of the finished model."""
         found, last = self.curve("distance"), (self.summary or {}).get("fid_embedded")
-        if not _number(last):
+        if last is None or not _number(last):
             return found
         return Curve((*found.rounds, len(self.rounds)), (*found.values, float(last)))
 
     def total(self, key: str) -> float:
         """Sum of a figure over the rounds, and what the closing comparison took, once there is a summary."""
-        if self.summary and _number(self.summary.get(key)):
-            return float(self.summary[key])
+        found = (self.summary or {}).get(key)
+        if found is not None and _number(found):
+            return float(found)
         return sum(self.curve(key).values)
 
     def layers(self) -> tuple[str, ...]:
