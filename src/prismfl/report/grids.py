@@ -44,9 +44,10 @@ def read_grids(files: Mapping[int, Path], room: int) -> Grids:
     RunFolderError for a file that is no picture.
     """
     pictures = [(rounds, _open(files[rounds])) for rounds in spread(list(files), MOST_GRIDS)]
-    coded, lossy = [(rounds, picture, _png(picture)) for rounds, picture in pictures], False
-    if _size(raw for _, _, raw in coded) > room:
-        coded, lossy = [(rounds, picture, _webp(picture)) for rounds, picture in pictures], True
+    coded = _as_png(pictures, room)
+    lossy = coded is None
+    if coded is None:
+        coded = [(rounds, picture, _coded(picture, "WEBP", quality=80)) for rounds, picture in pictures]
     while len(coded) > 1 and _size(raw for _, _, raw in coded) > room:
         coded = spread(coded, len(coded) - 1)
     kind = "webp" if lossy else "png"
@@ -85,12 +86,14 @@ def _open(path: Path) -> Image.Image:
     return Image.fromarray(small) if doubled.shape == pixels.shape and (doubled == pixels).all() else picture
 
 
-def _png(picture: Image.Image) -> bytes:
-    return _coded(picture, "PNG", optimize=True)
-
-
-def _webp(picture: Image.Image) -> bytes:
-    return _coded(picture, "WEBP", quality=80)
+def _as_png(pictures: Sequence[tuple[int, Image.Image]], room: int) -> list[tuple[int, Image.Image, bytes]] | None:
+    """Pictures with their PNG bytes, or None as soon as there is no room for them."""
+    found: list[tuple[int, Image.Image, bytes]] = []
+    for rounds, picture in pictures:
+        found.append((rounds, picture, _coded(picture, "PNG")))
+        if _size(raw for _, _, raw in found) > room:
+            return None
+    return found
 
 
 def _coded(picture: Image.Image, kind: str, **options: object) -> bytes:

@@ -69,9 +69,29 @@ class Block:
         return _settings(self.run.settings)
 
     @property
+    def closing(self) -> str:
+        """Bytes that the choice of the finished model's mask took; empty for none."""
+        found = (self.run.summary or {}).get("closing_bytes")
+        return sized(found) if type(found) is int and found else ""
+
+    @property
     def evaluation(self) -> list[Any]:
         """Titles and figures."""
         return list(grouped(self.run.evaluation or {}))
+
+    @property
+    def evaluated(self) -> str:
+        """What the evaluation was of."""
+        found = self.run.evaluation or {}
+        samples, repeats = found.get("samples", "?"), found.get("repeats", 1)
+        again = f", {repeats} times: means and 95 % intervals" if repeats != 1 else ""
+        return f"Of the finished model, on {samples} samples{again}."
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the evaluation warns of."""
+        found = (self.run.evaluation or {}).get("warnings", ())
+        return [str(one) for one in found] if isinstance(found, list) else []
 
     @property
     def made_with(self) -> list[tuple[str, str]]:
@@ -90,8 +110,8 @@ def build_report(roots: Sequence[Path], out: Path | None = None) -> Path:
     """
     runs = read_runs(roots)
     page = out or (runs[0].folder.report if len(runs) == 1 else Path("comparison.html"))
-    shared = draw_charts(charts(runs)), draw_charts(traffic_charts(runs))
     blocks = [_block(run, index, len(runs)) for index, run in enumerate(runs)]
+    shared = draw_charts(charts(runs)), draw_charts(traffic_charts(runs))
     text = _rendered(blocks, *shared)
     plots = page.parent / ("plots" if page == runs[0].folder.report else f"{page.stem}-plots")
     for plot in (*shared[0], *shared[1], *(one for block in blocks for one in block.labels)):
@@ -101,9 +121,9 @@ def build_report(roots: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _block(run: Run, index: int, count: int) -> Block:
-    end = "" if count == 1 else f"-{index + 1}"
+    end, grids = "" if count == 1 else f"-{index + 1}", read_grids(run.grids, ROOM // count)
     labels = (label_bars(run, f"labels-of-samples{end}"), client_labels(run, f"labels-of-clients{end}"))
-    return Block(run, read_grids(run.grids, ROOM // count), [one for one in labels if one], _pairs(run))
+    return Block(run, grids, [one for one in labels if one], _pairs(run))
 
 
 def _pairs(run: Run) -> str:
@@ -140,7 +160,6 @@ def _rendered(blocks: Sequence[Block], training: Sequence[Plot], traffic: Sequen
         script=script,
         script_sha256=allowed,
         version=__version__,
-        sized=sized,
     )
 
 

@@ -123,7 +123,9 @@ def _names(roots: Sequence[Path]) -> list[str]:
 
 def _read(root: Path, name: str) -> Run:
     folder, settings = runfolder.reopen(root)
-    labels = _labels(folder)
+    ledger = _ledger(folder)
+    # With ε set, labels of clients are outside the guarantee: whatever lies there is not even read.
+    labels = None if ledger or settings.privacy.epsilon else _labels(folder)
     model = load_model(folder.model) if folder.model.is_file() else None
     conditional = labels.classes if labels and settings.generator.conditional and len(labels.classes) > 1 else ()
     return Run(
@@ -133,7 +135,7 @@ def _read(root: Path, name: str) -> Run:
         tuple(_rounds(folder)),
         runfolder.read_json(folder.summary),
         runfolder.read_json(folder.evaluation),
-        _ledger(folder),
+        ledger,
         labels,
         model.labels if model else conditional,
         runfolder.grids(folder),
