@@ -184,13 +184,13 @@ def client_labels(run: Run, name: str) -> Plot | None:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     with rc_context(_STYLE):
         figure, axes = _axes(high=min(6.0, max(_HIGH, 0.6 + 0.17 * len(shares))))
-        axes.imshow(shares, cmap=_tint(), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        axes.imshow(shares, cmap=_tint(), vmin=0, vmax=max(shares.max(), 0.01), aspect="auto", interpolation="nearest")
         axes.grid(visible=False)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         _name_ticks(axes, list(run.labels.classes))
         axes.set_ylabel("client")
         told = "known in simulation alone: no server of a real federation sees this"
-        about = f"Each client's images by label, as shares of its own; {told}."
+        about = f"Each client's images by label, as shares of its own, up to {shares.max():.2f}; {told}."
         return _plot(figure, name, "Labels of clients (simulation)", about, "")
 
 
@@ -242,7 +242,7 @@ def _draw(chart: Chart) -> Plot:
     with rc_context(_STYLE):
         rows = -(-len(chart.lines) // _ACROSS) if chart.below else 0
         figure, axes = _axes(beneath=0.48 + 0.19 * rows)
-        for line in chart.lines:
+        for line in (line for line in chart.lines if line.curve.rounds):
             few = len(line.curve.rounds) < _MANY_POINTS
             axes.plot(
                 *(line.curve.rounds, line.curve.values),
@@ -267,7 +267,7 @@ def _finish_axes(axes: Axes, chart: Chart) -> None:
         top = max((value for line in chart.lines for value in line.curve.values), default=0)
         top = top if top > 0 else 1
         axes.set_ylim(chart.low - 0.02 * top, 1.06 * top)
-    if sum(bool(line.label) for line in chart.lines) > 1:
+    if sum(bool(line.label and line.curve.rounds) for line in chart.lines) > 1:
         if chart.below:
             axes.figure.legend(loc="lower center", ncols=_ACROSS, fontsize=7.5)
         else:
