@@ -153,7 +153,7 @@ def test_the_text_has_every_figure_in_one_column_with_intervals_in_brackets(mode
     found = evaluate_model(model, samples=30, repeats=repeats)
     rows = {line.split()[0]: line for line in as_text(found).splitlines() if line.startswith("  ")}
     figures = {n for n in found if not n.endswith("_interval") and "_over_" not in n} - {"samples", "repeats", "seed"}
-    assert set(rows) == {name for name in figures if found[name] is not None} - {"ledger", "privacy"}
+    assert set(rows) == {name for name in figures if found[name] is not None} - {"ledger", "privacy", "class_names"}
     assert {line[: len("  ") + 21].strip() for line in rows.values()} == set(rows), "names fit their column"
     shown = found["kid_embedded_interval" if repeats > 1 else "kid_embedded_over_subsets"]
     assert rows["kid_embedded"].endswith(f"[{shown[0]:.4f}, {shown[1]:.4f}]")
@@ -342,3 +342,10 @@ def test_the_ledger_is_told_in_text():
 def test_figures_that_no_group_names_are_told_as_well():
     found = {"samples": 2, "repeats": 1, "seed": 0, "ledger": [], "privacy": "so", "accuracy_of_others": 0.5}
     assert "Others" in as_text(found) and "accuracy_of_others" in as_text(found)
+
+
+def test_shares_of_labels_are_told_by_name():
+    found = {"samples": 2, "repeats": 1, "seed": 0, "ledger": [], "privacy": "so", "class_shares": [0.25, 0.75]}
+    assert "cat 0.2500  dog 0.7500" in as_text(found | {"class_names": ["cat", "dog"]})
+    for names in (["cat"], ["\x1b[31m", "dog"], "ab", None):
+        assert "0.2500 0.7500" in as_text(found | {"class_names": names})

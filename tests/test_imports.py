@@ -20,7 +20,7 @@ ROOT = Path(prismfl.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 TORCH_FREE = (
     "prismfl, prismfl.seeding, prismfl.layout, prismfl.wire.message, prismfl.wire.codec, prismfl.wire.draws, "
-    "prismfl.server, prismfl.modelfile"
+    "prismfl.server, prismfl.modelfile, prismfl.environment, prismfl.report.page"
 )
 
 

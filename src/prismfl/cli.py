@@ -146,13 +146,13 @@ def _reported(root: Path) -> str:
     """Where the report of a finished run lies, or why there is none: a run is never lost to its report."""
     from prismfl.runfolder import reopen
 
-    if not reopen(root)[1].output.report:
-        return ""
     try:
+        if not reopen(root)[1].output.report:
+            return ""
         from prismfl.report.page import build_report
 
         return str(build_report([root]))
-    except Exception as error:
+    except Exception as error:  # whatever it is, the run is whole
         return f"not built ({' '.join(str(error).split()) or type(error).__name__}); try `prismfl report {root}`"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
@@ -16,7 +17,14 @@ from prismfl.report.grids import read_grids, spread
 from prismfl.report.page import ROOM, build_report
 from prismfl.report.runs import read_runs
 
-NASTY = ('<script>alert("x")</script>', "$\\frac{", '"><img src=x onerror=alert(1)>', "&amp; ' `", "ä\u202e", "]]>-->")
+NASTY = (
+    '<script>alert("x")</script>',
+    "$\\frac{",
+    '"><img src=x onerror=alert(1)>',
+    "&amp; ' `",
+    "ä\u202e犬",
+    "]]>-->",
+)
 
 
 class Page(HTMLParser):
@@ -165,23 +173,28 @@ def test_names_of_classes_are_text_and_nothing_else(tmp_path, fabricate, evaluat
     lines[1]["theta_by_layer"] = {NASTY[2]: 0.5, NASTY[0]: 0.5}
     folder.rounds.write_text("".join(json.dumps(line) + "\n" for line in lines))
     evaluate_as(folder, class_shares=[1 / 6] * 6, class_names=list(NASTY), warnings=[NASTY[2]])
-    page = Page(build_report([folder.root]).read_text())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = Page(build_report([folder.root]).read_text())
     assert len(page.every("script")) == 1 and not page.every("b")
     assert all("onerror" not in attributes for _, attributes in page.tags)
-    assert NASTY[0] in "".join(page.words)
+    words = "".join(page.words)
+    assert all(name in words for name in (NASTY[0], "犬", "$\\frac{"))
 
 
 # ------------------------------------------------------------------------------------ several runs
 
 
 def test_several_runs_share_a_page(tmp_path, fabricate, monkeypatch):
-    roots = [fabricate(tmp_path / "one").root, fabricate(tmp_path / "two", rounds=9, done=4, grids=1).root]
+    roots = [fabricate(tmp_path / "_one").root, fabricate(tmp_path / "two", rounds=9, done=4, grids=1).root]
     monkeypatch.chdir(tmp_path)
     page = build_report(roots)
     assert page.name == "comparison.html" and (tmp_path / "comparison-plots" / "loss.png").is_file()
     text = Page(page.read_text()).text
     assert "unfinished: 4 of 9 rounds" in text and "federation.rounds" in text and "Density by layer: two" in text
     assert not (roots[0] / "report.html").exists()
+    (loss,) = re.findall(r'<h3 id="title-loss">.*?</svg>', page.read_text(), re.S)
+    assert "_one" in loss and "two" in loss, "the legend names both, underscores and all"
 
 
 def test_a_page_elsewhere_leaves_the_run_folder_alone(tmp_path, fabricate):

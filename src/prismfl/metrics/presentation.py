@@ -56,7 +56,16 @@ def _figure(name: str, found: Mapping[str, Any]) -> Figure:
     interval = found.get(f"{name}_interval", found.get(WITHIN.get(name, "")))
     if name == "class_shares" or not isinstance(interval, list | tuple):
         interval = ()  # ten intervals in a line would bury the shares
-    return Figure(name, shown(found[name]), "[" + ", ".join(map(shown, interval)) + "]" if interval else "")
+    value = _by_class(found) if name == "class_shares" else shown(found[name])
+    return Figure(name, value, "[" + ", ".join(map(shown, interval)) + "]" if interval else "")
+
+
+def _by_class(found: Mapping[str, Any]) -> str:
+    """Shares with the names of their classes, where these are known and can be printed."""
+    shares, names = found["class_shares"], found.get("class_names")
+    if not isinstance(names, list) or len(names) != len(shares) or not all(map(str.isprintable, map(str, names))):
+        return shown(shares)
+    return "  ".join(f"{name} {shown(share)}" for name, share in zip(names, shares, strict=True))
 
 
 def shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ _MANY_POINTS = 40  # from here on, points have no marks of their own
 _STYLE: Any = {
     "svg.fonttype": "none",  # the page's font, and small files
     "svg.hashsalt": "prismfl",  # the same runs give the same bytes
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": LINE,
@@ -249,7 +251,7 @@ def _draw(chart: Chart) -> Plot:
                 color=line.colour,
                 linestyle=line.style,
                 linewidth=1.5,
-                label=line.label or None,
+                label=f" {line.label}" if line.label else None,  # the space: matplotlib hides labels that begin with _
                 marker="o" if few else "",
                 markersize=2.8,
             )
@@ -284,8 +286,7 @@ def _axes(high: float = _HIGH, beneath: float = 0.48) -> tuple[Figure, Axes]:
 def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
     """Names under an axis of classes, as far as they fit."""
     step = -(-len(names) // 20)
-    # matplotlib takes what stands between dollars for mathematics, and names are anybody's.
-    shown = [(name if len(name) <= 12 else name[:11] + "…").replace("$", r"\$") for name in names[::step]]
+    shown = [name if len(name) <= 12 else name[:11] + "…" for name in names[::step]]
     slanted = max(map(len, shown)) * len(shown) > 50
     axes.set_xticks(range(0, len(names), step), shown, fontsize=7 if slanted else 9)
     if slanted:
@@ -303,8 +304,11 @@ def _hex(colour: Sequence[float]) -> str:
 
 def _plot(figure: Figure, name: str, title: str, about: str, note: str) -> Plot:
     vector, pixels = io.StringIO(), io.BytesIO()
-    figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    figure.savefig(pixels, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A name in letters that matplotlib's font lacks: the page's font has them, and the PNG shows boxes.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(pixels, format="png", dpi=144, facecolor="white", metadata={"Software": None})
     return Plot(name, title, about, note, _inline(vector.getvalue(), name), pixels.getvalue())
 
 
