@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 import prismfl
-from prismfl import cli, evaluation
+from prismfl import callbacks, cli, evaluation
 from prismfl.config import load_settings
 from prismfl.data.datasets import load_dataset
 from prismfl.engines import inprocess
@@ -35,7 +36,7 @@ from prismfl.progress import sized
 
 TINY = shlex.split("""
     --size 16 --width 2 --latent 8 --clients 2 --shards 4 --rounds 2 --local-steps 1 --batch-size 4
-    --layers 0,1 --distance-samples 0 --shipped half --workers 1
+    --layers 0,1 --distance-samples 0 --shipped half --workers 1 --report false
 """)
 KEYS = shlex.split("""
     round loss lambda density cohort seconds uplink_bytes downlink_bytes
@@ -159,6 +160,79 @@ def test_what_is_only_shown_does_not_change_the_model(model, tmp_path):
     assert call("train", *TINY, *words, "--out", tmp_path / "run")[0] == 0
     one, two = (prismfl.load(path).model for path in (model, tmp_path / "run" / "model.safetensors"))
     assert np.array_equal(one.mask, two.mask) and np.array_equal(one.norm_mean, two.norm_mean)
+
+
+# ----------------------------------------------------------------------------------- report and logs
+
+
+def test_a_run_ends_with_its_report(run, tmp_path):
+    copy = shutil.copytree(run[0], tmp_path / "copy")
+    text = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(text.replace("report = false", "report = true"))
+    code, out, err = call("train", "--resume", copy)
+    assert (code, err) == (0, "") and f"report   {copy / 'report.html'}" in out
+    assert "<!doctype html>" in (copy / "report.html").read_text() and (copy / "plots" / "loss.png").is_file()
+    assert "report" not in run[1] and not (run[0] / "report.html").exists(), "report = false makes none"
+
+
+@pytest.mark.parametrize(
+    "error", [PrismError("a", "b", "c"), OSError("disk\nfull"), KeyError("x"), ImportError("none")]
+)
+def test_a_report_that_fails_does_not_fail_the_run(run, tmp_path, monkeypatch, error):
+    def fail(roots):
+        raise error
+
+    monkeypatch.setattr("prismfl.report.page.build_report", fail)
+    code, out, err = call("train", *TINY, "--report", "true", "--rounds", 1, "--out", tmp_path / "run")
+    assert (code, err) == (0, "") and "report   not built (" in out and "prismfl report" in out
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_report_names_the_page(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("prismfl.report.page.build_report", lambda *words: asked.append(words) or "there")
+    assert call("report", run[0], run[0], "--out", tmp_path / "a.html")[:2] == (0, "there\n")
+    assert asked == [([run[0], run[0]], tmp_path / "a.html")]
+    monkeypatch.undo()
+    assert "no config.toml" in refused("report", tmp_path)
+
+
+def test_the_summary_says_what_a_run_was_made_with(run):
+    found = json.loads((run[0] / "summary.json").read_text())
+    assert found["versions"]["torch"] == torch.__version__ and found["versions"]["prismfl"] == prismfl.__version__
+    assert found["versions"]["numpy"] == np.__version__ and found["hardware"]["cores"] >= 1
+    labels = json.loads((run[0] / "labels.json").read_text())
+    assert labels["simulation"] and labels["classes"] == list("0123456789")
+    assert sum(map(sum, labels["counts"])) == len(load_dataset("digits", None, 16, "train"))
+
+
+def test_logs_hear_of_the_run_and_change_nothing_of_it(run, model, tmp_path, monkeypatch):
+    class Kept(callbacks.Log):
+        heard: ClassVar = []
+
+        def begin(self, done):
+            self.heard.append(("begin", done))
+
+        def write(self, values, step):
+            self.heard.append((sorted(values)[:2], step))
+
+        def close(self, whole):
+            self.heard.append(("close", whole))
+
+    monkeypatch.setitem(callbacks.LOGS, "wandb", Kept)
+    assert call("train", *TINY, "--log", "wandb", "--out", tmp_path / "run")[0] == 0
+    first, one, two, last, end = Kept.heard
+    assert (first, end) == (("begin", 0), ("close", True)) and (one[1], two[1], last[1]) == (1, 2, 2)
+    assert one[0] == ["cohort", "density"] and last[0][0].startswith("summary/")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == model.read_bytes()
+    assert (tmp_path / "run" / "config.toml").read_bytes() == (run[0] / "config.toml").read_bytes()
+
+
+def test_a_log_that_cannot_be_kept_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "pip install wandb" in refused("train", *TINY, "--log", "wandb", "--out", tmp_path / "run")
+    assert "expected some of tensorboard, wandb, mlflow" in refused("train", "--log", "csv", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # ------------------------------------------------------------------------------------------ resume
@@ -336,8 +410,18 @@ def test_evaluate_prints_text_and_json_alike(model, few_steps):
     shown = dict(line.split(maxsplit=1) for line in text.splitlines() if len(line.split()) > 1)
     assert float(shown["fid_embedded"]) == pytest.approx(found["fid_embedded"], abs=1e-4)
     assert float(shown["readable"]) == pytest.approx(found["readable"], abs=1e-4)
-    assert len(shown["class_shares"].split()) == len(found["class_shares"]) == 10
+    assert shown["class_shares"].split()[::2] == found["class_names"] and len(found["class_shares"]) == 10
     assert float(shown["label_agreement"]) == pytest.approx(found["label_agreement"], abs=1e-4)
+
+
+def test_evaluate_saves_for_the_report(run, tmp_path):
+    copy = shutil.copytree(run[0], tmp_path / "copy")
+    pairs = copy / "pairs.png"
+    words = ["evaluate", copy / "model.safetensors", "--samples", 20, "--metrics", "fid", "--pairs", pairs, "--save"]
+    code, out, err = call(*words, "--json")
+    assert code == 0 and "evaluation.json" in err
+    assert json.loads((copy / "evaluation.json").read_text()) == {"model": "model.safetensors"} | json.loads(out)
+    assert json.loads(out)["pairs"]["file"] == "pairs.png" and pairs.is_file()
 
 
 def test_evaluate_over_seeds_gives_intervals_of_what_was_asked_for(model):

@@ -1,6 +1,7 @@
 """Figures of a finished model against a data set."""
 
 import functools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ import prismfl
 from prismfl import evaluation
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
-from prismfl.evaluation import METRICS, as_text, evaluate_model, over_seeds
+from prismfl.evaluation import METRICS, as_text, evaluate_model, over_seeds, save_evaluation
 from prismfl.metrics.diversity import inception_score
 from prismfl.metrics.embedding import judge_features
 from prismfl.metrics.frechet import fid, fid_embedded
@@ -69,6 +70,7 @@ def test_figures_are_those_of_their_makers(model):
             "kid_embedded_over_subsets",
             "ledger",
             "privacy",
+            "class_names",
         ),
         *near,
         *told,
@@ -81,7 +83,7 @@ ALL = {
     "prdc": {"precision_embedded", "recall_embedded", "density_embedded", "coverage_embedded"},
     "readability": {
         *("readable", "confidence", "label_agreement", "class_shares", "least_class", "label_imbalance"),
-        *("is_classifier", "is_classifier_over_splits", "test_accuracy", "test_readable"),
+        *("is_classifier", "is_classifier_over_splits", "test_accuracy", "test_readable", "class_names"),
     },
 }
 
@@ -183,7 +185,7 @@ def test_the_text_has_every_figure_in_one_column_with_intervals_in_brackets(mode
     found = evaluate_model(model, samples=30, repeats=repeats)
     rows = {line.split()[0]: line for line in as_text(found).splitlines() if line.startswith("  ")}
     figures = {n for n in found if not n.endswith("_interval") and "_over_" not in n} - {"samples", "repeats", "seed"}
-    assert set(rows) == {name for name in figures if found[name] is not None} - {"ledger", "privacy"}
+    assert set(rows) == {name for name in figures if found[name] is not None} - {"ledger", "privacy", "class_names"}
     assert {line[: len("  ") + 21].strip() for line in rows.values()} == set(rows), "names fit their column"
     shown = found["kid_embedded_interval" if repeats > 1 else "kid_embedded_over_subsets"]
     assert rows["kid_embedded"].endswith(f"[{shown[0]:.4f}, {shown[1]:.4f}]")
@@ -326,3 +328,56 @@ def test_a_judge_that_saw_the_images_is_warned_of(model, monkeypatch):
     monkeypatch.setitem(overlap.SPELLINGS, "digits", ("cifar10",))
     (note,) = evaluate_model(model, samples=20)["warnings"]
     assert "the judge was trained on CIFAR-10" in note and "fid_embedded flatters" in note
+
+
+# -------------------------------------------------------------------------------- pairs and saving
+
+
+def test_pairs_are_drawn_and_their_distances_told(model, tmp_path):
+    path = tmp_path / "pairs.png"
+    found = evaluate_model(model, samples=20, metrics="fid", pairs=path, pairs_by="pixels")
+    with Image.open(path) as picture:
+        assert picture.size == (2 * (5 * 33 + 1), 2 * (8 * 17 + 1))
+        left = np.asarray(picture)[2:34:2, 2:34:2]
+    assert found["pairs"] == {"file": "pairs.png", "count": 40, "space": "pixels"}
+    np.testing.assert_array_equal(left, prismfl.load(model).sample(1)[0, 0], err_msg="a pair begins with its sample")
+    assert found["nearest_of_samples"] > found["nearest_of_test"] > 0, "an untrained generator is far from digits"
+    assert "no guarantee covers it" in " ".join(found["warnings"])
+    assert "Nearest training images" in as_text(found)
+
+
+@pytest.mark.parametrize(("name", "space"), [("pairs.jpg", "pixels"), ("pairs.png", "colour")])
+def test_pairs_that_cannot_be_drawn_are_refused_before_anything_is_measured(model, tmp_path, name, space, monkeypatch):
+    monkeypatch.setattr(evaluation, "load_dataset", None)
+    with pytest.raises(SettingError):
+        evaluate_model(model, samples=20, pairs=tmp_path / name, pairs_by=space)
+
+
+def test_a_saved_evaluation_lies_beside_the_model(model, tmp_path):
+    copy = tmp_path / "run" / "model.safetensors"
+    copy.parent.mkdir()
+    copy.write_bytes(model.read_bytes())
+    found = evaluate_model(copy, samples=20, metrics="fid")
+    path = save_evaluation(copy, found)
+    assert path == copy.parent / "evaluation.json"
+    assert json.loads(path.read_text()) == {"model": "model.safetensors"} | found
+
+
+def test_the_ledger_is_told_in_text():
+    one = {"client": 3, "epsilon": 9.8, "delta": 1e-5, "noise_multiplier": 0.508, "images": 140, "count": 1}
+    found = {"samples": 2, "repeats": 1, "seed": 0, "ledger": [one] * 25, "privacy": "so"}
+    text = as_text(found)
+    assert text.count("client 3: ε = 9.8, δ = 1e-05") == 20 and "and 5 more" in text and text.endswith("Privacy: so")
+    assert "Ledger" not in as_text(found | {"ledger": []})
+
+
+def test_figures_that_no_group_names_are_told_as_well():
+    found = {"samples": 2, "repeats": 1, "seed": 0, "ledger": [], "privacy": "so", "accuracy_of_others": 0.5}
+    assert "Others" in as_text(found) and "accuracy_of_others" in as_text(found)
+
+
+def test_shares_of_labels_are_told_by_name():
+    found = {"samples": 2, "repeats": 1, "seed": 0, "ledger": [], "privacy": "so", "class_shares": [0.25, 0.75]}
+    assert "cat 0.2500  dog 0.7500" in as_text(found | {"class_names": ["cat", "dog"]})
+    for names in (["cat"], ["\x1b[31m", "dog"], "ab", None):
+        assert "0.2500 0.7500" in as_text(found | {"class_names": names})

@@ -20,6 +20,7 @@ from prismfl.federation import (
     client_distances,
     client_update,
     cohort,
+    distance_of,
     init,
     make_kit,
     next_theta,
@@ -303,6 +304,43 @@ def test_the_entropy_logged_is_that_of_a_mask_given_theta_alone(make_world):
     agreement, state, _, replies = round_of(make_world(federation={"initial_theta": 0.25}))
     record = server_update(agreement, state, said(replies))[1]
     assert record.mask_entropy == pytest.approx(2 - 0.75 * np.log2(3))
+
+
+def test_how_far_masks_are_from_theta_is_recorded(make_world):
+    world = make_world(federation={"parts": 2})
+    q = np.random.default_rng(3).integers(2000, 63000, world[0].layout.count).astype(np.uint16)
+    agreement, state, _, replies = round_of(world, state_at(world[0], q, 1))
+    _, record = server_update(agreement, state, said(replies))
+    flips, apart, theta = [], [], q / 65536
+    for client, frame in replies.items():
+        _, mask, sent, _ = opened(agreement, state, client, frame)
+        u = agreement.draws(1, 3).uniforms(client, client)
+        flips.append((mask != (u < q))[sent].mean())
+        apart.append(np.where(mask, 1 - theta, theta)[sent].mean())
+    assert record.flips == pytest.approx(np.mean(flips)) and record.local_divergence == pytest.approx(np.mean(apart))
+    assert list(record.theta_by_layer) == [layer.name for layer in agreement.layout.layers]
+
+
+def test_local_divergence_is_the_expected_distance_from_a_mask_drawn_of_theta():
+    rng = np.random.default_rng(0)
+    q, mine, u = (rng.integers(1, 65536, 40_000).astype(np.uint16) for _ in range(3))
+    found = distance_of(u < mine, u, q)
+    drawn = rng.integers(0, 65536, q.size) < q
+    assert found.divergence == pytest.approx(((u < mine) != drawn).mean(), abs=0.01)
+    assert found.flips == pytest.approx(np.abs(q.astype(int) - mine).mean() / 65536, abs=0.01)
+
+
+def test_a_client_without_news_has_flipped_nothing():
+    q = np.full(50_000, 16384, np.uint16)
+    u = np.random.default_rng(1).integers(0, 65536, q.size).astype(np.uint16)
+    found = distance_of(u < q, u, q)
+    assert found.flips == 0 and found.divergence == pytest.approx(2 * 0.25 * 0.75, abs=0.01)
+
+
+def test_without_masks_there_is_no_divergence(make_world):
+    agreement, state, _, replies = round_of(make_world(federation={"alpha": 1.0}))
+    record = server_update(agreement, state, said(replies))[1]
+    assert record.flips is None and record.local_divergence is None
 
 
 @pytest.mark.parametrize("mada", ["off", "published"])

@@ -11,16 +11,16 @@ import pytest
 import prismfl
 
 LINE = """
-errors < config < seeding < layout < files < download < data < nets < mmd < privacy < search < wire < server
-< federation < oneshot < modelfile < pictures < asking < runtime < sampling < export < metrics < runfolder < coordinator
-< preparation < forecast < evaluation < audit < pretrain < engines < progress < cli
+errors < config < environment < seeding < layout < files < download < data < nets < mmd < privacy < search < wire
+< server < federation < oneshot < modelfile < pictures < asking < runtime < sampling < export < metrics < runfolder
+< coordinator < preparation < forecast < evaluation < audit < pretrain < engines < progress < report < callbacks < cli
 """
 ORDER = [name.strip() for name in LINE.split("<")]
 ROOT = Path(prismfl.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 TORCH_FREE = (
     "prismfl, prismfl.seeding, prismfl.layout, prismfl.wire.message, prismfl.wire.codec, prismfl.wire.draws, "
-    "prismfl.server, prismfl.modelfile, prismfl.runtime"
+    "prismfl.server, prismfl.modelfile, prismfl.runtime, prismfl.environment, prismfl.report.page"
 )
 
 

@@ -238,7 +238,7 @@ def test_a_run_says_what_it_sent_and_sends_it_once(tiny, tmp_path):
 
 
 class Killed(Silent):
-    def round_done(self, record, rounds):
+    def round_done(self, record, _rounds):
         if record["round"] == 0:
             raise KeyboardInterrupt
 

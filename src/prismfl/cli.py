@@ -105,6 +105,7 @@ def _train(
     out: Annotated[Optional[Path], typer.Option(help="New run folder [runs/DATASET-SEED].")] = None,  # noqa: UP045
     resume: Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run takes, and stop.")] = False,
+    log: Annotated[str, typer.Option(help="Also log to some of tensorboard,wandb,mlflow.", show_default=False)] = "",
 ) -> None:
     """Train a generator with simulated clients on this machine."""
     if resume is not None and (changes or config or out or dry_run):
@@ -115,27 +116,47 @@ def _train(
     if dry_run:
         _forecast(settings)
         return
+    from prismfl.callbacks import Logged, make_logs
     from prismfl.engines import inprocess
 
-    def go(watcher: Any) -> Any:
-        if resume is not None:
-            return inprocess.resume(resume, watcher=watcher)
-        return inprocess.train(
-            settings, out=out or Path("runs") / f"{settings.data.dataset}-{settings.seed}", watcher=watcher
-        )
+    root = resume or out or Path("runs") / f"{settings.data.dataset}-{settings.seed}"
+    logs = make_logs(log, root)
+
+    def go(display: Any) -> Any:
+        with Logged(display, logs) as watcher:
+            if resume is not None:
+                finished = inprocess.resume(root, watcher=watcher)
+            else:
+                finished = inprocess.train(settings, out=root, watcher=watcher)
+            watcher.finished(finished.summary)
+        return finished
 
     if on_terminal():
         with LiveWatcher(Console()) as live:
             finished = go(live)
     else:
         finished = go(PlainWatcher())
-    _closing(finished)
+    _closing(finished, _reported(root))
 
 
 app.command("train")(_with_settings(_train))
 
 
-def _closing(finished: Any) -> None:
+def _reported(root: Path) -> str:
+    """Where the report of a finished run lies, or why there is none: a run is never lost to its report."""
+    from prismfl.runfolder import reopen
+
+    try:
+        if not reopen(root)[1].output.report:
+            return ""
+        from prismfl.report.page import build_report
+
+        return str(build_report([root]))
+    except Exception as error:  # whatever it is, the run is whole
+        return f"not built ({' '.join(str(error).split()) or type(error).__name__}); try `prismfl report {root}`"
+
+
+def _closing(finished: Any, report: str) -> None:
     found, folder = finished.summary, finished.folder
     traffic = f"{sized(found['uplink_bytes'])} up, {sized(found['downlink_bytes'])} down"
     print(f"\n{found['rounds']} rounds in {found['seconds']:.0f} s; {traffic}")
@@ -150,6 +171,8 @@ def _closing(finished: Any) -> None:
     )
     print(f"samples  {folder.root / found['grid']}")
     print(f"log      {folder.rounds}")
+    if report:
+        print(f"report   {report}")
     print(f"privacy  {found['privacy']}")
     print(f"more     prismfl sample {folder.model} --count 64 --seed 1 --out grid.png")
 
@@ -236,13 +259,36 @@ def evaluate(
     ] = "",
     inception: Annotated[Optional[Path], typer.Option(help="Weights of the FID's Inception-v3: adds fid.")] = None,  # noqa: UP045
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    pairs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Picture of samples beside the training images nearest to them: a .png."),
+    ] = None,
+    pairs_by: Annotated[str, typer.Option(help="Nearest in embedded (judge features) or in pixels.")] = "embedded",
+    save: Annotated[bool, typer.Option("--save", help="Write evaluation.json beside the model, for reports.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a finished model: distance to test images, fidelity, diversity, and how readable its samples are."""
-    from prismfl.evaluation import as_text, evaluate_model
+    from prismfl.evaluation import as_text, evaluate_model, save_evaluation
 
-    found = evaluate_model(model, dataset, data_dir, samples, seed, inception, device, repeats=repeats, metrics=metrics)
+    asked = (model, dataset, data_dir, samples, seed, inception, device)
+    found = evaluate_model(*asked, repeats=repeats, metrics=metrics, pairs=pairs, pairs_by=pairs_by)
     print(json.dumps(found, indent=1) if as_json else as_text(found))
+    if save:
+        print(f"saved {save_evaluation(model, found)}", file=sys.stderr)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are put side by side.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The page [RUN/report.html; of several runs, comparison.html].", show_default=False),
+    ] = None,
+) -> None:
+    """Write one HTML page of a run or several: samples by round, curves, bytes, labels, privacy, settings."""
+    from prismfl.report.page import build_report
+
+    print(build_report(runs, out))
 
 
 @app.command()

@@ -231,6 +231,7 @@ class Output:
     workers: int = _setting(0, "clients searched at a time; 0 takes one a core", least=0, most=1024)
     cache_dir: str = _setting("", "folder that keeps clients' moments between runs; none keeps them in the run folder")
     device: str = _setting("cpu", "torch device")
+    report: bool = _setting(True, "let the command `train` build report.html at its end")
 
 
 @dataclass(frozen=True)

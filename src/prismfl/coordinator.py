@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from prismfl import oneshot, runfolder
 from prismfl.config import to_toml
 from prismfl.data.datasets import ImageSet
+from prismfl.environment import hardware, versions
 from prismfl.errors import SettingError
 from prismfl.federation import (
     Agreement,
@@ -195,6 +196,9 @@ def _line(agreement: Agreement, record: RoundRecord, seconds: float) -> dict[str
         "density": record.density,
         "theta_variance": record.theta_variance,
         "mask_entropy": record.mask_entropy,
+        "flips": record.flips,
+        "local_divergence": record.local_divergence,
+        "theta_by_layer": {name: round(mean, 5) for name, mean in record.theta_by_layer.items()},
         "cohort": list(record.replied),
         "left_out": {str(client): why for client, why in record.left_out.items()},
         "seconds": round(seconds, 3),
@@ -255,6 +259,8 @@ def _summary(agreement: Agreement, folder: RunFolder, size: int, closing: Traffi
         "seconds": round(sum(line["seconds"] for line in lines), 1),
         "loss": lines[-1]["loss"] if lines else None,
         "grid": str(folder.samples(agreement.settings.federation.rounds).relative_to(folder.root)),
+        "versions": versions(),
+        "hardware": hardware(agreement.settings.output.device),
     }
 
 

@@ -1,6 +1,8 @@
 """All figures of a finished model against a data set, and how they read."""
 
+import json
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,18 +16,21 @@ from prismfl.config import Data, Settings, settings_from
 from prismfl.data.classes import select_classes
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.errors import DataError, ModelFileError, SettingError
-from prismfl.metrics import kernel, neighbours, readability, synthetic
+from prismfl.files import check_writable, write_atomic
+from prismfl.metrics import copying, kernel, neighbours, readability, synthetic
 from prismfl.metrics.diversity import inception_score
 from prismfl.metrics.embedding import judge_features
 from prismfl.metrics.frechet import frechet
 from prismfl.metrics.intervals import t_interval
+from prismfl.metrics.presentation import WITHIN, grouped
 from prismfl.metrics.readability import Classifier
 from prismfl.nets.features import load_features
 from prismfl.nets.generator import check_device
 from prismfl.nets.inception import Inception, load_inception
 from prismfl.nets.overlap import overlap_note
 from prismfl.privacy.accountant import from_json, summary_of
-from prismfl.sampling import Sampler, labels_like, load
+from prismfl.runfolder import RunFolder
+from prismfl.sampling import Sampler, image_grid, labels_like, load, save_picture
 from prismfl.seeding import Purpose, Stream
 
 # What can be asked for, and the fewest images of a side that it means anything of.
@@ -38,27 +43,10 @@ METRICS = {
 }
 _ASKED_ONLY = {"synthetic"}  # it trains a classifier for each set of samples
 _OF_CLASSES = {"readability", "synthetic"}
-_GROUPS = {
-    "Distance to test images, in features of the embedded judge": ("fid_embedded", "kid_embedded"),
-    "Fidelity and diversity, in features of the embedded judge": (
-        *("precision_embedded", "recall_embedded", "density_embedded", "coverage_embedded"),
-    ),
-    "Inception-v3, as others report": ("fid", "is"),
-    "Readability, by a classifier of real images": (
-        *("readable", "confidence", "label_agreement", "class_shares", "least_class", "label_imbalance"),
-        "is_classifier",
-    ),
-    "That classifier on real test images": ("test_accuracy", "test_readable"),
-    "A classifier trained on the samples alone, on real test images": (*("synthetic_accuracy", "synthetic_by_class"),),
-    "The same, trained on as many real images": ("real_accuracy", "real_by_class"),
-}
-_WITHIN = {
-    "kid_embedded": "kid_embedded_over_subsets",
-    "is_classifier": "is_classifier_over_splits",
-    "is": "is_over_splits",
-}
 _OUTSIDE = "these figures are of the model's own data set: publish them, and the ledger does not cover what they tell"
-_BY_CLASS = {"class_shares", "synthetic_by_class", "real_by_class"}
+_PAIRS_OUTSIDE = "the picture of pairs shows training images: no guarantee covers it"
+_PAIRS, _PAIRS_ACROSS = 40, 5
+_MOST_RELEASES = 20  # in text
 _LEAST_FOR_SCORE = 20  # two images in each of ten parts
 
 
@@ -73,6 +61,8 @@ def evaluate_model(
     *,
     repeats: int = 1,
     metrics: str = "",
+    pairs: Path | None = None,
+    pairs_by: str = "embedded",
 ) -> dict[str, Any]:
     """Figures of a model file against a data set's test images, by name of the figure.
 
@@ -85,7 +75,8 @@ def evaluate_model(
     mean over them, and `NAME_interval` is its 95 % t-interval [low, high].  metrics: some of fid,
     kid, prdc, readability and synthetic, by commas; empty takes all that apply but synthetic, for
     readability wants images of two classes or more, synthetic a model that makes images by these, and each
-    wants a few images.  `warnings` are there where a figure flatters.
+    wants a few images.  pairs: a PNG to write, of samples beside the training images nearest to them, in
+    the space `pairs_by`: see `show_pairs`.  `warnings` are there where a figure flatters or is outside a guarantee.
     Raises PrismError subclasses for unusable files, data and numbers.
     """
     if samples < 2:
@@ -94,6 +85,8 @@ def evaluate_model(
         raise SettingError(f"repeats {repeats}", "at least 1", "ask for more")
     asked = _asked(metrics)
     check_device(device)
+    if pairs is not None:
+        check_pairs(pairs, pairs_by)
     network = None if inception is None else load_inception(inception).to(device)
     sampler = load(path, device)
     trained = _settings(path, sampler.model.settings)
@@ -106,14 +99,54 @@ def evaluate_model(
         for turn in range(seed, seed + repeats)
     ]
     record = judge.record(wanted, samples)
+    if pairs is not None:
+        record |= show_pairs(sampler, judge.train, judge.test, pairs, pairs_by, seed)
     head: dict[str, Any] = {"samples": samples, "repeats": repeats, "seed": seed}
     if network is not None:
         head["inception_sha256"] = network.sha256
     notes = overlap_note("the judge", load_features("judge").about, name, judge.train.classes, "fid_embedded flatters")
     ledger = sampler.model.ledger
     notes += [_OUTSIDE] if ledger and name == trained.data.dataset else []
+    notes += [_PAIRS_OUTSIDE] if pairs is not None else []
     tail = {"ledger": list(ledger), "privacy": summary_of(from_json(ledger))} | ({"warnings": notes} if notes else {})
     return head | over_seeds(found) | record | tail
+
+
+def save_evaluation(model: Path, found: Mapping[str, Any]) -> Path:
+    """Write the figures as `evaluation.json` beside the model, where a report finds them.  Raises RunFolderError."""
+    path = RunFolder(model.resolve().parent).evaluation
+    write_atomic(path, json.dumps({"model": model.name} | dict(found), indent=1) + "\n")
+    return path
+
+
+def check_pairs(path: Path, space: str) -> None:
+    """Raises SettingError or RunFolderError, before anything is measured, for pairs that could not be drawn."""
+    if space not in copying.SPACES:
+        raise SettingError(f"pairs by {space!r}", f"one of {', '.join(copying.SPACES)}", "name one of these")
+    if path.suffix.lower() != ".png":
+        raise SettingError(f"pairs in {str(path)!r}", "a .png file", "name one")
+    check_writable(path)
+
+
+def show_pairs(
+    sampler: Sampler, train: ImageSet, test: ImageSet, path: Path, space: str, seed: int = 0
+) -> dict[str, Any]:
+    """Draw samples, each with the training image nearest to it on its right, and say how near they are.
+
+    space: `embedded` (judge features) or `pixels`, Euclidean.  Figures are median distances to the nearest training
+    image: of the samples shown, and of as many test images, which were not copied.  Samples much nearer than those
+    are suspicious.  The picture and the figures are outside any guarantee: they are of training images.
+    """
+    samples = sampler.sample(_PAIRS, seed=seed)
+    rows, far = copying.nearest_images(train.images, samples, space, sampler.device)
+    others = copying.nearest_images(train.images, test.images[:_PAIRS], space, sampler.device)[1]
+    side_by_side = np.concatenate((samples, np.asarray(train.images[rows])), axis=3)
+    save_picture(image_grid(side_by_side, _PAIRS_ACROSS), path)
+    return {
+        "nearest_of_samples": float(np.median(far)),
+        "nearest_of_test": float(np.median(others)),
+        "pairs": {"file": path.name, "count": _PAIRS, "space": space},
+    }
 
 
 @dataclass(frozen=True)
@@ -166,6 +199,8 @@ class _Judge:
         found: dict[str, Any] = {}
         if "readability" in wanted:
             found |= vars(readability.record(self.classifier, self.test))
+        if _OF_CLASSES & set(wanted):
+            found["class_names"] = list(self.train.classes)  # that shares are of
         if "synthetic" in wanted:
             rows = Stream(0, Purpose.SUBSETS).permutation(len(self.train))[:samples]
             real = synthetic.worth(self.train.images[rows], self.train.labels[rows], self.test)
@@ -197,7 +232,7 @@ class _Judge:
         if len(images) >= _LEAST_FOR_SCORE:
             scores = torch.from_numpy(pooled).to(self.device)
             score = inception_score(network.logits(scores, bias=False).double().softmax(1).cpu().numpy())
-            found |= {"is": score.mean, _WITHIN["is"]: score.interval}
+            found |= {"is": score.mean, WITHIN["is"]: score.interval}
         return found
 
     def _distances(self, wanted: tuple[str, ...], fake: NDArray[np.float32]) -> dict[str, Any]:
@@ -206,7 +241,7 @@ class _Judge:
             found["fid_embedded"] = frechet(self.features, fake)
         if "kid" in wanted:
             kid = kernel.kernel_distance(self.features, fake)
-            found |= {"kid_embedded": kid.mean, _WITHIN["kid_embedded"]: kid.interval}
+            found |= {"kid_embedded": kid.mean, WITHIN["kid_embedded"]: kid.interval}
         if "prdc" in wanted:
             found |= vars(neighbours.compare(self.balls, neighbours.balls(fake)))
         return found
@@ -220,7 +255,7 @@ def over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
     if len(found) == 1:
         return found[0]
     merged: dict[str, Any] = {}
-    for name in (name for name in found[0] if name not in _WITHIN.values()):
+    for name in (name for name in found[0] if name not in WITHIN.values()):
         values = [one[name] for one in found]
         merged[name] = None
         if values[0] is not None:
@@ -238,25 +273,22 @@ def as_text(found: dict[str, Any]) -> str:
     """Figures for people: grouped, names aligned, intervals in brackets."""
     seeds = f"seed {found['seed']}" + f" … {found['seed'] + found['repeats'] - 1}" * (found["repeats"] > 1)
     lines = [f"{found['samples']} samples, {seeds}"]
-    for title, names in _GROUPS.items():
-        rows = [_line(name, found) for name in names if found.get(name) is not None]
-        lines += ["", title, *rows] if rows else []
+    for title, figures in grouped(found):
+        lines += ["", title, *(f"  {one.name:20} {one.value}  {one.interval}".rstrip() for one in figures)]
+    lines += _ledger_lines(found["ledger"])
     warnings = [f"Warning: {note}" for note in found.get("warnings", ())]
     return "\n".join([*lines, "", *warnings, f"Privacy: {found['privacy']}"])
 
 
-def _line(name: str, found: dict[str, Any]) -> str:
-    interval = found.get(f"{name}_interval", found.get(_WITHIN.get(name, "")))
-    if interval is None or name in _BY_CLASS:  # ten intervals in a line would bury the shares
-        return f"  {name:20} {_shown(found[name])}"
-    low, high = interval
-    return f"  {name:20} {_shown(found[name])}  [{_shown(low)}, {_shown(high)}]"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(map(_shown, value))
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _ledger_lines(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Releases for people, the first of them: a client a line."""
+    lines = [
+        f"  client {one['client']}: ε = {one['epsilon']:.4g}, δ = {one['delta']:g}, σ / Δ = "
+        f"{one['noise_multiplier']:.4g}, {one['images']} images, releases: {one['count']}"
+        for one in ledger[:_MOST_RELEASES]
+    ]
+    more = len(ledger) - len(lines)
+    return ["", "Ledger", *lines, *([f"  and {more} more"] if more else [])] if lines else []
 
 
 def _asked(metrics: str) -> tuple[str, ...]:

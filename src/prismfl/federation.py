@@ -101,7 +101,11 @@ class Agreement:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What is logged of a round: of θ_{t+1}, but mask_entropy of θ_t, bits a parameter of a mask given θ_t alone."""
+    """What is logged of a round: of θ_{t+1}, but mask_entropy of θ_t, bits a parameter of a mask given θ_t alone.
+
+    flips, local_divergence: means over clients of `Distance`, None where all layers are α layers;
+    theta_by_layer: mean θ_{t+1} of each layer, by its name.
+    """
 
     round: int
     loss: float
@@ -109,10 +113,35 @@ class RoundRecord:
     density: float
     theta_variance: float
     mask_entropy: float
+    flips: float | None
+    local_divergence: float | None
+    theta_by_layer: Mapping[str, float]
     replied: tuple[int, ...]
     left_out: Mapping[int, str]
     asked: int
     traffic: "Traffic"
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a client's mask M is from the global model θ_t that it began from, among the entries sent.
+
+    flips: share with M ≠ [u < θ_t], u the uniforms that M was drawn with: in expectation the mean of |θ_k - θ_t|, and 0
+    for a client with no news.  divergence: mean of |M - θ_t|, which is the expected normalised Hamming distance
+    of M from a mask drawn from θ_t independently: the paper's local divergence Δ_t, without the noise of drawing
+    that mask; 2θ(1 - θ) on average for a client with no news.
+    """
+
+    flips: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class News:
+    """What the log keeps of a reply: the client's loss, and how far its mask is from θ_t (None of no mask)."""
+
+    loss: float
+    moved: Distance | None
 
 
 @dataclass
@@ -467,41 +496,64 @@ def server_update(agreement: Agreement, state: ServerState, exchange: Exchange) 
     ranks = {client: rank for rank, client in enumerate(members)}
     tally = empty_tally(agreement.layout.count, agreement.parts)
     screen = Screen(agreement.settings.federation.screen)
-    losses: dict[int, float] = {}
+    heard: dict[int, News] = {}
     left_out: dict[int, str] = {}
     for client, reply in converse(agreement, state, exchange, traffic, message.Kind.BROADCAST):
         try:
-            if client not in ranks or client in losses:
+            if client not in ranks or client in heard:
                 raise MessageError(
                     f"a reply from client {client}", "one reply from each client asked", "it is left out"
                 )
-            vote, losses[client] = _heard(agreement, state, client, ranks[client], len(ranks), reply)
+            vote, heard[client] = _heard(agreement, state, client, ranks[client], len(ranks), reply)
             tally = screen.add(tally, client, vote)
         except PrismError as error:
             left_out[client] = str(error)
     tally, strangers = screen.close(tally)
     left_out |= strangers
-    losses = {client: loss for client, loss in losses.items() if client not in strangers}
-    if not losses:
+    heard = {client: news for client, news in heard.items() if client not in strangers}
+    if not heard:
         raise ClientError(
             f"no usable reply in round {state.round} ({'; '.join(left_out.values()) or 'none came'})",
             "at least one",
             "mend the clients and resume the run",
         )
-    done, after = _settled(agreement, state, tally, {client: ranks[client] for client in sorted(losses)})
+    done, after = _settled(agreement, state, tally, {client: ranks[client] for client in sorted(heard)})
     theta = after.q.astype(np.float64) / 65536
     return after, RoundRecord(
         state.round,
-        float(np.mean([losses[client] for client in sorted(losses)])),
+        float(np.mean([heard[client].loss for client in sorted(heard)])),
         done.kept_share,
         done.density,
         float(np.mean(theta * (1 - theta))),
         mask_entropy(state.q),
-        tuple(sorted(losses)),
+        *_mean_distance([heard[client].moved for client in sorted(heard)]),
+        mean_by_layer(agreement.layout, theta),
+        tuple(sorted(heard)),
         left_out,
         len(members),
         traffic,
     )
+
+
+def distance_of(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint16]) -> Distance | None:
+    """How far a mask bool `[n]`, drawn with uniforms uint16 `[n]`, is from θ_t = q / 65536; None of no entries."""
+    if not len(mask):
+        return None
+    # 65536 - q, which q ≥ 1 keeps within 16 bits.
+    apart = np.where(mask, np.negative(q), q).mean(dtype=np.float64) / 65536
+    return Distance(np.count_nonzero(mask != (u < q)) / len(mask), float(apart))
+
+
+def _mean_distance(found: Sequence[Distance | None]) -> tuple[float | None, float | None]:
+    there = [one for one in found if one is not None]
+    if not there:
+        return None, None
+    return float(np.mean([one.flips for one in there])), float(np.mean([one.divergence for one in there]))
+
+
+def mean_by_layer(layout: Layout, theta: NDArray[np.float64]) -> dict[str, float]:
+    """Mean θ of each layer, by its name, from all of them, float64 `[N]`."""
+    return {layer.name: float(theta[layer.span].mean()) for layer in layout.layers}
 
 
 def mask_entropy(q: NDArray[np.uint16]) -> float:
@@ -541,8 +593,8 @@ def _worth_keeping(steps: tuple[bytes, ...], count: int) -> tuple[bytes, ...]:
 
 def _heard(
     agreement: Agreement, state: ServerState, client: int, rank: int, size: int, reply: Reply
-) -> tuple[Vote, float]:
-    """What a reply says of θ, and the client's loss."""
+) -> tuple[Vote, News]:
+    """What a reply says of θ, and what the log keeps of it."""
     if isinstance(reply, PrismError):
         raise reply
     masked, known, settings = agreement.masked, agreement.known(state.q), agreement.settings.federation
@@ -557,11 +609,13 @@ def _heard(
     check_weight(agreement, client, update.weight, size)
     draws = agreement.draws(state.round, size)
     sent = draws.chosen(rank)
-    u, entries, mask = draws.uniforms(client, rank)[sent], known.of(slice(masked)).of(sent), np.zeros(masked, np.bool_)
-    mask[sent] = decode_mask(update.mask, u, entries)
+    u, entries = draws.uniforms(client, rank)[sent], known.of(slice(masked)).of(sent)
+    mask = np.zeros(masked, np.bool_)
+    mask[sent] = drawn = decode_mask(update.mask, u, entries)
     changes = decode_changes(update.alpha, alpha) * alpha_step(settings)
     theta = np.clip(alpha.q + changes, 0, 65535).astype(np.uint16)
-    return Vote(mask, theta, update.weight, draws.part(rank), surprise(mask[sent], u, entries.q)), update.loss
+    news = News(update.loss, distance_of(drawn, u, entries.q))
+    return Vote(mask, theta, update.weight, draws.part(rank), surprise(drawn, u, entries.q)), news
 
 
 def check_weight(agreement: Agreement, client: int, weight: int, size: int) -> None:

@@ -28,6 +28,7 @@ from prismfl.federation import (
     check_weight,
     cohort,
     mask_entropy,
+    mean_by_layer,
 )
 from prismfl.mmd import Target
 from prismfl.search import local_search, rate_at
@@ -124,6 +125,9 @@ def search_round(
         density=float(theta.mean()),
         theta_variance=float(np.mean(theta * (1 - theta))),
         mask_entropy=mask_entropy(state.q),
+        flips=None,
+        local_divergence=None,
+        theta_by_layer=mean_by_layer(agreement.layout, theta),
         replied=gathered.heard if first else (),
         left_out=gathered.left_out if first else {},
         asked=len(cohort(agreement, 0)),

@@ -5,7 +5,7 @@ clients' memories of other rounds are leftovers of a killed run, and are dropped
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,21 @@ class RunFolder:
         """What clients sent to a server that searches alone."""
         return self.root / "gathered.safetensors"
 
+    @property
+    def evaluation(self) -> Path:
+        """Figures of the finished model, JSON: what `prismfl evaluate --save` writes."""
+        return self.root / "evaluation.json"
+
+    @property
+    def labels(self) -> Path:
+        """Images of each label at each simulated client, JSON; none with ε set."""
+        return self.root / "labels.json"
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML page; its plots are pictures in `plots/` beside it."""
+        return self.root / "report.html"
+
     def samples(self, round_index: int) -> Path:
         """Grid of samples after a number of rounds."""
         return self.root / "samples" / f"round-{round_index:05d}.png"
@@ -94,7 +109,7 @@ def reopen(root: Path) -> tuple[RunFolder, Settings]:
     """An existing run folder and its settings.  Raises RunFolderError."""
     folder = RunFolder(root)
     if not folder.config.is_file():
-        raise RunFolderError(f"no config.toml in {root}", "the folder of a run", "check the path given to --resume")
+        raise RunFolderError(f"no config.toml in {root}", "the folder of a run", "check the path")
     try:
         return folder, load_settings(folder.config)
     except SettingError as error:
@@ -173,6 +188,32 @@ def read_rounds(folder: RunFolder) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return found
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of the run folder, or None where the file is not there.  Raises RunFolderError."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path} does not read ({error})", "a JSON object", "restore or remove it") from None
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{path} holds {type(found).__name__}", "a JSON object", "restore or remove it")
+    return found
+
+
+def save_labels(folder: RunFolder, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    """How many images of each class each simulated client has.  Raises RunFolderError."""
+    found = {"simulation": True, "classes": list(classes), "counts": [list(row) for row in counts]}
+    write_atomic(folder.labels, json.dumps(found) + "\n")
+
+
+def grids(folder: RunFolder) -> dict[int, Path]:
+    """Sample grids by the number of rounds done, ascending."""
+    found = (folder.root / "samples").glob("round-*.png")
+    named = {path.stem.removeprefix("round-"): path for path in found}
+    return dict(sorted((int(rounds), path) for rounds, path in named.items() if rounds.isdecimal()))
 
 
 def _append(path: Path, line: str) -> None:

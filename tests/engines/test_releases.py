@@ -77,6 +77,7 @@ def test_a_run_without_epsilon_says_that_it_guarantees_nothing(tiny, blobs, tmp_
     done = train(tiny(), blobs, out=tmp_path / "run")
     assert "no formal guarantee" in done.summary["privacy"] and load_model(done.folder.model).ledger == ()
     assert not list((tmp_path / "run").rglob("release-*"))
+    assert done.folder.labels.is_file(), "without ε a simulator tells how labels are dealt"
 
 
 def test_exact_noise_is_the_default(tiny, blobs, tmp_path):
@@ -125,6 +126,10 @@ def test_the_same_seed_has_other_noise(private, blobs, finished, tmp_path):
     train(private(), blobs, LABELS, out=tmp_path / "again")
     one, two = (load_arrays(stored(root, 0))["moments"] for root in (finished.folder.root, tmp_path / "again"))
     assert not np.array_equal(one, two)
+
+
+def test_labels_of_clients_are_not_recorded_with_epsilon(finished):
+    assert not finished.folder.labels.exists()
 
 
 def test_nothing_of_the_images_names_anything_that_travels(finished):

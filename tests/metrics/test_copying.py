@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from prismfl.errors import DataError
-from prismfl.metrics.copying import auc, copying, copying_embedded, nearest
+from prismfl.errors import DataError, SettingError
+from prismfl.metrics import copying as module
+from prismfl.metrics.copying import auc, copying, copying_embedded, nearest, nearest_images
+from prismfl.metrics.embedding import judge_features
 
 values = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=12)
 
@@ -52,3 +54,37 @@ def test_images_that_were_copied_are_found_by_the_judge(blobs):
 def test_too_few_images_are_refused(counts):
     with pytest.raises(DataError, match="at least 2"):
         copying(*(features(count, 0) for count in counts))
+
+
+# ------------------------------------------------------------------------------------ nearest images
+
+
+def pictures(count, seed):
+    return np.random.default_rng(seed).integers(0, 256, (count, 1, 16, 16)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("space", ["pixels", "embedded"])
+def test_the_nearest_image_is_found_in_blocks_as_at_once(monkeypatch, space):
+    members, samples = pictures(11, 0), pictures(5, 1)
+    monkeypatch.setattr(module, "_BLOCK", 4)
+    rows, far = nearest_images(members, samples, space)
+    places = [
+        judge_features(one) if space == "embedded" else one.reshape(len(one), -1) / 255 for one in (members, samples)
+    ]
+    wanted = np.linalg.norm(places[1][:, None] - places[0][None], axis=2)
+    np.testing.assert_array_equal(rows, wanted.argmin(1))
+    np.testing.assert_allclose(far, wanted.min(1), rtol=1e-4)
+
+
+def test_a_copy_is_its_own_nearest_image():
+    members = pictures(9, 0)
+    rows, far = nearest_images(members, members[[7, 2]], "pixels")
+    assert rows.tolist() == [7, 2] and far == pytest.approx([0, 0], abs=1e-3)
+
+
+def test_another_space_or_no_image_is_refused():
+    with pytest.raises(SettingError, match="one of embedded, pixels"):
+        nearest_images(pictures(2, 0), pictures(2, 1), "colour")
+    for members, samples in ((0, 2), (2, 0)):
+        with pytest.raises(DataError, match="at least one of each"):
+            nearest_images(pictures(members, 0), pictures(samples, 1))

@@ -27,6 +27,8 @@ from prismfl.search import Memory
 # glibc's numbers for mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
+_MOST_COUNTS = 100_000  # of labels at clients, in the run folder
+
 # A client's part: (client, frame) → reply frame.
 Worker = Callable[[int, bytes], bytes]
 
@@ -175,7 +177,9 @@ def train(
     if images is not None:
         settings = for_arrays(settings, images)
     ready = prepare(settings, images, labels)
-    return _run(ready, runfolder.create(Path(out), ready.agreement.settings), watcher)
+    folder = runfolder.create(Path(out), ready.agreement.settings)
+    _record_labels(ready, folder)
+    return _run(ready, folder, watcher)
 
 
 def resume(
@@ -200,6 +204,18 @@ def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finishe
         return coordinator.run(ready.agreement, engine, folder, watcher, ready.test, ready.kit)
     finally:
         engine.close()
+
+
+def _record_labels(ready: Prepared, folder: RunFolder) -> None:
+    """How many images of each label each client has: a simulator's knowledge, written only without ε.
+
+    With ε set these counts would be outside the guarantee; of very many clients they would fill a disk.
+    """
+    classes = ready.clients[0].classes
+    if ready.agreement.settings.privacy.epsilon or len(ready.clients) * len(classes) > _MOST_COUNTS:
+        return
+    counts = [np.bincount(mine.labels, minlength=len(classes)).tolist() for mine in ready.clients]
+    runfolder.save_labels(folder, classes, counts)
 
 
 def keep_freed_memory() -> None:

@@ -7,11 +7,13 @@ from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 from sklearn.metrics import pairwise_distances_argmin_min
 
-from prismfl.errors import DataError
+from prismfl.errors import DataError, SettingError
 from prismfl.metrics.embedding import judge_features
 from prismfl.metrics.intervals import CONFIDENCE
 
 LEAST = 2  # images of each kind
+SPACES = ("embedded", "pixels")
+_BLOCK = 2000  # members at a time
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,36 @@ def copying(members: NDArray[np.float32], others: NDArray[np.float32], samples: 
     reach = norm.ppf((1 + CONFIDENCE) / 2) * _deviation(area, len(near), len(far))
     interval = (max(0.0, area - reach), min(1.0, area + reach))
     return Copying(area, interval, float(np.median(near)), float(np.median(far)))
+
+
+def nearest_images(
+    members: NDArray[np.uint8], samples: NDArray[np.uint8], space: str = "embedded", device: str = "cpu"
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Of each sample the nearest member: its row, int64 `[n]`, and the Euclidean distance, float64 `[n]`.
+
+    members, samples: uint8 `[m, C, H, W]` and `[n, C, H, W]`; space: `embedded` (judge features) or `pixels` (0 … 1).
+    Members are taken a block at a time, so that memory does not grow with their number.  Raises SettingError for
+    another space, DataError for no images.
+    """
+    if space not in SPACES:
+        raise SettingError(f"space {space!r}", f"one of {', '.join(SPACES)}", "name one of these")
+    if not len(members) or not len(samples):
+        raise DataError(f"{len(members)} images and {len(samples)} samples", "at least one of each", "give more images")
+    mine = _placed(samples, space, device)
+    rows, far = np.zeros(len(samples), np.int64), np.full(len(samples), np.inf)
+    for start in range(0, len(members), _BLOCK):
+        theirs = _placed(members[start : start + _BLOCK], space, device)
+        found, distances = pairwise_distances_argmin_min(mine, theirs)
+        nearer = distances < far
+        rows[nearer], far[nearer] = found[nearer] + start, distances[nearer]
+    return rows, far
+
+
+def _placed(images: NDArray[np.uint8], space: str, device: str) -> NDArray[np.float32]:
+    """Where images lie: float32 `[n, d]`."""
+    if space == "embedded":
+        return judge_features(images, device=device)
+    return (images.reshape(len(images), -1) / np.float32(255)).astype(np.float32)
 
 
 def nearest(images: NDArray[np.float32], samples: NDArray[np.float32]) -> NDArray[np.float64]:

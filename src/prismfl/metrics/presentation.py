@@ -1,0 +1,83 @@
+"""How figures of a finished model are grouped and named for people.  Importing this needs no torch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# A figure that no group names is still shown, among the others.
+GROUPS = {
+    "Distance to test images, in features of the embedded judge": ("fid_embedded", "kid_embedded"),
+    "Fidelity and diversity, in features of the embedded judge": (
+        *("precision_embedded", "recall_embedded", "density_embedded", "coverage_embedded"),
+    ),
+    "Inception-v3, as others report": ("fid", "is"),
+    "Readability, by a classifier of real images": (
+        *("readable", "confidence", "label_agreement", "class_shares", "least_class", "label_imbalance"),
+        "is_classifier",
+    ),
+    "That classifier on real test images": ("test_accuracy", "test_readable"),
+    "A classifier trained on the samples alone, on real test images": ("synthetic_accuracy", "synthetic_by_class"),
+    "The same, trained on as many real images": ("real_accuracy", "real_by_class"),
+    "Nearest training images": ("nearest_of_samples", "nearest_of_test"),
+}
+# Intervals over parts of one set of samples, by the figure they belong to.
+WITHIN = {
+    "kid_embedded": "kid_embedded_over_subsets",
+    "is_classifier": "is_classifier_over_splits",
+    "is": "is_over_splits",
+}
+_BY_CLASS = ("class_shares", "synthetic_by_class", "real_by_class")
+_NO_FIGURES = ("samples", "repeats", "seed")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure's name, its value, and its interval as text, empty where it has none."""
+
+    name: str
+    value: str
+    interval: str
+
+
+def grouped(found: Mapping[str, Any]) -> Iterator[tuple[str, list[Figure]]]:
+    """Titles and the figures under each that are there."""
+    for title, names in GROUPS.items():
+        figures = [_figure(name, found) for name in names if found.get(name) is not None]
+        if figures:
+            yield title, figures
+    known = {*WITHIN.values(), *_NO_FIGURES, *(name for names in GROUPS.values() for name in names)}
+    others = [
+        _figure(name, found)
+        for name, value in found.items()
+        if name not in known and not name.endswith("_interval") and type(value) in (int, float)
+    ]
+    if others:
+        yield "Others", others
+
+
+def _figure(name: str, found: Mapping[str, Any]) -> Figure:
+    interval = found.get(f"{name}_interval", found.get(WITHIN.get(name, "")))
+    if name in _BY_CLASS or not isinstance(interval, list | tuple):
+        interval = ()  # ten intervals in a line would bury the shares
+    value = _by_class(name, found) if name in _BY_CLASS else shown(found[name])
+    return Figure(name, value, "[" + ", ".join(map(shown, interval)) + "]" if interval else "")
+
+
+def _by_class(name: str, found: Mapping[str, Any]) -> str:
+    """Shares with the names of their classes, where these are known and can be printed."""
+    shares, names = found[name], found.get("class_names")
+    if (
+        not isinstance(names, list)
+        or None in shares
+        or len(names) != len(shares)
+        or not all(map(str.isprintable, map(str, names)))
+    ):
+        return shown(shares)
+    return "  ".join(f"{name} {shown(share)}" for name, share in zip(names, shares, strict=True))
+
+
+def shown(value: Any) -> str:
+    """A figure as text: four decimals, lists by spaces."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(shown, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,327 @@
+"""Plots of runs: each an SVG that takes its colours from the page, and the same as a PNG."""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from prismfl.progress import sized
+from prismfl.report.runs import WAYS, Curve, Run
+
+# What PNGs are drawn in; the page's style has one variable for each, with a dark value too.
+SERIES = (
+    *("#2a6fbb", "#d1662c", "#2e8b61", "#a5499c", "#b8860b"),
+    *("#3a9aa8", "#c0415f", "#6a62c4", "#6f8f2d", "#7d6a58"),
+)
+INK, LINE = "#3f4752", "#d9dee5"
+OUTSIDE = "Measured on private images: outside the guarantee."
+_WIDE, _HIGH = 5.2, 2.6  # inches
+_ACROSS = 4  # names in a row of a legend beneath its axes
+_MANY_POINTS = 40  # from here on, points have no marks of their own
+_STYLE: Any = {
+    "svg.fonttype": "none",  # the page's font, and small files
+    "svg.hashsalt": "prismfl",  # the same runs give the same bytes
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A finished plot: name of its file, title, what it shows, a note of caution, SVG text, and PNG bytes."""
+
+    name: str
+    title: str
+    about: str
+    note: str
+    svg: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve as it is drawn: its label in the legend, its colour and its dashes."""
+
+    curve: Curve
+    label: str
+    colour: str
+    style: str = "-"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over rounds that share an axis.
+
+    low: where the axis begins, None to fit the curves; show: how the axis writes values; below: the legend, of many
+    lines, stands under the axis.
+    """
+
+    name: str
+    title: str
+    about: str
+    lines: Sequence[Line]
+    note: str = ""
+    low: float | None = None
+    show: Callable[[float], str] | None = None
+    below: bool = False
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A figure of the log that all runs share an axis for."""
+
+    key: str
+    title: str
+    about: str
+    low: float | None = 0.0
+    read: Callable[[Run], Curve] | None = None
+
+
+FIGURES = (
+    _Figure("loss", "Loss", "Clients' mean squared distance of matched moments, as the search saw it."),
+    _Figure(
+        "distance",
+        "Distance",
+        "Fréchet distance to held-back images in the embedded judge (fid_embedded); the last is the finished model's.",
+        read=Run.distance,
+    ),
+    _Figure(
+        "local_divergence",
+        "Local divergence Δ",
+        "Mean normalised Hamming distance of a client's mask from a mask of the global θ it began with: the mean of "
+        "|M - θ| over the entries sent. A client with no news has 2θ(1 - θ) on average.",
+    ),
+    _Figure(
+        "flips",
+        "Flips",
+        "Share of entries sent in which a client's mask differs from the one that it would have drawn with no news: "
+        "the local divergence without the noise of drawing.",
+    ),
+    _Figure(
+        "theta_variance", "Mean θ(1 - θ)", "0.25 where nothing is decided, 0 where all weights are kept or dropped."
+    ),
+    _Figure("mask_entropy", "Bits a mask, given θ alone", "Bits a parameter that a mask takes without shared draws."),
+    _Figure("density", "Density", "Share of kept entries among the clients' masks.", low=None),
+    _Figure("lambda", "λ", "Share of the old θ in the new one (MADA); 0 where the new average replaces it."),
+)
+
+
+def charts(runs: Sequence[Run]) -> list[Chart]:
+    """All charts over rounds that these runs have anything to show in, in the page's order.
+
+    What never changes (λ without MADA), or was measured once (the distance, by default), is a closing figure alone.
+    """
+    shared = (chart for chart in (_shared(figure, runs) for figure in FIGURES) if _says_more_than_a_number(chart))
+    return [chart for chart in (*shared, *_layers(runs)) if any(line.curve.rounds for line in chart.lines)]
+
+
+def _says_more_than_a_number(chart: Chart) -> bool:
+    return any(len(line.curve.values) > 1 and len(set(line.curve.values)) > 1 for line in chart.lines)
+
+
+def traffic_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Bytes a round and bytes in all, both ways."""
+    each = [(run, way, run.curve(f"{way}_bytes")) for run in runs for way in WAYS]
+    summed = [(run, way, Curve(one.rounds, tuple(np.cumsum(one.values).tolist()))) for run, way, one in each]
+    told = "Whole frames. " + ("" if len(runs) == 1 else "Solid: up, clients to server. Dashed: down.")
+    found = [
+        Chart("bytes", "Bytes a round", told.strip(), _both(each, runs), low=0, show=sized),
+        Chart("bytes-total", "Bytes so far", told.strip(), _both(summed, runs), low=0, show=sized),
+    ]
+    return [chart for chart in found if any(line.curve.rounds for line in chart.lines)]
+
+
+def draw_charts(found: Sequence[Chart]) -> list[Plot]:
+    """Each chart as a plot."""
+    return [_draw(chart) for chart in found]
+
+
+def label_bars(run: Run, name: str) -> Plot | None:
+    """Labels among samples by a classifier of real images, where an evaluation has them."""
+    evaluation = run.evaluation or {}
+    shares = evaluation.get("class_shares")
+    if not (isinstance(shares, list) and shares and all(type(share) in (int, float) for share in shares)):
+        return None
+    given = evaluation.get("class_names")
+    classes = given if isinstance(given, list) and len(given) == len(shares) else list(range(len(shares)))
+    with rc_context(_STYLE):
+        figure, axes = _axes()
+        axes.bar(range(len(shares)), shares, color=SERIES[0], width=0.7)
+        axes.axhline(1 / len(shares), color=INK, linewidth=0.8, linestyle=":")
+        _name_ticks(axes, [str(one) for one in classes])
+        axes.grid(visible=False, axis="x")
+        about = "Share of samples that a classifier of real images gives each label; dotted: equal shares."
+        return _plot(figure, name, "Labels of samples", about, OUTSIDE if run.private else "")
+
+
+def client_labels(run: Run, name: str) -> Plot | None:
+    """Labels at the simulated clients as a table of tints; never of a run with ε."""
+    if run.labels is None or run.private:
+        return None
+    counts = np.array(run.labels.counts, np.float64)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    with rc_context(_STYLE):
+        figure, axes = _axes(high=min(6.0, max(_HIGH, 0.6 + 0.17 * len(shares))))
+        axes.imshow(shares, cmap=_tint(), vmin=0, vmax=max(shares.max(), 0.01), aspect="auto", interpolation="nearest")
+        axes.grid(visible=False)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        _name_ticks(axes, list(run.labels.classes))
+        axes.set_ylabel("client")
+        told = "known in simulation alone: no server of a real federation sees this"
+        about = f"Each client's images by label, as shares of its own, up to {shares.max():.2f}; {told}."
+        return _plot(figure, name, "Labels of clients (simulation)", about, "")
+
+
+def style_variables() -> dict[str, str]:
+    """The page's colour variables by what stands for them in an SVG."""
+    return {INK: "ink", LINE: "line"} | {colour: f"series-{index}" for index, colour in enumerate(SERIES)}
+
+
+def _shared(figure: _Figure, runs: Sequence[Run]) -> Chart:
+    lines = [
+        Line(figure.read(run) if figure.read else run.curve(figure.key), run.name, SERIES[index])
+        for index, run in enumerate(runs)
+    ]
+    note = OUTSIDE if figure.key == "distance" and any(run.private for run in runs) else ""
+    return Chart(figure.key, figure.title, figure.about, lines, note, figure.low)
+
+
+def _layers(runs: Sequence[Run]) -> list[Chart]:
+    about = "Mean θ of each layer after a round, first layers blue, last ones orange."
+    found = []
+    for index, run in enumerate(runs):
+        names = run.layers()
+        tones = LinearSegmentedColormap.from_list("layers", [SERIES[0], SERIES[3], SERIES[1]])
+        shades = [_hex(tones(place)) for place in np.linspace(0, 1, max(2, len(names)))]
+        lines = [
+            Line(run.curve(f"theta_by_layer.{name}"), name, shade) for name, shade in zip(names, shades, strict=False)
+        ]
+        title = "Density by layer" + (f": {run.name}" if len(runs) > 1 else "")
+        found.append(Chart(_numbered("density-by-layer", index, runs), title, about, lines, low=None, below=True))
+    return found
+
+
+def _both(found: Sequence[tuple[Run, str, Curve]], runs: Sequence[Run]) -> list[Line]:
+    if len(runs) == 1:
+        told = {"uplink": "up: clients to server", "downlink": "down: server to clients"}
+        return [Line(curve, told[way], SERIES[WAYS.index(way)]) for _, way, curve in found]
+    places = {id(run): index for index, run in enumerate(runs)}
+    return [
+        Line(curve, run.name if way == "uplink" else "", SERIES[places[id(run)]], "-" if way == "uplink" else "--")
+        for run, way, curve in found
+    ]
+
+
+def _numbered(name: str, index: int, runs: Sequence[Run]) -> str:
+    return name if len(runs) == 1 else f"{name}-{index + 1}"
+
+
+def _draw(chart: Chart) -> Plot:
+    with rc_context(_STYLE):
+        rows = -(-len(chart.lines) // _ACROSS) if chart.below else 0
+        figure, axes = _axes(beneath=0.48 + 0.19 * rows)
+        for line in (line for line in chart.lines if line.curve.rounds):
+            few = len(line.curve.rounds) < _MANY_POINTS
+            axes.plot(
+                *(line.curve.rounds, line.curve.values),
+                color=line.colour,
+                linestyle=line.style,
+                linewidth=1.5,
+                label=f" {line.label}" if line.label else None,  # the space: matplotlib hides labels that begin with _
+                marker="o" if few else "",
+                markersize=2.8,
+            )
+        _finish_axes(axes, chart)
+        return _plot(figure, chart.name, chart.title, chart.about, chart.note)
+
+
+def _finish_axes(axes: Axes, chart: Chart) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("rounds done", fontsize=8)
+    show = chart.show
+    if show is not None:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value) if value >= 0 else ""))
+    if chart.low is not None:
+        top = max((value for line in chart.lines for value in line.curve.values), default=0)
+        top = top if top > 0 else 1
+        axes.set_ylim(chart.low - 0.02 * top, 1.06 * top)
+    if sum(bool(line.label and line.curve.rounds) for line in chart.lines) > 1:
+        if chart.below:
+            axes.figure.legend(loc="lower center", ncols=_ACROSS, fontsize=7.5)
+        else:
+            axes.legend(loc="best")
+
+
+def _axes(high: float = _HIGH, beneath: float = 0.48) -> tuple[Figure, Axes]:
+    """Axes of one size in a figure with so many inches beneath them: fixed margins, for fitting them takes long."""
+    whole = high - 0.48 + beneath
+    figure = Figure(figsize=(_WIDE, whole))
+    return figure, figure.add_axes((0.62 / _WIDE, beneath / whole, 1 - 0.78 / _WIDE, 1 - (beneath + 0.12) / whole))
+
+
+def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
+    """Names under an axis of classes, as far as they fit."""
+    step = -(-len(names) // 20)
+    shown = [name if len(name) <= 12 else name[:11] + "…" for name in names[::step]]
+    slanted = max(map(len, shown)) * len(shown) > 50
+    axes.set_xticks(range(0, len(names), step), shown, fontsize=7 if slanted else 9)
+    if slanted:
+        axes.tick_params(axis="x", labelrotation=35)
+
+
+def _tint() -> LinearSegmentedColormap:
+    """From nothing to the first series' colour: it reads on a light page as on a dark one."""
+    return LinearSegmentedColormap.from_list("tint", [(*to_rgb(SERIES[0]), 0.04), (*to_rgb(SERIES[0]), 1.0)])
+
+
+def _hex(colour: Sequence[float]) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colour[:3])
+
+
+def _plot(figure: Figure, name: str, title: str, about: str, note: str) -> Plot:
+    vector, pixels = io.StringIO(), io.BytesIO()
+    with warnings.catch_warnings():
+        # A name in letters that matplotlib's font lacks: the page's font has them, and the PNG shows boxes.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(pixels, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+    return Plot(name, title, about, note, _inline(vector.getvalue(), name), pixels.getvalue())
+
+
+def _inline(svg: str, name: str) -> str:
+    """An SVG to stand in a page: names of its own, and the page's colours and font.
+
+    matplotlib escapes what it writes, labels included; the tests try names that would break out.
+    """
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
+    body = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    for colour, variable in style_variables().items():
+        body = body.replace(colour, f"var(--{variable})")
+    body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
+    opening = rf'<svg \1 role="img" aria-labelledby="title-{name}">'
+    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, body)

@@ -1,0 +1,108 @@
+"""Sample grids as they stand in the page: small enough, whatever their number and size."""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from prismfl.errors import RunFolderError
+
+MOST_GRIDS = 60  # of a run
+Item = TypeVar("Item")
+_COLUMN = 700  # CSS pixels
+_TEXT = 4 / 3  # bytes of base64 a byte
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid after so many rounds: a data URI, and its size on the page in CSS pixels."""
+
+    rounds: int
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Grids:
+    """A run's grids, the last one last; count: files there were; lossy: whether they were compressed with loss."""
+
+    shown: tuple[Grid, ...]
+    count: int
+    lossy: bool
+
+
+def read_grids(files: Mapping[int, Path], room: int) -> Grids:
+    """Grids that together take at most `room` bytes of page, or the last one alone.
+
+    Where they are too large they are compressed as WebP, and then left out evenly, first and last kept.  Raises
+    RunFolderError for a file that is no picture.
+    """
+    pictures = [(rounds, _open(files[rounds])) for rounds in spread(list(files), MOST_GRIDS)]
+    coded = _as_png(pictures, room)
+    lossy = coded is None
+    if coded is None:
+        coded = [(rounds, picture, _coded(picture, "WEBP", quality=80)) for rounds, picture in pictures]
+    while len(coded) > 1 and _size(raw for _, _, raw in coded) > room:
+        coded = spread(coded, len(coded) - 1)
+    kind = "webp" if lossy else "png"
+    shown = (Grid(rounds, data_uri(raw, kind), *_shown_size(picture)) for rounds, picture, raw in coded)
+    return Grids(tuple(shown), len(files), lossy)
+
+
+def data_uri(raw: bytes, kind: str = "png") -> str:
+    """A picture as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(raw).decode()}"
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of the items, evenly, the first and the last among them; of one, the last."""
+    if len(items) <= most:
+        return list(items)
+    if most == 1:
+        return [items[-1]]
+    return [items[round(index)] for index in np.linspace(0, len(items) - 1, most)]
+
+
+def _size(parts: Iterable[bytes]) -> float:
+    return sum(map(len, parts)) * _TEXT
+
+
+def _open(path: Path) -> Image.Image:
+    """A picture; one whose pixels were doubled is made small again, for the page enlarges it."""
+    try:
+        with Image.open(path) as found:
+            picture = found.convert("L" if found.mode == "L" else "RGB")
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise RunFolderError(f"{path} is no picture ({error})", "a grid of samples", "restore or remove it") from None
+    pixels = np.asarray(picture)
+    small = pixels[::2, ::2]
+    doubled = small.repeat(2, 0).repeat(2, 1)
+    return Image.fromarray(small) if doubled.shape == pixels.shape and (doubled == pixels).all() else picture
+
+
+def _as_png(pictures: Sequence[tuple[int, Image.Image]], room: int) -> list[tuple[int, Image.Image, bytes]] | None:
+    """Pictures with their PNG bytes, or None as soon as there is no room for them."""
+    found: list[tuple[int, Image.Image, bytes]] = []
+    for rounds, picture in pictures:
+        found.append((rounds, picture, _coded(picture, "PNG")))
+        if _size(raw for _, _, raw in found) > room:
+            return None
+    return found
+
+
+def _coded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _shown_size(picture: Image.Image) -> tuple[int, int]:
+    """CSS pixels: enlarged by a whole number, as far as it fits a column."""
+    factor = max(1, min(4, _COLUMN // picture.width))
+    return factor * picture.width, factor * picture.height
