@@ -67,6 +67,13 @@ def test_a_model_comes_back_from_a_small_file(tmp_path, tiny, layout):
     np.testing.assert_array_equal(found.norm_var, model.norm_var)
 
 
+def test_a_model_of_the_papers_size_takes_little_more_than_a_bit_a_weight(tmp_path, tiny):
+    """7.25 MB as published: here the mask's bits, the statistics, and some text."""
+    layout = Layout(32, 1, 64, 128)
+    assert layout.count == 3_543_616
+    assert save_model(model_of(layout, text=to_toml(tiny())), tmp_path / "m") <= 470_000
+
+
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 def test_extreme_seeds_come_back(tmp_path, seed):
     model = Model(**(vars(model_of(Layout(16, 1, 2, 8))) | {"seed": seed}))

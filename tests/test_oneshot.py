@@ -72,15 +72,11 @@ def test_sparse_moments_take_fewer_bytes_than_dense_ones():
     assert len(encode_moments(sparse)[1]) < len(encode_moments(dense)[1]) / 3 < 20_000
 
 
-@pytest.mark.parametrize("spoil", [lambda raw: raw[:-4], lambda raw: raw + bytes(8), lambda raw: raw[1:]])
+@pytest.mark.parametrize("spoil", [lambda raw: raw + bytes(8), lambda raw: raw[1:], lambda raw: bytes(len(raw))])
 def test_coded_moments_that_are_none_are_refused(spoil):
     step, coded = encode_moments(np.random.default_rng(0).standard_normal(500).astype(np.float32))
     with pytest.raises(MessageError):
-        found = decode_moments(spoil(coded), step, 500)
-        # A cut code may decode to something else: what matters is that it is not taken for what was sent.
-        raise (
-            MessageError("other moments", "", "") if not np.array_equal(found, decode_moments(coded, step, 500)) else 0
-        )
+        decode_moments(spoil(coded), step, 500)
 
 
 def sent(**changes):
@@ -181,7 +177,7 @@ def test_weights_beyond_the_rules_are_left_out(world):
 
 def test_nobody_to_hear_is_an_error(world):
     with pytest.raises(ClientError, match="no usable moments"):
-        gathered(world, change=lambda _client, _reply: b"")
+        gathered(world, change=lambda *_: b"")
 
 
 def test_a_client_of_a_one_shot_run_answers_requests_alone(world):
@@ -238,7 +234,7 @@ def test_a_run_says_what_it_sent_and_sends_it_once(tiny, tmp_path):
 
 
 class Killed(Silent):
-    def round_done(self, record, _rounds):
+    def round_done(self, record, rounds):  # noqa: ARG002
         if record["round"] == 0:
             raise KeyboardInterrupt
 
@@ -328,6 +324,8 @@ def test_a_forecast_counts_one_exchange(tiny):
     found = forecast(prepare(tiny(**ONE_SHOT)), 1)
     assert found.downlink_bytes == 3 * message.HEADER_BYTES
     assert found.uplink_bytes < 3 * 4 * found.moment_dimension
+    noisy = forecast(prepare(tiny(**ONE_SHOT, privacy={"epsilon": 9.8, "delta": 1e-5, "noise": "fast"})), 1)
+    assert 3 * found.moment_dimension < noisy.uplink_bytes < 3 * 1.1 * found.moment_dimension
 
 
 def test_a_server_that_cannot_search_says_so(tiny, tmp_path):

@@ -208,15 +208,13 @@ def sample(
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
 ) -> None:
     """Make images with a finished model: same seed, same images."""
-    from prismfl.sampling import image_grid, label_columns, load, save_picture, save_pictures
+    from prismfl.sampling import image_grid, label_columns, load, save_folders, save_picture, save_pictures
 
     sampler = load(model, device)
     if per_class:
         if label or out.suffix.lower() == ".png":
             raise SettingError(f"--per-class {per_class} with --label or a .png", "a folder alone", "name a folder")
-        found = sampler.per_class(per_class, seed=seed)
-        for name, images in found.items():
-            save_pictures(images, out / name)
+        save_folders(sampler.per_class(per_class, seed=seed), out)
     else:
         images = sampler.sample(count, seed=seed, labels=sampler.labelled(label, count) if label else None)
         if out.suffix.lower() == ".png":

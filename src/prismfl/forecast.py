@@ -74,8 +74,10 @@ def _bytes_of_masks(agreement: Agreement, moved: NDArray[np.uint16]) -> tuple[in
 
 
 def _bytes_once(agreement: Agreement, target: Target) -> tuple[int, int]:
-    """Bytes up and down of a one-shot run, whose clients' moments take as much as these; noise takes more."""
+    """Bytes up and down of a one-shot run, whose clients' moments take as much as these, or with ε as noise."""
     members = len(cohort(agreement, 0))
+    if agreement.settings.privacy.epsilon:
+        target = replace(target, moments=Stream(0, Purpose.SUBSETS).normals(len(target.moments)))
     return members * len(seal_target(agreement, agreement.place(0, 0), target)), members * message.HEADER_BYTES
 
 

@@ -1,13 +1,16 @@
 """Images as pictures: grids and PNG files.  Needs NumPy, and Pillow when a picture is made."""
 
 import io
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.errors import DependencyError
+from prismfl.errors import DependencyError, RunFolderError
 from prismfl.files import write_atomic
 
 if TYPE_CHECKING:
@@ -38,9 +41,41 @@ def save_picture(picture: "Image", path: Path) -> None:
 
 
 def save_pictures(images: NDArray[np.uint8], folder: Path) -> None:
-    """Images uint8 `[n, C, H, W]` as numbered PNG files.  Raises RunFolderError, DependencyError."""
+    """Images uint8 `[n, C, H, W]` as numbered PNG files of a new folder.  Raises as `save_folders`."""
+    save_folders({"": images}, folder)
+
+
+def save_folders(parts: Mapping[str, NDArray[np.uint8]], folder: Path) -> None:
+    """Images uint8 `[n, C, H, W]` by name, as numbered PNG files of `folder/NAME`, which `--dataset folder` reads.
+
+    The folder appears whole or not at all: it is filled under another name.  Raises RunFolderError when it
+    has files already, which would be taken for these, or cannot be written; DependencyError without Pillow.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp") if folder.name else folder
+    try:
+        if not folder.name or not _free(folder):
+            raise RunFolderError(f"files in {folder}", "a new or empty folder", "choose another --out")
+        for name, images in parts.items():
+            _fill(temporary / name, images)
+        temporary.replace(folder)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {folder} ({error.strerror})", "a writable place with room", "choose another folder"
+        ) from None
+    finally:
+        if temporary != folder:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _free(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _fill(folder: Path, images: NDArray[np.uint8]) -> None:
+    # Not synced file by file: ten thousand waits for the disk would take a minute, and images can be made again.
+    folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
-        save_picture(_picture(image), folder / f"{index:06d}.png")
+        _picture(image).save(folder / f"{index:06d}.png", "PNG")
 
 
 def _picture(image: NDArray[np.uint8]) -> "Image":

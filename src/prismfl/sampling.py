@@ -12,12 +12,12 @@ from prismfl.asking import ModelSampler
 from prismfl.layout import Layout, frozen_weights
 from prismfl.modelfile import Model, load_model
 from prismfl.nets.generator import Statistics, check_device, latent_batch, recompute_statistics, render
-from prismfl.pictures import image_grid, save_picture, save_pictures
+from prismfl.pictures import image_grid, save_folders, save_picture, save_pictures
 from prismfl.seeding import Purpose, Stream
 
 __all__ = [
-    "Sampler", "finish", "grid_of", "image_grid", "label_columns", "labels_like", "load", "save_picture",
-    "save_pictures",
+    "Sampler", "finish", "grid_of", "image_grid", "label_columns", "labels_like", "load", "save_folders",
+    "save_picture", "save_pictures",
 ]  # fmt: skip
 
 
