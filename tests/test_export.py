@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prismfl import export
+from prismfl import cli, export
 from prismfl.asking import ModelSampler
 from prismfl.errors import DependencyError, ModelFileError
 from prismfl.layout import Layout
@@ -31,7 +31,8 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def onnx():
+def onnx(monkeypatch):
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "1")  # whoever imports it first
     pytest.importorskip("onnxruntime")
     return pytest.importorskip("onnx")
 
@@ -98,3 +99,12 @@ def test_without_the_extra_an_error_names_it(path, tmp_path, monkeypatch, name):
 def test_a_file_that_is_no_model_is_refused(onnx, tmp_path):
     with pytest.raises(ModelFileError):
         export.export(tmp_path / "none", tmp_path / "m.onnx")
+
+
+def test_the_command_says_what_it_wrote(onnx, path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["prismfl", "export", str(path), "--out", str(tmp_path / "m.onnx")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert "m.onnx: " in (told := capsys.readouterr().out) and "differ from PyTorch's by at most" in told
+    assert (tmp_path / "m.onnx").stat().st_size > 1000
