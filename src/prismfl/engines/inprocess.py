@@ -177,7 +177,9 @@ def train(
     if images is not None:
         settings = for_arrays(settings, images)
     ready = prepare(settings, images, labels)
-    return _run(ready, runfolder.create(Path(out), ready.agreement.settings), watcher)
+    folder = runfolder.create(Path(out), ready.agreement.settings)
+    _record_labels(ready, folder)
+    return _run(ready, folder, watcher)
 
 
 def resume(
@@ -198,7 +200,6 @@ def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finishe
     for line in ready.warnings:
         watcher.note(line)
     engine = InProcess(ready.agreement, ready.kit, ready.clients, folder)
-    _record_labels(ready, folder)
     try:
         return coordinator.run(ready.agreement, engine, folder, watcher, ready.test)
     finally:

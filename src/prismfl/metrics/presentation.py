@@ -65,7 +65,7 @@ def _by_class(found: Mapping[str, Any]) -> str:
     shares, names = found["class_shares"], found.get("class_names")
     if not isinstance(names, list) or len(names) != len(shares) or not all(map(str.isprintable, map(str, names))):
         return shown(shares)
-    return "  ".join(f"{name} {shown(share)}" for name, share in zip(names, shares, strict=True))
+    return " ".join(f"{name}={shown(share)}" for name, share in zip(names, shares, strict=True))
 
 
 def shown(value: Any) -> str:
