@@ -378,6 +378,6 @@ def test_figures_that_no_group_names_are_told_as_well():
 
 def test_shares_of_labels_are_told_by_name():
     found = {"samples": 2, "repeats": 1, "seed": 0, "ledger": [], "privacy": "so", "class_shares": [0.25, 0.75]}
-    assert "cat 0.2500  dog 0.7500" in as_text(found | {"class_names": ["cat", "dog"]})
+    assert "cat=0.2500 dog=0.7500" in as_text(found | {"class_names": ["cat", "dog"]})
     for names in (["cat"], ["\x1b[31m", "dog"], "ab", None):
         assert "0.2500 0.7500" in as_text(found | {"class_names": names})

@@ -73,7 +73,7 @@ def _by_class(name: str, found: Mapping[str, Any]) -> str:
         or not all(map(str.isprintable, map(str, names)))
     ):
         return shown(shares)
-    return "  ".join(f"{name} {shown(share)}" for name, share in zip(names, shares, strict=True))
+    return " ".join(f"{name}={shown(share)}" for name, share in zip(names, shares, strict=True))
 
 
 def shown(value: Any) -> str:
