@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from prismfl import runfolder
 from prismfl.config import to_toml
 from prismfl.data.datasets import ImageSet
+from prismfl.errors import ClientError, SettingError
 from prismfl.federation import (
     Agreement,
     Exchange,
@@ -36,7 +37,12 @@ _MEANS = ("uplink_bits_per_parameter", "downlink_bits_per_parameter")
 
 
 class Engine(Protocol):
-    """What an engine offers: carry frames to clients, yield their replies in any order."""
+    """What an engine offers: carry frames to clients, yield their replies in any order.
+
+    attempts: times that a round is worth trying before the run stops.
+    """
+
+    attempts: int
 
     def train(self, round_index: int) -> Exchange:
         """Carry a round's broadcasts."""
@@ -102,7 +108,7 @@ def _round(
     agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, state: ServerState, test: ImageSet | None
 ) -> ServerState:
     begun = time.monotonic()
-    after, record = server_update(agreement, state, engine.train(state.round))
+    after, record = _counted(agreement, engine, watcher, state)
     for client, why in record.left_out.items():
         watcher.note(f"round {state.round}: client {client} is left out: {why}")
     engine.keep(state.round, record.replied)
@@ -116,6 +122,21 @@ def _round(
     runfolder.save_state(folder, after, line)
     watcher.round_done(line, agreement.settings.federation.rounds)
     return after
+
+
+def _counted(
+    agreement: Agreement, engine: Engine, watcher: Watcher, state: ServerState
+) -> tuple[ServerState, RoundRecord]:
+    """A round that counts, tried again where too few clients replied.  Raises ClientError after the last attempt."""
+    traffic = Traffic()
+    for attempt in range(1, engine.attempts + 1):
+        try:
+            return server_update(agreement, state, engine.train(state.round), traffic)
+        except ClientError as error:
+            if attempt == engine.attempts:
+                raise
+            watcher.note(f"round {state.round} does not count and is tried again: {error.got}")
+    raise SettingError(f"an engine of {engine.attempts} attempts", "at least one", "mend the engine")
 
 
 def _due(every: int, done: int) -> bool:
