@@ -1,16 +1,21 @@
 """What happens in a run, as lines of `events.jsonl` of its folder: the ServerApp writes, the command follows."""
 
+import contextlib
+import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from prismfl.coordinator import Watcher
-from prismfl.errors import PrismError
+from prismfl.errors import PrismError, RunFolderError
 
 NAME = "events.jsonl"
+_LOCK = ".lock"
+_OTHER = 20.0  # seconds that another server, just killed, may still hold the run folder
+_WAIT = 0.2
 
 
 class EventWriter:
@@ -78,3 +83,35 @@ def replay(event: Mapping[str, Any], watcher: Watcher) -> None:
         watcher.round_done(event["record"], event["rounds"])
     elif event["event"] == "note":
         watcher.note(event["text"])
+
+
+# ----------------------------------------------------------------------------- one server a run
+
+
+@contextlib.contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold a run folder against a second server.  Raises RunFolderError when another has it."""
+    with (root / _LOCK).open("w") as file:
+        end = time.monotonic() + _OTHER
+        while not _locked(file):
+            if time.monotonic() > end:
+                raise RunFolderError(f"{root} in use by another server", "one server a run", "stop the other")
+            time.sleep(_WAIT)
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def held(root: Path) -> bool:
+    """Whether a server has the run folder now."""
+    try:
+        with (root / _LOCK).open() as file:
+            return not _locked(file)
+    except OSError:
+        return False

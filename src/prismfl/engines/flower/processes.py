@@ -22,8 +22,8 @@ from typing import IO, Any
 
 from prismfl.coordinator import Watcher
 from prismfl.engines.flower import QUIET
-from prismfl.engines.flower.events import NAME, read_events, replay
-from prismfl.errors import ClientError, DataError, DependencyError, PrismError, RunFolderError, SettingError
+from prismfl.engines.flower.events import NAME, held, read_events, replay
+from prismfl.errors import ClientError, DataError, DependencyError, RunFolderError, SettingError
 from prismfl.files import check_writable, write_atomic
 from prismfl.runfolder import RunFolder
 
@@ -34,7 +34,8 @@ _PROFILE = "prismfl"
 _START = 120.0  # seconds that a SuperLink may take to listen
 _STOP = 10.0  # seconds that a child may take to end
 _LOOK = 0.3  # seconds between looks at a run's events
-_CHECK = 20.0  # seconds between questions whether the run still runs
+_GONE = 10.0  # seconds after which a server that does not hold its folder is gone
+_ANSWER = 120.0  # seconds that one of Flower's commands may take
 _AGAIN = 5.0  # seconds before a SuperNode is started again
 _QUICK, _MOST_QUICK = 20.0, 5  # a SuperNode that ends so soon, so many times, will not mend by itself
 _DEATH = 1  # PR_SET_PDEATHSIG
@@ -225,7 +226,12 @@ def submit(out: Path, place: Path, say: Say, app: Path = APP, more: Sequence[str
 def _flwr(words: Sequence[str], place: Path, say: Say) -> str:
     full, env = ["flwr", *words], environment(place / "home")
     say(shlex.join(full))
-    done = subprocess.run(command(full, env), env=env, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command(full, env), env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER
+        )
+    except subprocess.TimeoutExpired:
+        raise RunFolderError(f"flwr {words[0]} took {_ANSWER:g} s", "an answer", "try again") from None
     if done.returncode:
         said = " ".join((done.stdout + done.stderr).split())[-400:]
         raise RunFolderError(f"flwr {words[0]} failed: {said}", "exit status 0", f"read {place / 'superlink.log'}")
@@ -241,27 +247,26 @@ def quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def follow(root: Path, start: int, link: subprocess.Popen[bytes], alive: Callable[[], bool], watcher: Watcher) -> Any:
+def follow(root: Path, start: int, link: subprocess.Popen[bytes], watcher: Watcher) -> Any:
     """Tell a watcher of a run's events until it ends, and return its summary.
 
-    start: byte of `events.jsonl` where this session begins; alive: whether Flower says that the run still runs.
-    Raises ClientError when the run failed, RunFolderError when its processes ended.
+    start: byte of `events.jsonl` where this session begins.  Raises ClientError when the run failed,
+    RunFolderError when its processes ended without a word.
     """
-    checked, silent = time.monotonic(), 0
+    patience, remedy = time.monotonic() + _START, f"read {root / 'flower'}, and go on with --resume {root}"
     while True:
         for end, event in read_events(root, start):
-            start, silent = end, 0
+            start = end
             replay(event, watcher)
             if event["event"] == "finished":
                 return event["summary"]
             if event["event"] == "failed":
                 raise ClientError(event["got"], event["expected"], f"{event['remedy']}; go on with --resume {root}")
         if link.poll() is not None:
-            raise RunFolderError("flower-superlink ended", "it, to the end of the run", f"go on with --resume {root}")
-        if time.monotonic() - checked > _CHECK:
-            checked, silent = time.monotonic(), 0 if alive() else silent + 1
-            if silent > 1:
-                raise RunFolderError("the server's process ended", "a whole run", f"go on with --resume {root}")
+            raise RunFolderError("flower-superlink ended", "it, to the end of the run", remedy)
+        patience = time.monotonic() + _GONE if held(root) else patience
+        if time.monotonic() > patience:
+            raise RunFolderError("the server's process ended", "a whole run", remedy)
         time.sleep(_LOOK)
 
 
@@ -277,16 +282,8 @@ def run_server(out: Path, link: Link, watcher: Watcher, say: Say, app: Path = AP
     place = out / "flower"
     start = (out / NAME).stat().st_size if (out / NAME).exists() else 0
     with ending_on_terminate(), superlink(link, place, say) as process:
-        number = submit(out, place, say, app, more)
-        return follow(out, start, process, lambda: _runs(number, place), watcher)
-
-
-def _runs(number: str, place: Path) -> bool:
-    try:
-        said = _flwr(["list", _PROFILE, "--run-id", number, "--format", "json"], place, lambda _: None)
-    except PrismError:
-        return True  # a question that failed says nothing of the run
-    return '"finished' not in said.split('"status"', 1)[-1].split(",", 1)[0]
+        submit(out, place, say, app, more)
+        return follow(out, start, process, watcher)
 
 
 # --------------------------------------------------------------------------------------- client

@@ -1,13 +1,10 @@
 """The ServerApp: greets the clients, agrees with them on what they train, and runs the rounds over Flower."""
 
-import contextlib
-import fcntl
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -18,7 +15,7 @@ from prismfl.coordinator import Finished, Watcher
 from prismfl.data.datasets import ImageSet
 from prismfl.engines.flower.engine import Flower
 from prismfl.engines.flower.envelope import Ask, Hello, Request, Terms
-from prismfl.engines.flower.events import EventWriter
+from prismfl.engines.flower.events import EventWriter, alone
 from prismfl.engines.flower.roster import Roster
 from prismfl.errors import ClientError, PrismError, RunFolderError
 from prismfl.federation import Agreement
@@ -27,7 +24,6 @@ from prismfl.preparation import agree_on, counted, prepare
 from prismfl.runfolder import RunFolder
 
 _WAIT = 0.2  # seconds between looks at who is connected
-_OTHER = 20.0  # seconds that another server, just killed, may still hold the run folder
 _SETTLE = 60.0  # seconds that a resumed run waits for all of its clients, once some are there
 
 app = ServerApp()
@@ -41,7 +37,7 @@ def main(grid: Grid, context: Context) -> None:
     folder, settings = open_folder(Path(out), str(config.get("settings", "")))
     watcher = EventWriter(folder.root)
     try:
-        with alone(folder):
+        with alone(folder.root):
             finished = serve(grid, folder, settings, watcher)
     except PrismError as error:
         watcher.failed(error)
@@ -58,26 +54,6 @@ def open_folder(root: Path, settings: str) -> tuple[RunFolder, Settings]:
         return runfolder.reopen(root)
     made = settings_from(toml_from(settings))
     return runfolder.create(root, made), made
-
-
-@contextlib.contextmanager
-def alone(folder: RunFolder) -> Iterator[None]:
-    """Hold a run folder against a second server.  Raises RunFolderError when another has it."""
-    with (folder.root / ".lock").open("w") as file:
-        end = time.monotonic() + _OTHER
-        while not _locked(file):
-            if time.monotonic() > end:
-                raise RunFolderError(f"{folder.root} in use by another server", "one server a run", "stop the other")
-            time.sleep(_WAIT)
-        yield
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
