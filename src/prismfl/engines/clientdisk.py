@@ -55,10 +55,14 @@ class ClientDisk:
         name = f"target-{name_of(key)}.safetensors"
         return Path(shared) / name if shared else self.folder.client(client) / "target.safetensors"
 
-    def run_target(self, client: int, images: Callable[[], ImageSet]) -> Target:
-        """The target that the client has in this run: its images are loaded for the first round only."""
+    def run_target(self, client: int, images: Callable[[], ImageSet], anew: bool) -> Target:
+        """The target that the client has in this run.
+
+        images: loads them, which may take long; anew: load them even if a target is there, for a server that
+        begins a run, or goes on with one.
+        """
         path = self.folder.client(client) / "run-target.safetensors"
-        held = runfolder.load_arrays(path)
+        held = None if anew else runfolder.load_arrays(path)
         if held is not None and {"moments", "images", "shares"} <= set(held):
             return Target(held["moments"], int(held["images"][0]), held["shares"])
         target = self.target(client, images())

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import os
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +20,6 @@ from prismfl.engines.flower import client, server
 from prismfl.engines.flower.processes import Link, Node, child, follow, free_port, submit, superlink
 
 HERE = Path(__file__).parent
-WAIT = 240  # seconds after which a test on a busy machine is given up
 
 
 class Notes(Silent):
@@ -189,14 +187,6 @@ class Deployment:
         """What the log says."""
         lines = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
         return [line["text"] for line in lines if line["event"] == "note"]
-
-
-def until(what, seconds=WAIT):
-    """Wait for something to be true."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it never was"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

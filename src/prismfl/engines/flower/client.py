@@ -178,7 +178,8 @@ def respond(site: Site, request: Request) -> Response:
     terms = request.terms or _stored_terms(site, request.run)
     if terms is None:
         return Response(strange=True)
-    world = _simulated(site, terms) if site.state is None else _deployed(site, site.state, request.run, terms)
+    told = request.terms is not None
+    world = _simulated(site, terms) if site.state is None else _deployed(site, site.state, request.run, terms, told)
     if world.agreement.run != request.run:
         raise ClientError(
             f"a request of run {request.run.hex()}",
@@ -199,6 +200,7 @@ class _World:
     disk: "ClientDisk"
     images: "ImageSet | None"
     terms: Terms
+    anew: bool = False
 
     def train(self, request: Request) -> bytes:
         from prismfl.federation import client_update
@@ -224,7 +226,7 @@ class _World:
     def target(self) -> Any:
         if self.images is not None:
             return self.disk.target(self.site.client, self.images)
-        return self.disk.run_target(self.site.client, self._load)
+        return self.disk.run_target(self.site.client, self._load, self.anew)
 
     def _load(self) -> "ImageSet":
         settings = self.agreement.settings
@@ -247,7 +249,7 @@ def _stored_terms(site: Site, run: bytes) -> Terms | None:
     return Terms(held["settings"], tuple(held["classes"]), held["channels"], held["folder"])
 
 
-def _deployed(site: Site, state: Path, run: bytes, terms: Terms) -> _World:
+def _deployed(site: Site, state: Path, run: bytes, terms: Terms, anew: bool) -> _World:
     import torch
 
     from prismfl.engines.clientdisk import ClientDisk
@@ -261,7 +263,7 @@ def _deployed(site: Site, state: Path, run: bytes, terms: Terms) -> _World:
     privacy = replace(settings.privacy, another_release=site.another_release)
     agreement = replace(agreement, settings=replace(agreement.settings, privacy=privacy))
     kit = site_kit(agreement)
-    return _World(site, agreement, kit, ClientDisk(agreement, kit, RunFolder(state / run.hex())), None, terms)
+    return _World(site, agreement, kit, ClientDisk(agreement, kit, RunFolder(state / run.hex())), None, terms, anew)
 
 
 def _simulated(site: Site, terms: Terms) -> _World:
