@@ -14,12 +14,14 @@ import json
 import os
 import statistics
 import tempfile
+import time
 from pathlib import Path
 
 from prismfl import runfolder
 from prismfl.config import Settings, settings_from, to_toml
 from prismfl.coordinator import Silent
 from prismfl.engines.flower import processes
+from prismfl.federation import agree
 from prismfl.files import write_atomic
 
 SERVER = """
@@ -143,8 +145,6 @@ def plain(root: Path, settings: Settings, more: list[str]) -> list[float]:
     about = (processes.APP / "pyproject.toml").read_text()
     for name, text in {"pyproject.toml": about, "server_app.py": SERVER, "client_app.py": CLIENT}.items():
         write_atomic(app / name, text.replace("prismfl-app", "plain-app"))
-    from prismfl.federation import agree
-
     count = agree(settings, 1, tuple("0123456789")).layout.count
     plan = {
         "clients": settings.data.clients,
@@ -159,8 +159,6 @@ def plain(root: Path, settings: Settings, more: list[str]) -> list[float]:
 
 def waited(path: Path) -> list[float]:
     """What stands in a file once it is there."""
-    import time
-
     end = time.monotonic() + 1800
     while not path.exists():
         if time.monotonic() > end:

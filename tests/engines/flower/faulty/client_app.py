@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import struct
 import time
+import zlib
 from pathlib import Path
 
 from flwr.clientapp import ClientApp
@@ -52,21 +54,18 @@ def train(message, context):
     frame = reply.content["prismfl"]["frame"]
     made = {
         "garbage": bytes(200),
-        "wrong round": frame[:24] + (request.round + 1).to_bytes(4, "little") + frame[28:],
-        "nan": nan(frame),
+        "wrong round": sealed(frame, 24, struct.pack("<I", request.round + 1)),
+        "nan": sealed(frame, 40 + 12, struct.pack("<f", float("nan"))),
         "oversized": bytes(20_000_000),
     }[fault]
     reply.content = response_to(Response(made))
     return reply
 
 
-def nan(frame):
-    """The same frame with a loss that is no number, under a checksum that fits."""
-    import struct
-    import zlib
-
+def sealed(frame, at, raw):
+    """The same frame with other bytes at a place, under a checksum that fits."""
     body = bytearray(frame)
-    body[40 + 12 : 40 + 16] = struct.pack("<f", float("nan"))
+    body[at : at + len(raw)] = raw
     body[36:40] = bytes(4)
     body[36:40] = zlib.crc32(bytes(body)).to_bytes(4, "little")
     return bytes(body)
