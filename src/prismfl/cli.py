@@ -276,7 +276,10 @@ def _client(
         {"most-epsilon": float(most_epsilon), "another-release": another_release},
         root_certificates, key, insecure,
     )  # fmt: skip
-    flower.run_client(node, lambda line: print(line, flush=True))
+    try:
+        flower.run_client(node, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print(f"stopped; what this client keeps is in {place}")
 
 
 @federate.command("certificates")

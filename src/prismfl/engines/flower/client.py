@@ -9,6 +9,7 @@ import faulthandler
 import json
 import secrets
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from prismfl.config import FEATURE_NETS, Output, Settings, settings_from, toml_from
@@ -62,14 +63,20 @@ def answer(message: Message, context: Context) -> Message:
     try:
         content = _reply(message, Site.of(context))
     except PrismError as error:
-        content = response_to(Response(error=error))
+        content = _failure(error)
     except Exception as error:
-        what = ClientError(f"the client failed ({type(error).__name__}: {error})", "a reply", "look at its own log")
-        content = response_to(Response(error=what))
+        what = f"the client failed ({type(error).__name__}: {error})"
+        content = _failure(ClientError(what, "a reply", "look at its own log"))
     return Message(content, reply_to=message)
 
 
-def _reply(message: Message, site: "Site") -> Any:
+def _failure(error: PrismError) -> RecordDict:
+    # Whoever runs this client sees it too.
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return response_to(Response(error=error))
+
+
+def _reply(message: Message, site: "Site") -> RecordDict:
     request = request_from(message.content)
     if request.ask == Ask.HELLO:
         return hello_to(greet(site, request))
@@ -187,6 +194,8 @@ def respond(site: Site, request: Request) -> Response:
             "use the same version of prismfl, and the same feature network, everywhere",
         )
     frame = world.train(request) if request.ask == Ask.TRAIN else world.compare(request)
+    if not site.simulated:
+        print(f"round {request.round}: answered with {len(frame)} bytes", flush=True)
     return Response(frame, ledger=world.ledger() if world.agreement.settings.privacy.epsilon else "")
 
 
