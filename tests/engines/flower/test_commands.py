@@ -23,6 +23,7 @@ from prismfl.engines.flower.events import EventWriter, alone, held, read_events,
 from prismfl.engines.flower.processes import APP, Link, Node, child, client_node, environment, follow, quoted, simulated
 from prismfl.engines.flower.server import agree_of, open_folder
 from prismfl.errors import ClientError, PrismError, RunFolderError, SettingError
+from prismfl.preparation import prepare
 
 
 def call(*words):
@@ -206,6 +207,17 @@ def test_a_sites_images_are_made_to_fit(sites, site_settings):
     assert reported(mine, site_settings(data={"classes": "0-1"})) == ("a", "b")
     kept = conform(ImageSet(mine.images, mine.labels * 0, ("b",)), named, ("b", "c"), 1)
     assert kept.classes == ("b", "c")
+
+
+def test_a_public_data_set_is_dealt_as_in_a_simulation(tiny):
+    settings = tiny(data={"clients": 3})
+    ready = prepare(settings)
+    for client in range(3):
+        mine = load_site(settings, None, client)
+        assert (mine.images == ready.clients[client].images).all()
+        assert (conform(mine, settings, mine.classes, 1).labels == ready.clients[client].labels).all()
+    whole = load_site(tiny(data={"partition": "given"}), None, 2)
+    assert len(whole) == sum(map(len, ready.clients))
 
 
 def test_new_settings_and_old_folders(tmp_path):

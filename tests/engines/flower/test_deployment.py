@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed")
 
+from prismfl import runfolder
 from prismfl.engines import inprocess
 from prismfl.engines.flower.processes import APP, free_port, stop
 from prismfl.modelfile import load_model
@@ -141,6 +142,20 @@ SMALL = shlex.split("""
     --size 16 --width 2 --latent 8 --rounds 3 --local-steps 1 --batch-size 4 --layers 0,1 --shipped half
     --grid-every 0 --join-wait 300 --deadline 120
 """)
+
+
+@pytest.mark.slow
+def test_flowers_simulation_gives_the_simulators_model(tmp_path):
+    words = ["--clients", 3, "--partition", "iid", *SMALL, "--adam", "keep", "--distance-samples", 0, "--workers", 2]
+    simulated = start(["simulate", *words, "--out", tmp_path / "flower"], tmp_path / "log")
+    try:
+        assert simulated.wait(400) == 0, (tmp_path / "log").read_text()[-2000:]
+    finally:
+        stop(simulated)
+    settings = runfolder.reopen(tmp_path / "flower")[1]
+    inprocess.train(settings, out=tmp_path / "plain")
+    mine, plain = tmp_path / "flower" / "model.safetensors", tmp_path / "plain" / "model.safetensors"
+    assert mine.read_bytes() == plain.read_bytes()
 
 
 @pytest.mark.slow
