@@ -561,7 +561,7 @@ def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
         (["train", "--clients", "1439", "--partition", "iid"], "data.clients = 1439"),
         (["train", "--data-dir", "\udcff"], "data_dir"),
         (["sample", "nowhere.safetensors"], "nowhere.safetensors cannot be read"),
-        (["sample"], "'model'"),
+        (["sample"], "Missing argument"),
         (["sample", "MODEL", "--count", "0"], "count 0"),
         (["sample", "MODEL", "--count", "-1"], "count -1"),
         (["sample", "MODEL", "--count", "x"], "--count"),

@@ -23,8 +23,8 @@ SMALL = shlex.split(
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="no README beside the tests")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def blocks(language, page="README.md"):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.S)
 
 
 def commands():
@@ -88,12 +88,16 @@ def test_every_command_of_the_readme_runs(place):
         assert done.returncode == 0, (line, done.stderr)
 
 
-def test_commands_that_need_the_network_or_large_data_name_options_that_exist(tmp_path):
-    lines = [shlex.split(line, comments=True) for block in blocks("console") for line in block.splitlines()]
-    helps = {name: run([name, "--help"], tmp_path).stdout.split() for name in {words[1] for words in lines}}
-    assert len(lines) >= 4 and {"train", "fetch"} == set(helps)
-    for program, name, *words in lines:
-        assert program == "prismfl" and {word for word in words if word.startswith("--")} <= set(helps[name])
+@pytest.mark.parametrize("page", ["README.md", "docs/deploy.md"])
+def test_commands_that_need_the_network_or_large_data_name_options_that_exist(page, tmp_path):
+    lines = [shlex.split(line, comments=True) for block in blocks("console", page) for line in block.splitlines()]
+    lines = [words for words in lines if words[0] == "prismfl"]
+    names = {tuple(words[1 : 3 if words[1] == "federate" else 2]) for words in lines}
+    helps = {name: run([*name, "--help"], tmp_path).stdout.split() for name in names}
+    assert len(lines) >= 4
+    for words in lines:
+        known = next(text for name, text in helps.items() if tuple(words[1 : 1 + len(name)]) == name)
+        assert {word for word in words if word.startswith("--")} <= set(known)
 
 
 @pytest.mark.slow

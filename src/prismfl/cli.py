@@ -39,7 +39,7 @@ def main() -> None:
             raise
         _fail(f"{error.format_message()}; see `prismfl --help`")
     if status == _INTERRUPTED:
-        _fail("interrupted; expected a whole run; finished rounds are kept: go on with `prismfl train --resume RUN`")
+        _fail("interrupted; expected a whole run; finished rounds are kept: go on with --resume RUN")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -131,15 +131,19 @@ def _train(
             watcher.finished(finished.summary)
         return finished
 
-    if on_terminal():
-        with LiveWatcher(Console()) as live:
-            finished = go(live)
-    else:
-        finished = go(PlainWatcher())
-    _closing(finished, _reported(root))
+    finished = _watched(go)
+    _closing(finished.folder, finished.summary, _reported(root))
 
 
 app.command("train")(_with_settings(_train))
+
+
+def _watched(go: Callable[[Any], Any]) -> Any:
+    """What a run gives, shown as it goes."""
+    if not on_terminal():
+        return go(PlainWatcher())
+    with LiveWatcher(Console()) as live:
+        return go(live)
 
 
 def _reported(root: Path) -> str:
@@ -156,8 +160,7 @@ def _reported(root: Path) -> str:
         return f"not built ({' '.join(str(error).split()) or type(error).__name__}); try `prismfl report {root}`"
 
 
-def _closing(finished: Any, report: str) -> None:
-    found, folder = finished.summary, finished.folder
+def _closing(folder: Any, found: Any, report: str) -> None:
     traffic = f"{sized(found['uplink_bytes'])} up, {sized(found['downlink_bytes'])} down"
     print(f"\n{found['rounds']} rounds in {found['seconds']:.0f} s; {traffic}")
     if found["uplink_bits_per_parameter"] is not None:
@@ -195,6 +198,127 @@ def _forecast(settings: Settings) -> None:
     print(f"parameters         {found.parameters}")
     print(f"moments a client   {found.moment_dimension}")
     print(f"images a client    {found.images_per_client[0]} … {found.images_per_client[1]}")
+
+
+# ------------------------------------------------------------------------------------ federate
+
+federate = typer.Typer(add_completion=False, rich_markup_mode=None, help="The same training on Flower's machinery.")
+app.add_typer(federate, name="federate")
+_Resume = Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")]  # noqa: UP045
+_Config = Annotated[Optional[Path], typer.Option(help="Settings file (TOML); options go over it.")]  # noqa: UP045
+_Out = Annotated[Optional[Path], typer.Option(help="New run folder [runs/DATASET-SEED].")]  # noqa: UP045
+
+
+def _flower() -> Any:
+    """The module of Flower's processes.  Raises DependencyError where Flower is not installed."""
+    from prismfl.engines.flower import processes
+
+    return processes
+
+
+def _federated(changes: dict[str, Any], config: Path | None, out: Path | None, resume: Path | None) -> tuple[Path, Any]:
+    """The folder and settings of a run, made or found again."""
+    from prismfl import runfolder
+
+    if resume is not None:
+        if changes or config or out:
+            raise SettingError("--resume with other options", "--resume alone", "settings come from the config.toml")
+        return resume, runfolder.reopen(resume)[1]
+    settings = load_settings(config, changes) if config else settings_from(merged({}, changes))
+    root = out or Path("runs") / f"{settings.data.dataset}-{settings.seed}"
+    runfolder.create(root, settings)
+    return root, settings
+
+
+def _simulate(changes: dict[str, Any], config: _Config = None, out: _Out = None, resume: _Resume = None) -> None:
+    """Train with clients that Flower simulates on this machine, each in a process of Ray: as `train`, slower."""
+    flower = _flower()
+    from prismfl.data.folder import client_roots
+
+    root, settings = _federated(changes, config, out, resume)
+    clients = settings.data.clients or len(client_roots(settings.data.clients_from))
+    link = flower.Link("127.0.0.1", flower.free_port(), simulation=True)
+    more = flower.simulated(clients, settings.search.client_threads, settings.output.workers)
+    summary = _watched(lambda watcher: flower.run_server(root, link, watcher, watcher.note, more=more))
+    _closing(flower.RunFolder(root), summary, _reported(root))
+
+
+federate.command("simulate")(_with_settings(_simulate))
+
+
+def _server(
+    changes: dict[str, Any],
+    config: _Config = None,
+    out: _Out = None,
+    resume: _Resume = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    certificates: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of ca.crt, server.crt and server.key."),
+    ] = None,
+    keys: Annotated[Optional[Path], typer.Option(help="Folder of client-N.pub: nobody else may connect.")] = None,  # noqa: UP045
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen on other than loopback without TLS.")] = False,
+) -> None:
+    """Serve a run to clients on other machines: by default each of them has a folder of images of its own."""
+    flower = _flower()
+    link = flower.Link(host, port, certificates, keys)
+    link.check(insecure)
+    own = {} if config or resume or "dataset" in changes else {"dataset": "folder", "partition": "given"}
+    root, _ = _federated(own | changes, config, out, resume)
+    summary = _watched(lambda watcher: flower.run_server(root, link, watcher, watcher.note))
+    _closing(flower.RunFolder(root), summary, _reported(root))
+
+
+federate.command("server")(_with_settings(_server))
+
+
+@federate.command("client")
+def _client(
+    client: Annotated[int, typer.Option(help="Number of this client, from 0.")],
+    data_dir: Annotated[str, typer.Option(help="Its images: class folders, a zip of them, or a data set's files.")],
+    server: Annotated[str, typer.Option(help="The server's HOST:PORT.")] = "127.0.0.1:8000",
+    state: Annotated[Optional[Path], typer.Option(help="Folder of what it keeps [client-NUMBER].")] = None,  # noqa: UP045
+    root_certificates: Annotated[Optional[Path], typer.Option(help="The server's ca.crt.")] = None,  # noqa: UP045
+    key: Annotated[Optional[Path], typer.Option(help="Its private key, client-NUMBER.key.")] = None,  # noqa: UP045
+    most_epsilon: Annotated[float, typer.Option(help="Take part only in runs that promise this ε or less.")] = 0.0,
+    another_release: Annotated[
+        bool, typer.Option("--another-release", help="Release images again under other settings.")
+    ] = False,
+    features: Annotated[str, typer.Option(help="File of the matched network, where the run matches one.")] = "",
+    weights: Annotated[str, typer.Option(help="File of vgg19's weights, where the run matches vgg19.")] = "",
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    insecure: Annotated[bool, typer.Option("--insecure", help="Talk to another machine without TLS.")] = False,
+) -> None:
+    """Take part in a run: until it is stopped, this client answers the server and comes back when it is gone."""
+    flower = _flower()
+    place = (state or Path(f"client-{client}")).resolve()
+    node = flower.client_node(
+        server, client, data_dir, place,
+        {"device": device, "features": features, "weights": weights},
+        {"most-epsilon": float(most_epsilon), "another-release": another_release},
+        root_certificates, key, insecure,
+    )  # fmt: skip
+    try:
+        flower.run_client(node, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print(f"stopped; what this client keeps is in {place}")
+
+
+@federate.command("certificates")
+def _certificates(
+    out: Annotated[Path, typer.Option(help="New folder for them.")],
+    host: Annotated[list[str], typer.Option(help="Name or address of the server; more than once for more.")],
+    clients: Annotated[int, typer.Option(help="Key pairs to make.")] = 3,
+) -> None:
+    """Make an authority, the server's certificate and the clients' keys for a trial."""
+    _flower()
+    from prismfl.engines.flower.certificates import make_certificates
+
+    if not 0 <= clients <= 32767:
+        raise SettingError(f"clients {clients}", "0 … 32767", "change --clients")
+    for path in make_certificates(out, host, clients):
+        print(path)
 
 
 @app.command()

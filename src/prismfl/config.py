@@ -235,6 +235,20 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Deployment:
+    """How a server deals with clients on other machines; nothing here is part of the agreement between them."""
+
+    deadline: float = _setting(
+        600.0, "seconds that a round waits for its clients; 0 waits for ever", least=0.0, most=1e7
+    )
+    least_cohort: int = _setting(1, "replies below which a round does not count", least=1, most=32767)
+    attempts: int = _setting(3, "times that a round is tried before the run stops", least=1, most=1000)
+    join_wait: float = _setting(
+        600.0, "seconds that a server waits for clients before its first round; 0 waits for ever", least=0.0, most=1e7
+    )
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a run, one section a dataclass, with the seed of everything public."""
 
@@ -245,6 +259,7 @@ class Settings:
     federation: Federation = field(default_factory=Federation)
     privacy: Privacy = field(default_factory=Privacy)
     output: Output = field(default_factory=Output)
+    deployment: Deployment = field(default_factory=Deployment)
     seed: int = _setting(0, "seed of everything public", least=0, most=2**64 - 1)
 
     def __post_init__(self) -> None:
@@ -253,6 +268,11 @@ class Settings:
             for item in fields(kind):
                 _checked(f"{section}.{item.name}", item, getattr(getattr(self, section), item.name))
         _check_together(self)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels a side of the images."""
+        return self.generator.size or (16 if self.data.dataset == "digits" else 32)
 
     def public(self) -> "Settings":
         """The settings without paths and machines, which change nothing and are nobody's business.
@@ -263,7 +283,7 @@ class Settings:
         name = self.features.features
         features = replace(self.features, features=name if name in FEATURE_NETS else "file", weights="")
         data = replace(self.data, data_dir="", clients_from="")
-        return replace(self, data=data, features=features, output=Output())
+        return replace(self, data=data, features=features, output=Output(), deployment=Deployment())
 
 
 SECTIONS: dict[str, type] = {
@@ -274,6 +294,7 @@ SECTIONS: dict[str, type] = {
     "federation": Federation,
     "privacy": Privacy,
     "output": Output,
+    "deployment": Deployment,
 }
 
 
@@ -335,6 +356,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingError(f"cannot read {path} ({error})", "a TOML file", "check the path and its text") from None
+
+
+def toml_from(text: str) -> dict[str, Any]:
+    """TOML as nested mappings.  Raises SettingError when it is damaged."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"settings that do not read ({error})", "TOML", "mend their text") from None
 
 
 def to_toml(settings: Settings) -> str:
@@ -436,6 +465,13 @@ def _check_together(settings: Settings) -> None:
     if federation.cohort == 0 and data.clients > 32767:
         raise SettingError(
             f"federation.cohort = 0 with {data.clients} clients", "a cohort of at most 32767", "set federation.cohort"
+        )
+    most = federation.cohort or data.clients
+    if settings.deployment.least_cohort > most > 0:
+        raise SettingError(
+            f"deployment.least_cohort = {settings.deployment.least_cohort}",
+            f"1 … {most}, the clients of a round",
+            "change deployment.least_cohort",
         )
     if federation.initial_theta < federation.clip or federation.initial_theta > 1 - federation.clip:
         raise SettingError(

@@ -14,7 +14,7 @@ from prismfl import oneshot, runfolder
 from prismfl.config import to_toml
 from prismfl.data.datasets import ImageSet
 from prismfl.environment import hardware, versions
-from prismfl.errors import SettingError
+from prismfl.errors import ClientError, SettingError
 from prismfl.federation import (
     Agreement,
     ClientKit,
@@ -39,7 +39,12 @@ _MEANS = ("uplink_bits_per_parameter", "downlink_bits_per_parameter")
 
 
 class Engine(Protocol):
-    """What an engine offers: carry frames to clients, yield their replies in any order."""
+    """What an engine offers: carry frames to clients, yield their replies in any order.
+
+    attempts: times that a round is worth trying before the run stops.
+    """
+
+    attempts: int
 
     def train(self, round_index: int) -> Exchange:
         """Carry a round's broadcasts."""
@@ -93,9 +98,9 @@ class _Course:
     choose: Callable[[ServerState, Traffic], NDArray[np.bool_]]
 
 
-def _by_masks(agreement: Agreement, engine: Engine) -> _Course:
+def _by_masks(agreement: Agreement, engine: Engine, watcher: Watcher) -> _Course:
     def play(state: ServerState) -> tuple[ServerState, RoundRecord]:
-        after, record = server_update(agreement, state, engine.train(state.round))
+        after, record = _counted(agreement, engine, watcher, state)
         engine.keep(state.round, record.replied)
         return after, record
 
@@ -135,7 +140,9 @@ def run(
     computes with that searches alone.  A kill at any moment loses at most the round under way.
     """
     one_shot = agreement.settings.federation.mode == "one-shot"
-    course = _in_one_shot(agreement, engine, folder, watcher, kit) if one_shot else _by_masks(agreement, engine)
+    course = (
+        _in_one_shot(agreement, engine, folder, watcher, kit) if one_shot else _by_masks(agreement, engine, watcher)
+    )
     rounds = agreement.settings.federation.rounds
     state = runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients) or init(agreement)
     watcher.started(state.round, rounds)
@@ -166,6 +173,21 @@ def _round(
     runfolder.save_state(folder, after, line)
     watcher.round_done(line, agreement.settings.federation.rounds)
     return after
+
+
+def _counted(
+    agreement: Agreement, engine: Engine, watcher: Watcher, state: ServerState
+) -> tuple[ServerState, RoundRecord]:
+    """A round that counts, tried again where too few clients replied.  Raises ClientError after the last attempt."""
+    traffic = Traffic()
+    for attempt in range(1, engine.attempts + 1):
+        try:
+            return server_update(agreement, state, engine.train(state.round), traffic)
+        except ClientError as error:
+            if attempt == engine.attempts:
+                raise
+            watcher.note(f"round {state.round} does not count and is tried again: {error.got}")
+    raise SettingError(f"an engine of {engine.attempts} attempts", "at least one", "mend the engine")
 
 
 def _due(every: int, done: int) -> bool:

@@ -170,7 +170,6 @@ def agree(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Agr
 
     Raises SettingError when there are more classes than a conditional generator takes, or odd names.
     """
-    size = settings.generator.size or (16 if settings.data.dataset == "digits" else 32)
     labels = tuple(classes) if settings.generator.conditional and len(classes) > 1 else ()
     if len(labels) > MOST_LABELS:
         raise SettingError(
@@ -179,7 +178,7 @@ def agree(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Agr
     odd = [name for name in labels if not name.isprintable()]
     if odd:
         raise SettingError(f"a label {odd[0]!r}", "printable text, for it goes into the model", "rename the class")
-    layout = Layout(size, channels, settings.generator.width, settings.generator.latent, len(labels))
+    layout = Layout(settings.pixels, channels, settings.generator.width, settings.generator.latent, len(labels))
     run = message.run_id(to_toml(settings.public()) + repr((layout, labels)))
     return Agreement(settings, layout, run, labels)
 
@@ -486,13 +485,17 @@ def converse(
             yield client, reply
 
 
-def server_update(agreement: Agreement, state: ServerState, exchange: Exchange) -> tuple[ServerState, RoundRecord]:
+def server_update(
+    agreement: Agreement, state: ServerState, exchange: Exchange, traffic: Traffic | None = None
+) -> tuple[ServerState, RoundRecord]:
     """Steps 1 and 4: ask the cohort, and average the masks that arrive, in any order, into θ_{t+1}.
 
     A client whose reply is an error, damaged or foreign is left out and named in the record.
-    Raises ClientError when no client is left.
+    traffic: of earlier attempts at this round; what is sent and heard is added to it.
+    Raises ClientError when fewer clients are left than `deployment.least_cohort`.
     """
-    members, traffic = cohort(agreement, state.round), Traffic()
+    members = cohort(agreement, state.round)
+    traffic = Traffic() if traffic is None else traffic
     ranks = {client: rank for rank, client in enumerate(members)}
     tally = empty_tally(agreement.layout.count, agreement.parts)
     screen = Screen(agreement.settings.federation.screen)
@@ -511,10 +514,11 @@ def server_update(agreement: Agreement, state: ServerState, exchange: Exchange) 
     tally, strangers = screen.close(tally)
     left_out |= strangers
     heard = {client: news for client, news in heard.items() if client not in strangers}
-    if not heard:
+    least = agreement.settings.deployment.least_cohort
+    if len(heard) < least:
         raise ClientError(
-            f"no usable reply in round {state.round} ({'; '.join(left_out.values()) or 'none came'})",
-            "at least one",
+            f"{len(heard) or 'no'} usable reply in round {state.round} ({_reasons(left_out)})",
+            "at least one" if least == 1 else f"at least {least}, deployment.least_cohort",
             "mend the clients and resume the run",
         )
     done, after = _settled(agreement, state, tally, {client: ranks[client] for client in sorted(heard)})
@@ -533,6 +537,10 @@ def server_update(agreement: Agreement, state: ServerState, exchange: Exchange) 
         len(members),
         traffic,
     )
+
+
+def _reasons(left_out: Mapping[int, str]) -> str:
+    return "; ".join(left_out.values()) or "none came"
 
 
 def distance_of(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint16]) -> Distance | None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.config import Settings
-from prismfl.data.classes import select_classes
+from prismfl.data.classes import select_classes, select_names
 from prismfl.data.datasets import load_dataset
 from prismfl.data.folder import client_roots
 from prismfl.data.images import ImageSet, deal, fit
@@ -55,8 +55,8 @@ def prepare(
     images: uint8 `[N, C, H, W]` with labels int64 `[N]` instead of the settings' data set.
     """
     check_device(settings.output.device)
-    settings, scratch = _counted(settings), _scratch(settings)
-    size = agree(settings, 1).layout.size
+    settings, scratch = counted(settings), _scratch(settings)
+    size = settings.pixels
     test: ImageSet | None
     if images is not None:
         train, test = _given(images, labels, size, scratch)
@@ -88,16 +88,42 @@ def prepare(
 
 def _check_private(settings: Settings, loaded: LoadedNet, classes: tuple[str, ...], sizes: list[int]) -> None:
     """What would void the guarantee, before a feature is computed.  Raises PrivacyError."""
+    _check_overlap(settings, loaded, classes)
+    check_sizes(settings.privacy, sizes)
+
+
+def _check_overlap(settings: Settings, loaded: LoadedNet, classes: tuple[str, ...]) -> None:
     if overlaps(loaded.about, settings.data.dataset, classes):
         raise PrivacyError(
             f"the matched network {settings.features.features}, trained on {loaded.about['trained_on']}",
             "one that never saw the private images, for nothing protects what its weights hold of them",
             "match another network, or random",
         )
-    check_sizes(settings.privacy, sizes)
 
 
-def _counted(settings: Settings) -> Settings:
+def agree_on(settings: Settings, channels: int, classes: tuple[str, ...]) -> Agreement:
+    """The agreement of clients on other machines, of their classes before `data.classes` chooses among them.
+
+    Its settings name the feature network by its SHA-256.  Raises PrismError subclasses, PrivacyError for a
+    feature network that may have seen the private images.
+    """
+    loaded = load_matched(settings.features)
+    names = select_names(classes, settings.data.classes)
+    if settings.privacy.epsilon:
+        _check_overlap(settings, loaded, names)
+    settings = replace(settings, features=replace(settings.features, features_sha256=loaded.sha256))
+    return agree(settings, channels, names)
+
+
+def site_kit(agreement: Agreement) -> ClientKit:
+    """What one client computes with.  Raises ModelFileError for another feature network than was agreed on."""
+    check_device(agreement.settings.output.device)
+    loaded, layout = load_matched(agreement.settings.features), agreement.layout
+    return make_kit(agreement, FeatureMap(loaded, agreement.settings.features, layout.channels, layout.size))
+
+
+def counted(settings: Settings) -> Settings:
+    """The settings with the number of clients, where a pattern of folders gives it.  Raises DataError."""
     if settings.data.clients:
         return settings
     clients = len(client_roots(settings.data.clients_from))

@@ -499,11 +499,11 @@ def test_a_memory_of_an_uncommitted_round_is_not_recalled(tiny, blobs, tmp_path)
     for turn in (1, 4, 6):
         engine.memories[0] = inprocess.Memory(*np.full((2, count), turn, np.float32), steps=turn)
         engine.keep(turn, [0])
-    assert engine._recall(0, 1) is None
-    assert engine._recall(0, 2).steps == 1
-    assert engine._recall(0, 6).steps == 4
-    assert engine._recall(0, 7).steps == 6
-    assert engine._recall(1, 7) is None
+    assert engine.disk.recall(0, 1) is None
+    assert engine.disk.recall(0, 2).steps == 1
+    assert engine.disk.recall(0, 6).steps == 4
+    assert engine.disk.recall(0, 7).steps == 6
+    assert engine.disk.recall(1, 7) is None
     engine.close()
 
 

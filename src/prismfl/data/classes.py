@@ -18,7 +18,7 @@ def select_classes(images: ImageSet, text: str) -> ImageSet:
     """
     if not text:
         return images
-    chosen = sorted({number for part in text.split(",") for number in _numbers(part.strip(), images.classes)})
+    chosen = _chosen(images.classes, text)
     rows = np.flatnonzero(np.isin(images.labels, chosen))
     if not len(rows):
         raise DataError(f"no image of classes {text!r}", "at least one", "choose other classes")
@@ -29,6 +29,15 @@ def select_classes(images: ImageSet, text: str) -> ImageSet:
         classes=tuple(images.classes[number] for number in chosen),
         owners=None if images.owners is None else images.owners[rows],
     )
+
+
+def select_names(names: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """What `select_classes` makes of the names of a data set's classes.  Raises SettingError."""
+    return tuple(names[number] for number in _chosen(names, text)) if text else names
+
+
+def _chosen(names: tuple[str, ...], text: str) -> list[int]:
+    return sorted({number for part in text.split(",") for number in _numbers(part.strip(), names)})
 
 
 def _numbers(part: str, names: tuple[str, ...]) -> range:

@@ -16,10 +16,10 @@ from prismfl import coordinator, runfolder
 from prismfl.config import Settings
 from prismfl.coordinator import Finished, Silent, Watcher
 from prismfl.data.datasets import ImageSet
-from prismfl.engines.releases import NoisyThetas, Releases, key_of, name_of
+from prismfl.engines.clientdisk import ClientDisk
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation import Agreement, ClientKit, Exchange, Held, Reply, client_distances, client_update
-from prismfl.mmd import Target, label_shares
+from prismfl.mmd import Target
 from prismfl.preparation import Prepared, for_arrays, prepare
 from prismfl.runfolder import RunFolder
 from prismfl.search import Memory
@@ -37,28 +37,29 @@ class InProcess:
     """An engine whose clients are threads of this process.
 
     A client keeps θ in memory alone: when the simulator is resumed, its clients ask for a snapshot.
+    What it keeps between runs lies on its disk.
     Each client's search runs on `client_threads` processor threads, whatever the number of
     clients searched at a time: the bytes do not depend on `workers`.
     """
+
+    attempts = 1  # what fails here fails again
 
     def __init__(self, agreement: Agreement, kit: ClientKit, clients: Sequence[ImageSet], folder: RunFolder) -> None:
         self.agreement, self.kit, self.clients, self.folder = agreement, kit, clients, folder
         threads = agreement.settings.search.client_threads
         workers = agreement.settings.output.workers or max(1, (os.cpu_count() or 1) // threads)
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+        self.disk = ClientDisk(agreement, kit, folder)
         self.targets: dict[int, Target] = {}
         self.memories: dict[int, Memory | None] = {}
         self.held: dict[int, Held] = {}
-        asked = agreement.settings.privacy if agreement.settings.privacy.epsilon else None
-        self.releases = Releases(agreement, kit, folder) if asked and asked.mechanism == "release" else None
-        self.thetas = NoisyThetas(agreement, folder) if asked and asked.mechanism == "theta" else None
 
     def train(self, round_index: int) -> Exchange:
         """Carry a round's broadcasts to the clients and yield their updates as they come."""
 
         def one(client: int, frame: bytes) -> bytes:
-            memory, target = self._recall(client, round_index), self.target(client)
-            noise = self.thetas.noise(client, target.images) if self.thetas else None
+            memory, target = self.disk.recall(client, round_index), self.target(client)
+            noise = self.disk.noise(client, target.images)
             answer = client_update(
                 self.agreement, self.kit, frame, round_index, client, target, memory, self.held.get(client), noise
             )
@@ -80,13 +81,8 @@ class InProcess:
 
     def keep(self, round_index: int, clients: Iterable[int]) -> None:
         """Write the memories of a round's clients, where Adam is kept between rounds."""
-        if self.agreement.settings.search.adam == "keep":
-            for client in clients:
-                memory = self.memories[client]
-                if memory is None:
-                    continue
-                arrays = {"first": memory.first, "second": memory.second, "steps": np.array([memory.steps])}
-                runfolder.save_arrays(self._memory_path(client, round_index), arrays)
+        for client in clients:
+            self.disk.remember(client, round_index, self.memories[client])
         self.memories.clear()
 
     def close(self) -> None:
@@ -105,45 +101,10 @@ class InProcess:
                 future.cancel()
 
     def target(self, client: int) -> Target:
-        """The client's moments: computed once, then kept in its own folder under a local key.
-
-        The key names feature map and images; it never leaves the client's disk.  With ε set
-        they are released moments: nothing else of the images is ever computed.
-        """
+        """The client's moments, from its disk the first time."""
         if client not in self.targets:
-            mine = self.clients[client]
-            self.targets[client] = self.releases.target(client, mine) if self.releases else self._stored_target(client)
+            self.targets[client] = self.disk.target(client, self.clients[client])
         return self.targets[client]
-
-    def _stored_target(self, client: int) -> Target:
-        mine, classes = self.clients[client], self.agreement.layout.classes
-        key = key_of(self.kit.features.fingerprint(), mine, classes)
-        path = self._cache(client, key)
-        held = runfolder.load_arrays(path)
-        if held is not None and {"key", "moments"} <= set(held) and np.array_equal(held["key"], key):
-            return Target(held["moments"], len(mine), label_shares(mine.labels, classes))
-        target = self.kit.features.target(mine.images, mine.labels, classes)
-        runfolder.save_arrays(path, {"key": key, "moments": target.moments})
-        return target
-
-    def _cache(self, client: int, key: NDArray[np.uint8]) -> Path:
-        shared = self.agreement.settings.output.cache_dir
-        name = f"target-{name_of(key)}.safetensors"
-        return Path(shared) / name if shared else self.folder.client(client) / "target.safetensors"
-
-    def _recall(self, client: int, round_index: int) -> Memory | None:
-        """The client's memory of its last round that counted, and older ones removed."""
-        if self.agreement.settings.search.adam != "keep":
-            return None
-        found = sorted(self.folder.client(client).glob("adam-*.safetensors"))
-        usable = [path for path in found if int(path.stem[5:]) < round_index]
-        for path in usable[:-1]:
-            path.unlink()
-        held = runfolder.load_arrays(usable[-1]) if usable else None
-        return Memory(held["first"], held["second"], int(held["steps"][0])) if held else None
-
-    def _memory_path(self, client: int, round_index: int) -> Path:
-        return self.folder.client(client) / f"adam-{round_index:08d}.safetensors"
 
 
 def _outcome(future: "Future[bytes]", client: int) -> Reply:

@@ -1,0 +1,73 @@
+"""The images of one client on a machine of its own, which nobody else ever loads."""
+
+import glob
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from prismfl.config import Settings
+from prismfl.data.classes import select_classes
+from prismfl.data.datasets import ImageSet, load_dataset
+from prismfl.data.folder import load_clients
+from prismfl.data.images import fit
+from prismfl.data.partition import partition
+from prismfl.errors import ClientError, DataError
+
+
+def load_site(settings: Settings, folder: Path | None, client: int, scratch: Path | None = None) -> ImageSet:
+    """A client's own training images, uint8 `[n, 1 or 3, size, size]`, with its own class names.
+
+    With partition `given`, everything in `folder` (an image folder, a zip, or files of a known data
+    set) is the client's; else `folder` holds a whole public data set, and the client takes its part
+    of it as a simulation deals it.  Raises DataError, SettingError.
+    """
+    data = settings.data
+    if data.partition == "given" and data.dataset == "folder":
+        if folder is None or not folder.exists():
+            raise DataError(f"no image folder or zip {folder or ''}", "the client's own images", "check --data-dir")
+        found = load_clients(glob.escape(str(folder)), settings.pixels, scratch)
+        return ImageSet(fit(found.images, settings.pixels, scratch), found.labels, found.classes)
+    whole = load_dataset(data.dataset, folder, settings.pixels, "train", settings=data, scratch=scratch)
+    if data.partition == "given":
+        return whole
+    chosen = select_classes(whole, data.classes)
+    return chosen.part(partition(chosen, data, settings.seed)[client])
+
+
+def conform(mine: ImageSet, settings: Settings, classes: tuple[str, ...], channels: int) -> ImageSet:
+    """The images with labels numbered as all clients agreed, and in colour where one of them has colour.
+
+    classes: of all clients together, before `data.classes` chooses among them.  Raises ClientError
+    for images that came after the agreement and do not fit it, DataError when none is left.
+    """
+    missing = sorted(set(mine.classes) - set(classes))
+    if missing or mine.images.shape[1] > channels:
+        raise ClientError(
+            f"classes {', '.join(missing) or 'as agreed'}, {mine.images.shape[1]} channels",
+            f"some of the agreed classes, and {channels} channels",
+            "put back the images that were there when the run began",
+        )
+    numbers = np.array([classes.index(name) for name in mine.classes], np.int64)
+    images = np.repeat(mine.images, channels, 1) if mine.images.shape[1] < channels else mine.images
+    whole = ImageSet(images, numbers[mine.labels], classes)
+    return whole if settings.data.partition != "given" else select_classes(whole, settings.data.classes)
+
+
+def reported(mine: ImageSet, settings: Settings) -> tuple[str, ...]:
+    """The class names that a client tells: where the settings name classes, no others than those."""
+    if settings.data.partition != "given":
+        return mine.classes
+    named = {part.strip() for part in settings.data.classes.split(",")}
+    only_names = bool(settings.data.classes) and not any(part.replace("-", "").isdigit() for part in named)
+    return tuple(name for name in mine.classes if name in named or not only_names)
+
+
+def only(mine: ImageSet, names: tuple[str, ...]) -> ImageSet:
+    """The images of some of the client's own classes.  Raises DataError when none is left."""
+    rows = np.flatnonzero(np.isin(mine.labels, [mine.classes.index(name) for name in names]))
+    if not len(rows):
+        raise DataError("no image of the run's classes", "at least one", "check --data-dir and data.classes")
+    numbers = {mine.classes.index(name): new for new, name in enumerate(names)}
+    labels = np.array([numbers[label] for label in mine.labels[rows].tolist()], np.int64)
+    return replace(mine, images=mine.images[rows], labels=labels, classes=names, owners=None)

@@ -1,0 +1,122 @@
+"""What a client keeps on its own disk, whatever the engine: its target, its releases, Adam's memory, θ."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismfl import runfolder
+from prismfl.data.datasets import ImageSet
+from prismfl.engines.releases import NoisyThetas, Releases, key_of, name_of
+from prismfl.federation import Agreement, ClientKit, Held
+from prismfl.mmd import Target, label_shares
+from prismfl.runfolder import RunFolder
+from prismfl.search import Memory
+
+_NEVER = -1
+
+
+class ClientDisk:
+    """The folders of a run's clients; a simulator's hold all of them, a deployed client's its own.
+
+    folder: where `clients/NUMBER` lies; with `output.cache_dir` targets and releases lie there, and outlive the run.
+    """
+
+    def __init__(self, agreement: Agreement, kit: ClientKit, folder: RunFolder) -> None:
+        self.agreement, self.kit, self.folder = agreement, kit, folder
+        asked = agreement.settings.privacy if agreement.settings.privacy.epsilon else None
+        self.releases = Releases(agreement, kit, folder) if asked and asked.mechanism == "release" else None
+        self.thetas = NoisyThetas(agreement, folder) if asked and asked.mechanism == "theta" else None
+
+    # --------------------------------------------------------------------------------- targets
+
+    def target(self, client: int, mine: ImageSet) -> Target:
+        """The client's moments: computed once, then kept in its own folder under a local key.
+
+        The key names feature map and images; it never leaves the client's disk.  With ε set
+        they are released moments: nothing else of the images is ever computed.
+        """
+        return self.releases.target(client, mine) if self.releases else self._stored_target(client, mine)
+
+    def _stored_target(self, client: int, mine: ImageSet) -> Target:
+        classes = self.agreement.layout.classes
+        key = key_of(self.kit.features.fingerprint(), mine, classes)
+        path = self._cache(client, key)
+        held = runfolder.load_arrays(path)
+        if held is not None and {"key", "moments"} <= set(held) and np.array_equal(held["key"], key):
+            return Target(held["moments"], len(mine), label_shares(mine.labels, classes))
+        target = self.kit.features.target(mine.images, mine.labels, classes)
+        runfolder.save_arrays(path, {"key": key, "moments": target.moments})
+        return target
+
+    def _cache(self, client: int, key: NDArray[np.uint8]) -> Path:
+        shared = self.agreement.settings.output.cache_dir
+        name = f"target-{name_of(key)}.safetensors"
+        return Path(shared) / name if shared else self.folder.client(client) / "target.safetensors"
+
+    def run_target(self, client: int, images: Callable[[], ImageSet], anew: bool) -> Target:
+        """The target that the client has in this run.
+
+        images: loads them, which may take long; anew: load them even if a target is there, for a server that
+        begins a run, or goes on with one.
+        """
+        path = self.folder.client(client) / "run-target.safetensors"
+        held = None if anew else runfolder.load_arrays(path)
+        if held is not None and {"moments", "images", "shares"} <= set(held):
+            return Target(held["moments"], int(held["images"][0]), held["shares"])
+        target = self.target(client, images())
+        arrays = {"moments": target.moments, "images": np.array([target.images]), "shares": target.shares}
+        runfolder.save_arrays(path, arrays)
+        return target
+
+    def noise(self, client: int, images: int) -> Callable[[NDArray[np.uint16]], NDArray[np.uint16]] | None:
+        """What is to be done to the client's θ before it is sent, where noise is added to θ."""
+        return self.thetas.noise(client, images) if self.thetas else None
+
+    # --------------------------------------------------------------------------- between rounds
+
+    def recall(self, client: int, round_index: int) -> Memory | None:
+        """The client's memory of its last round before this one, and older ones removed."""
+        if self.agreement.settings.search.adam != "keep":
+            return None
+        usable = [path for path in self._memories(client) if _round_of(path) < round_index]
+        for path in usable[:-1]:
+            path.unlink()
+        held = runfolder.load_arrays(usable[-1]) if usable else None
+        return Memory(held["first"], held["second"], int(held["steps"][0])) if held else None
+
+    def remember(self, client: int, round_index: int, memory: Memory | None) -> None:
+        """Write the client's memory of a round, where Adam is kept between rounds."""
+        if memory is not None and self.agreement.settings.search.adam == "keep":
+            arrays = {"first": memory.first, "second": memory.second, "steps": np.array([memory.steps])}
+            runfolder.save_arrays(self.folder.client(client) / f"adam-{round_index:08d}.safetensors", arrays)
+
+    def forget_after(self, client: int, counted: int) -> None:
+        """Remove memories of rounds after the last one in which the client counted (-1: none did)."""
+        for path in self._memories(client):
+            if _round_of(path) > counted:
+                path.unlink()
+
+    def _memories(self, client: int) -> list[Path]:
+        return sorted(self.folder.client(client).glob("adam-*.safetensors"))
+
+    def held(self, client: int) -> Held | None:
+        """The θ that the client kept, or None: then it knows θ_0 alone."""
+        arrays = runfolder.load_arrays(self._theta(client))
+        if arrays is None or not {"q", "round"} <= set(arrays) or arrays["q"].dtype != np.uint16:
+            return None
+        return Held(arrays["q"], int(arrays["round"][0]))
+
+    def hold(self, client: int, held: Held | None) -> None:
+        """Keep a θ for the next round."""
+        if held is not None:
+            runfolder.save_arrays(self._theta(client), {"q": held.q, "round": np.array([held.round])})
+
+    def _theta(self, client: int) -> Path:
+        return self.folder.client(client) / "theta.safetensors"
+
+
+def _round_of(path: Path) -> int:
+    number = path.stem.removeprefix("adam-")
+    return int(number) if number.isdigit() else _NEVER

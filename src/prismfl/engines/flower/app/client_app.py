@@ -1,0 +1,5 @@
+"""What a SuperNode starts for each message."""
+
+from prismfl.engines.flower.client import app
+
+__all__ = ["app"]

@@ -1,0 +1,171 @@
+"""The engine: broadcasts to Flower's nodes, replies as they come, until all are here or time is up."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import DEFAULT_TTL, Message
+from flwr.serverapp import Grid
+
+from prismfl import runfolder
+from prismfl.engines.flower.envelope import Ask, Request, Response, Terms, response_from
+from prismfl.engines.flower.roster import Line, Roster, content_of, message_to
+from prismfl.errors import ClientError, PrismError, PrivacyError
+from prismfl.federation import Agreement, Exchange, Reply
+from prismfl.privacy.accountant import from_json, to_json
+from prismfl.runfolder import RunFolder
+
+_WAIT = 0.1  # seconds between looks for replies
+_SPARE = 60.0  # seconds that a message lives beyond the deadline: clocks differ
+_NEVER = -1
+
+
+class Flower:
+    """An engine whose clients are nodes of Flower, simulated or on machines of their own.
+
+    A round ends when every client has replied, when those that have not are not connected (and enough have),
+    or at the deadline.  Replies to earlier rounds are never fetched; their messages expire.
+    """
+
+    def __init__(self, grid: Grid, agreement: Agreement, folder: RunFolder, roster: Roster, terms: Terms) -> None:
+        self.grid, self.agreement, self.folder = grid, agreement, folder
+        self.roster, self.terms = roster, terms
+        self.attempts = agreement.settings.deployment.attempts
+        self.counted = _counted_of(folder)
+        self.informed: dict[int, bytes] = {}  # token of the client that has the terms
+
+    def train(self, round_index: int) -> Exchange:
+        """Carry a round's broadcasts to the clients and yield their updates as they come."""
+        return lambda frames: self._carry(Ask.TRAIN, round_index, frames)
+
+    def compare(self) -> Exchange:
+        """Carry the final θ to the clients and yield their distances."""
+        rounds = self.agreement.settings.federation.rounds
+        return lambda frames: self._carry(Ask.COMPARE, rounds, frames)
+
+    def keep(self, round_index: int, clients: Iterable[int]) -> None:
+        """Remember who counted: each of them hears it in its next message, and keeps its memory of the round."""
+        self.counted |= dict.fromkeys(clients, round_index)
+
+    def _carry(self, ask: Ask, round_index: int, frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
+        seconds = self.agreement.settings.deployment.deadline
+        post = _Post(self, ask, round_index, dict(frames), seconds)
+        end = time.monotonic() + seconds if seconds else float("inf")
+        while post.frames and time.monotonic() < end:
+            self.roster.poll()
+            post.send()
+            yield from post.fetch()
+            if post.only_absent_left():
+                break
+            time.sleep(_WAIT)
+        for client in sorted(post.frames):
+            yield client, self._silence(client, seconds)
+
+    def _silence(self, client: int, seconds: float) -> ClientError:
+        if client in self.roster.seats:
+            return ClientError(f"no reply within {seconds:g} s", "one in time", "raise --deadline if it is only slow")
+        return ClientError("it is not connected", "a connection", "start its `prismfl federate client`")
+
+    def request(self, ask: Ask, round_index: int, client: int, frame: bytes, seconds: float) -> Request:
+        """What one client is sent, with the terms if it does not have them."""
+        token = self.roster.seats[client].hello.token
+        terms = None if self.informed.get(client) == token else self.terms
+        counted = self.counted.get(client, _NEVER)
+        return Request(ask, self.agreement.run, round_index, counted, seconds, frame, terms)
+
+    def heard(self, client: int, message: Message) -> Response:
+        """A client's response, its releases entered in the run's ledger.  Raises PrismError."""
+        response = response_from(content_of(message), self._most())
+        if response.strange:
+            self.informed.pop(client, None)
+            return response
+        self.informed[client] = self.roster.seats[client].hello.token if client in self.roster.seats else b""
+        self._enter(client, response)
+        return response
+
+    def _most(self) -> int:
+        """No reply is longer than packed masks and uncoded α layers, whatever it says."""
+        return 16 * self.agreement.layout.count + 2**16
+
+    def _enter(self, client: int, response: Response) -> None:
+        if not self.agreement.settings.privacy.epsilon or not (response.frame or response.ledger):
+            return
+        try:
+            entries = from_json(json.loads(response.ledger or "[]"))
+        except ValueError:
+            entries = ()
+        if not entries or any(entry.client != client for entry in entries):
+            raise PrivacyError(
+                f"a reply of client {client} without a ledger of its own releases", "one", "it is left out"
+            )
+        runfolder.save_ledger(self.folder, client, to_json(entries))
+
+
+@dataclass
+class _Post:
+    """One exchange under way: frames of clients that have not answered, and messages that are out."""
+
+    engine: Flower
+    ask: Ask
+    round: int
+    frames: dict[int, bytes]
+    seconds: float
+    out: dict[str, int] = field(default_factory=dict)
+    lines: dict[int, Line] = field(default_factory=dict)
+    strangers: set[int] = field(default_factory=set)
+    answered: int = 0
+
+    def send(self) -> None:
+        """A message to each client that is connected and has none on this connection."""
+        seats = self.engine.roster.seats
+        due = [one for one in self.frames if one in seats and self.lines.get(one) != seats[one].line]
+        messages = [message_to(seats[client].node, self._request(client), self._life()) for client in due]
+        for client, message in zip(due, self._pushed(messages), strict=True):
+            self.lines[client] = seats[client].line
+            if message:
+                self.out[message] = client
+
+    def _request(self, client: int) -> Request:
+        return self.engine.request(self.ask, self.round, client, self.frames[client], self.seconds)
+
+    def _life(self) -> float:
+        return self.seconds + _SPARE if self.seconds else float(DEFAULT_TTL)
+
+    def _pushed(self, messages: Sequence[Message]) -> Iterable[str | None]:
+        return self.engine.grid.push_messages(messages) if messages else ()
+
+    def fetch(self) -> Iterator[tuple[int, Reply]]:
+        """Replies that have come."""
+        for message in self.engine.grid.pull_messages(list(self.out)) if self.out else ():
+            client = self.out.pop(message.metadata.reply_to_message_id, None)
+            if client in self.frames and (reply := self._reply(client, message)) is not None:
+                self.answered += isinstance(reply, bytes)
+                del self.frames[client]
+                yield client, reply
+
+    def _reply(self, client: int, message: Message) -> Reply | None:
+        """What a client has to say, or None when it is to be asked again, with the terms this time."""
+        try:
+            response = self.engine.heard(client, message)
+        except PrismError as error:
+            return error
+        if response.strange and client not in self.strangers:
+            self.strangers.add(client)
+            self.lines.pop(client, None)
+            return None
+        return response.error or response.frame
+
+    def only_absent_left(self) -> bool:
+        """Whether nobody who could still answer is connected, and the round has enough without them."""
+        roster, least = self.engine.roster, self.engine.agreement.settings.deployment.least_cohort
+        absent = not roster.greeting_out and len(roster.missing(self.frames)) == len(self.frames)
+        return absent and self.answered >= least
+
+
+def _counted_of(folder: RunFolder) -> dict[int, int]:
+    """The last round in which each client counted, of the rounds on disk."""
+    found: dict[int, int] = {}
+    for line in runfolder.read_rounds(folder):
+        found |= dict.fromkeys(line.get("cohort", ()), int(line["round"]))
+    return found

@@ -1,0 +1,384 @@
+"""Flower's own commands as child processes: a SuperLink, SuperNodes, `flwr run`.
+
+Children end with this process, report nothing to anybody, and install nothing.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from prismfl.coordinator import Watcher
+from prismfl.engines.flower import QUIET
+from prismfl.engines.flower.events import NAME, held, read_events, replay
+from prismfl.errors import ClientError, DataError, DependencyError, RunFolderError, SettingError
+from prismfl.files import check_writable, write_atomic
+from prismfl.runfolder import RunFolder
+
+__all__ = ["Link", "Node", "RunFolder", "client_node", "free_port", "run_client", "run_server", "simulated"]
+
+APP = Path(__file__).parent / "app"
+_PROFILE = "prismfl"
+_START = 120.0  # seconds that a SuperLink may take to listen
+_STOP = 10.0  # seconds that a child may take to end
+_LOOK = 0.3  # seconds between looks at a run's events
+_GONE = 10.0  # seconds after which a server that does not hold its folder is gone
+_ANSWER = 120.0  # seconds that one of Flower's commands may take
+_AGAIN = 5.0  # seconds before a SuperNode is started again
+_QUICK, _MOST_QUICK = 20.0, 5  # a SuperNode that ends so soon, so many times, will not mend by itself
+_DEATH = 1  # PR_SET_PDEATHSIG
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Link:
+    """Where a SuperLink listens, and its certificates (`ca.crt`, `server.crt`, `server.key`), none for plain HTTP.
+
+    keys: folder of the clients' public keys (`client-N.pub`): then only these may connect.
+    """
+
+    host: str
+    port: int
+    certificates: Path | None = None
+    keys: Path | None = None
+    simulation: bool = False
+
+    def check(self, insecure: bool) -> None:
+        """Raises SettingError for a place that others reach in plain text, unless that is asked for."""
+        local = self.host in ("127.0.0.1", "localhost", "::1")
+        if not self.certificates and not local and not insecure:
+            raise SettingError(
+                f"--host {self.host} without TLS",
+                "--certificates DIR: whoever listens on the way would read everything and could answer for the server",
+                "make some for a trial with `prismfl federate certificates`, or say --insecure",
+            )
+        if self.keys and not self.certificates:
+            raise SettingError("--keys without --certificates", "both: Flower proves keys over TLS alone", "add them")
+        for path in (*self._files(), *((self.keys,) if self.keys else ())):
+            if not path.exists():
+                raise SettingError(f"no {path}", "files as `prismfl federate certificates` makes them", "mend the path")
+
+    def _files(self) -> tuple[Path, ...]:
+        names = ("ca.crt", "server.crt", "server.key")
+        return tuple(self.certificates / name for name in names) if self.certificates else ()
+
+    @property
+    def address(self) -> str:
+        """Where this machine itself reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    def words(self) -> list[str]:
+        """The command that starts it."""
+        tls = ["--insecure"]
+        if self.certificates:
+            authority, certificate, key = map(str, self._files())
+            tls = ["--ssl-ca-certfile", authority, "--ssl-certfile", certificate, "--ssl-keyfile", key]
+        known = ["--enable-supernode-auth"] if self.keys else []
+        simulation = ["--simulation"] if self.simulation else []
+        place = ["--host", self.host, "--port", str(self.port)]
+        return ["flower-superlink", *place, *tls, *known, *simulation, "--disable-runtime-dependency-installation"]
+
+    def profile(self) -> str:
+        """The connection for `flwr`, as its configuration file says it."""
+        way = f"root-certificates = {json.dumps(str(self._files()[0].resolve()))}" if self.certificates else ""
+        return (
+            f'[superlink]\ndefault = "{_PROFILE}"\n\n[superlink.{_PROFILE}]\n'
+            f'address = "{self.address}"\n{way or "insecure = true"}\n'
+        )
+
+
+# ------------------------------------------------------------------------------------ processes
+
+
+def environment(home: Path) -> dict[str, str]:
+    """This process's environment for Flower's commands, which keep their files in `home`."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    poll = os.environ.get("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
+    return {**os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": poll}
+
+
+def command(words: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    """The words with the program's full path.  Raises DependencyError."""
+    found = shutil.which(words[0], path=env["PATH"])
+    if found is None:
+        raise DependencyError(f"no command {words[0]}", "Flower's commands", "pip install 'prismfl[flower]'")
+    return [found, *words[1:]]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def child(words: Sequence[str], home: Path, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A running command, ended with the block.  log: takes its output, else it goes where ours does."""
+    env = environment(home)
+    home.mkdir(parents=True, exist_ok=True)
+    output = {"stdout": log, "stderr": subprocess.STDOUT} if log else {}
+    started: subprocess.Popen[bytes] = subprocess.Popen(
+        command(words, env), env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with(), **output
+    )  # type: ignore[call-overload]
+    try:
+        yield started
+    finally:
+        stop(started)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a child that was started here, gently first."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _die_with() -> Callable[[], None] | None:
+    """On Linux a child is told when this process is gone, even killed: a port is not held by an orphan."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(_DEATH, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def ending_on_terminate() -> Iterator[None]:
+    """SIGTERM ends this process as Ctrl-C does, children included."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# --------------------------------------------------------------------------------------- server
+
+
+@contextlib.contextmanager
+def superlink(link: Link, place: Path, say: Say) -> Iterator[subprocess.Popen[bytes]]:
+    """A SuperLink that listens, its files and log in `place`.  Raises RunFolderError with the end of its log."""
+    home = place / "home"
+    write_atomic(home / "config.toml", link.profile())
+    say(shlex.join(link.words()))
+    with (place / "superlink.log").open("ab") as log, child(link.words(), home, log) as process:
+        end = time.monotonic() + _START
+        while not _listens(link):
+            if process.poll() is not None or time.monotonic() > end:
+                raise _refuse(place, f"flower-superlink does not listen on {link.address}")
+            time.sleep(0.1)
+        time.sleep(0.2)
+        if process.poll() is not None:  # the port was another's
+            raise _refuse(place, f"port {link.port} is another program's")
+        for path in sorted(link.keys.glob("*.pub")) if link.keys else ():
+            _flwr(["supernode", "register", str(path), _PROFILE, "--name", path.stem], place, say)
+        yield process
+
+
+def _listens(link: Link) -> bool:
+    host, port = link.address.rsplit(":", 1)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _refuse(place: Path, what: str) -> RunFolderError:
+    log = place / "superlink.log"
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    said = " / ".join(line.strip() for line in lines if line.strip())[-300:]
+    return RunFolderError(f"{what}: {said}", "a SuperLink that listens", f"read {log}, or choose another --port")
+
+
+def submit(out: Path, place: Path, say: Say, app: Path = APP, more: Sequence[str] = ()) -> str:
+    """`flwr run`: hand the app to the SuperLink, for the run folder `out`.  Returns Flower's number of the run."""
+    config = f"out={quoted(str(out.resolve()))}"
+    said = _flwr(["run", str(app), _PROFILE, "--run-config", config, "--format", "json", *more], place, say)
+    try:
+        return str(json.loads(said[said.index("{") :])["run-id"])
+    except (ValueError, KeyError):
+        raise RunFolderError(f"flwr run said {said[-300:]!r}", "the number of a run", "look at the logs") from None
+
+
+def _flwr(words: Sequence[str], place: Path, say: Say) -> str:
+    full, env = ["flwr", *words], environment(place / "home")
+    say(shlex.join(full))
+    try:
+        done = subprocess.run(
+            command(full, env), env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER
+        )
+    except subprocess.TimeoutExpired:
+        raise RunFolderError(f"flwr {words[0]} took {_ANSWER:g} s", "an answer", "try again") from None
+    if done.returncode:
+        said = " ".join((done.stdout + done.stderr).split())[-400:]
+        raise RunFolderError(f"flwr {words[0]} failed: {said}", "exit status 0", f"read {place / 'superlink.log'}")
+    return done.stdout
+
+
+def quoted(text: str) -> str:
+    """Text as a value for Flower's `key=value` options.  Raises SettingError for text with both kinds of quotes."""
+    if "'" not in text:
+        return f"'{text}'"
+    if '"' in text or "\\" in text:
+        raise SettingError(f"path {text!r}", "one without quotes or backslashes", "rename the folder")
+    return f'"{text}"'
+
+
+def follow(root: Path, start: int, link: subprocess.Popen[bytes], watcher: Watcher) -> Any:
+    """Tell a watcher of a run's events until it ends, and return its summary.
+
+    start: byte of `events.jsonl` where this session begins.  Raises ClientError when the run failed,
+    RunFolderError when its processes ended without a word.
+    """
+    patience, remedy = time.monotonic() + _START, f"read {root / 'flower'}, and go on with --resume {root}"
+    while True:
+        for end, event in read_events(root, start):
+            start = end
+            replay(event, watcher)
+            if event["event"] == "finished":
+                return event["summary"]
+            if event["event"] == "failed":
+                raise ClientError(event["got"], event["expected"], f"{event['remedy']}; go on with --resume {root}")
+        if link.poll() is not None:
+            raise RunFolderError("flower-superlink ended", "it, to the end of the run", remedy)
+        patience = time.monotonic() + _GONE if held(root) else patience
+        if time.monotonic() > patience:
+            raise RunFolderError("the server's process ended", "a whole run", remedy)
+        time.sleep(_LOOK)
+
+
+def simulated(clients: int, threads: int, workers: int = 0) -> list[str]:
+    """Options of `flwr run` that simulate so many clients, `workers` at a time (0: one a core)."""
+    cores = max(threads, (os.cpu_count() or 1) if not workers else workers * threads)
+    told = {"num-supernodes": clients, "client-resources-num-cpus": threads, "init-args-num-cpus": cores}
+    return ["--federation-config", " ".join(f"{name}={value}" for name, value in told.items())]
+
+
+def run_server(out: Path, link: Link, watcher: Watcher, say: Say, app: Path = APP, more: Sequence[str] = ()) -> Any:
+    """A SuperLink and one run on it, from first to last.  Returns the run's summary.  Raises PrismError subclasses."""
+    place = out / "flower"
+    start = (out / NAME).stat().st_size if (out / NAME).exists() else 0
+    with ending_on_terminate(), superlink(link, place, say) as process:
+        submit(out, place, say, app, more)
+        return follow(out, start, process, watcher)
+
+
+# --------------------------------------------------------------------------------------- client
+
+
+@dataclass(frozen=True)
+class Node:
+    """One client's SuperNode: `config` is its node configuration, `state` the folder of what it keeps.
+
+    root_certificates: the authority of the server's certificate; key: what proves who the client is.
+    """
+
+    server: str
+    state: Path
+    config: Mapping[str, str | int | float | bool]
+    root_certificates: Path | None = None
+    key: Path | None = None
+    insecure: bool = False
+
+    def check(self) -> None:
+        """Raises SettingError for a way to the server that others can read, unless that is asked for."""
+        host = self.server.rsplit(":", 1)[0].strip("[]")
+        local = host in ("127.0.0.1", "localhost", "::1")
+        if not self.root_certificates and not self.insecure and not local:
+            raise SettingError(
+                f"--server {self.server} without --root-certificates",
+                "the authority's ca.crt, as the server's operator hands it out",
+                "pass it, or say --insecure",
+            )
+        for path in (self.root_certificates, self.key):
+            if path is not None and not path.is_file():
+                raise SettingError(f"no {path}", "a file", "mend the path")
+
+    def words(self, port: int) -> list[str]:
+        """The command that starts it; its own processes talk on `port` of this machine."""
+        pairs = " ".join(f"{name}={_value(value)}" for name, value in self.config.items())
+        tls = ["--root-certificates", str(self.root_certificates)] if self.root_certificates else ["--insecure"]
+        key = ["--auth-supernode-private-key", str(self.key)] if self.key else []
+        way = ["--superlink", self.server, "--port", str(port)]
+        return ["flower-supernode", *way, *tls, *key, "--node-config", pairs]
+
+
+def _value(value: str | int | float | bool) -> str:
+    return quoted(value) if isinstance(value, str) else json.dumps(value)
+
+
+def client_node(
+    server: str,
+    client: int,
+    data_dir: str,
+    state: Path,
+    files: Mapping[str, str],
+    limits: Mapping[str, float | bool],
+    root_certificates: Path | None = None,
+    key: Path | None = None,
+    insecure: bool = False,
+) -> Node:
+    """A client's node, its paths made whole and all of it checked.  Raises PrismError subclasses."""
+    if not 0 <= client < 1_000_000:
+        raise SettingError(f"client {client}", "a number from 0", "change --client")
+    if data_dir and not Path(data_dir).exists():
+        raise DataError(f"{data_dir} does not exist", "the client's images", "check --data-dir")
+    check_writable(state / "token.try")
+    paths = {name: str(Path(text).resolve()) if name != "device" and text else text for name, text in files.items()}
+    place = {"data-dir": str(Path(data_dir).resolve()) if data_dir else "", "state-dir": str(state.resolve())}
+    node = Node(
+        server,
+        state,
+        {"partition-id": client, **place, **paths, **limits},
+        root_certificates.resolve() if root_certificates else None,
+        key.resolve() if key else None,
+        insecure,
+    )
+    node.check()
+    return node
+
+
+def run_client(node: Node, say: Say) -> None:
+    """A SuperNode, started again whenever it ends, until this process is stopped.
+
+    A server that starts anew does not know its nodes: they must come to it again.  Raises ClientError when it
+    ends at once, again and again.
+    """
+    quick = 0
+    with ending_on_terminate():
+        while quick < _MOST_QUICK:
+            words, begun = node.words(free_port()), time.monotonic()
+            say(shlex.join(words))
+            with child(words, node.state / "flower") as process:
+                process.wait()
+            quick = quick + 1 if time.monotonic() - begun < _QUICK else 0
+            say(f"flower-supernode ended; it is started again in {_AGAIN:g} s")
+            time.sleep(_AGAIN)
+    raise ClientError(
+        f"flower-supernode ended {quick} times within {_QUICK:g} s",
+        "a connection to the server",
+        "read what it said above: the address, the certificate or the key may be wrong",
+    )

@@ -1,0 +1,139 @@
+"""Which node is which client: asked of every node when it comes, and again when it comes back.
+
+The first node that names a client keeps it while it is connected.  A second one is refused and named in the
+log, unless it shows the first one's token: then it is the same client, started again, and takes over.
+Memory is a few numbers a client, whatever the number of rounds.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from prismfl.engines.flower.envelope import Ask, Hello, Request, hello_from, printable, request_to
+from prismfl.errors import ClientError, PrismError
+
+_POLL = 1.0  # seconds between looks at who is connected
+_HELLO_LIFE = 600.0  # seconds that a greeting may take: a client reads all its images for it
+_NAMED = "client-"  # how a node's registered name begins when it says which client it may be
+
+# A connection of a node: its number, and when it was last made.
+Line = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A client's connection, and what it said of itself."""
+
+    line: Line
+    hello: Hello
+
+    @property
+    def node(self) -> int:
+        """The node's number."""
+        return self.line[0]
+
+
+class Roster:
+    """The clients that are connected now: `seats` by client number."""
+
+    def __init__(self, grid: Grid, clients: int, greeting: Request, note: Callable[[str], None]) -> None:
+        self.grid, self.clients, self.greeting, self.note = grid, clients, greeting, note
+        self.seats: dict[int, Seat] = {}
+        self.refused: set[Line] = set()
+        self._names: dict[Line, str] = {}
+        self._asked: dict[str, Line] = {}
+        self._next = 0.0
+
+    def poll(self) -> None:
+        """Look who is connected, greet who is new, hear who answers.  Cheap when called often."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _POLL
+        lines = {_line(node): str(getattr(node, "name", "")) for node in self.grid.get_nodes()}
+        self._drop(set(lines))
+        known = {seat.line for seat in self.seats.values()} | set(self._asked.values()) | self.refused
+        self._names = lines
+        self._greet([line for line in lines if line not in known])
+        self._hear()
+
+    def _drop(self, connected: set[Line]) -> None:
+        for client, seat in list(self.seats.items()):
+            if seat.line not in connected:
+                del self.seats[client]
+                self.note(f"client {client} is disconnected")
+                self.refused = set()  # whoever wanted its place is asked again
+        self.refused &= connected
+        self._asked = {message: line for message, line in self._asked.items() if line in connected}
+
+    def _greet(self, lines: list[Line]) -> None:
+        messages = [message_to(line[0], self.greeting, _HELLO_LIFE) for line in lines]
+        for line, message in zip(lines, self.grid.push_messages(messages) if messages else (), strict=True):
+            if message:
+                self._asked[message] = line
+
+    def _hear(self) -> None:
+        for reply in self.grid.pull_messages(list(self._asked)) if self._asked else ():
+            line = self._asked.pop(reply.metadata.reply_to_message_id, None)
+            if line is not None:
+                self._seat(line, reply)
+
+    def _seat(self, line: Line, reply: Message) -> None:
+        try:
+            hello = hello_from(content_of(reply))
+            self._check(line, hello)
+        except PrismError as error:
+            self.refused.add(line)
+            self.note(f"node {line[0]} is refused: {error}")
+            return
+        before = self.seats.get(hello.client)
+        self.seats[hello.client] = Seat(line, hello)
+        self.note(f"client {hello.client} {'is back as' if before else 'is'} node {line[0]}")
+
+    def _check(self, line: Line, hello: Hello) -> None:
+        if not hello.client < self.clients:
+            raise ClientError(f"client {hello.client}", f"0 … {self.clients - 1}", "mend its --client")
+        name = self._names.get(line, "")
+        if name.startswith(_NAMED) and name != f"{_NAMED}{hello.client}":
+            raise ClientError(f"client {hello.client} with the key of {name}", name, "mend its --client or --key")
+        before = self.seats.get(hello.client)
+        if before and before.hello.token != hello.token:
+            raise ClientError(
+                f"client {hello.client} a second time",
+                f"one node: {before.node} is connected as this client",
+                "stop one of the two, or give it another --client",
+            )
+
+    @property
+    def greeting_out(self) -> bool:
+        """Whether a node is connected that has not said yet who it is."""
+        return bool(self._asked)
+
+    def missing(self, clients: Iterable[int]) -> list[int]:
+        """Those of the clients that are not connected."""
+        return [client for client in clients if client not in self.seats]
+
+
+def message_to(node: int, request: Request, life: float) -> Message:
+    """A Flower message of a request, void after `life` seconds."""
+    kind = "query" if request.ask == Ask.HELLO else "train"
+    return Message(request_to(request), dst_node_id=node, message_type=kind, group_id=str(request.round), ttl=life)
+
+
+def content_of(reply: Message) -> RecordDict:
+    """A reply's records.  Raises ClientError where Flower sends an error in their place."""
+    if reply.has_error():
+        raise ClientError(
+            f"no reply but Flower's error {reply.error.code} ({printable(reply.error.reason or 'no reason given')})",
+            "a reply",
+            "look at the client's own log",
+        )
+    return reply.content
+
+
+def _line(node: Any) -> Line:
+    return (int(node.node_id), str(node.last_activated_at))

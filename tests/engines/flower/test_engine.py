@@ -1,0 +1,272 @@
+"""Runs over Flower's messages, without its processes: the same bytes as the simulator's, whatever goes wrong."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed")
+
+from flwr.app import Error, Message
+
+from prismfl.engines import inprocess
+from prismfl.engines.flower.envelope import Response, response_to
+from prismfl.errors import ClientError, DataError
+from prismfl.modelfile import load_model
+from prismfl.runfolder import RunFolder, read_rounds
+
+
+def with_response(response):
+    """A fault: another response in place of the client's."""
+
+    def fault(reply):
+        reply.content = response_to(response)
+        return reply
+
+    return fault
+
+
+def lines_of(root):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in read_rounds(RunFolder(root))]
+
+
+def in_process(settings, sites, root):
+    data = replace(settings.data, clients_from=str(sites / "*"))
+    return inprocess.train(replace(settings, data=data), out=root)
+
+
+KINDS = {
+    "as it comes": {},
+    "adam kept, mask compared": {"search": {"adam": "keep"}, "federation": {"rounds": 3, "shipped": "best"}},
+    "two a round, by size": {"federation": {"rounds": 4, "cohort": 2, "client_weights": "size"}},
+    "alpha, labels off": {"federation": {"alpha": 0.5}, "generator": {"conditional": False}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_is_the_simulators(kind, fake, site_nodes, site_settings, serve, sites, tmp_path):
+    settings = site_settings(**KINDS[kind])
+    shuffled = lambda names: random.Random(len(names)).sample(names, len(names))  # noqa: E731
+    serve(fake(site_nodes, order=shuffled), tmp_path / "flower", settings)
+    in_process(settings, sites, tmp_path / "plain")
+    mine, plain = RunFolder(tmp_path / "flower"), RunFolder(tmp_path / "plain")
+    assert mine.model.read_bytes() == plain.model.read_bytes()
+    assert lines_of(mine.root) == lines_of(plain.root)
+
+
+def test_private_runs_agree_from_the_same_releases(fake, site_nodes, site_settings, serve, sites, tmp_path):
+    private = {"epsilon": 9.0, "delta": 1e-2, "noise": "fast"}
+    settings = site_settings(privacy=private)
+    serve(fake(site_nodes), tmp_path / "flower", settings)
+    store = tmp_path / "store"
+    for name in "abc":
+        shutil.copytree(tmp_path / "state" / name, store, dirs_exist_ok=True)
+    cached = replace(settings, output=replace(settings.output, cache_dir=str(store)))
+    in_process(cached, sites, tmp_path / "plain")
+    mine, plain = RunFolder(tmp_path / "flower"), RunFolder(tmp_path / "plain")
+    assert mine.model.read_bytes() == plain.model.read_bytes()
+    assert mine.ledger.read_bytes() == plain.ledger.read_bytes()
+    assert [entry["client"] for entry in load_model(mine.model).ledger] == [0, 1, 2]
+
+
+def test_noise_on_theta_is_counted_on_the_clients_disk(fake, site_nodes, site_settings, serve, tmp_path):
+    private = {"epsilon": 9.0, "delta": 1e-2, "noise": "fast", "mechanism": "theta"}
+    serve(fake(site_nodes), tmp_path / "flower", site_settings(privacy=private))
+    assert [one["count"] for one in load_model(tmp_path / "flower" / "model.safetensors").ledger] == [2, 2, 2]
+
+
+def test_a_reply_without_a_ledger_does_not_count(fake, site_nodes, site_settings, serve, tmp_path, notes):
+    def silent(reply):
+        reply.content["prismfl"]["ledger"] = ""
+        return reply
+
+    private = {"epsilon": 9.0, "delta": 1e-2, "noise": "fast"}
+    serve(fake(site_nodes, wrong={(1, 0): silent}), tmp_path / "flower", site_settings(privacy=private), notes)
+    assert [line["cohort"] for line in lines_of(tmp_path / "flower")] == [[0, 2], [0, 1, 2]]
+    assert any("client 1 is left out" in line and "ledger" in line for line in notes.lines)
+
+
+# ----------------------------------------------------------------------------------------- faults
+
+
+def flipped(reply):
+    frame = bytearray(reply.content["prismfl"]["frame"])
+    frame[-1] ^= 1
+    reply.content["prismfl"]["frame"] = bytes(frame)
+    return reply
+
+
+def without_content(reply):
+    made = Message(response_to(Response()), dst_node_id=1, message_type="train")
+    error = Message(Error(code=0, reason="the app crashed\n"), reply_to=made)
+    error.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+    return error
+
+
+FAULTS = {
+    "garbage": (with_response(Response(b"garbage" * 9)), "format"),
+    "damage": (flipped, "checksum"),
+    "too much": (with_response(Response(bytes(10_000_000))), "10000000 bytes"),
+    "an error": (with_response(Response(error=DataError("no disk", "room", "free some"))), "no disk"),
+    "a crash": (without_content, "Flower's error 0"),
+    "nothing": (with_response(Response()), "0 bytes"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_others_go_on(fault, fake, site_nodes, site_settings, serve, tmp_path, notes):
+    wrong, says = FAULTS[fault]
+    serve(fake(site_nodes, wrong={(1, 0): wrong}), tmp_path / "run", site_settings(), notes)
+    assert [line["cohort"] for line in lines_of(tmp_path / "run")] == [[0, 2], [0, 1, 2]]
+    assert any("client 1 is left out" in line and says in line for line in notes.lines)
+
+
+def test_a_round_waits_until_its_deadline_and_no_longer(fake, site_nodes, site_settings, serve, tmp_path, notes):
+    settings = site_settings(deployment={"deadline": 0.5})
+    serve(fake(site_nodes, wrong={(2, 1): "silence"}), tmp_path / "run", settings, notes)
+    assert [line["cohort"] for line in lines_of(tmp_path / "run")] == [[0, 1, 2], [0, 1]]
+    assert any("no reply within 0.5 s" in line for line in notes.lines)
+
+
+def test_a_client_that_missed_a_round_keeps_the_memory_of_its_last(
+    fake, site_nodes, site_settings, serve, sites, tmp_path
+):
+    """Its search of the round that did not count left a memory, which must not be used."""
+
+    def lost(reply):
+        return with_response(Response(b"lost on the way"))(reply)
+
+    settings = site_settings(search={"adam": "keep"}, federation={"rounds": 3})
+    serve(fake(site_nodes, wrong={(1, 1): lost}), tmp_path / "run", settings)
+    kept = sorted(path.name for path in (tmp_path / "state" / "b").rglob("adam-*"))
+    assert kept == ["adam-00000000.safetensors", "adam-00000002.safetensors"]
+
+
+def test_too_few_replies_do_not_count(fake, site_nodes, site_settings, serve, tmp_path, notes):
+    calls = []
+
+    def once(reply):
+        calls.append(1)
+        return with_response(Response(b""))(reply) if len(calls) == 1 else reply
+
+    settings = site_settings(deployment={"least_cohort": 3, "attempts": 2})
+    serve(fake(site_nodes, wrong={(1, 1): once}), tmp_path / "run", settings, notes)
+    assert [line["cohort"] for line in lines_of(tmp_path / "run")] == [[0, 1, 2]] * 2
+    assert any("round 1 does not count" in line for line in notes.lines)
+
+
+def test_a_run_that_stopped_goes_on(fake, site_nodes, site_settings, serve, tmp_path):
+    settings = site_settings(
+        search={"adam": "keep"}, federation={"rounds": 3}, deployment={"least_cohort": 3, "attempts": 2}
+    )
+    serve(fake(site_nodes), tmp_path / "whole", settings)
+    shutil.rmtree(tmp_path / "state")
+    broken = fake(site_nodes, wrong={(1, 1): with_response(Response(b""))})
+    with pytest.raises(ClientError, match="at least 3"):
+        serve(broken, tmp_path / "run", settings)
+    assert len(lines_of(tmp_path / "run")) == 1
+    serve(fake(site_nodes), tmp_path / "run", settings)
+    model = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert model == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_a_client_that_lost_its_disk_asks_for_what_it_needs(fake, site_nodes, site_settings, serve, tmp_path):
+    def forget(reply):
+        shutil.rmtree(tmp_path / "state" / "c")
+        return reply
+
+    settings = site_settings(federation={"rounds": 3})
+    grid = fake(site_nodes, wrong={(2, 0): forget})
+    serve(grid, tmp_path / "run", settings)
+    assert [line["cohort"] for line in lines_of(tmp_path / "run")] == [[0, 1, 2]] * 3
+    assert sum(client == 2 and request.terms is not None for request, client in grid.asked if request.round) == 1
+
+
+def test_terms_travel_once(fake, site_nodes, site_settings, serve, tmp_path):
+    grid = fake(site_nodes)
+    serve(grid, tmp_path / "run", site_settings(federation={"rounds": 3}))
+    told = [client for request, client in grid.asked if request.ask != "hello" and request.terms]
+    assert sorted(told) == [0, 1, 2]
+
+
+def test_missing_clients_are_named(fake, site_nodes, site_settings, serve, tmp_path):
+    del site_nodes[101]
+    with pytest.raises(ClientError, match=r"2 clients after 0\.3 s, without 1"):
+        serve(fake(site_nodes), tmp_path / "run", site_settings(deployment={"join_wait": 0.3}))
+
+
+def test_another_run_is_refused(fake, site_nodes, site_settings, serve, tmp_path, notes, monkeypatch):
+    """A client computes the run's number of what it was told, and answers no other."""
+    grid, plain = fake(site_nodes), fake.push_messages
+
+    def changed(self, messages):
+        for message in messages:
+            if message.content["prismfl"].get("run"):
+                message.content["prismfl"]["run"] = bytes(16)
+        return plain(self, messages)
+
+    monkeypatch.setattr(fake, "push_messages", changed)
+    with pytest.raises(ClientError, match="a request of run 0000"):
+        serve(grid, tmp_path / "run", site_settings(deployment={"attempts": 1}), notes)
+
+
+# ---------------------------------------------------------------------------- what clients insist on
+
+
+def refused(fake, site_nodes, settings, serve, root, notes, **config):
+    site_nodes[101] |= config
+    with pytest.raises(ClientError, match="without 1"):
+        serve(fake(site_nodes), root, settings, notes)
+    return next(line for line in notes.lines if "node 101 is refused" in line)
+
+
+def test_a_client_may_insist_on_privacy(fake, site_nodes, site_settings, serve, tmp_path, notes):
+    settings = site_settings(deployment={"join_wait": 0.3})
+    said = refused(fake, site_nodes, settings, serve, tmp_path / "run", notes, **{"most-epsilon": 1.0})
+    assert "no ε" in said and "--most-epsilon" in said
+
+
+def test_a_folder_that_is_not_there_is_named(fake, site_nodes, site_settings, serve, tmp_path, notes):
+    settings = site_settings(deployment={"join_wait": 0.3})
+    assert "nowhere" in refused(fake, site_nodes, settings, serve, tmp_path / "run", notes, **{"data-dir": "/nowhere"})
+
+
+def test_a_second_release_needs_the_clients_word(fake, site_nodes, site_settings, serve, tmp_path):
+    private = {"epsilon": 9.0, "delta": 1e-2, "noise": "fast"}
+    serve(fake(site_nodes), tmp_path / "one", site_settings(privacy=private))
+    more = site_settings(privacy=private | {"epsilon": 5.0, "another_release": True}, deployment={"attempts": 1})
+    with pytest.raises(ClientError, match="earlier release"):
+        serve(fake(site_nodes), tmp_path / "two", more)
+    for config in site_nodes.values():
+        config["another-release"] = True
+    serve(fake(site_nodes), tmp_path / "three", more)
+    assert len(load_model(tmp_path / "three" / "model.safetensors").ledger) == 6
+
+
+def test_only_named_classes_are_told(fake, site_nodes, site_settings, serve, tmp_path):
+    serve(fake(site_nodes), tmp_path / "run", site_settings(data={"classes": "a"}))
+    assert json.loads((tmp_path / "run" / "agreement.json").read_text())["classes"] == ["a"]
+
+
+# ---------------------------------------------------------------------------------------- simulated
+
+
+def test_simulated_clients_take_their_part_of_the_settings_data(fake, tiny, serve, tmp_path):
+    settings = tiny(data={"clients": 3}, federation={"shipped": "best", "shipped_draws": 2})
+    nodes = {number: {"partition-id": number - 7, "num-partitions": 3} for number in (7, 8, 9)}
+    serve(fake(nodes), tmp_path / "flower", settings)
+    inprocess.train(settings, out=tmp_path / "plain")
+    mine, plain = tmp_path / "flower" / "model.safetensors", tmp_path / "plain" / "model.safetensors"
+    assert mine.read_bytes() == plain.read_bytes()
+
+
+def test_memory_of_the_population_is_a_number_a_client(fake, tiny, serve, tmp_path):
+    """Nothing is kept of clients that were not in a round but who they are."""
+    settings = tiny(data={"clients": 60}, federation={"cohort": 2, "rounds": 3})
+    nodes = {number: {"partition-id": number, "num-partitions": 60} for number in range(60)}
+    grid = fake(nodes)
+    serve(grid, tmp_path / "run", settings)
+    assert len([1 for request, _ in grid.asked if request.ask != "hello"]) == 6
+    assert len(list((tmp_path / "run" / "clients").iterdir())) <= 6
