@@ -62,7 +62,9 @@ class ClientDisk:
         begins a run, or goes on with one.
         """
         path = self.folder.client(client) / "run-target.safetensors"
-        held = None if anew else runfolder.load_arrays(path)
+        if anew:
+            path.unlink(missing_ok=True)  # what cannot be written anew must not be taken for it later
+        held = runfolder.load_arrays(path)
         if held is not None and {"moments", "images", "shares"} <= set(held):
             return Target(held["moments"], int(held["images"][0]), held["shares"])
         target = self.target(client, images())

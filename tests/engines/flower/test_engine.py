@@ -11,9 +11,10 @@ pytest.importorskip("flwr", reason="Flower is not installed")
 
 from flwr.app import Error, Message
 
+from prismfl import runfolder
 from prismfl.engines import inprocess
 from prismfl.engines.flower.envelope import Response, response_to
-from prismfl.errors import ClientError, DataError
+from prismfl.errors import ClientError, DataError, RunFolderError
 from prismfl.modelfile import load_model
 from prismfl.runfolder import RunFolder, read_rounds
 
@@ -182,6 +183,23 @@ def test_a_client_that_lost_its_disk_asks_for_what_it_needs(fake, site_nodes, si
     serve(grid, tmp_path / "run", settings)
     assert [line["cohort"] for line in lines_of(tmp_path / "run")] == [[0, 1, 2]] * 3
     assert sum(client == 2 and request.terms is not None for request, client in grid.asked if request.round) == 1
+
+
+def test_a_target_that_cannot_be_written_anew_is_not_the_one_of_a_run_before(
+    fake, site_nodes, site_settings, serve, tmp_path, notes, monkeypatch
+):
+    serve(fake(site_nodes), tmp_path / "one", site_settings())
+    real = runfolder.save_arrays
+
+    def full(path, arrays):
+        if path.name == "run-target.safetensors" and "/b/" in str(path):
+            raise RunFolderError(f"cannot write {path}", "room", "free some")
+        real(path, arrays)
+
+    monkeypatch.setattr(runfolder, "save_arrays", full)
+    serve(fake(site_nodes), tmp_path / "two", site_settings(), notes)
+    assert [line["cohort"] for line in lines_of(tmp_path / "two")] == [[0, 2]] * 2
+    assert sum("client 1 is left out: cannot write" in line for line in notes.lines) == 2
 
 
 def test_terms_travel_once(fake, site_nodes, site_settings, serve, tmp_path):
