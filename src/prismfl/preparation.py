@@ -73,17 +73,20 @@ def prepare(
     loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_private(settings, loaded, train.classes, [len(part) for part in parts])
-    # What depends on files and machine is written down, so that a resumed run goes on as it began.
-    precision = precision_of(settings.search.precision, settings.output.device)
-    settings = replace(
-        settings,
-        features=replace(settings.features, features_sha256=loaded.sha256),
-        search=replace(settings.search, precision=precision),
-    )
+    settings = _settled(settings, loaded)
     agreement = agree(settings, train.images.shape[1], train.classes)
     features = FeatureMap(loaded, settings.features, agreement.layout.channels, agreement.layout.size)
     warnings = _warnings(settings, loaded, train.classes, test)
     return Prepared(agreement, make_kit(agreement, features), deal(train, parts, scratch), test, warnings)
+
+
+def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
+    """The settings with what depends on files and machine written down: a resumed run goes on as it began."""
+    return replace(
+        settings,
+        features=replace(settings.features, features_sha256=loaded.sha256),
+        search=replace(settings.search, precision=precision_of(settings.search.precision, settings.output.device)),
+    )
 
 
 def _check_private(settings: Settings, loaded: LoadedNet, classes: tuple[str, ...], sizes: list[int]) -> None:
@@ -111,8 +114,7 @@ def agree_on(settings: Settings, channels: int, classes: tuple[str, ...]) -> Agr
     names = select_names(classes, settings.data.classes)
     if settings.privacy.epsilon:
         _check_overlap(settings, loaded, names)
-    settings = replace(settings, features=replace(settings.features, features_sha256=loaded.sha256))
-    return agree(settings, channels, names)
+    return agree(_settled(settings, loaded), channels, names)
 
 
 def site_kit(agreement: Agreement) -> ClientKit:

@@ -10,7 +10,6 @@ import pytest
 from prismfl.config import settings_from
 from prismfl.errors import MessageError
 from prismfl.federation import Traffic, _heard, agree, broadcast, hear, init, seal_found, server_update
-from prismfl.server import empty_tally
 from prismfl.wire import message
 from prismfl.wire.message import HEADER_BYTES, Kind
 
@@ -55,8 +54,7 @@ class World:
         distances = message.seal_distances(np.arange(9.0), 1, place)
 
         def heard(frame):
-            tally = empty_tally(len(state.q), 1)
-            _heard(agreement, state, tally, 0, 0, 3, frame)
+            _heard(agreement, state, 0, 0, 3, frame)
 
         return [
             (update, heard),
@@ -165,13 +163,12 @@ def test_memory_is_bounded_by_the_agreed_parameters():
     count, rng = len(world.states[0].q), np.random.default_rng(1)
     frame, _ = world.targets()[0]
     state = world.states[1]
-    tally = empty_tally(count, 1)
-    _heard(world.agreement, state, tally, 0, 0, 3, frame)  # caches of what is agreed are not the message's
+    _heard(world.agreement, state, 0, 0, 3, frame)  # caches of what is agreed are not the message's
     worst = 0
     for changed in (frame, *(mutated(frame, rng) for _ in range(25))):
         tracemalloc.start()
         with contextlib.suppress(MessageError):
-            _heard(world.agreement, state, tally, 0, 0, 3, changed)
+            _heard(world.agreement, state, 0, 0, 3, changed)
         worst = max(worst, tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert worst < 8 * count + 2_000_000
