@@ -6,9 +6,11 @@ function is pure: explicit state in, frames and new state out.
 """
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -56,7 +58,7 @@ Exchange = Callable[[Mapping[int, bytes]], Iterator[tuple[int, Reply]]]
 MOST_LABELS = 1000
 _MANY = 8  # clients a round, from which half of each mask says as much as the whole
 _CANDIDATE_LATENTS, _CANDIDATE_BATCH = 500, 250
-_STEPS_KEPT = 3  # by a simulator's clients together
+_THETAS_KEPT, _LINKS_KEPT = 4, 4096  # by a simulator's clients together
 _SLACK = 64  # bytes that a coded mask may take beyond packed bits
 
 
@@ -163,8 +165,13 @@ def cohort(agreement: Agreement, round_index: int) -> list[int]:
     clients, size = agreement.settings.data.clients, agreement.settings.federation.cohort
     if size in (0, clients):
         return list(range(clients))
-    stream = Stream(agreement.settings.seed, Purpose.COHORT, round_index)
-    return sorted(stream.permutation(clients)[:size].tolist())
+    return list(_chosen(agreement.settings.seed, round_index, clients, size))
+
+
+# A round asks for its cohort many times, and the choice takes as long as there are clients.
+@lru_cache(maxsize=4)
+def _chosen(seed: int, round_index: int, clients: int, size: int) -> tuple[int, ...]:
+    return tuple(sorted(Stream(seed, Purpose.COHORT, round_index).permutation(clients)[:size].tolist()))
 
 
 def broadcast(
@@ -175,24 +182,29 @@ def broadcast(
     A client gets the coded steps since the last θ that it proved to know, or θ_t itself where those
     are not kept: then they would be longer.
     """
+    members = cohort(agreement, state.round)
     return {
-        client: _sent(agreement, state, client, int(state.held[client]), kind)
-        for client in cohort(agreement, state.round)
+        client: _sent(agreement, state, client, (rank, len(members)), int(state.held[client]), kind)
+        for rank, client in enumerate(members)
     }
 
 
 def snapshots(agreement: Agreement, state: ServerState, clients: Iterable[int], kind: message.Kind) -> dict[int, bytes]:
     """θ_t itself, for clients of the round's cohort that asked for it."""
-    return {client: _sent(agreement, state, client, -1, kind) for client in clients}
-
-
-def _sent(agreement: Agreement, state: ServerState, client: int, held: int, kind: message.Kind) -> bytes:
     members = cohort(agreement, state.round)
-    digest, rank, behind = state.digest, members.index(client), state.round - held
+    ranks = {client: (rank, len(members)) for rank, client in enumerate(members)}
+    return {client: _sent(agreement, state, client, ranks[client], -1, kind) for client in clients}
+
+
+def _sent(
+    agreement: Agreement, state: ServerState, client: int, rank: tuple[int, int], held: int, kind: message.Kind
+) -> bytes:
+    """A client's frame; rank: its own, and of how many."""
+    behind = state.round - held
     if held < 0 or behind > len(state.steps):
-        told = message.Broadcast(digest, rank, len(members), None, (), state.q)
+        told = message.Broadcast(state.digest, *rank, None, (), state.q)
     else:
-        told = message.Broadcast(digest, rank, len(members), held, state.steps[len(state.steps) - behind :])
+        told = message.Broadcast(state.digest, *rank, held, state.steps[len(state.steps) - behind :])
     return message.seal_broadcast(told, agreement.place(state.round, client), kind)
 
 
@@ -232,6 +244,11 @@ class Held:
     q: NDArray[np.uint16]
     round: int
 
+    @cached_property
+    def digest(self) -> bytes:
+        """Eight bytes naming θ."""
+        return message.digest_of(self.q)
+
 
 @dataclass
 class ClientKit:
@@ -243,7 +260,8 @@ class ClientKit:
     weights: torch.Tensor
     features: FeatureMap
     _candidates: dict[bytes, list[torch.Tensor]] = field(default_factory=dict)
-    _steps: dict[tuple[bytes, bytes], NDArray[np.uint16]] = field(default_factory=dict)
+    _links: dict[tuple[bytes, int, bytes], bytes] = field(default_factory=dict)
+    _thetas: dict[bytes, NDArray[np.uint16]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def candidate_moments(self, agreement: Agreement, q: NDArray[np.uint16]) -> list[torch.Tensor]:
@@ -255,14 +273,32 @@ class ClientKit:
                 self._candidates = {key: [_moments_of_mask(agreement, self, mask) for mask in masks]}
             return self._candidates[key]
 
-    def next_theta(self, agreement: Agreement, held: Held, step: bytes) -> NDArray[np.uint16]:
-        """`next_theta`, computed once for all clients that take the same step."""
+    def follow(self, agreement: Agreement, held: Held, steps: Sequence[bytes]) -> Held:
+        """Where the steps lead from what a client holds, each computed once for all clients that take it.
+
+        Raises MessageError when one of them cannot be a step of its round.
+        """
+        turns = list(enumerate((hashlib.sha256(step).digest() for step in steps), held.round))
         with self._lock:
-            key = (message.digest_of(held.q), step)
-            if key not in self._steps:
-                after = next_theta(agreement, held.q, held.round, step)
-                self._steps = {**dict(list(self._steps.items())[-_STEPS_KEPT:]), key: after}
-            return self._steps[key]
+            names = [held.digest]
+            for turn, step in turns:
+                if (name := self._links.get((names[-1], turn, step))) is None:
+                    break
+                names.append(name)
+            known = max((place for place, name in enumerate(names) if name in self._thetas), default=0)
+            found = Held(self._thetas.get(names[known], held.q), held.round + known)
+            for step in steps[known:]:
+                found = self._stepped(agreement, found, step)
+            return found
+
+    def _stepped(self, agreement: Agreement, held: Held, step: bytes) -> Held:
+        after = Held(next_theta(agreement, held.q, held.round, step), held.round + 1)
+        self._links[held.digest, held.round, hashlib.sha256(step).digest()] = after.digest
+        self._thetas[after.digest] = after.q
+        for kept, most in ((self._links, _LINKS_KEPT), (self._thetas, _THETAS_KEPT)):
+            while len(kept) > most:
+                kept.pop(next(iter(kept)))  # type: ignore[call-overload]
+        return after
 
 
 def make_kit(agreement: Agreement, features: FeatureMap) -> ClientKit:
@@ -291,7 +327,7 @@ def hear(
         found = _follow(agreement, kit, told, held, place.round)
     except MessageError:
         found = None
-    return told, found if found is not None and message.digest_of(found.q) == told.digest else None
+    return told, found if found is not None and found.digest == told.digest else None
 
 
 def _follow(agreement: Agreement, kit: ClientKit, told: message.Broadcast, held: Held, round_index: int) -> Held | None:
@@ -299,9 +335,7 @@ def _follow(agreement: Agreement, kit: ClientKit, told: message.Broadcast, held:
         return Held(told.snapshot, round_index)
     if told.first is None or not told.first <= held.round <= round_index:
         return None
-    for step in told.steps[held.round - told.first :]:
-        held = Held(kit.next_theta(agreement, held, step), held.round + 1)
-    return held
+    return kit.follow(agreement, held, told.steps[held.round - told.first :])
 
 
 def client_update(

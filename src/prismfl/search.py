@@ -1,6 +1,7 @@
 """Local mask search: (θ, target, settings, draws) → θ_k.  It never sees images or raw moments."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from prismfl.config import Search
 from prismfl.layout import Layout
-from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, distance, label_groups
-from prismfl.nets.generator import generate
-from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of
+from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, batch_groups, distance, label_groups
+from prismfl.nets.generator import generate, generate_many
+from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of, uniforms
 
 # Gradients of single scores are as small as 1e-9: Adam's usual 1e-8 would drown them.
 _TINY = 1e-16
@@ -71,16 +72,51 @@ def local_search(
     local step).  Same inputs, threads and machine: same bytes out.
     """
     searcher = Searcher(layout, weights, features, target, settings, draws)
-    adam = _Adam(settings, layout, weights.device, memory)
-    start, total = scores_of(q).to(weights.device), 0.0
+    adam = _Adam(settings, layout, weights.device, [memory])
+    start = scores_of(q).to(weights.device)
+    scores, losses = _searched(searcher, adam, start, settings, rate)
+    return Found(_within_reach(integers_of(scores), q, settings.reach), float(losses), adam.memory(0))
+
+
+def search_many(
+    layout: Layout,
+    weights: Tensor,
+    features: FeatureMap,
+    qs: Sequence[NDArray[np.uint16]],
+    targets: Sequence[Target],
+    settings: Search,
+    rate: float,
+    draws: Sequence[torch.Generator],
+    memories: Sequence[Memory | None],
+) -> list[Found]:
+    """`local_search` of K clients as one batch: what each would find alone, up to rounding.
+
+    The clients share frozen weights and feature network; each has its own θ, target, Adam and generator, from
+    which it draws the same numbers in the same order as it would alone.
+    """
+    searcher = BatchSearcher(layout, weights, features, targets, settings, draws)
+    adam = _Adam(settings, layout, weights.device, memories)
+    start = torch.stack([scores_of(q) for q in qs]).to(weights.device)
+    scores, losses = _searched(searcher, adam, start, settings, rate)
+    return [
+        Found(_within_reach(integers_of(found), q, settings.reach), loss, adam.memory(place))
+        for place, (found, q, loss) in enumerate(zip(scores, qs, losses.tolist(), strict=True))
+    ]
+
+
+def _searched(
+    searcher: "Searcher | BatchSearcher", adam: "_Adam", start: Tensor, settings: Search, rate: float
+) -> tuple[Tensor, Tensor]:
+    """Scores after the local steps, and mean losses in float64.  Nothing here waits for the device."""
     scores = start.clone()
+    total = torch.zeros(start.shape[:-1], dtype=torch.float64, device=start.device)
     for _ in range(settings.local_steps):
         gradient, loss = searcher.gradient(torch.sigmoid(scores))
         adam.step(scores, gradient, rate)
         if settings.hold:
             scores.lerp_(start, min(1.0, settings.hold * rate))
         total += loss
-    return Found(_within_reach(integers_of(scores), q, settings.reach), total / settings.local_steps, adam.memory())
+    return scores, total / settings.local_steps
 
 
 def _within_reach(found: NDArray[np.uint16], q: NDArray[np.uint16], reach: float) -> NDArray[np.uint16]:
@@ -109,19 +145,18 @@ class Searcher:
         self.features = features.in_precision(precision)
         self.target = torch.from_numpy(target.moments).to(weights.device)
         self.blocks = self.features.split(self.target)
-        self.shares = torch.from_numpy(target.shares)
+        self.shares = torch.from_numpy(target.shares).to(draws.device)
         self.moving = MovingResidual(self.target, settings.moving_rate)
 
-    def gradient(self, theta: Tensor) -> tuple[Tensor, float]:
-        """Gradient by the scores `[N]` and the squared distance of one batch."""
+    def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient by the scores `[N]` and the squared distance of one batch, a scalar."""
         flat = masked_weights(self.weights, theta, self.draws)
-        size, device = self.settings.batch_size, flat.device
-        latents = torch.randn(size, self.layout.latent, generator=self.draws).to(device)
-        labels = batch_labels(self.shares, size, self.draws).sort().values.to(device)
+        latents, labels = _inputs(self.layout, self.settings.batch_size, self.shares, self.draws)
+        latents, labels = latents.to(flat.device), labels.to(flat.device)
         images = generate(self.layout, flat.to(self.dtype), latents.to(self.dtype), labels=labels)
         loss, measured = self._losses(images, labels)
         (weight_gradient,) = torch.autograd.grad(loss, flat)
-        return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), float(measured.detach())
+        return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), measured.detach()
 
     def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What is descended, and the squared distance."""
@@ -132,46 +167,111 @@ class Searcher:
         return self.moving.loss(moments), distance(moments, self.target)
 
 
+class BatchSearcher:
+    """The losses of K clients and their gradients by the scores, as one batch; see `search_many`."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        weights: Tensor,
+        features: FeatureMap,
+        targets: Sequence[Target],
+        settings: Search,
+        draws: Sequence[torch.Generator],
+    ) -> None:
+        self.layout, self.settings, self.draws = layout, settings, draws
+        precision = precision_of(settings.precision, weights.device.type)
+        self.weights, self.dtype = weights, PRECISIONS[precision]
+        self.features = features.in_precision(precision)
+        self.targets = torch.stack([torch.from_numpy(target.moments) for target in targets]).to(weights.device)
+        split = [self.features.split(target) for target in self.targets]
+        self.blocks = [torch.stack(parts) for parts in zip(*split, strict=True)]
+        self.shares = [torch.from_numpy(one.shares).to(own.device) for one, own in zip(targets, draws, strict=True)]
+        self.moving = [MovingResidual(target, settings.moving_rate) for target in self.targets]
+
+    def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients by the scores `[K, N]` and the squared distances of one batch each, `[K]`."""
+        uniform, latents, labels = self._draw()
+        flats = (self.weights * (uniform < theta)).requires_grad_()
+        images = generate_many(self.layout, flats.to(self.dtype), latents.to(self.dtype), labels)
+        losses, measured = self._losses(images.flatten(0, 1), labels)
+        # No client's loss depends on another's weights: the gradient of the sum is that of each.
+        (weight_gradient,) = torch.autograd.grad(losses.sum(), flats)
+        return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), measured.detach()
+
+    def _draw(self) -> tuple[Tensor, ...]:
+        """Uniforms `[K, N]`, latents `[K, B, latent]` and labels `[K, B]`, each client's by its own generator."""
+        rows = [
+            (uniforms(len(self.weights), draws), *_inputs(self.layout, self.settings.batch_size, shares, draws))
+            for draws, shares in zip(self.draws, self.shares, strict=True)
+        ]
+        return tuple(torch.stack(parts).to(self.weights.device) for parts in zip(*rows, strict=True))
+
+    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What is descended, and the squared distances, `[K]` each."""
+        if self.settings.loss == "squared":
+            measured = self.features.squared_distances(images, labels, self.blocks)
+            return measured, measured
+        moments = self.features.moments(images, batch_groups(labels, self.layout.classes)).view(len(labels), -1)
+        losses = [moving.loss(mine) for moving, mine in zip(self.moving, moments, strict=True)]
+        return torch.stack(losses), (moments - self.targets).square().sum(1)
+
+
+def _inputs(layout: Layout, size: int, shares: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents `[B, latent]` and labels `[B]`, ascending, drawn where the generator is."""
+    latents = torch.randn(size, layout.latent, generator=draws, device=draws.device)
+    return latents, batch_labels(shares, size, draws).sort().values
+
+
 def batch_labels(shares: Tensor, count: int, draws: torch.Generator) -> Tensor:
     """Labels of a batch by systematic sampling: int64 `[count]`, each label's number within 1 of its share.
 
     shares: float64 `[G]` of sum 1.  The order of labels is shuffled first, so that none is favoured.
     """
-    order = torch.randperm(len(shares), generator=draws)
+    device = draws.device
+    order = torch.randperm(len(shares), generator=draws, device=device)
     edges = shares[order].cumsum(0)
-    points = (torch.arange(count, dtype=torch.float64) + torch.rand((), generator=draws)) * (edges[-1] / count)
+    start = torch.rand((), generator=draws, device=device)
+    points = (torch.arange(count, dtype=torch.float64, device=device) + start) * (edges[-1] / count)
     return order[torch.searchsorted(edges, points, right=True).clamp_(max=len(shares) - 1)]
 
 
 class _Adam:
-    """Adam (Kingma, Ba 2015) on one flat vector."""
+    """Adam (Kingma, Ba 2015) on one flat vector `[N]`, or on a client's each, `[K, N]`."""
 
-    def __init__(self, settings: Search, layout: Layout, device: torch.device, memory: Memory | None) -> None:
-        self.betas, self.steps = (settings.beta1, settings.beta2), 0
+    def __init__(
+        self, settings: Search, layout: Layout, device: torch.device, memories: Sequence[Memory | None]
+    ) -> None:
+        self.betas, self.steps = (settings.beta1, settings.beta2), [one.steps if one else 0 for one in memories]
         self.counts = [layer.count for layer in layout.layers] if settings.scale == "layer" else []
-        self.first, self.second = (torch.zeros(layout.count, device=device) for _ in range(2))
-        if memory is not None:
-            self.steps = memory.steps
-            self.first.copy_(torch.from_numpy(memory.first))
-            self.second.copy_(torch.from_numpy(memory.second))
+        self.first, self.second = (torch.zeros(len(memories), layout.count, device=device) for _ in range(2))
+        for row, memory in enumerate(memories):
+            if memory is not None:
+                self.first[row].copy_(torch.from_numpy(memory.first))
+                self.second[row].copy_(torch.from_numpy(memory.second))
 
     def step(self, scores: Tensor, gradient: Tensor, rate: float) -> None:
         """Move the scores in place by one step of size `rate`."""
-        self.steps += 1
+        self.steps = [steps + 1 for steps in self.steps]
         beta1, beta2 = self.betas
+        rows, gradient = scores.view_as(self.first), gradient.view_as(self.first)
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        size = rate / (1 - beta1**self.steps)
-        root = (self._variances() / (1 - beta2**self.steps)).sqrt_().add_(_TINY)
-        scores.addcdiv_(self.first, root, value=-size)
+        variances = self._variances()
+        # Clients that have come equally far, as most have, take their steps together.
+        alike = [slice(None)] if len(set(self.steps)) == 1 else [slice(row, row + 1) for row in range(len(rows))]
+        for part in alike:
+            steps = self.steps[part][0]
+            root = (variances[part] / (1 - beta2**steps)).sqrt_().add_(_TINY)
+            rows[part].addcdiv_(self.first[part], root, value=-rate / (1 - beta1**steps))
 
     def _variances(self) -> Tensor:
         """What steps are divided by, squared: each entry's second moment, or its layer's mean of them."""
         if not self.counts:
             return self.second
-        means = [part.mean().expand(len(part)) for part in self.second.split(self.counts)]
-        return torch.cat(means)
+        means = [part.mean(1, keepdim=True).expand_as(part) for part in self.second.split(self.counts, 1)]
+        return torch.cat(means, 1)
 
-    def memory(self) -> Memory:
-        """Adam's moments as NumPy arrays."""
-        return Memory(self.first.cpu().numpy(), self.second.cpu().numpy(), self.steps)
+    def memory(self, row: int) -> Memory:
+        """A client's moments as NumPy arrays."""
+        return Memory(self.first[row].cpu().numpy(), self.second[row].cpu().numpy(), self.steps[row])

@@ -24,6 +24,7 @@ from prismfl.nets.features import load_features
 from prismfl.preparation import for_arrays, prepare
 from prismfl.runfolder import RunFolder, read_rounds
 from prismfl.sampling import load
+from prismfl.search import precision_of
 from prismfl.wire.message import is_lost
 
 ROUNDS = 4
@@ -115,7 +116,11 @@ def test_a_run_leaves_what_it_promises(finished, run_settings):
     assert (folder.root / summary["grid"]).read_bytes().startswith(b"\x89PNG")
     kept = runfolder.reopen(folder.root)[1]
     assert kept.features.features_sha256 == summary["features_sha256"] == load_features("vgg").sha256
-    kept = replace(kept, features=replace(kept.features, features_sha256=""))
+    named = precision_of("auto", "cpu")
+    assert kept.search.precision == named
+    kept = replace(
+        kept, features=replace(kept.features, features_sha256=""), search=replace(kept.search, precision="auto")
+    )
     assert kept == for_arrays(run_settings(), np.zeros((1, 1, 16, 16), np.uint8))
     images = load(folder.model).sample(5, seed=1)
     assert images.shape == (5, 1, 16, 16)

@@ -16,9 +16,10 @@ from prismfl import coordinator, runfolder
 from prismfl.config import Settings
 from prismfl.coordinator import Finished, Silent, Watcher
 from prismfl.data.datasets import ImageSet
+from prismfl.engines.kept import KeptTargets, KeptThetas
 from prismfl.engines.releases import NoisyThetas, Releases, key_of, name_of
 from prismfl.errors import ClientError, PrismError
-from prismfl.federation import Agreement, ClientKit, Exchange, Held, Reply, client_distances, client_update
+from prismfl.federation import Agreement, ClientKit, Exchange, Reply, client_distances, client_update
 from prismfl.mmd import Target, label_shares
 from prismfl.preparation import Prepared, for_arrays, prepare
 from prismfl.runfolder import RunFolder
@@ -26,6 +27,8 @@ from prismfl.search import Memory
 
 # glibc's numbers for mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+_MOST_TARGETS, _MOST_THETAS = 2**29, 2**28  # bytes in memory, of all clients together
 
 # A client's part: (client, frame) → reply frame.
 Worker = Callable[[int, bytes], bytes]
@@ -35,6 +38,7 @@ class InProcess:
     """An engine whose clients are threads of this process.
 
     A client keeps θ in memory alone: when the simulator is resumed, its clients ask for a snapshot.
+    Memory does not grow with the number of clients: see `engines/kept.py`.
     Each client's search runs on `client_threads` processor threads, whatever the number of
     clients searched at a time: the bytes do not depend on `workers`.
     """
@@ -44,9 +48,8 @@ class InProcess:
         threads = agreement.settings.search.client_threads
         workers = agreement.settings.output.workers or max(1, (os.cpu_count() or 1) // threads)
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
-        self.targets: dict[int, Target] = {}
+        self.targets, self.held = KeptTargets(_MOST_TARGETS), KeptThetas(_MOST_THETAS)
         self.memories: dict[int, Memory | None] = {}
-        self.held: dict[int, Held] = {}
         asked = agreement.settings.privacy if agreement.settings.privacy.epsilon else None
         self.releases = Releases(agreement, kit, folder) if asked and asked.mechanism == "release" else None
         self.thetas = NoisyThetas(agreement, folder) if asked and asked.mechanism == "theta" else None
@@ -62,7 +65,7 @@ class InProcess:
             )
             self.memories[client] = answer.memory
             if answer.held is not None:
-                self.held[client] = answer.held
+                self.held.put(client, answer.held)
             return answer.frame
 
         return lambda frames: self._carry(one, frames)
@@ -101,6 +104,8 @@ class InProcess:
         finally:
             for future in futures:
                 future.cancel()
+            if self.agreement.settings.privacy.epsilon:
+                runfolder.gather_ledger(self.folder)
 
     def target(self, client: int) -> Target:
         """The client's moments: computed once, then kept in its own folder under a local key.
@@ -108,10 +113,12 @@ class InProcess:
         The key names feature map and images; it never leaves the client's disk.  With ε set
         they are released moments: nothing else of the images is ever computed.
         """
-        if client not in self.targets:
-            mine = self.clients[client]
-            self.targets[client] = self.releases.target(client, mine) if self.releases else self._stored_target(client)
-        return self.targets[client]
+        found = self.targets.get(client)
+        if found is None:
+            releases = self.releases
+            found = releases.target(client, self.clients[client]) if releases else self._stored_target(client)
+            self.targets.put(client, found)
+        return found
 
     def _stored_target(self, client: int) -> Target:
         mine, classes = self.clients[client], self.agreement.layout.classes
