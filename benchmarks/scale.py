@@ -3,8 +3,9 @@
     python benchmarks/scale.py [--populations 1000,10000] [--cohort 100] [--rounds 6]
 
 Each population is a process of its own, so that its peak memory is its own: scanned digits of 16 pixels again and
-again, two a client, a generator of width 4 with labels, one local step of eight images.  Nothing should grow with the population
-but what its images take.  Seconds are medians over rounds; `prepare` is everything before the first round.
+again, two a client, a generator of width 4 with labels, one local step of eight images.  Nothing should grow with
+the population but what its images take.  Seconds are medians over rounds; `prepare` is everything before the
+first round.
 """
 
 import argparse
@@ -97,11 +98,11 @@ class Clock(Silent):
     def __init__(self) -> None:
         self.begun, self.seconds = 0.0, list[float]()
 
-    def started(self, done: int, rounds: int) -> None:
+    def started(self, *_: int) -> None:
         """The first round begins."""
         self.begun = time.perf_counter()
 
-    def round_done(self, record: Any, rounds: int) -> None:
+    def round_done(self, record: Any, *_: int) -> None:
         """Its seconds as the log has them."""
         self.seconds.append(record["seconds"])
 

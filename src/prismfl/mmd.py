@@ -160,7 +160,8 @@ def label_groups(labels: Tensor, classes: int) -> Tensor:
 
 def batch_groups(labels: Tensor, classes: int) -> Tensor:
     """`label_groups` of K batches one after the other: int64 `[K, B]` → float32 `[K · max(1, classes), K · B]`."""
-    return torch.block_diag(*(label_groups(row, classes) for row in labels))
+    groups: Tensor = torch.block_diag(*(label_groups(row, classes) for row in labels))
+    return groups
 
 
 def _inverse(norm: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Local mask search: (θ, target, settings, draws) → θ_k.  It never sees images or raw moments."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,9 @@ from prismfl.nets.masked import integers_of, masked_weights, score_gradient, sco
 # Gradients of single scores are as small as 1e-9: Adam's usual 1e-8 would drown them.
 _TINY = 1e-16
 _BFLOAT16 = "_is_avx512_bf16_supported"
+_ROOM = 2**30  # bytes that a batch of clients may take of a processor's memory
+_COPIES = 8  # of each map and weight that a step holds at its peak
+_TRIED = 4  # clients whose steps are timed together
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,50 @@ def precision_of(name: str, device: str) -> str:
     # A private name of torch: where it is gone, the exact precision is a safe answer.
     told = torch.cuda.is_bf16_supported if device.startswith("cuda") else getattr(torch.cpu, _BFLOAT16, bool)
     return "bfloat16" if told() else "float32"
+
+
+def batching_of(
+    settings: Search, layout: Layout, features: FeatureMap, weights: Tensor, clients: int
+) -> tuple[str, int]:
+    """`batching` and `batch_clients` as they stand for a run: `none` or `vmap`, and clients in one batch.
+
+    `auto` is `none` on a processor, where batches were never faster (docs/decisions.md), and elsewhere what a
+    short measurement with a few of the round's clients found faster.
+    """
+    most = min(clients, settings.batch_clients or _clients_in_room(settings, layout, features, weights.device))
+    if settings.batching != "auto":
+        return settings.batching, most
+    faster = weights.device.type != "cpu" and most > 1 and faster_together(layout, weights, features, settings, most)
+    return ("vmap" if faster else "none"), most
+
+
+def _clients_in_room(settings: Search, layout: Layout, features: FeatureMap, device: torch.device) -> int:
+    """Clients whose searches together take a share of the memory: a rule of thumb, on the large side."""
+    room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _ROOM
+    maps = sum(features.sizes) + 6 * layout.widths[-1] * layout.size**2
+    return max(1, room // (4 * (_COPIES * settings.batch_size * maps + _COPIES * layout.count)))
+
+
+def faster_together(layout: Layout, weights: Tensor, features: FeatureMap, settings: Search, clients: int) -> bool:
+    """Whether a few clients take a step together in less time than one after another, here and now."""
+    many = min(clients, _TRIED)
+    classes = max(1, layout.classes)
+    nothing = Target(np.zeros(classes * features.dimension, np.float32), 1, np.full(classes, 1 / classes))
+    draws = [torch.Generator(weights.device).manual_seed(client) for client in range(many)]
+    theta = torch.full((many, layout.count), 0.5, device=weights.device)
+    alone = Searcher(layout, weights, features, nothing, settings, draws[0])
+    together = BatchSearcher(layout, weights, features, [nothing] * many, settings, draws)
+    return _seconds(lambda: together.gradient(theta)) < many * _seconds(lambda: alone.gradient(theta[0]))
+
+
+def _seconds(step: Callable[[], tuple[Tensor, Tensor]]) -> float:
+    """The least time of a step over a few, which include waiting for the device."""
+    found = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        step()[1].cpu()
+        found.append(time.perf_counter() - begun)
+    return min(found[1:])
 
 
 def local_search(

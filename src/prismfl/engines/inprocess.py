@@ -5,8 +5,9 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,17 @@ from prismfl.data.datasets import ImageSet
 from prismfl.engines.kept import KeptTargets, KeptThetas
 from prismfl.engines.releases import NoisyThetas, Releases, key_of, name_of
 from prismfl.errors import ClientError, PrismError
-from prismfl.federation import Agreement, ClientKit, Exchange, Reply, client_distances, client_update
+from prismfl.federation import (
+    Agreement,
+    Answer,
+    ClientKit,
+    Exchange,
+    Member,
+    Reply,
+    client_distances,
+    client_update,
+    client_updates,
+)
 from prismfl.mmd import Target, label_shares
 from prismfl.preparation import Prepared, for_arrays, prepare
 from prismfl.runfolder import RunFolder
@@ -30,8 +41,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 _MOST_TARGETS, _MOST_THETAS = 2**29, 2**28  # bytes in memory, of all clients together
 
-# A client's part: (client, frame) → reply frame.
+# A client's part: (client, frame) → reply frame; and that of several at once.
 Worker = Callable[[int, bytes], bytes]
+Crew = Callable[[Mapping[int, bytes]], Mapping[int, Reply]]
 
 
 class InProcess:
@@ -58,17 +70,40 @@ class InProcess:
         """Carry a round's broadcasts to the clients and yield their updates as they come."""
 
         def one(client: int, frame: bytes) -> bytes:
-            memory, target = self._recall(client, round_index), self.target(client)
-            noise = self.thetas.noise(client, target.images) if self.thetas else None
+            me = self._member(client, frame, round_index)
             answer = client_update(
-                self.agreement, self.kit, frame, round_index, client, target, memory, self.held.get(client), noise
+                self.agreement, self.kit, frame, round_index, client, me.target, me.memory, me.held, me.noise
             )
-            self.memories[client] = answer.memory
-            if answer.held is not None:
-                self.held.put(client, answer.held)
-            return answer.frame
+            return self._remembered(client, answer)
 
+        def together(frames: Mapping[int, bytes]) -> Mapping[int, Reply]:
+            found = {
+                client: outcome(client, self._member, client, frame, round_index) for client, frame in frames.items()
+            }
+            members = [one for one in found.values() if isinstance(one, Member)]
+            answers = client_updates(self.agreement, self.kit, round_index, members)
+            for member, answer in zip(members, answers, strict=True):
+                client = member.client
+                found[client] = self._remembered(client, answer) if isinstance(answer, Answer) else answer
+            return found
+
+        search = self.agreement.settings.search
+        if search.batching == "vmap":
+            return lambda frames: self._carry_groups(together, frames, search.batch_clients)
         return lambda frames: self._carry(one, frames)
+
+    def _member(self, client: int, frame: bytes, round_index: int) -> Member:
+        """A client with all that it brings into a round."""
+        memory, target = self._recall(client, round_index), self.target(client)
+        noise = self.thetas.noise(client, target.images) if self.thetas else None
+        return Member(client, frame, target, memory, self.held.get(client), noise)
+
+    def _remembered(self, client: int, answer: Answer) -> bytes:
+        """A client's reply, once what it keeps for its next round is kept."""
+        self.memories[client] = answer.memory
+        if answer.held is not None:
+            self.held.put(client, answer.held)
+        return answer.frame
 
     def compare(self) -> Exchange:
         """Carry the final θ to the clients and yield their distances."""
@@ -95,12 +130,21 @@ class InProcess:
         self.pool.shutdown(cancel_futures=True)
 
     def _carry(self, one: Worker, frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
-        futures: dict[Future[bytes], int] = {
-            self.pool.submit(one, client, frame): client for client, frame in frames.items()
-        }
+        def alone(frames: Mapping[int, bytes]) -> Mapping[int, Reply]:
+            return {client: one(client, frame) for client, frame in frames.items()}
+
+        return self._carry_groups(alone, frames, 1)
+
+    def _carry_groups(self, crew: Crew, frames: Mapping[int, bytes], size: int) -> Iterator[tuple[int, Reply]]:
+        """Frames to groups of `size` clients, in the order of frames; replies as groups are done (0: one group)."""
+        clients = list(frames)
+        parts = [clients[start : start + size] for start in range(0, len(clients), size)] if size else [clients]
+        futures = {self.pool.submit(crew, {client: frames[client] for client in part}): part for part in parts}
         try:
             for future in as_completed(futures):
-                yield futures[future], _outcome(future, futures[future])
+                for client in futures[future]:
+                    found = outcome(client, future.result)
+                    yield client, found if isinstance(found, PrismError) else found[client]
         finally:
             for future in futures:
                 future.cancel()
@@ -151,10 +195,10 @@ class InProcess:
         return self.folder.client(client) / f"adam-{round_index:08d}.safetensors"
 
 
-def _outcome(future: "Future[bytes]", client: int) -> Reply:
-    """A client's reply; whatever goes wrong inside a client stays that client's."""
+def outcome(client: int, part: Callable[..., Any], *args: Any) -> Any:
+    """What a client's part gives; whatever goes wrong inside a client stays that client's, as an error."""
     try:
-        return future.result()
+        return part(*args)
     except PrismError as error:
         return error
     except Exception as error:

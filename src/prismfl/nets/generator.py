@@ -99,7 +99,7 @@ def generate_many(layout: Layout, flats: Tensor, latents: Tensor, labels: Tensor
             shift = _of_labels(weights[f"block{index}.label"], labels)
             x = x + shift.transpose(0, 1).flatten(1)[:, :, None, None]
     x = torch.tanh(F.conv2d(norm(x), folded["output"], padding=1, groups=many))
-    return x.unflatten(1, (many, layout.channels)).transpose(0, 1)
+    return x.view(count, many, layout.channels, *x.shape[2:]).transpose(0, 1)
 
 
 def _stacked_views(layout: Layout, flats: Tensor) -> dict[str, Tensor]:
