@@ -13,7 +13,7 @@ import prismfl
 LINE = """
 errors < config < seeding < layout < files < download < data < nets < mmd < privacy < search < wire < server
 < federation < modelfile < sampling < metrics < runfolder < coordinator < preparation < forecast < evaluation < audit
-< pretrain < engines < progress < cli
+< pretrain < bench < engines < progress < cli
 """
 ORDER = [name.strip() for name in LINE.split("<")]
 ROOT = Path(prismfl.__file__).parent

@@ -130,18 +130,17 @@ def _doubling(kernel: Tensor, groups: int = 1) -> Tensor:
     takes four products an output where doubling first would take nine.
     """
     outputs, inputs = kernel.shape[:2]
-    spread = _spread().to(device=kernel.device, dtype=kernel.dtype)
-    wide = (kernel.reshape(-1, 9) @ spread).view(groups, outputs // groups, inputs, 4, 4)
+    wide = (kernel.reshape(-1, 9) @ _spread(kernel.device, kernel.dtype)).view(groups, outputs // groups, inputs, 4, 4)
     return wide.transpose(1, 2).flatten(0, 1)
 
 
-@cache
-def _spread() -> Tensor:
+@cache  # on its device, or every step would wait for the copy
+def _spread(device: torch.device, dtype: torch.dtype) -> Tensor:
     """What flips a 3×3 kernel and convolves it with a 2×2 box, as a matrix: `[9, 16]`."""
     one = torch.zeros(3, 4)
     for tap in range(3):
         one[2 - tap, tap : tap + 2] = 1
-    return torch.kron(one, one)
+    return torch.kron(one, one).to(device=device, dtype=dtype)
 
 
 def check_device(device: str) -> None:
