@@ -2,11 +2,11 @@
 
     python benchmarks/gpu.py [--device cuda] [--out results] [--minutes 9.5] [--train MNIST_DIR]
 
-Right: moments and the gradient of one step against the processor's, with the same draws.  Fast: a local step of all
-clients, and a round of theirs (draws, steps and Adam; no coding), at the paper's sizes (see `search_step.py`; 10
-clients, 100 steps), one client after another and as one batch, in each precision.  Could be: the larger of the step's operations
-over the rate of a large matrix product, and of the bytes that its products must read and write over the rate of a large
-copy.
+Right: moments and the gradient of one step against the processor's, with the same draws.
+Fast: a local step of all clients, and a round of theirs (draws, steps and Adam; no coding), at the paper's sizes (see
+`search_step.py`; 10 clients, 100 steps), one client after another and as one batch, in each precision.
+Could be: the larger of the step's operations over the rate of a large matrix product, and of the bytes that its
+products must read and write over the rate of a large copy.
 
 Prints a table, and writes it with hardware and date as gpu.md and gpu.json into --out.  With --train it then trains the
 paper's settings on MNIST's IDX files for as many rounds as fit into the time that is left.  `--device cpu --tiny`
