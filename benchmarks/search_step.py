@@ -83,13 +83,14 @@ def paper_size() -> tuple[Layout, FeatureMap, int]:
     return Layout(32, 1, 64, 128), FeatureMap(LoadedNet(net, "0" * 64, {}), Features(), 1, 32), 64
 
 
-def made(layout: Layout, features: FeatureMap, settings: Search) -> Searcher:
-    """A client's search, its target of random images."""
+def made(layout: Layout, features: FeatureMap, settings: Search, device: torch.device | None = None) -> Searcher:
+    """A client's search, its target of random images; the feature map is moved to the device."""
     draws = np.random.default_rng(0)
     images = draws.integers(0, 256, (64, layout.channels, layout.size, layout.size), np.uint8)
     labels = np.arange(64) % max(1, layout.classes)
     target = replace(features.target(images, labels, layout.classes), shares=label_shares(labels, layout.classes))
-    weights = torch.from_numpy(frozen_weights(layout, 0).copy())
+    weights = torch.from_numpy(frozen_weights(layout, 0).copy()).to(device or "cpu")
+    features.to(str(device or "cpu"))
     return Searcher(layout, weights, features, target, settings, torch.Generator().manual_seed(0))
 
 

@@ -79,7 +79,7 @@ class Attacked(InProcess):
             agreement, kit, frame, round_index, 0, self.target(0), None, self.held.get(0), noise=sent
         )
         if answer.held is not None:
-            self.held[0] = answer.held
+            self.held.put(0, answer.held)
         return answer.frame
 
 

@@ -687,6 +687,23 @@ def test_a_client_that_missed_rounds_is_sent_the_steps_since(crowd, unheard):
     assert record.traffic.downlink_frames == 5
 
 
+def test_a_step_is_computed_once_for_all_clients_that_take_it(crowd, monkeypatch):
+    with drifting(50):
+        party = crowd()
+        state, _ = party.play(init(party.agreement))
+        for turn in range(6):
+            state, _ = party.play(state, deaf=(turn % 5, 4))
+        computed, real = [], federation.next_theta
+        monkeypatch.setattr(
+            federation,
+            "next_theta",
+            lambda agreement, q, turn, raw: (computed.append(turn), real(agreement, q, turn, raw))[1],
+        )
+        party.play(state)
+    assert computed == [state.round - 1]  # though one client is six rounds behind
+    assert all(party.held[client].q.tobytes() == state.q.tobytes() for client in range(5))
+
+
 def test_steps_longer_than_theta_itself_are_not_sent(crowd):
     with drifting(20_000):
         party = crowd(federation={"mada": "fixed", "fixed_share": 0.1})

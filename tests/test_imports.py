@@ -13,7 +13,8 @@ import prismfl
 LINE = """
 errors < config < environment < seeding < layout < files < download < data < nets < mmd < privacy < search < wire
 < server < federation < oneshot < modelfile < pictures < asking < runtime < sampling < export < metrics < runfolder
-< coordinator < preparation < forecast < evaluation < audit < pretrain < engines < progress < report < callbacks < cli
+< coordinator < preparation < forecast < evaluation < audit < pretrain < bench < engines < progress < report < callbacks
+< cli
 """
 ORDER = [name.strip() for name in LINE.split("<")]
 ROOT = Path(prismfl.__file__).parent

@@ -144,7 +144,13 @@ class Search:
         choices=("auto", "float32", "bfloat16"),
     )
     batching: str = _setting(
-        "none", "clients computed together (none: one after another, byte-exact)", choices=("none",)
+        "none",
+        "clients of a round searched as one batch: none (each alone, the same bytes on any schedule), vmap (together: "
+        "the same draws, other roundings), or auto: what is faster here, none on a processor",
+        choices=("none", "vmap", "auto"),
+    )
+    batch_clients: int = _setting(
+        0, "most clients in one batch; 0 takes as many as a share of the memory holds", least=0, most=32767
     )
     client_threads: int = _setting(1, "processor threads a client's search uses", least=1, most=1024)
 

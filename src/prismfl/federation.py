@@ -6,21 +6,24 @@ function is pure: explicit state in, frames and new state out.
 """
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.config import Settings, to_toml
+from prismfl.config import Search, Settings, to_toml
 from prismfl.errors import ClientError, MessageError, PrismError, SettingError
 from prismfl.layout import Layout, frozen_weights
 from prismfl.mmd import FeatureMap, Target, distance, label_means
 from prismfl.nets.generator import generate, label_turns, latent_batch
 from prismfl.nets.masked import mask_of
-from prismfl.search import Memory, local_search, rate_at
+from prismfl.search import Found, Memory, local_search, rate_at, search_many
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import (
     MOST_WEIGHT,
@@ -59,7 +62,7 @@ Exchange = Callable[[Mapping[int, bytes]], Iterator[tuple[int, Reply]]]
 MOST_LABELS = 1000
 _MANY = 8  # clients a round, from which half of each mask says as much as the whole
 _CANDIDATE_LATENTS, _CANDIDATE_BATCH = 500, 250
-_STEPS_KEPT = 3  # by a simulator's clients together
+_THETAS_KEPT, _LINKS_KEPT = 4, 4096  # by a simulator's clients together
 _SLACK = 64  # bytes that a coded mask may take beyond packed bits
 
 
@@ -194,8 +197,13 @@ def cohort(agreement: Agreement, round_index: int) -> list[int]:
     clients, size = agreement.settings.data.clients, agreement.settings.federation.cohort
     if size in (0, clients):
         return list(range(clients))
-    stream = Stream(agreement.settings.seed, Purpose.COHORT, round_index)
-    return sorted(stream.permutation(clients)[:size].tolist())
+    return list(_chosen(agreement.settings.seed, round_index, clients, size))
+
+
+# A round asks for its cohort many times, and the choice takes as long as there are clients.
+@lru_cache(maxsize=4)
+def _chosen(seed: int, round_index: int, clients: int, size: int) -> tuple[int, ...]:
+    return tuple(sorted(Stream(seed, Purpose.COHORT, round_index).permutation(clients)[:size].tolist()))
 
 
 def broadcast(
@@ -206,24 +214,29 @@ def broadcast(
     A client gets the coded steps since the last θ that it proved to know, or θ_t itself where those
     are not kept: then they would be longer.
     """
+    members = cohort(agreement, state.round)
     return {
-        client: _sent(agreement, state, client, int(state.held[client]), kind)
-        for client in cohort(agreement, state.round)
+        client: _sent(agreement, state, client, (rank, len(members)), int(state.held[client]), kind)
+        for rank, client in enumerate(members)
     }
 
 
 def snapshots(agreement: Agreement, state: ServerState, clients: Iterable[int], kind: message.Kind) -> dict[int, bytes]:
     """θ_t itself, for clients of the round's cohort that asked for it."""
-    return {client: _sent(agreement, state, client, -1, kind) for client in clients}
-
-
-def _sent(agreement: Agreement, state: ServerState, client: int, held: int, kind: message.Kind) -> bytes:
     members = cohort(agreement, state.round)
-    digest, rank, behind = state.digest, members.index(client), state.round - held
+    ranks = {client: (rank, len(members)) for rank, client in enumerate(members)}
+    return {client: _sent(agreement, state, client, ranks[client], -1, kind) for client in clients}
+
+
+def _sent(
+    agreement: Agreement, state: ServerState, client: int, rank: tuple[int, int], held: int, kind: message.Kind
+) -> bytes:
+    """A client's frame; rank: its own, and of how many."""
+    behind = state.round - held
     if held < 0 or behind > len(state.steps):
-        told = message.Broadcast(digest, rank, len(members), None, (), state.q)
+        told = message.Broadcast(state.digest, *rank, None, (), state.q)
     else:
-        told = message.Broadcast(digest, rank, len(members), held, state.steps[len(state.steps) - behind :])
+        told = message.Broadcast(state.digest, *rank, held, state.steps[len(state.steps) - behind :])
     return message.seal_broadcast(told, agreement.place(state.round, client), kind)
 
 
@@ -263,6 +276,11 @@ class Held:
     q: NDArray[np.uint16]
     round: int
 
+    @cached_property
+    def digest(self) -> bytes:
+        """Eight bytes naming θ."""
+        return message.digest_of(self.q)
+
 
 @dataclass
 class ClientKit:
@@ -274,7 +292,8 @@ class ClientKit:
     weights: torch.Tensor
     features: FeatureMap
     _candidates: dict[bytes, list[torch.Tensor]] = field(default_factory=dict)
-    _steps: dict[tuple[bytes, bytes], NDArray[np.uint16]] = field(default_factory=dict)
+    _links: dict[tuple[bytes, int, bytes], bytes] = field(default_factory=dict)
+    _thetas: dict[bytes, NDArray[np.uint16]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def candidate_moments(self, agreement: Agreement, q: NDArray[np.uint16]) -> list[torch.Tensor]:
@@ -286,14 +305,32 @@ class ClientKit:
                 self._candidates = {key: [_moments_of_mask(agreement, self, mask) for mask in masks]}
             return self._candidates[key]
 
-    def next_theta(self, agreement: Agreement, held: Held, step: bytes) -> NDArray[np.uint16]:
-        """`next_theta`, computed once for all clients that take the same step."""
+    def follow(self, agreement: Agreement, held: Held, steps: Sequence[bytes]) -> Held:
+        """Where the steps lead from what a client holds, each computed once for all clients that take it.
+
+        Raises MessageError when one of them cannot be a step of its round.
+        """
+        turns = list(enumerate((hashlib.sha256(step).digest() for step in steps), held.round))
         with self._lock:
-            key = (message.digest_of(held.q), step)
-            if key not in self._steps:
-                after = next_theta(agreement, held.q, held.round, step)
-                self._steps = {**dict(list(self._steps.items())[-_STEPS_KEPT:]), key: after}
-            return self._steps[key]
+            names = [held.digest]
+            for turn, step in turns:
+                if (name := self._links.get((names[-1], turn, step))) is None:
+                    break
+                names.append(name)
+            known = max((place for place, name in enumerate(names) if name in self._thetas), default=0)
+            found = Held(self._thetas.get(names[known], held.q), held.round + known)
+            for step in steps[known:]:
+                found = self._stepped(agreement, found, step)
+            return found
+
+    def _stepped(self, agreement: Agreement, held: Held, step: bytes) -> Held:
+        after = Held(next_theta(agreement, held.q, held.round, step), held.round + 1)
+        self._links[held.digest, held.round, hashlib.sha256(step).digest()] = after.digest
+        self._thetas[after.digest] = after.q
+        for kept, most in ((self._links, _LINKS_KEPT), (self._thetas, _THETAS_KEPT)):
+            while len(kept) > most:
+                kept.pop(next(iter(kept)))  # type: ignore[call-overload]
+        return after
 
 
 def make_kit(agreement: Agreement, features: FeatureMap) -> ClientKit:
@@ -322,7 +359,7 @@ def hear(
         found = _follow(agreement, kit, told, held, place.round)
     except MessageError:
         found = None
-    return told, found if found is not None and message.digest_of(found.q) == told.digest else None
+    return told, found if found is not None and found.digest == told.digest else None
 
 
 def _follow(agreement: Agreement, kit: ClientKit, told: message.Broadcast, held: Held, round_index: int) -> Held | None:
@@ -330,9 +367,7 @@ def _follow(agreement: Agreement, kit: ClientKit, told: message.Broadcast, held:
         return Held(told.snapshot, round_index)
     if told.first is None or not told.first <= held.round <= round_index:
         return None
-    for step in told.steps[held.round - told.first :]:
-        held = Held(kit.next_theta(agreement, held, step), held.round + 1)
-    return held
+    return kit.follow(agreement, held, told.steps[held.round - told.first :])
 
 
 def client_update(
@@ -360,17 +395,124 @@ def client_update(
     told, now = hear(agreement, kit, frame, place, held)
     if now is None:
         return Answer(message.seal_lost(place), memory, held)
-    draws = Stream(settings.seed, Purpose.SEARCH, round_index, client).torch_generator()
-    rate = rate_at(settings.search, round_index, settings.federation.rounds)
-    found = local_search(
-        agreement.layout, kit.weights, kit.features, now.q, target, settings.search, rate, draws, memory
-    )
-    if not (np.isfinite(found.loss) and np.isfinite(found.memory.first).all()):
+    found = _found_alone(agreement, kit, _Opened(Member(client, frame, target, memory), place, told, now))
+    return _answer(agreement, place, told, now, found, target, noise)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the clients that are searched together: what `client_update` takes of a client."""
+
+    client: int
+    frame: bytes
+    target: Target
+    memory: Memory | None = None
+    held: Held | None = None
+    noise: Callable[[NDArray[np.uint16]], NDArray[np.uint16]] | None = None
+
+
+def client_updates(
+    agreement: Agreement, kit: ClientKit, round_index: int, members: Sequence[Member]
+) -> "list[Answer | PrismError]":
+    """`client_update` of several clients, their searches as one batch; what fails for one stays its own error."""
+    heard = [_outcome(_opened, agreement, kit, round_index, member) for member in members]
+    able = [place for place, one in enumerate(heard) if isinstance(one, _Opened)]
+    found = iter(_found_together(agreement, kit, [heard[place] for place in able]) if able else ())
+    return [
+        _outcome(_answer, agreement, one.place, one.told, one.now, next(found), one.member.target, one.member.noise)
+        if isinstance(one, _Opened)
+        else one
+        for one in heard
+    ]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A client that has heard its broadcast and knows θ_t."""
+
+    member: Member
+    place: message.Place
+    told: message.Broadcast
+    now: Held
+
+
+def _opened(agreement: Agreement, kit: ClientKit, round_index: int, member: Member) -> "_Opened | Answer":
+    place = agreement.place(round_index, member.client)
+    entries = max(1, agreement.layout.classes) * kit.features.dimension
+    if len(member.target.moments) != entries:
         raise ClientError(
-            f"client {client}'s search diverged (loss {found.loss})", "finite numbers", "lower search.learning_rate"
+            f"client {member.client}'s target of {len(member.target.moments)} entries",
+            f"{entries}",
+            "remove its stored target",
+        )
+    told, now = hear(agreement, kit, member.frame, place, member.held)
+    if now is None:
+        return Answer(message.seal_lost(place), member.memory, member.held)
+    return _Opened(member, place, told, now)
+
+
+def _found_together(agreement: Agreement, kit: ClientKit, opened: Sequence[_Opened]) -> list[Found]:
+    asked = [_search_of(agreement, kit, one.place) for one in opened]
+    found = search_many(
+        agreement.layout,
+        kit.weights,
+        kit.features,
+        [one.now.q for one in opened],
+        [one.member.target for one in opened],
+        *asked[0][:2],
+        [draws for _, _, draws in asked],
+        [one.member.memory for one in opened],
+    )
+    # Infinities of one client can spill over to its neighbours in a grouped convolution: these search again.
+    return [
+        mine if _is_finite(mine) else _found_alone(agreement, kit, one) for mine, one in zip(found, opened, strict=True)
+    ]
+
+
+def _found_alone(agreement: Agreement, kit: ClientKit, one: _Opened) -> Found:
+    search, rate, draws = _search_of(agreement, kit, one.place)
+    target, memory = one.member.target, one.member.memory
+    return local_search(agreement.layout, kit.weights, kit.features, one.now.q, target, search, rate, draws, memory)
+
+
+def _is_finite(found: Found) -> bool:
+    return bool(np.isfinite(found.loss) and np.isfinite(found.memory.first).all())
+
+
+def _outcome(part: Callable[..., Any], *args: Any) -> Any:
+    """What a client's part gives, or its error."""
+    try:
+        return part(*args)
+    except PrismError as error:
+        return error
+
+
+def _search_of(agreement: Agreement, kit: ClientKit, place: message.Place) -> tuple[Search, float, torch.Generator]:
+    """How a client searches in a round: settings, rate, and a generator where the kit computes."""
+    settings = agreement.settings
+    stream = Stream(settings.seed, Purpose.SEARCH, place.round, place.client)
+    rate = rate_at(settings.search, place.round, settings.federation.rounds)
+    return settings.search, rate, stream.torch_generator(kit.weights.device)
+
+
+def _answer(
+    agreement: Agreement,
+    place: message.Place,
+    told: message.Broadcast,
+    now: Held,
+    found: Found,
+    target: Target,
+    noise: Callable[[NDArray[np.uint16]], NDArray[np.uint16]] | None,
+) -> "Answer":
+    """Step 3 of a client whose search is done.  Raises ClientError when it diverged."""
+    if not _is_finite(found):
+        raise ClientError(
+            f"client {place.client}'s search diverged (loss {found.loss})",
+            "finite numbers",
+            "lower search.learning_rate",
         )
     mine, loss = (noise(found.q), 0.0) if noise else (found.q, found.loss)
-    sealed = seal_found(agreement, place, told, now.q, mine, _weight(settings, target), loss)
+    sealed = seal_found(agreement, place, told, now.q, mine, _weight(agreement.settings, target), loss)
     return Answer(sealed, found.memory, now)
 
 

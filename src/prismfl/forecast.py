@@ -96,8 +96,8 @@ def _timed_search(ready: Prepared, target: Target) -> tuple[float, NDArray[np.ui
     agreement, search = ready.agreement, ready.agreement.settings.search
     steps = min(_TRIAL_STEPS, search.local_steps)
     for trial in (replace(search, local_steps=1), replace(search, local_steps=steps)):
-        draws = Stream(agreement.settings.seed, Purpose.SEARCH).torch_generator()
         begun, kit, q = time.perf_counter(), ready.kit, init(agreement).q
+        draws = Stream(agreement.settings.seed, Purpose.SEARCH).torch_generator(kit.weights.device)
         found = local_search(agreement.layout, kit.weights, kit.features, q, target, trial, search.learning_rate, draws)
     return (time.perf_counter() - begun) / steps, found.q
 

@@ -74,40 +74,72 @@ class _UnitMoments(torch.autograd.Function):
 
 
 class _UnitDistance(torch.autograd.Function):
-    """Squared distance of a layer's weighted moments by label from a target: a scalar.
+    """Squared distances of a layer's weighted moments by label from K targets: `[K]`.
 
-    What `_UnitMoments` and `distance` do together, in a third of the time: label by label,
-    so that the rows of one stay in the cache, and with the gradient in the same pass.
+    What `_UnitMoments` and `distance` do together, in a third of the time, the gradient in the same pass.
 
-    phi: `[B, d]`, rows in the order of their labels; counts: rows of each label, `[G]` numbers; weights:
-    of f and g; target1, target2: `[G, d]`.
+    phi: `[K · B, d]`, K batches one after the other; labels: int64 `[K, B]`, ascending in each batch; weights:
+    of f and g; target1, target2: `[K, G, d]`.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, phi: Tensor, counts: list[int], weights: Sequence[float], target1: Tensor, target2: Tensor
+        ctx: Any, phi: Tensor, labels: Tensor, weights: Sequence[float], target1: Tensor, target2: Tensor
     ) -> Tensor:
-        gradient, total = torch.empty_like(phi), torch.zeros((), device=phi.device)
-        scale1, scale2 = (weight / len(phi) for weight in weights)
-        rows = zip(phi.split(counts), gradient.split(counts), target1, target2, strict=True)
-        for part, into, goal1, goal2 in rows:
-            square = torch.mul(part, part, out=into)
-            inverse1 = _inverse(square.sum(1).sqrt_()) * scale1
-            inverse2 = _inverse(square.norm(dim=1)) * scale2
-            rest1 = torch.addmv(goal1, part.T, inverse1, beta=-1)
-            rest2 = torch.addmv(goal2, square.T, inverse2, beta=-1)
-            total += torch.dot(rest1, rest1) + torch.dot(rest2, rest2)
-            along1 = (part @ rest1) * inverse1**3 / scale1**2
-            along2 = (square @ rest2) * inverse2**3 / scale2**2
-            into.mul_((-2 * along2)[:, None]).addr_(2 * inverse2, rest2).sub_(along1[:, None])
-            into.mul_(part).addr_(inverse1, rest1)
+        scales = [weight / labels.shape[1] for weight in weights]
+        compute = _label_by_label if phi.device.type == "cpu" else _all_at_once
+        totals, gradient = compute(phi, labels, scales, target1, target2)
         ctx.save_for_backward(gradient)
-        return total
+        return totals
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         (inner,) = ctx.saved_tensors
-        return inner * (2 * gradient), None, None, None, None
+        rows = (2 * gradient).repeat_interleave(len(inner) // len(gradient))
+        return inner * rows[:, None], None, None, None, None
+
+
+def _label_by_label(
+    phi: Tensor, labels: Tensor, scales: Sequence[float], target1: Tensor, target2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`_UnitDistance` and half its gradient, so that the rows of one label stay in the processor's cache."""
+    groups, (scale1, scale2) = target1.shape[1], scales
+    counts = [count for row in labels for count in torch.bincount(row, minlength=groups).tolist()]
+    gradient, totals = torch.empty_like(phi), [torch.zeros(()) for _ in labels]
+    rows = zip(phi.split(counts), gradient.split(counts), target1.flatten(0, 1), target2.flatten(0, 1), strict=True)
+    for place, (part, into, goal1, goal2) in enumerate(rows):
+        square = torch.mul(part, part, out=into)
+        inverse1 = _inverse(square.sum(1).sqrt_()) * scale1
+        inverse2 = _inverse(square.norm(dim=1)) * scale2
+        rest1 = torch.addmv(goal1, part.T, inverse1, beta=-1)
+        rest2 = torch.addmv(goal2, square.T, inverse2, beta=-1)
+        totals[place // groups] += torch.dot(rest1, rest1) + torch.dot(rest2, rest2)
+        along1 = (part @ rest1) * inverse1**3 / scale1**2
+        along2 = (square @ rest2) * inverse2**3 / scale2**2
+        into.mul_((-2 * along2)[:, None]).addr_(2 * inverse2, rest2).sub_(along1[:, None])
+        into.mul_(part).addr_(inverse1, rest1)
+    return torch.stack(totals), gradient
+
+
+def _all_at_once(
+    phi: Tensor, labels: Tensor, scales: Sequence[float], target1: Tensor, target2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same in few large operations, none of which waits for the device."""
+    many, count = labels.shape
+    own = F.one_hot(labels, target1.shape[1]).to(phi.dtype)  # [K, B, G]
+    square = phi * phi
+    inverse1 = _inverse(square.sum(1).sqrt_()) * scales[0]
+    inverse2 = _inverse(square.norm(dim=1)) * scales[1]
+    rests, rows = [], []
+    for part, inverse, goal in ((phi, inverse1, target1), (square, inverse2, target2)):
+        weighted = (own * inverse.view(many, count, 1)).transpose(1, 2)
+        rests.append(torch.baddbmm(goal, weighted, part.view(many, count, -1), beta=-1))
+        rows.append(torch.bmm(own, rests[-1]).flatten(0, 1))
+    along1 = torch.linalg.vecdot(phi, rows[0]) * inverse1**3 / scales[0] ** 2
+    along2 = torch.linalg.vecdot(square, rows[1]) * inverse2**3 / scales[1] ** 2
+    gradient = square.mul_((-2 * along2)[:, None]).addcmul_((2 * inverse2)[:, None], rows[1]).sub_(along1[:, None])
+    gradient.mul_(phi).addcmul_(inverse1[:, None], rows[0])
+    return sum(rest.square().sum((1, 2)) for rest in rests), gradient  # type: ignore[return-value]
 
 
 def label_means(labels: Tensor, classes: int) -> Tensor:
@@ -124,6 +156,12 @@ def label_groups(labels: Tensor, classes: int) -> Tensor:
     if not classes:
         return torch.full((1, len(labels)), 1 / len(labels), device=labels.device)
     return F.one_hot(labels, classes).T.float() / len(labels)
+
+
+def batch_groups(labels: Tensor, classes: int) -> Tensor:
+    """`label_groups` of K batches one after the other: int64 `[K, B]` → float32 `[K · max(1, classes), K · B]`."""
+    groups: Tensor = torch.block_diag(*(label_groups(row, classes) for row in labels))
+    return groups
 
 
 def _inverse(norm: Tensor) -> Tensor:
@@ -208,6 +246,7 @@ class FeatureMap:
 
     def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
         self.net, self.settings, self.sha256 = loaded.net, settings, loaded.sha256
+        self._others: dict[str, FeatureMap] = {}  # in other precisions: made once, for every client
         self.last = max(settings.layers, default=None)
         maps = self._stages(torch.zeros((1, channels, size, size)))
         self.layers = settings.layers or tuple(range(len(maps)))
@@ -235,6 +274,7 @@ class FeatureMap:
     def to(self, device: str) -> "FeatureMap":
         """Move the network to a device; returns itself."""
         self.net.to(device)
+        self._others = {}
         self.projections = {layer: matrix.to(device) for layer, matrix in self.projections.items()}
         self.frequencies = {scale: matrix.to(device) for scale, matrix in self.frequencies.items()}
         return self
@@ -243,10 +283,12 @@ class FeatureMap:
         """The same map with a network that computes in `float32` or `bfloat16`; moments stay float32."""
         if name == "float32":
             return self
-        found = copy.copy(self)
-        found.net = copy.deepcopy(self.net).to(dtype=PRECISIONS[name])
-        found.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return found
+        if name not in self._others:
+            found = copy.copy(self)
+            found.net = copy.deepcopy(self.net).to(dtype=PRECISIONS[name])
+            found.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._others[name] = found
+        return self._others[name]
 
     def _signed_of(self, layer: int, size: int) -> NDArray[np.bool_]:
         """Which of a layer's entries may be below 0: joint features may, maps after ReLU and squares may not."""
@@ -285,15 +327,22 @@ class FeatureMap:
 
         labels: int64 `[B]`, ascending; target: in blocks, as `split` makes them.
         """
-        total, left = torch.zeros((), device=x.device), list(target)
-        counts = torch.bincount(labels, minlength=len(target[0])).tolist()
-        groups = label_groups(labels, len(counts))
+        return self.squared_distances(x, labels[None], [part[None] for part in target])[0]
+
+    def squared_distances(self, x: Tensor, labels: Tensor, targets: Sequence[Tensor]) -> Tensor:
+        """The same of K batches, each from its own target: `[K]`.
+
+        x: `[K · B, C, H, W]`, one batch after the other; labels: int64 `[K, B]`, ascending in each; targets: blocks
+        `[K, G, d_j]`.
+        """
+        total, left = torch.zeros(len(labels), device=x.device), list(targets)
+        groups = batch_groups(labels, left[0].shape[1])
         for kind, found in self._blocks(x):
             if kind == "unit" and self.seconds:
-                total = total + _UnitDistance.apply(found, counts, self.weights[:2], left.pop(0), left.pop(0))  # type: ignore[no-untyped-call]
+                total = total + _UnitDistance.apply(found, labels, self.weights[:2], left.pop(0), left.pop(0))  # type: ignore[no-untyped-call]
             else:
                 sums = _UnitMoments.apply(found, groups)[0] * self.weights[0] if kind == "unit" else groups @ found  # type: ignore[no-untyped-call]
-                total = total + distance(sums, left.pop(0))
+                total = total + (sums - left.pop(0).flatten(0, 1)).square().view(len(labels), -1).sum(1)
         return total
 
     def split(self, target: Tensor) -> list[Tensor]:

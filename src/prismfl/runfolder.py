@@ -162,19 +162,32 @@ def _state_of(tensors: Mapping[str, NDArray[Any]]) -> ServerState:
 
 
 def save_ledger(folder: RunFolder, client: int, releases: list[dict[str, Any]]) -> None:
-    """All releases of one client, in its own folder and then in the run's ledger.  Raises RunFolderError."""
-    write_atomic(folder.client(client) / "ledger.json", json.dumps({"releases": releases}, indent=1) + "\n")
-    gather_ledger(folder)
+    """All releases of one client, in its own folder; see `gather_ledger`.  Raises RunFolderError."""
+    write_atomic(_ledger_of(folder, client), json.dumps({"releases": releases}, indent=1) + "\n")
+
+
+def client_ledger(folder: RunFolder, client: int) -> list[Any]:
+    """All releases of one client.  Raises RunFolderError for a ledger that does not read."""
+    path = _ledger_of(folder, client)
+    return _releases_in(path) if path.exists() else []
+
+
+def _ledger_of(folder: RunFolder, client: int) -> Path:
+    return folder.client(client) / "ledger.json"
+
+
+def _releases_in(path: Path) -> list[Any]:
+    try:
+        return list(json.loads(path.read_text())["releases"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path} does not read ({error})", "a client's ledger", "restore the file") from None
 
 
 def gather_ledger(folder: RunFolder) -> list[Any]:
     """Write the run's ledger anew of what its clients released, and return it.  Raises RunFolderError."""
     found: list[Any] = []
     for path in sorted(folder.root.glob("clients/*/ledger.json"), key=lambda path: (len(path.parent.name), path)):
-        try:
-            found += json.loads(path.read_text())["releases"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{path} does not read ({error})", "a client's ledger", "restore the file") from None
+        found += _releases_in(path)
     write_atomic(folder.ledger, json.dumps({"releases": found}, indent=1) + "\n")
     return found
 

@@ -1,6 +1,8 @@
 """Local mask search: (θ, target, settings, draws) → θ_k.  It never sees images or raw moments."""
 
 import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +12,16 @@ from torch import Tensor
 
 from prismfl.config import Search
 from prismfl.layout import Layout
-from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, distance, label_groups
-from prismfl.nets.generator import generate
-from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of
+from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, batch_groups, distance, label_groups
+from prismfl.nets.generator import generate, generate_many
+from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of, uniforms
 
 # Gradients of single scores are as small as 1e-9: Adam's usual 1e-8 would drown them.
 _TINY = 1e-16
 _BFLOAT16 = "_is_avx512_bf16_supported"
+_ROOM = 2**30  # bytes that a batch of clients may take of a processor's memory
+_COPIES = 8  # of each map and weight that a step holds at its peak
+_TRIED = 4  # clients whose steps are timed together
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,50 @@ def precision_of(name: str, device: str) -> str:
     return "bfloat16" if told() else "float32"
 
 
+def batching_of(
+    settings: Search, layout: Layout, features: FeatureMap, weights: Tensor, clients: int
+) -> tuple[str, int]:
+    """`batching` and `batch_clients` as they stand for a run: `none` or `vmap`, and clients in one batch.
+
+    `auto` is `none` on a processor, where batches were never faster (docs/decisions.md), and elsewhere what a
+    short measurement with a few of the round's clients found faster.
+    """
+    most = min(clients, settings.batch_clients or _clients_in_room(settings, layout, features, weights.device))
+    if settings.batching != "auto":
+        return settings.batching, most
+    faster = weights.device.type != "cpu" and most > 1 and faster_together(layout, weights, features, settings, most)
+    return ("vmap" if faster else "none"), most
+
+
+def _clients_in_room(settings: Search, layout: Layout, features: FeatureMap, device: torch.device) -> int:
+    """Clients whose searches together take a share of the memory: a rule of thumb, on the large side."""
+    room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _ROOM
+    maps = sum(features.sizes) + 6 * layout.widths[-1] * layout.size**2
+    return max(1, room // (4 * (_COPIES * settings.batch_size * maps + _COPIES * layout.count)))
+
+
+def faster_together(layout: Layout, weights: Tensor, features: FeatureMap, settings: Search, clients: int) -> bool:
+    """Whether a few clients take a step together in less time than one after another, here and now."""
+    many = min(clients, _TRIED)
+    classes = max(1, layout.classes)
+    nothing = Target(np.zeros(classes * features.dimension, np.float32), 1, np.full(classes, 1 / classes))
+    draws = [torch.Generator(weights.device).manual_seed(client) for client in range(many)]
+    theta = torch.full((many, layout.count), 0.5, device=weights.device)
+    alone = Searcher(layout, weights, features, nothing, settings, draws[0])
+    together = BatchSearcher(layout, weights, features, [nothing] * many, settings, draws)
+    return _seconds(lambda: together.gradient(theta)) < many * _seconds(lambda: alone.gradient(theta[0]))
+
+
+def _seconds(step: Callable[[], tuple[Tensor, Tensor]]) -> float:
+    """The least time of a step over a few, which include waiting for the device."""
+    found = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        step()[1].cpu()
+        found.append(time.perf_counter() - begun)
+    return min(found[1:])
+
+
 def local_search(
     layout: Layout,
     weights: Tensor,
@@ -71,16 +120,51 @@ def local_search(
     local step).  Same inputs, threads and machine: same bytes out.
     """
     searcher = Searcher(layout, weights, features, target, settings, draws)
-    adam = _Adam(settings, layout, weights.device, memory)
-    start, total = scores_of(q).to(weights.device), 0.0
+    adam = _Adam(settings, layout, weights.device, [memory])
+    start = scores_of(q).to(weights.device)
+    scores, losses = _searched(searcher, adam, start, settings, rate)
+    return Found(_within_reach(integers_of(scores), q, settings.reach), float(losses), adam.memory(0))
+
+
+def search_many(
+    layout: Layout,
+    weights: Tensor,
+    features: FeatureMap,
+    qs: Sequence[NDArray[np.uint16]],
+    targets: Sequence[Target],
+    settings: Search,
+    rate: float,
+    draws: Sequence[torch.Generator],
+    memories: Sequence[Memory | None],
+) -> list[Found]:
+    """`local_search` of K clients as one batch: what each would find alone, up to rounding.
+
+    The clients share frozen weights and feature network; each has its own θ, target, Adam and generator, from
+    which it draws the same numbers in the same order as it would alone.
+    """
+    searcher = BatchSearcher(layout, weights, features, targets, settings, draws)
+    adam = _Adam(settings, layout, weights.device, memories)
+    start = torch.stack([scores_of(q) for q in qs]).to(weights.device)
+    scores, losses = _searched(searcher, adam, start, settings, rate)
+    return [
+        Found(_within_reach(integers_of(found), q, settings.reach), loss, adam.memory(place))
+        for place, (found, q, loss) in enumerate(zip(scores, qs, losses.tolist(), strict=True))
+    ]
+
+
+def _searched(
+    searcher: "Searcher | BatchSearcher", adam: "_Adam", start: Tensor, settings: Search, rate: float
+) -> tuple[Tensor, Tensor]:
+    """Scores after the local steps, and mean losses in float64.  Nothing here waits for the device."""
     scores = start.clone()
+    total = torch.zeros(start.shape[:-1], dtype=torch.float64, device=start.device)
     for _ in range(settings.local_steps):
         gradient, loss = searcher.gradient(torch.sigmoid(scores))
         adam.step(scores, gradient, rate)
         if settings.hold:
             scores.lerp_(start, min(1.0, settings.hold * rate))
         total += loss
-    return Found(_within_reach(integers_of(scores), q, settings.reach), total / settings.local_steps, adam.memory())
+    return scores, total / settings.local_steps
 
 
 def _within_reach(found: NDArray[np.uint16], q: NDArray[np.uint16], reach: float) -> NDArray[np.uint16]:
@@ -109,21 +193,20 @@ class Searcher:
         self.features = features.in_precision(precision)
         self.target = torch.from_numpy(target.moments).to(weights.device)
         self.blocks = self.features.split(self.target)
-        self.shares = torch.from_numpy(target.shares)
+        self.shares = torch.from_numpy(target.shares).to(draws.device)
         self.moving = MovingResidual(self.target, settings.moving_rate)
 
-    def gradient(self, theta: Tensor) -> tuple[Tensor, float]:
-        """Gradient by the scores `[N]` and the squared distance of one batch."""
+    def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient by the scores `[N]` and the squared distance of one batch, a scalar."""
         flat = masked_weights(self.weights, theta, self.draws)
         loss, measured = self.losses(flat)
         (weight_gradient,) = torch.autograd.grad(loss, flat)
-        return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), float(measured.detach())
+        return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), measured.detach()
 
     def losses(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """What is descended, and the squared distance, of a batch made with weights `[N]`."""
-        size, device = self.settings.batch_size, flat.device
-        latents = torch.randn(size, self.layout.latent, generator=self.draws).to(device)
-        labels = batch_labels(self.shares, size, self.draws).sort().values.to(device)
+        latents, labels = _inputs(self.layout, self.settings.batch_size, self.shares, self.draws)
+        latents, labels = latents.to(flat.device), labels.to(flat.device)
         images = generate(self.layout, flat.to(self.dtype), latents.to(self.dtype), labels=labels)
         if self.settings.loss == "squared":
             measured = self.features.squared_distance(images, labels, self.blocks)
@@ -132,46 +215,111 @@ class Searcher:
         return self.moving.loss(moments), distance(moments, self.target)
 
 
+class BatchSearcher:
+    """The losses of K clients and their gradients by the scores, as one batch; see `search_many`."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        weights: Tensor,
+        features: FeatureMap,
+        targets: Sequence[Target],
+        settings: Search,
+        draws: Sequence[torch.Generator],
+    ) -> None:
+        self.layout, self.settings, self.draws = layout, settings, draws
+        precision = precision_of(settings.precision, weights.device.type)
+        self.weights, self.dtype = weights, PRECISIONS[precision]
+        self.features = features.in_precision(precision)
+        self.targets = torch.stack([torch.from_numpy(target.moments) for target in targets]).to(weights.device)
+        split = [self.features.split(target) for target in self.targets]
+        self.blocks = [torch.stack(parts) for parts in zip(*split, strict=True)]
+        self.shares = [torch.from_numpy(one.shares).to(own.device) for one, own in zip(targets, draws, strict=True)]
+        self.moving = [MovingResidual(target, settings.moving_rate) for target in self.targets]
+
+    def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients by the scores `[K, N]` and the squared distances of one batch each, `[K]`."""
+        uniform, latents, labels = self._draw()
+        flats = (self.weights * (uniform < theta)).requires_grad_()
+        images = generate_many(self.layout, flats.to(self.dtype), latents.to(self.dtype), labels)
+        losses, measured = self._losses(images.flatten(0, 1), labels)
+        # No client's loss depends on another's weights: the gradient of the sum is that of each.
+        (weight_gradient,) = torch.autograd.grad(losses.sum(), flats)
+        return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), measured.detach()
+
+    def _draw(self) -> tuple[Tensor, ...]:
+        """Uniforms `[K, N]`, latents `[K, B, latent]` and labels `[K, B]`, each client's by its own generator."""
+        rows = [
+            (uniforms(len(self.weights), draws), *_inputs(self.layout, self.settings.batch_size, shares, draws))
+            for draws, shares in zip(self.draws, self.shares, strict=True)
+        ]
+        return tuple(torch.stack(parts).to(self.weights.device) for parts in zip(*rows, strict=True))
+
+    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What is descended, and the squared distances, `[K]` each."""
+        if self.settings.loss == "squared":
+            measured = self.features.squared_distances(images, labels, self.blocks)
+            return measured, measured
+        moments = self.features.moments(images, batch_groups(labels, self.layout.classes)).view(len(labels), -1)
+        losses = [moving.loss(mine) for moving, mine in zip(self.moving, moments, strict=True)]
+        return torch.stack(losses), (moments - self.targets).square().sum(1)
+
+
+def _inputs(layout: Layout, size: int, shares: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents `[B, latent]` and labels `[B]`, ascending, drawn where the generator is."""
+    latents = torch.randn(size, layout.latent, generator=draws, device=draws.device)
+    return latents, batch_labels(shares, size, draws).sort().values
+
+
 def batch_labels(shares: Tensor, count: int, draws: torch.Generator) -> Tensor:
     """Labels of a batch by systematic sampling: int64 `[count]`, each label's number within 1 of its share.
 
     shares: float64 `[G]` of sum 1.  The order of labels is shuffled first, so that none is favoured.
     """
-    order = torch.randperm(len(shares), generator=draws)
+    device = draws.device
+    order = torch.randperm(len(shares), generator=draws, device=device)
     edges = shares[order].cumsum(0)
-    points = (torch.arange(count, dtype=torch.float64) + torch.rand((), generator=draws)) * (edges[-1] / count)
+    start = torch.rand((), generator=draws, device=device)
+    points = (torch.arange(count, dtype=torch.float64, device=device) + start) * (edges[-1] / count)
     return order[torch.searchsorted(edges, points, right=True).clamp_(max=len(shares) - 1)]
 
 
 class _Adam:
-    """Adam (Kingma, Ba 2015) on one flat vector."""
+    """Adam (Kingma, Ba 2015) on one flat vector `[N]`, or on a client's each, `[K, N]`."""
 
-    def __init__(self, settings: Search, layout: Layout, device: torch.device, memory: Memory | None) -> None:
-        self.betas, self.steps = (settings.beta1, settings.beta2), 0
+    def __init__(
+        self, settings: Search, layout: Layout, device: torch.device, memories: Sequence[Memory | None]
+    ) -> None:
+        self.betas, self.steps = (settings.beta1, settings.beta2), [one.steps if one else 0 for one in memories]
         self.counts = [layer.count for layer in layout.layers] if settings.scale == "layer" else []
-        self.first, self.second = (torch.zeros(layout.count, device=device) for _ in range(2))
-        if memory is not None:
-            self.steps = memory.steps
-            self.first.copy_(torch.from_numpy(memory.first))
-            self.second.copy_(torch.from_numpy(memory.second))
+        self.first, self.second = (torch.zeros(len(memories), layout.count, device=device) for _ in range(2))
+        for row, memory in enumerate(memories):
+            if memory is not None:
+                self.first[row].copy_(torch.from_numpy(memory.first))
+                self.second[row].copy_(torch.from_numpy(memory.second))
 
     def step(self, scores: Tensor, gradient: Tensor, rate: float) -> None:
         """Move the scores in place by one step of size `rate`."""
-        self.steps += 1
+        self.steps = [steps + 1 for steps in self.steps]
         beta1, beta2 = self.betas
+        rows, gradient = scores.view_as(self.first), gradient.view_as(self.first)
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        size = rate / (1 - beta1**self.steps)
-        root = (self._variances() / (1 - beta2**self.steps)).sqrt_().add_(_TINY)
-        scores.addcdiv_(self.first, root, value=-size)
+        variances = self._variances()
+        # Clients that have come equally far, as most have, take their steps together.
+        alike = [slice(None)] if len(set(self.steps)) == 1 else [slice(row, row + 1) for row in range(len(rows))]
+        for part in alike:
+            steps = self.steps[part][0]
+            root = (variances[part] / (1 - beta2**steps)).sqrt_().add_(_TINY)
+            rows[part].addcdiv_(self.first[part], root, value=-rate / (1 - beta1**steps))
 
     def _variances(self) -> Tensor:
         """What steps are divided by, squared: each entry's second moment, or its layer's mean of them."""
         if not self.counts:
             return self.second
-        means = [part.mean().expand(len(part)) for part in self.second.split(self.counts)]
-        return torch.cat(means)
+        means = [part.mean(1, keepdim=True).expand_as(part) for part in self.second.split(self.counts, 1)]
+        return torch.cat(means, 1)
 
-    def memory(self) -> Memory:
-        """Adam's moments as NumPy arrays."""
-        return Memory(self.first.cpu().numpy(), self.second.cpu().numpy(), self.steps)
+    def memory(self, row: int) -> Memory:
+        """A client's moments as NumPy arrays."""
+        return Memory(self.first[row].cpu().numpy(), self.second[row].cpu().numpy(), self.steps[row])

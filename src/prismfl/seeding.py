@@ -123,11 +123,14 @@ class Stream:
 
         return torch.from_numpy(normal_table().copy()).to(device)[self.torch_halves(count, device)]
 
-    def torch_generator(self) -> "torch.Generator":
-        """A CPU torch generator seeded from this stream, for draws that nobody else repeats."""
+    def torch_generator(self, device: "torch.device | str" = "cpu") -> "torch.Generator":
+        """A torch generator seeded from this stream, for draws that nobody else repeats.
+
+        Its numbers are those of the device's own generator: a GPU's are not the processor's.
+        """
         import torch
 
-        return torch.Generator().manual_seed(int(self.words(2).astype("<u4").view("<u8")[0]) >> 1)
+        return torch.Generator(device).manual_seed(int(self.words(2).astype("<u4").view("<u8")[0]) >> 1)
 
 
 def philox(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> NDArray[np.uint32]:

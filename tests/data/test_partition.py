@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from prismfl.config import Data
 from prismfl.data.datasets import ImageSet
-from prismfl.data.partition import partition
+from prismfl.data.partition import _none_empty, partition
 from prismfl.errors import DataError, SettingError
 
 
@@ -178,3 +178,16 @@ def test_one_label_is_iid():
 def test_fewer_clients_than_labels_are_refused():
     with pytest.raises(SettingError, match=r"data\.clients = 3 with 10 labels; expected at least 10"):
         by_label(np.arange(30) % 10, 3)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40).filter(lambda sizes: sum(sizes) >= len(sizes)))
+def test_empty_parts_are_filled_from_the_largest_one_at_a_time(sizes):
+    """As the rule says it, searched through anew for each empty part."""
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    wanted = list(parts)
+    for client, part in enumerate(parts):
+        if not len(part):
+            donor = max(range(len(wanted)), key=lambda other: len(wanted[other]))
+            wanted[client], wanted[donor] = wanted[donor][-1:], wanted[donor][:-1]
+    found = _none_empty(parts)
+    assert [part.tolist() for part in found] == [part.tolist() for part in wanted]

@@ -116,7 +116,8 @@ def test_a_run_leaves_what_it_promises(finished, run_settings):
     assert (folder.root / summary["grid"]).read_bytes().startswith(b"\x89PNG")
     kept = runfolder.reopen(folder.root)[1]
     assert kept.features.features_sha256 == summary["features_sha256"] == load_features("vgg").sha256
-    assert kept.search.precision == precision_of("auto", "cpu")
+    named = precision_of("auto", "cpu")
+    assert kept.search.precision == named
     kept = replace(
         kept, features=replace(kept.features, features_sha256=""), search=replace(kept.search, precision="auto")
     )

@@ -82,10 +82,12 @@ def _dirichlet_shares(rng: np.random.Generator, clients: int, concentration: flo
 def _none_empty(parts: list[Indices]) -> list[Indices]:
     """Move one image at a time from the largest part to each empty one."""
     parts = list(parts)
-    for client, part in enumerate(parts):
-        if not len(part):
-            donor = max(range(len(parts)), key=lambda other: len(parts[other]))
-            parts[client], parts[donor] = parts[donor][-1:], parts[donor][:-1]
+    heap = [(-len(part), client) for client, part in enumerate(parts) if len(part)]
+    heapq.heapify(heap)
+    for client in [client for client, part in enumerate(parts) if not len(part)]:
+        donor = heap[0][1]
+        parts[client], parts[donor] = parts[donor][-1:], parts[donor][:-1]
+        heapq.heapreplace(heap, (-len(parts[donor]), donor))
     return parts
 
 

@@ -5,8 +5,9 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,19 @@ from prismfl.config import Settings
 from prismfl.coordinator import Finished, Silent, Watcher
 from prismfl.data.datasets import ImageSet
 from prismfl.engines.clientdisk import ClientDisk
+from prismfl.engines.kept import KeptTargets, KeptThetas
 from prismfl.errors import ClientError, PrismError
-from prismfl.federation import Agreement, ClientKit, Exchange, Held, Reply, client_distances, client_update
+from prismfl.federation import (
+    Agreement,
+    Answer,
+    ClientKit,
+    Exchange,
+    Member,
+    Reply,
+    client_distances,
+    client_update,
+    client_updates,
+)
 from prismfl.mmd import Target
 from prismfl.preparation import Prepared, for_arrays, prepare
 from prismfl.runfolder import RunFolder
@@ -28,16 +40,19 @@ from prismfl.search import Memory
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 _MOST_COUNTS = 100_000  # of labels at clients, in the run folder
+_MOST_TARGETS, _MOST_THETAS = 2**29, 2**28  # bytes in memory, of all clients together
 
-# A client's part: (client, frame) → reply frame.
+# A client's part: (client, frame) → reply frame; and that of several at once.
 Worker = Callable[[int, bytes], bytes]
+Crew = Callable[[Mapping[int, bytes]], Mapping[int, Reply]]
 
 
 class InProcess:
     """An engine whose clients are threads of this process.
 
     A client keeps θ in memory alone: when the simulator is resumed, its clients ask for a snapshot.
-    What it keeps between runs lies on its disk.
+    What it keeps between runs lies on its disk.  Memory does not grow with the number of clients: see
+    `engines/kept.py`.
     Each client's search runs on `client_threads` processor threads, whatever the number of
     clients searched at a time: the bytes do not depend on `workers`.
     """
@@ -50,25 +65,47 @@ class InProcess:
         workers = agreement.settings.output.workers or max(1, (os.cpu_count() or 1) // threads)
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
         self.disk = ClientDisk(agreement, kit, folder)
-        self.targets: dict[int, Target] = {}
+        self.targets, self.held = KeptTargets(_MOST_TARGETS), KeptThetas(_MOST_THETAS)
         self.memories: dict[int, Memory | None] = {}
-        self.held: dict[int, Held] = {}
 
     def train(self, round_index: int) -> Exchange:
         """Carry a round's broadcasts to the clients and yield their updates as they come."""
 
         def one(client: int, frame: bytes) -> bytes:
-            memory, target = self.disk.recall(client, round_index), self.target(client)
-            noise = self.disk.noise(client, target.images)
+            me = self._member(client, frame, round_index)
             answer = client_update(
-                self.agreement, self.kit, frame, round_index, client, target, memory, self.held.get(client), noise
+                self.agreement, self.kit, frame, round_index, client, me.target, me.memory, me.held, me.noise
             )
-            self.memories[client] = answer.memory
-            if answer.held is not None:
-                self.held[client] = answer.held
-            return answer.frame
+            return self._remembered(client, answer)
 
+        def together(frames: Mapping[int, bytes]) -> Mapping[int, Reply]:
+            found = {
+                client: outcome(client, self._member, client, frame, round_index) for client, frame in frames.items()
+            }
+            members = [one for one in found.values() if isinstance(one, Member)]
+            answers = client_updates(self.agreement, self.kit, round_index, members)
+            for member, answer in zip(members, answers, strict=True):
+                client = member.client
+                found[client] = self._remembered(client, answer) if isinstance(answer, Answer) else answer
+            return found
+
+        search, mode = self.agreement.settings.search, self.agreement.settings.federation.mode
+        if search.batching == "vmap" and mode == "masks":
+            return lambda frames: self._carry_groups(together, frames, search.batch_clients)
         return lambda frames: self._carry(one, frames)
+
+    def _member(self, client: int, frame: bytes, round_index: int) -> Member:
+        """A client with all that it brings into a round."""
+        memory, target = self.disk.recall(client, round_index), self.target(client)
+        noise = self.disk.noise(client, target.images)
+        return Member(client, frame, target, memory, self.held.get(client), noise)
+
+    def _remembered(self, client: int, answer: Answer) -> bytes:
+        """A client's reply, once what it keeps for its next round is kept."""
+        self.memories[client] = answer.memory
+        if answer.held is not None:
+            self.held.put(client, answer.held)
+        return answer.frame
 
     def compare(self) -> Exchange:
         """Carry the final θ to the clients and yield their distances."""
@@ -90,27 +127,40 @@ class InProcess:
         self.pool.shutdown(cancel_futures=True)
 
     def _carry(self, one: Worker, frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
-        futures: dict[Future[bytes], int] = {
-            self.pool.submit(one, client, frame): client for client, frame in frames.items()
-        }
+        def alone(frames: Mapping[int, bytes]) -> Mapping[int, Reply]:
+            return {client: one(client, frame) for client, frame in frames.items()}
+
+        return self._carry_groups(alone, frames, 1)
+
+    def _carry_groups(self, crew: Crew, frames: Mapping[int, bytes], size: int) -> Iterator[tuple[int, Reply]]:
+        """Frames to groups of `size` clients, in the order of frames; replies as groups are done (0: one group)."""
+        clients = list(frames)
+        parts = [clients[start : start + size] for start in range(0, len(clients), size)] if size else [clients]
+        futures = {self.pool.submit(crew, {client: frames[client] for client in part}): part for part in parts}
         try:
             for future in as_completed(futures):
-                yield futures[future], _outcome(future, futures[future])
+                for client in futures[future]:
+                    found = outcome(client, future.result)
+                    yield client, found if isinstance(found, PrismError) else found[client]
         finally:
             for future in futures:
                 future.cancel()
+            if self.agreement.settings.privacy.epsilon:
+                runfolder.gather_ledger(self.folder)
 
     def target(self, client: int) -> Target:
-        """The client's moments, from its disk the first time."""
-        if client not in self.targets:
-            self.targets[client] = self.disk.target(client, self.clients[client])
-        return self.targets[client]
+        """The client's moments, from its disk unless they were used lately."""
+        found = self.targets.get(client)
+        if found is None:
+            found = self.disk.target(client, self.clients[client])
+            self.targets.put(client, found)
+        return found
 
 
-def _outcome(future: "Future[bytes]", client: int) -> Reply:
-    """A client's reply; whatever goes wrong inside a client stays that client's."""
+def outcome(client: int, part: Callable[..., Any], *args: Any) -> Any:
+    """What a client's part gives; whatever goes wrong inside a client stays that client's, as an error."""
     try:
-        return future.result()
+        return part(*args)
     except PrismError as error:
         return error
     except Exception as error:

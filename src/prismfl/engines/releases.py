@@ -32,7 +32,7 @@ class Releases:
     agreement: Agreement
     kit: ClientKit
     folder: RunFolder
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _noted: set[int] = field(default_factory=set)
 
     def target(self, client: int, mine: ImageSet) -> Target:
         """The client's released target: stored, or drawn now and stored first.
@@ -48,7 +48,9 @@ class Releases:
             found = release(self.kit.features, mine.images, mine.labels, classes, privacy, client)
             runfolder.save_arrays(path, to_arrays(found))
         target = from_arrays(runfolder.load_arrays(path) or {}).target
-        self._note(client, store)
+        if client not in self._noted:
+            self._note(client, store)
+            self._noted.add(client)
         return target
 
     def _store(self, client: int, mine: ImageSet) -> Path:
@@ -66,10 +68,9 @@ class Releases:
             )
 
     def _note(self, client: int, store: Path) -> None:
-        """Bring the run's ledger up to date: all that was ever released of this client's store."""
+        """Bring the client's ledger up to date: all that was ever released of its store."""
         held = [from_arrays(runfolder.load_arrays(path) or {}) for path in sorted(store.glob("release-*.safetensors"))]
-        with self._lock:
-            runfolder.save_ledger(self.folder, client, to_json([replace(one.entry, client=client) for one in held]))
+        runfolder.save_ledger(self.folder, client, to_json([replace(one.entry, client=client) for one in held]))
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,7 @@ class NoisyThetas:
     def _count(self, entry: Entry) -> None:
         settings = self.agreement.settings
         with self._lock:
-            held = [one for one in from_json(runfolder.gather_ledger(self.folder)) if one.client == entry.client]
-            done = sum(one.count for one in held)
+            done = sum(one.count for one in from_json(runfolder.client_ledger(self.folder, entry.client)))
             if done >= settings.federation.rounds and not settings.privacy.another_release:
                 raise PrivacyError(
                     f"client {entry.client} with {done} noisy replies",

@@ -80,34 +80,67 @@ def generate(
     return torch.tanh(F.conv2d(norm(x), weights["output"], padding=1))
 
 
-def _block(x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm) -> Tensor:
-    """Upsampling residual block `[B, C, H, W]` → `[B, C / 2, 2H, 2W]`.
+def generate_many(layout: Layout, flats: Tensor, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Images of K networks, `[K, B, C, H, W]`: `generate` of each, as one batch of grouped convolutions.
+
+    flats: `[K, N]`; latents: `[K, B, latent]`; labels: int64 `[K, B]`.  BatchNorm uses each network's own batch.
+    """
+    many, count = latents.shape[:2]
+    weights, norm = _stacked_views(layout, flats), _Norm(layout, None, None, None)
+    x = torch.bmm(latents, weights["input"].flatten(2)).view(many, count, layout.widths[0], 4, 4)
+    if layout.classes:
+        x = x + _of_labels(weights["input.label"], labels)
+    # Networks side by side as groups of channels: [B, K · C, H, W].
+    x = x.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+    folded = {name: part.flatten(0, 1) for name, part in weights.items()}
+    for index in range(len(layout.widths) - 1):
+        x = _block(x, folded, f"block{index}", norm, many)
+        if layout.classes:
+            shift = _of_labels(weights[f"block{index}.label"], labels)
+            x = x + shift.transpose(0, 1).flatten(1)[:, :, None, None]
+    x = torch.tanh(F.conv2d(norm(x), folded["output"], padding=1, groups=many))
+    return x.view(count, many, layout.channels, *x.shape[2:]).transpose(0, 1)
+
+
+def _stacked_views(layout: Layout, flats: Tensor) -> dict[str, Tensor]:
+    """Each layer's weights of K networks, `[K, …]`."""
+    return {layer.name: flats[:, layer.span].view(len(flats), *layer.shape) for layer in layout.layers}
+
+
+def _of_labels(shifts: Tensor, labels: Tensor | None) -> Tensor:
+    """Each image's shift by its own network: `[K, classes, …]` and int64 `[K, B]` → `[K, B, …]`."""
+    return shifts[torch.arange(len(shifts), device=shifts.device)[:, None], labels]
+
+
+def _block(x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm, groups: int = 1) -> Tensor:
+    """Upsampling residual block `[B, C, H, W]` → `[B, C / 2, 2H, 2W]`, of as many networks as groups.
 
     The 1×1 shortcut commutes with nearest-neighbour upsampling, so it runs at the small size.
     """
-    h = F.conv_transpose2d(norm(x), _doubling(weights[f"{name}.first"]), stride=2, padding=1)
-    h = F.conv2d(norm(h), weights[f"{name}.second"], padding=1)
-    return F.interpolate(F.conv2d(x, weights[f"{name}.short"]), scale_factor=2) + h
+    kernel = _doubling(weights[f"{name}.first"], groups)
+    h = F.conv_transpose2d(norm(x), kernel, stride=2, padding=1, groups=groups)
+    h = F.conv2d(norm(h), weights[f"{name}.second"], padding=1, groups=groups)
+    return F.interpolate(F.conv2d(x, weights[f"{name}.short"], groups=groups), scale_factor=2) + h
 
 
-def _doubling(kernel: Tensor) -> Tensor:
+def _doubling(kernel: Tensor, groups: int = 1) -> Tensor:
     """The 4×4 transposed kernel equal to nearest-neighbour doubling, then this 3×3 convolution.
 
     Doubling is a transposed convolution with a 2×2 box; convolved with the (flipped) kernel it
     takes four products an output where doubling first would take nine.
     """
     outputs, inputs = kernel.shape[:2]
-    spread = _spread().to(device=kernel.device, dtype=kernel.dtype)
-    return (kernel.reshape(-1, 9) @ spread).view(outputs, inputs, 4, 4).transpose(0, 1)
+    wide = (kernel.reshape(-1, 9) @ _spread(kernel.device, kernel.dtype)).view(groups, outputs // groups, inputs, 4, 4)
+    return wide.transpose(1, 2).flatten(0, 1)
 
 
-@cache
-def _spread() -> Tensor:
+@cache  # on its device, or every step would wait for the copy
+def _spread(device: torch.device, dtype: torch.dtype) -> Tensor:
     """What flips a 3×3 kernel and convolves it with a 2×2 box, as a matrix: `[9, 16]`."""
     one = torch.zeros(3, 4)
     for tap in range(3):
         one[2 - tap, tap : tap + 2] = 1
-    return torch.kron(one, one)
+    return torch.kron(one, one).to(device=device, dtype=dtype)
 
 
 def check_device(device: str) -> None:

@@ -25,8 +25,13 @@ def integers_of(scores: Tensor) -> NDArray[np.uint16]:
 
 def masked_weights(weights: Tensor, theta: Tensor, draws: torch.Generator) -> Tensor:
     """`W ⊙ M` with `M ~ Bernoulli(θ)`, a new leaf that takes gradients: float32 `[N]`."""
-    uniform = torch.empty(theta.shape, dtype=theta.dtype).uniform_(generator=draws).to(theta.device)
+    uniform = uniforms(len(theta), draws).to(theta.device)
     return (weights * (uniform < theta)).requires_grad_()
+
+
+def uniforms(count: int, draws: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1), drawn where the generator is: float32 `[count]`."""
+    return torch.empty(count, device=draws.device).uniform_(generator=draws)
 
 
 def score_gradient(weight_gradient: Tensor, weights: Tensor, theta: Tensor, form: str) -> Tensor:
