@@ -83,7 +83,10 @@ def row_settings(values: dict[str, Any], seed: int, cache: Path) -> Settings:
 
     cache: folder of clients' moments, which rows share: they take longer to compute than a round.
     """
-    changes: dict[str, Any] = {"seed": seed, "cache_dir": str(cache)}
+    changes: dict[str, Any] = {"seed": seed}
+    # Releases stay in their run's folder: shared, rows would be refused a second one of the same images.
+    if not values.get("privacy", {}).get("epsilon"):
+        changes["cache_dir"] = str(cache)
     name = values.get("data", {}).get("dataset", "digits")
     if name != "digits":
         if "PRISMFL_DATA" not in os.environ:
