@@ -1,6 +1,6 @@
 """What one adversary of the cohort does to the distance, with and without the server's screen.
 
-    python experiments/adversary.py experiments/yardstick.toml --seeds 0 --screens 0 3
+    python experiments/adversary.py experiments/yardstick.toml --seeds 0 --screens 0 1.5
 
 Client 0 sends, in place of the mask that its search found: nothing (`absent`, what the others are compared with),
 all ones, all zeros, a random mask, the complement of the mask that the server foretells, or (`reversed`, with as many
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="+", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--screens", nargs="+", type=float, default=[0.0, 3.0])
+    parser.add_argument("--screens", nargs="+", type=float, default=[0.0, 1.5])
     parser.add_argument("--attacks", nargs="+", default=["absent", *ATTACKS])
     parser.add_argument("--out", type=Path, default=Path("experiments/results"))
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
