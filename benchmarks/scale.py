@@ -4,8 +4,8 @@
 
 Each population is a process of its own, so that its peak memory is its own: scanned digits of 16 pixels again and
 again, two a client, a generator of width 4 with labels, one local step of eight images.  Nothing should grow with
-the population but what its images take.  Seconds are medians over rounds; `prepare` is everything before the
-first round.
+the population but what its images take.  Seconds are medians over rounds, of the clock and of all processors
+together (which other work on the machine hardly changes); `prepare` is everything before the first round.
 """
 
 import argparse
@@ -41,8 +41,10 @@ def main() -> None:
         print(json.dumps(measured(args.one, args.cohort, args.rounds)))
         return
     print(f"cohort {args.cohort}, {args.rounds} rounds\n")
-    print("| clients | prepare, s | a round, s | peak MB | of these images | downlink, bits a parameter |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| clients | prepare, s | a round, s | of processors, s | peak MB | images, MB | downlink, bits a parameter |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for population in map(int, args.populations.split(",")):
         words = ["--one", str(population), "--cohort", str(args.cohort), "--rounds", str(args.rounds)]
         done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
@@ -52,7 +54,8 @@ def main() -> None:
 def row(found: dict[str, Any]) -> str:
     """A line of the table."""
     return (
-        f"| {found['clients']} | {found['prepare']:.1f} | {found['round']:.2f} | {found['peak_mb']:.0f} "
+        f"| {found['clients']} | {found['prepare']:.1f} | {found['round']:.2f} | {found['work']:.2f} "
+        f"| {found['peak_mb']:.0f} "
         f"| {found['images_mb']:.0f} | {found['downlink']:.2f} |"
     )
 
@@ -71,7 +74,7 @@ def measured(population: int, cohort: int, rounds: int) -> dict[str, Any]:
         "clients": population,
         "prepare": watch.begun - begun,
         "round": median(watch.seconds),
-        "rounds": watch.seconds,
+        "work": median(watch.work),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "images_mb": digits.images[0].size * len(rows) / 2**20,
         "downlink": done.summary["downlink_bits_per_parameter"],
@@ -96,15 +99,17 @@ class Clock(Silent):
     """Notes when the run begins, and each round's seconds."""
 
     def __init__(self) -> None:
-        self.begun, self.seconds = 0.0, list[float]()
+        self.begun, self.seconds, self.work, self._worked = 0.0, list[float](), list[float](), 0.0
 
     def started(self, *_: int) -> None:
         """The first round begins."""
-        self.begun = time.perf_counter()
+        self.begun, self._worked = time.perf_counter(), time.process_time()
 
     def round_done(self, record: Any, *_: int) -> None:
-        """Its seconds as the log has them."""
+        """Its seconds as the log has them, and those that processors worked."""
         self.seconds.append(record["seconds"])
+        self.work.append(time.process_time() - self._worked)
+        self._worked = time.process_time()
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def test_scale_measures_a_population_in_a_process_of_its_own():
     words = [sys.executable, str(ROOT / "scale.py"), "--populations", "6", "--cohort", "3", "--rounds", "2"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"\| 6 \|( [\d.]+ \|){5}", done.stdout.splitlines()[-1])
+    assert re.fullmatch(r"\| 6 \|( [\d.]+ \|){6}", done.stdout.splitlines()[-1])
 
 
 # -------------------------------------------------------------------------------------------- gpu
