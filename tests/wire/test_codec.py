@@ -44,7 +44,7 @@ def test_masks_come_back(mask):
 @given(thetas)
 def test_keep_probabilities_come_back(q):
     raw = pack_theta(q)
-    assert len(raw) == 2 * len(q)
+    assert len(raw) <= 2 * len(q) + 1
     found = unpack_theta(raw, len(q))
     assert found.dtype == np.uint16
     np.testing.assert_array_equal(found, q)
@@ -52,8 +52,9 @@ def test_keep_probabilities_come_back(q):
 
 def test_bytes_are_the_ones_written_down():
     assert pack_mask(np.array([1, 0, 0, 0, 0, 0, 0, 0, 1, 1], np.bool_)) == b"\x01\x03"
-    assert pack_theta(np.array([1, 0x1234], np.uint16)) == b"\x01\x00\x34\x12"
-    assert pack_theta(np.array([0x1234], ">u2")) == b"\x34\x12"
+    assert pack_theta(np.array([1, 0x1234], np.uint16)) == b"\x00\x01\x00\x34\x12"
+    assert pack_theta(np.array([0x1234], ">u2")) == b"\x00\x34\x12"
+    assert pack_theta(np.full(9, 0x1234, np.uint16)) == b"\x01\x00\x34\x12"
 
 
 @given(masks, st.integers(-3, 3).filter(bool))
@@ -75,16 +76,64 @@ def test_set_padding_is_refused(count, data):
 
 @given(thetas, st.sampled_from((-2, -1, 1, 2)))
 def test_keep_probabilities_of_a_wrong_length_are_refused(q, more):
-    raw = pack_theta(q)
+    raw = b"\x00" + q.astype("<u2").tobytes()
     changed = raw + bytes(more) if more > 0 else raw[:more]
     if len(changed) != len(raw):
         with pytest.raises(MessageError, match="keep-probabilities"):
             unpack_theta(changed, len(q))
 
 
+@pytest.mark.parametrize("kinds", [1, 2, 3, 12, 255, 256, 257])
+def test_few_values_of_theta_take_few_bits_and_come_back(kinds):
+    rng = np.random.default_rng(kinds)
+    values = np.sort(rng.choice(65536, kinds, replace=False)).astype(np.uint16)
+    q = values[rng.integers(0, kinds, 20_000)]
+    raw = pack_theta(q)
+    np.testing.assert_array_equal(unpack_theta(raw, len(q)), q)
+    bits = np.log2(kinds) if kinds <= 256 else 16
+    assert 8 * len(raw) <= 1.03 * bits * len(q) + 16 * kinds + 600
+
+
+def test_values_that_are_rare_take_less():
+    rng = np.random.default_rng(0)
+    q = np.where(rng.random(50_000) < 0.95, 655, rng.integers(0, 5, 50_000) * 13107).astype(np.uint16)
+    assert 8 * len(pack_theta(q)) < 0.5 * len(q)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x01",
+        b"\x01\x00",
+        b"\x01\x01\x05\x00",
+        b"\x02\x00\x05\x00",
+        b"\x01\x01\x05\x00\x05\x00",
+        b"\x01\x02" + bytes(9),
+    ],
+    ids=lambda raw: raw.hex() or "nothing",
+)
+def test_what_nobody_codes_is_no_theta(raw):
+    with pytest.raises(MessageError):
+        unpack_theta(raw, 8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.data())
+def test_any_damage_to_a_coded_theta_gives_another_or_an_error(kinds, data):
+    q = (np.arange(300) * 7 % kinds * 1000).astype(np.uint16)
+    raw = bytearray(pack_theta(q))
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    with contextlib.suppress(MessageError):
+        assert unpack_theta(bytes(raw), len(q)).shape == q.shape
+
+
 def test_what_comes_back_can_be_changed():
     unpack_mask(b"\x01", 3)[0] = False
-    unpack_theta(b"\x01\x00", 1)[0] = 5
+    for _ in range(2):
+        found = unpack_theta(b"\x00\x01\x00", 1)
+        assert found[0] == 1
+        found[0] = 5
 
 
 # -------------------------------------------------------------------------------------------- masks

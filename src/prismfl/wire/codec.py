@@ -7,6 +7,7 @@ follows from the distance |u - θ_t|, its side, θ_t, and the layer.
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ _SAMPLE = 16
 _FEW = 16  # at most one entry in so many is listed by itself
 _FINE = 64  # steps of moments to their root mean square
 _STRETCHES = 256  # of moments, each with probabilities of its own
+_VALUES = 256  # of θ, that are told by their places
 _CHUNK = 65536  # entries that are worked on at a time: what fits a cache
 
 
@@ -59,14 +61,53 @@ def unpack_mask(raw: bytes, count: int) -> NDArray[np.bool_]:
 
 
 def pack_theta(q: NDArray[np.uint16]) -> bytes:
-    """Keep-probabilities q / 65536, two bytes each, low byte first."""
-    return q.astype("<u2").tobytes()
+    """Keep-probabilities q / 65536: which of up to 256 different values each is, coded; or two bytes each.
+
+    A mean of n masks has few values, so θ takes two to four bits a weight.
+    """
+    return _packed_theta(q.astype("<u2").tobytes())
 
 
 def unpack_theta(raw: bytes, count: int) -> NDArray[np.uint16]:
-    """Keep-probabilities, uint16 `[count]`.  Raises MessageError on a wrong length."""
-    _expect(raw, 2 * count, "keep-probabilities")
-    return np.frombuffer(raw, "<u2").astype(np.uint16)
+    """Keep-probabilities, uint16 `[count]`.  Raises MessageError for what cannot be so many."""
+    return _unpacked_theta(raw, count).copy()
+
+
+# A server packs one θ for all clients that need it, and a simulator's clients unpack the same.
+@lru_cache(maxsize=2)
+def _packed_theta(plain: bytes) -> bytes:
+    values, places = np.unique(np.frombuffer(plain, "<u2"), return_inverse=True)
+    if 0 < len(values) <= _VALUES:
+        writer = FlagWriter()
+        nodes, bits = np.ones(len(places), np.uint16), int(len(values) - 1).bit_length()
+        for bit in reversed(range(bits)):
+            flags = (places >> bit & 1).astype(np.bool_)
+            writer.flags(flags, nodes, (1 << bits,))
+            nodes = nodes + nodes + flags
+        coded = bytes([_CODED, len(values) - 1]) + values.astype("<u2").tobytes() + writer.done()
+        if len(coded) <= len(plain):
+            return coded
+    return bytes([_PACKED]) + plain
+
+
+@lru_cache(maxsize=2)
+def _unpacked_theta(raw: bytes, count: int) -> NDArray[np.uint16]:
+    if raw[:1] == bytes([_PACKED]):
+        _expect(raw[1:], 2 * count, "keep-probabilities")
+        return np.frombuffer(raw[1:], "<u2").astype(np.uint16)
+    size = raw[1] + 1 if len(raw) > 1 else 0
+    if raw[:1] != bytes([_CODED]) or len(raw) < 2 + 2 * size:
+        raise _refuse(f"keep-probabilities of {len(raw)} bytes, coding {raw[:1].hex()}", "packed or coded ones")
+    values = np.frombuffer(raw[2 : 2 + 2 * size], "<u2").astype(np.uint16)
+    nodes, bits = np.ones(count, np.uint16), int(size - 1).bit_length()
+    reader = FlagReader(raw[2 + 2 * size :])
+    for _ in range(bits):
+        nodes = nodes + nodes + reader.flags(nodes, (1 << bits,))
+    reader.finish()
+    places = nodes - np.uint16(1 << bits)
+    if (np.diff(values.astype(np.int64)) <= 0).any() or places.max(initial=0) >= size:
+        raise _refuse("keep-probabilities that nobody codes", "values that ascend, and places among them")
+    return values[places]
 
 
 # ---------------------------------------------------------------------------------------- uplink
