@@ -71,10 +71,10 @@ class World:
 class Kit:
     """Computes every step anew."""
 
-    def next_theta(self, agreement, held, step):
-        from prismfl.federation import next_theta
-
-        return next_theta(agreement, held.q, held.round, step)
+    def follow(self, agreement, held, steps):
+        for step in steps:
+            held = Held(next_theta(agreement, held.q, held.round, step), held.round + 1)
+        return held
 
 
 def mutated(frame, rng):

@@ -198,7 +198,7 @@ def test_frames_of_another_kind_are_refused(name):
 
 def relabelled(length, payload=b""):
     """A frame with a right checksum and a claimed payload length."""
-    head = b"PRSM" + struct.pack("<HBB", 2, Kind.UPDATE, 0) + HERE.run + struct.pack("<III", 3, 7, length)
+    head = b"PRSM" + struct.pack("<HBB", message.VERSION, Kind.UPDATE, 0) + HERE.run + struct.pack("<III", 3, 7, length)
     return head + struct.pack("<I", zlib.crc32(head + bytes(4) + payload)) + payload
 
 
