@@ -9,7 +9,18 @@ import pytest
 
 from prismfl.config import settings_from
 from prismfl.errors import MessageError
-from prismfl.federation import Traffic, _heard, agree, broadcast, hear, init, seal_found, server_update
+from prismfl.federation import (
+    Held,
+    Traffic,
+    _heard,
+    agree,
+    broadcast,
+    hear,
+    init,
+    next_theta,
+    seal_found,
+    server_update,
+)
 from prismfl.wire import message
 from prismfl.wire.message import HEADER_BYTES, Kind
 
