@@ -10,7 +10,6 @@ step is spent in them.  Times are medians.  The last line is `paper_step_seconds
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
@@ -22,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from prismfl.bench import seconds_of
 from prismfl.config import Features, Search
 from prismfl.engines.inprocess import keep_freed_memory
 from prismfl.layout import Layout, frozen_weights
@@ -96,13 +96,7 @@ def made(layout: Layout, features: FeatureMap, settings: Search, device: torch.d
 
 def timed(call: Callable[[], Any], repeats: int) -> float:
     """Median seconds of a call, after one to warm up."""
-    call()
-    found = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - begun)
-    return median(found)
+    return median(seconds_of(call, repeats))
 
 
 class Recorder(TorchDispatchMode):

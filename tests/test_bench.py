@@ -12,6 +12,7 @@ import torch
 from prismfl import bench, cli
 from prismfl.bench import Sizes, as_text, report
 from prismfl.errors import DependencyError
+from prismfl.search import processor_threads
 
 TINY = Sizes(16, 2, 8, 8, (0, 1), 1, 2_000, 50, 20, 1)
 
@@ -30,7 +31,7 @@ def test_every_part_of_a_run_has_a_figure(rows):
 def test_the_number_of_threads_is_as_before(rows):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    with bench.one_thread():
+    with processor_threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)

@@ -3,7 +3,6 @@
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +20,7 @@ from prismfl.mmd import PRECISIONS, FeatureMap, Target
 from prismfl.nets.features import load_features
 from prismfl.privacy.release import noisy
 from prismfl.sampling import Sampler, finish
-from prismfl.search import Searcher
+from prismfl.search import Searcher, processor_threads
 from prismfl.wire.codec import Entries, decode_mask, encode_mask
 
 _SCALE = 10**6  # σ of the noise that is timed, in steps of the grid: it makes no difference
@@ -77,7 +76,7 @@ def bench(sizes: Sizes | None = None) -> list[Row]:
     Each figure is the best of a few repeats: other work on the machine only ever slows them.
     """
     sizes = sizes or Sizes()
-    with one_thread():
+    with processor_threads(1):
         return list(_rows(sizes))
 
 
@@ -173,25 +172,19 @@ def _sampler(agreement: Agreement) -> Sampler:
 
 
 def best(call: Callable[[], Any], repeats: int) -> float:
-    """Least seconds of a call, after one to warm up."""
+    """Least seconds of a call."""
+    return min(seconds_of(call, repeats))
+
+
+def seconds_of(call: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each of some calls, after one to warm up."""
     call()
     found = []
     for _ in range(repeats):
         begun = time.perf_counter()
         call()
         found.append(time.perf_counter() - begun)
-    return min(found)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One processor thread inside, as many as before after it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return found
 
 
 def hardware() -> str:

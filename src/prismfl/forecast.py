@@ -5,17 +5,15 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prismfl.federation import Agreement, Reply, cohort, init, seal_found, seal_target, server_update
 from prismfl.mmd import Target
 from prismfl.preparation import Prepared
-from prismfl.search import local_search, rate_at
+from prismfl.search import local_search, processor_threads, rate_at
 from prismfl.seeding import Purpose, Stream
 from prismfl.wire import message
 
@@ -45,7 +43,7 @@ class Forecast:
 def forecast(ready: Prepared, workers: int) -> Forecast:
     """Search as one client of the first round would, timed after a warm-up, and code masks that moved as far."""
     settings = ready.agreement.settings
-    with _threads(settings.search.client_threads):
+    with processor_threads(settings.search.client_threads):
         moments_seconds, target = _timed_target(ready)
         step_seconds, moved = _timed_search(ready, target)
     members, alone = len(cohort(ready.agreement, 0)), settings.federation.mode == "one-shot"
@@ -130,16 +128,6 @@ def _heard(agreement: Agreement, step: int) -> float:
     longer = step + count / 16 * math.log2(max(1, members / _TRIAL_CLIENTS))
     missed = agreement.settings.data.clients / members
     return message.HEADER_BYTES + 26 + min(missed * longer, 2 * count)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _peak_mb() -> float:

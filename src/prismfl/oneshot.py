@@ -6,13 +6,11 @@ is the same.  Without ε, plain moments travel.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prismfl.errors import ClientError, MessageError, PrismError, RunFolderError
@@ -31,7 +29,7 @@ from prismfl.federation import (
     mean_by_layer,
 )
 from prismfl.mmd import Target
-from prismfl.search import local_search, rate_at
+from prismfl.search import local_search, processor_threads, rate_at
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import ONE, ServerState
 from prismfl.wire import message
@@ -109,7 +107,7 @@ def search_round(
     settings, first = agreement.settings, state.round == 0
     draws = Stream(settings.seed, Purpose.SEARCH, state.round).torch_generator()
     rate = rate_at(settings.search, state.round, settings.federation.rounds)
-    with _threads(settings.search.client_threads):
+    with processor_threads(settings.search.client_threads):
         found = local_search(
             agreement.layout, kit.weights, kit.features, state.q, gathered.target, settings.search, rate, draws
         )
@@ -134,17 +132,6 @@ def search_round(
         traffic=gathered.traffic if first else Traffic(),
     )
     return ServerState(q, state.round + 1, (), state.held), record
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """As many processor threads as a client's search uses: bytes depend on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def shipped(agreement: Agreement, kit: ClientKit, state: ServerState, target: Target) -> NDArray[np.bool_]:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +101,17 @@ def _seconds(step: Callable[[], tuple[Tensor, Tensor]]) -> float:
         step()[1].cpu()
         found.append(time.perf_counter() - begun)
     return min(found[1:])
+
+
+@contextmanager
+def processor_threads(count: int) -> Iterator[None]:
+    """So many processor threads inside, as many as before after it: what a search finds depends on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def local_search(

@@ -107,7 +107,7 @@ def _unpacked_theta(raw: bytes, count: int) -> NDArray[np.uint16]:
     places = nodes - np.uint16(1 << bits)
     if (np.diff(values.astype(np.int64)) <= 0).any() or places.max(initial=0) >= size:
         raise _refuse("keep-probabilities that nobody codes", "values that ascend, and places among them")
-    return values[places]
+    return values.take(places)
 
 
 # ---------------------------------------------------------------------------------------- uplink
