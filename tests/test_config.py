@@ -352,3 +352,20 @@ def test_a_network_in_a_file_is_public_by_its_hash_alone():
     assert "/home" not in to_toml(made.public())
     assert made.public().features.features_sha256 == "ab" and made.public().data.classes == "0-4"
     assert made.public() == settings_from(tomllib.loads(to_toml(made.public())))
+
+
+def test_with_epsilon_less_is_released_unless_asked_for():
+    plain, private = settings_from({}), settings_from({"privacy": {"epsilon": 3.0}})
+    assert (plain.features.pool, plain.features.second_weight) == (0, 0.05)
+    assert (private.features.pool, private.features.second_weight) == (8, 0.0)
+    asked = {"privacy": {"epsilon": 3.0}, "features": {"pool": 0}}
+    assert (settings_from(asked).features.pool, settings_from(asked).features.second_weight) == (0, 0.0)
+    assert settings_from({"privacy": {"epsilon": 0.0}}) == plain
+
+
+def test_private_settings_come_back_from_their_text(tmp_path):
+    path = tmp_path / "config.toml"
+    for features in ({}, {"pool": 0, "second_weight": 0.05}):
+        settings = settings_from({"privacy": {"epsilon": 3.0}, "features": features})
+        path.write_text(to_toml(settings))
+        assert load_settings(path) == settings

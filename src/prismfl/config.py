@@ -311,6 +311,9 @@ def all_fields() -> dict[str, tuple[str, "Field[Any]"]]:
     return found
 
 
+PRIVATE_FEATURES: Mapping[str, Any] = {"pool": 8, "second_weight": 0.0}
+
+
 def settings_from(values: Mapping[str, Any]) -> Settings:
     """Settings from a nested mapping as TOML gives it.
 
@@ -318,7 +321,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     type, or impossible.
     """
     parts: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in _with_less_to_release(values).items():
         if key == "seed":
             parts[key] = _checked("seed", _field("seed"), value)
         elif key in SECTIONS and isinstance(value, Mapping):
@@ -326,6 +329,14 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         else:
             raise SettingError(f"key {key!r}", f"seed or a section: {', '.join(SECTIONS)}", "mend the settings")
     return Settings(**parts)
+
+
+def _with_less_to_release(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With ε set, small maps and no second moments unless asked for: every entry that is released needs noise."""
+    privacy, features = values.get("privacy"), values.get("features", {})
+    if not isinstance(privacy, Mapping) or not privacy.get("epsilon") or not isinstance(features, Mapping):
+        return values
+    return {**values, "features": {**PRIVATE_FEATURES, **features}}
 
 
 def _filled(data: Mapping[str, Any]) -> Mapping[str, Any]:
