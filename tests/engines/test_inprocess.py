@@ -171,9 +171,10 @@ def test_bytes_are_whole_frames(finished, run_settings, blobs, tmp_path, monkeyp
         assert line["uplink_bits_per_parameter"] == pytest.approx(8 * line["uplink_bytes"] / 2 / count)
         assert line["downlink_bits_per_parameter"] == pytest.approx(8 * line["downlink_bytes"] / 2 / count)
         assert len(wire.lost[turn]) == (2 if turn >= forgetful else 0)
-        # Coded masks and steps take less than packed bits and θ; a snapshot takes more.
+        # Coded masks take less than packed bits, and steps and snapshots than θ; who is lost is sent both.
         assert line["uplink_bytes"] < 2 * (40 + 20 + 40 + count / 8)
-        assert (line["downlink_bytes"] > 2 * 2 * count) == (turn >= forgetful)
+        assert len(wire.down[turn]) == (4 if turn >= forgetful else 2)
+        assert line["downlink_bytes"] < 2 * 2 * count
     assert json.loads(folder.summary.read_text())["downlink_bytes"] == sum(map(sum, wire.down))
     same_run(tmp_path / "run", finished["reset"], forgetful)
 
