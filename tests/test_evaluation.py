@@ -113,7 +113,7 @@ def test_unknown_metrics_are_refused(model, metrics):
 def test_of_few_samples_what_applies_is_measured_and_the_rest_refused(model, samples):
     found = evaluate_model(model, samples=samples)
     for name, least in METRICS.items():
-        if name == "synthetic":
+        if name in ("synthetic", "membership"):
             continue  # measured when asked for alone
         assert (ALL[name] <= set(found)) == (samples >= least)
         if samples < least:
@@ -381,3 +381,13 @@ def test_shares_of_labels_are_told_by_name():
     assert "cat=0.2500 dog=0.7500" in as_text(found | {"class_names": ["cat", "dog"]})
     for names in (["cat"], ["\x1b[31m", "dog"], "ab", None):
         assert "0.2500 0.7500" in as_text(found | {"class_names": names})
+
+
+def test_membership_is_measured_when_asked_for(model):
+    plain = evaluate_model(model, samples=20, metrics="fid")
+    found = evaluate_model(model, samples=20, metrics="membership")
+    low, high = found["membership_auc_over_images"]
+    assert "membership_auc" not in plain and 0 <= low <= found["membership_auc"] <= high <= 1
+    again = evaluate_model(model, samples=20, metrics="membership", repeats=2)
+    assert "membership_auc_over_images" not in again and len(again["membership_auc_interval"]) == 2
+    assert any(line.split()[:1] == ["membership_auc"] for line in as_text(found).splitlines())

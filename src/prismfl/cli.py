@@ -375,7 +375,8 @@ def evaluate(
         str,
         typer.Option(
             help="Some of fid,kid,prdc,readability [all of these that apply],"
-            " and synthetic: what a classifier learns of the samples alone.",
+            " and synthetic: what a classifier learns of the samples alone;"
+            " membership: what they tell of the training images.",
             show_default=False,
         ),
     ] = "",

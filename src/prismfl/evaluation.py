@@ -40,8 +40,9 @@ METRICS = {
     "prdc": neighbours.LEAST,
     "readability": readability.LEAST,
     "synthetic": synthetic.LEAST,
+    "membership": copying.LEAST,
 }
-_ASKED_ONLY = {"synthetic"}  # it trains a classifier for each set of samples
+_ASKED_ONLY = {"synthetic", "membership"}  # one trains a classifier for each set of samples, one attacks the model
 _OF_CLASSES = {"readability", "synthetic"}
 _OUTSIDE = "these figures are of the model's own data set: publish them, and the ledger does not cover what they tell"
 _PAIRS_OUTSIDE = "the picture of pairs shows training images: no guarantee covers it"
@@ -73,7 +74,7 @@ def evaluate_model(
     which add `fid`, `is` (where there are enough samples) and `inception_sha256`.  repeats: how
     many sets of samples, of seeds `seed … seed + repeats - 1`; for more than one a figure is the
     mean over them, and `NAME_interval` is its 95 % t-interval [low, high].  metrics: some of fid,
-    kid, prdc, readability and synthetic, by commas; empty takes all that apply but synthetic, for
+    kid, prdc, readability, synthetic and membership, by commas; empty takes all that apply but the last two, for
     readability wants images of two classes or more, synthetic a model that makes images by these, and each
     wants a few images.  pairs: a PNG to write, of samples beside the training images nearest to them, in
     the space `pairs_by`: see `show_pairs`.  `warnings` are there where a figure flatters or is outside a guarantee.
@@ -163,6 +164,12 @@ class _Judge:
         return judge_features(self.test.images, device=self.device)
 
     @cached_property
+    def members(self) -> NDArray[np.float32]:
+        """Features of training images, of as many as there are test images: float32 `[n, d]`."""
+        rows = Stream(0, Purpose.SUBSETS).permutation(len(self.train))[: len(self.test)]
+        return judge_features(self.train.images[np.sort(rows)], device=self.device)
+
+    @cached_property
     def pooled(self) -> NDArray[np.float32]:
         """Inception's features of the test images: float32 `[n, 2048]`, of none without the network."""
         return np.empty((0, 0), np.float32) if self.inception is None else self.inception.features(self.test.images)
@@ -244,6 +251,9 @@ class _Judge:
             found |= {"kid_embedded": kid.mean, WITHIN["kid_embedded"]: kid.interval}
         if "prdc" in wanted:
             found |= vars(neighbours.compare(self.balls, neighbours.balls(fake)))
+        if "membership" in wanted:
+            told = copying.copying(self.members, self.features, fake)
+            found |= {"membership_auc": told.membership_auc, WITHIN["membership_auc"]: told.interval}
         return found
 
 

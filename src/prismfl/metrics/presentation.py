@@ -18,6 +18,7 @@ GROUPS = {
     "That classifier on real test images": ("test_accuracy", "test_readable"),
     "A classifier trained on the samples alone, on real test images": ("synthetic_accuracy", "synthetic_by_class"),
     "The same, trained on as many real images": ("real_accuracy", "real_by_class"),
+    "Membership: are training images nearer to samples than test images are (0.5: no)": ("membership_auc",),
     "Nearest training images": ("nearest_of_samples", "nearest_of_test"),
 }
 # Intervals over parts of one set of samples, by the figure they belong to.
@@ -25,6 +26,7 @@ WITHIN = {
     "kid_embedded": "kid_embedded_over_subsets",
     "is_classifier": "is_classifier_over_splits",
     "is": "is_over_splits",
+    "membership_auc": "membership_auc_over_images",
 }
 _BY_CLASS = ("class_shares", "synthetic_by_class", "real_by_class")
 _NO_FIGURES = ("samples", "repeats", "seed")
