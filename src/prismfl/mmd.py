@@ -349,9 +349,8 @@ class FeatureMap:
         """Moments `[G · D]` in blocks `[G, d_j]`, each of consecutive numbers, as `squared_distance` takes them."""
         sizes: list[int] = []
         for layer, size in zip(self.layers, self.sizes, strict=True):
-            sizes += [size] * (1 + self.seconds) + [
-                2 * p.shape[1] for p in [self.projections.get(layer)] if p is not None
-            ]
+            sizes += [size] * (1 + self.seconds)
+            sizes += [2 * self.projections[layer].shape[1]] if layer in self.projections else []
         sizes += [2 * len(one) for one in self.frequencies.values()]
         return [part.contiguous() for part in target.view(-1, self.dimension).split(sizes, 1)]
 

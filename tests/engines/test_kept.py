@@ -64,20 +64,22 @@ def sparse(tiny, rounds=4, **changes):
     return tiny(data={"clients": 12}, federation={"rounds": rounds, "cohort": 3}, **changes)
 
 
+def models_of(tiny, blobs, root, monkeypatch, limit):
+    """Model files of a run with room and of one without, by name."""
+    train(sparse(tiny), blobs, out=root / "roomy")
+    monkeypatch.setattr(inprocess, limit, 1)
+    train(sparse(tiny), blobs, out=root / "narrow")
+    return {name: (root / name / "model.safetensors").read_bytes() for name in ("roomy", "narrow")}
+
+
 def test_room_for_a_single_target_changes_no_byte(tiny, blobs, tmp_path, monkeypatch):
-    train(sparse(tiny), blobs, out=tmp_path / "roomy")
-    monkeypatch.setattr(inprocess, "_MOST_TARGETS", 1)
-    train(sparse(tiny), blobs, out=tmp_path / "narrow")
-    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("roomy", "narrow")]
-    assert models[0] == models[1]
+    models = models_of(tiny, blobs, tmp_path, monkeypatch, "_MOST_TARGETS")
+    assert models["roomy"] == models["narrow"]
 
 
 def test_room_for_a_single_theta_costs_bytes_and_changes_no_model(tiny, blobs, tmp_path, monkeypatch):
-    train(sparse(tiny), blobs, out=tmp_path / "roomy")
-    monkeypatch.setattr(inprocess, "_MOST_THETAS", 1)
-    train(sparse(tiny), blobs, out=tmp_path / "narrow")
-    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("roomy", "narrow")]
-    assert models[0] == models[1]
+    models = models_of(tiny, blobs, tmp_path, monkeypatch, "_MOST_THETAS")
+    assert models["roomy"] == models["narrow"]
     sent = [
         sum(line["downlink_bytes"] for line in read_rounds(RunFolder(tmp_path / name))) for name in ("roomy", "narrow")
     ]
