@@ -78,9 +78,7 @@ class Attacked(InProcess):
         answer = client_update(
             agreement, kit, frame, round_index, 0, self.target(0), None, self.held.get(0), noise=sent
         )
-        if answer.held is not None:
-            self.held.put(0, answer.held)
-        return answer.frame
+        return self._remembered(0, answer)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,21 @@ def test_a_step_of_dense_weights_is_repeatable_and_as_long_as_its_rate(runner, t
     ]
     assert torch.equal(*found)
     assert float((found[0] - ready.kit.weights).abs().max()) == pytest.approx(0.02, rel=0.6)
+
+
+def test_an_adversary_changes_the_model_and_a_screen_leaves_it_out(runner, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    adversary = importlib.import_module("adversary")
+    row = tmp_path / "row.toml"
+    row.write_text(
+        ROW.format(asked="")
+        .replace("distance_samples = 0", "distance_samples = 20")
+        .replace("rounds = 1", "rounds = 2")
+        .replace("clients = 2\nshards = 4", "clients = 4\nshards = 8")
+    )
+    settings = runner.row_settings(runner.load_row(row)[0], 0, tmp_path / "targets")
+    screened = replace(settings, federation=replace(settings.federation, screen=1.2))
+    found = {attack: adversary.one_run(settings, attack) for attack in ("absent", *adversary.ATTACKS)}
+    assert len({one["fid_embedded"] for one in found.values()}) == len(found)
+    assert [one["adversary_left_out"] for one in found.values()] == [1, 0, 0, 0, 0, 0]
+    assert adversary.one_run(screened, "flipped")["adversary_left_out"] == 1

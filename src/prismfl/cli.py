@@ -515,13 +515,13 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _default_entries() -> int:
-    """Entries that a client with ten labels releases by default with ε set, of grey images of 32 pixels."""
+    """Entries whose noise is that of a client's default release with ε set: ten labels, grey images of 32 pixels."""
     from prismfl.mmd import FeatureMap
     from prismfl.nets.features import load_features
     from prismfl.privacy.release import grid_of
 
     defaults = settings_from({"privacy": {"epsilon": 1.0}}).features
-    return grid_of(FeatureMap(load_features(defaults.features), defaults, 1, 32), 10).entries
+    return round(grid_of(FeatureMap(load_features(defaults.features), defaults, 1, 32), 10).noise)
 
 
 @app.command()

@@ -45,6 +45,15 @@ class Target:
     shares: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
 
 
+@dataclass(frozen=True)
+class Block:
+    """Consecutive entries of a vector ψ: how many, their weight a_j in it, and whether they may be below 0."""
+
+    size: int
+    weight: float
+    signed: bool
+
+
 class _UnitMoments(torch.autograd.Function):
     """Sums of `φ / ‖φ‖` and `φ² / ‖φ²‖` (0/0 = 0) over groups, with the gradient in few passes.
 
@@ -240,8 +249,8 @@ class FeatureMap:
 
     `dimension` is D, the entries of one group's moments: twice the sum of the matched layers'
     sizes (once without second moments), `joint` for each layer with joint features and `patch` for each scale
-    with patches.  `signed` says which entries may be below 0, bool `[D]`, and `signed_share` the largest
-    squared norm of these.  Raises SettingError when a layer does not exist or a patch does not fit.
+    with patches.  `blocks` says which entries are what, in order; the norm of each block of a vector is at most its
+    weight.  Raises SettingError when a layer does not exist or a patch does not fit.
     """
 
     def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
@@ -260,16 +269,13 @@ class FeatureMap:
         self.projections = {layer: _projection(settings, layer, entries) for layer, entries in joint}
         scales = settings.patch_scales if settings.patch else ()
         self.frequencies = {scale: _frequencies(settings, scale, channels, size) for scale in scales}
-        blocks = [self._signed_of(layer, entries) for layer, entries in zip(self.layers, self.sizes, strict=True)]
-        blocks += [np.ones(2 * len(one), np.bool_) for one in self.frequencies.values()]
-        self.signed = np.concatenate(blocks)
-        self.dimension = len(self.signed)
         joint_share = len(joint) * settings.joint_weight
         patch_share = len(self.frequencies) * settings.patch_weight
         share = 1 / (len(self.layers) * (1 + settings.second_weight) + joint_share + patch_share)
         parts = (1.0, settings.second_weight, settings.joint_weight, settings.patch_weight)
         self.weights = tuple((share * part) ** 0.5 for part in parts)
-        self.signed_share = share * (joint_share + patch_share)
+        self.blocks = tuple(self._listed())
+        self.dimension = sum(block.size for block in self.blocks)
 
     def to(self, device: str) -> "FeatureMap":
         """Move the network to a device; returns itself."""
@@ -290,10 +296,16 @@ class FeatureMap:
             self._others[name] = found
         return self._others[name]
 
-    def _signed_of(self, layer: int, size: int) -> NDArray[np.bool_]:
-        """Which of a layer's entries may be below 0: joint features may, maps after ReLU and squares may not."""
-        joint = 2 * self.projections[layer].shape[1] if layer in self.projections else 0
-        return np.arange(size * (1 + self.seconds) + joint) >= size * (1 + self.seconds)
+    def _listed(self) -> Iterator[Block]:
+        """Blocks in order: maps after ReLU and squares are never below 0, joint features and patches may be."""
+        for layer, size in zip(self.layers, self.sizes, strict=True):
+            yield Block(size, self.weights[0], False)
+            if self.seconds:
+                yield Block(size, self.weights[1], False)
+            if layer in self.projections:
+                yield Block(2 * self.projections[layer].shape[1], self.weights[2], True)
+        for one in self.frequencies.values():
+            yield Block(2 * len(one), self.weights[3], True)
 
     def _stages(self, x: Tensor) -> list[Tensor]:
         size = self.settings.feature_size
@@ -347,11 +359,7 @@ class FeatureMap:
 
     def split(self, target: Tensor) -> list[Tensor]:
         """Moments `[G · D]` in blocks `[G, d_j]`, each of consecutive numbers, as `squared_distance` takes them."""
-        sizes: list[int] = []
-        for layer, size in zip(self.layers, self.sizes, strict=True):
-            sizes += [size] * (1 + self.seconds)
-            sizes += [2 * self.projections[layer].shape[1]] if layer in self.projections else []
-        sizes += [2 * len(one) for one in self.frequencies.values()]
+        sizes = [block.size for block in self.blocks]
         return [part.contiguous() for part in target.view(-1, self.dimension).split(sizes, 1)]
 
     def _blocks(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ from scipy.stats import chi2, kstest, norm
 
 from prismfl.config import Features, Privacy
 from prismfl.errors import DataError, DependencyError, PrivacyError
-from prismfl.mmd import FeatureMap
+from prismfl.mmd import Block, FeatureMap
 from prismfl.nets.features import load_features
 from prismfl.privacy.accountant import compose
 from prismfl.privacy.release import (
@@ -27,6 +27,7 @@ from prismfl.privacy.release import (
     noisy,
     quantise,
     release,
+    release_weights,
     to_arrays,
     to_target,
 )
@@ -116,25 +117,78 @@ def test_real_vectors_are_put_on_the_grid_unshrunk(feature_map, joint_map, blobs
         grid = grid_of(features, 0)
         vectors = features.vectors(blobs)
         assert float(vectors.norm(dim=1).max()) == pytest.approx(1, abs=1e-5)
-        torch.testing.assert_close(quantise(vectors, grid), (vectors * grid.scale).round().double())
+        assert unshrunk(vectors, grid)
+        longest = float(quantise(vectors, grid).norm(dim=1).max())
+        assert 0.9 * grid.scale < longest <= NORM
+
+
+def unshrunk(vectors, grid):
+    wanted = vectors * torch.from_numpy(grid.stretch) * grid.scale
+    return torch.allclose(quantise(vectors, grid), wanted.round().double(), rtol=1e-6, atol=1)
 
 
 def test_joint_features_raise_the_sensitivity_as_their_share_says(feature_map, joint_map):
     assert grid_of(feature_map, 0).sensitivity == pytest.approx(NORM * math.sqrt(2))
-    share = joint_map.signed_share
-    assert 0.2 < share < 0.4
+    weights = release_weights(joint_map.blocks)
+    share = sum(weight**2 for weight, block in zip(weights, joint_map.blocks, strict=True) if block.signed)
+    assert 0 < share < 0.1
     assert grid_of(joint_map, 0).sensitivity == pytest.approx(NORM * math.sqrt(2 + 2 * share), rel=1e-4)
     assert grid_of(joint_map, 0).signed.sum() == 8
 
 
 def test_patches_are_signed_too_and_never_longer_than_their_share(blobs):
     features = FeatureMap(load_features("vgg"), Features(layers=(0, 5), joint=8, joint_layers=1, patch=8), 1, 16)
-    assert features.signed.sum() == 8 + 3 * 8 and features.signed[-24:].all()
-    vectors = features.vectors(blobs).double()
-    signed = vectors[:, torch.from_numpy(features.signed)].square().sum(1)
-    assert 0.5 < float(signed.max()) <= features.signed_share + 1e-6
-    assert (vectors[:, torch.from_numpy(~features.signed)] >= 0).all()
-    torch.testing.assert_close(quantise(vectors, grid := grid_of(features, 0)), (vectors * grid.scale).round())
+    grid = grid_of(features, 0)
+    assert grid.signed.sum() == 8 + 3 * 8 and grid.signed[-24:].all()
+    vectors = features.vectors(blobs)
+    whole = quantise(vectors, grid)
+    signed = whole[:, torch.from_numpy(grid.signed)].norm(dim=1)
+    assert 0.7 * grid.signed_norm < float(signed.max()) <= grid.signed_norm
+    assert (vectors[:, torch.from_numpy(~grid.signed)] >= 0).all() and unshrunk(vectors, grid)
+
+
+# -------------------------------------------------------------------------------- block weights
+
+
+found_blocks = st.lists(st.tuples(st.integers(1, 10**6), st.floats(0.01, 1)), min_size=1, max_size=8)
+
+
+@given(found_blocks, st.integers(0, 2**32 - 1))
+def test_no_other_weights_of_blocks_leave_less_noise(found, seed):
+    blocks = [Block(size, weight, False) for size, weight in found]
+    sizes, asked = (np.array(part, np.float64) for part in zip(*found, strict=True))
+    weights = release_weights(blocks)
+    assert (weights**2).sum() == pytest.approx((asked**2).sum())
+
+    def noise(squares):
+        return (sizes * asked**2 / squares).sum()
+
+    others = np.random.default_rng(seed).dirichlet(np.full(len(found), 20), 20) * (asked**2).sum()
+    assert noise(weights**2) <= min(noise(asked**2), *map(noise, others)) * (1 + 1e-9)
+
+
+def test_blocks_of_one_size_and_weight_are_left_as_they_are():
+    np.testing.assert_allclose(release_weights([Block(50, 0.5, False)] * 4), 0.5)
+
+
+def test_a_block_without_weight_is_released_as_zeros(blobs):
+    features = FeatureMap(load_features("vgg"), Features(layers=(0, 5), joint=8, joint_layers=1, joint_weight=0), 1, 16)
+    grid = grid_of(features, 0)
+    found = to_target(integer_sums(features, grid, blobs, LABELS), grid, 1, 30)
+    assert grid.signed.any() and not found.moments[grid.signed].any()
+
+
+def test_each_block_has_the_noise_that_its_weight_says(feature_map):
+    grid = grid_of(feature_map, 3)
+    drawn = noisy(np.zeros((3, len(grid.signed)), np.int64), NORM, "fast")
+    drawn[:, -1] = 100 * NORM  # counts above the noise, that no label is dropped
+    errors = to_target(drawn, grid, NORM, 1).moments.reshape(3, -1) * (grid.scale / NORM)
+    blocks = feature_map.blocks
+    parts = np.split(errors, np.cumsum([block.size for block in blocks])[:-1], axis=1)
+    for part, block, weight in zip(parts, blocks, release_weights(blocks), strict=True):
+        assert part.std() == pytest.approx(block.weight / weight, rel=6 / math.sqrt(part.size))
+    assert (errors**2).sum() == pytest.approx(grid.noise, rel=0.05)
+    assert grid.noise < 0.95 * 3 * feature_map.dimension
 
 
 # ----------------------------------------------------------------------------------------- sums
@@ -257,7 +311,7 @@ def test_a_release_is_near_the_moments(feature_map, blobs):
     wanted = feature_map.target(images, labels, 3)
     assert found.target.moments.dtype == np.float32
     error = found.target.moments - wanted.moments
-    assert error.std() == pytest.approx(found.entry.sigma, rel=0.05)
+    assert (error**2).sum() == pytest.approx(found.entry.sigma**2 * grid_of(feature_map, 3).noise, rel=0.1)
     np.testing.assert_allclose(found.target.shares, wanted.shares, atol=0.1)
     assert found.target.shares.sum() == pytest.approx(1) and found.target.images == 600
 
@@ -347,7 +401,8 @@ def test_a_damaged_release_is_refused_rather_than_drawn_again(feature_map, blobs
 def test_smaller_maps_have_vectors_of_norm_one_too(blobs, changes):
     features = FeatureMap(load_features("vgg"), Features(layers=(0, 3), **changes), 1, 16)
     vectors = features.vectors(blobs)
-    assert vectors.shape == (30, features.dimension) and features.dimension == len(features.signed)
+    signed = grid_of(features, 0).signed
+    assert vectors.shape == (30, features.dimension) and features.dimension == len(signed)
     np.testing.assert_allclose(vectors.norm(dim=1).numpy(), 1, atol=1e-5)
-    assert bool((vectors[:, torch.from_numpy(~features.signed)] >= 0).all())
+    assert bool((vectors[:, torch.from_numpy(~signed)] >= 0).all())
     np.testing.assert_allclose(vectors.mean(0).numpy(), features.target(blobs).moments, atol=1e-5)

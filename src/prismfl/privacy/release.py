@@ -6,6 +6,10 @@ then moves the sum by at most √2 · NORM where no entry is below 0, for such v
 than a right angle apart; entries that may be (joint features) have a bound B of their own, and
 the sum moves by at most √(2 NORM² + 2 B²).  Of n images the mean moves by √2 / n, or so much more.
 
+Every entry gets the same noise, so blocks are released with weights of their own, a_j² ∝ w_j √d_j where the
+distance gives a block of d_j entries the weight w_j: of all weights whose squares have the same sum these leave the
+least noise in the distance.  Blocks are scaled back after the noise.
+
 Where images have labels, a vector stands in the block of its label, which leaves its norm as
 it is, with one more entry that is the same for all images: its sum counts the label.  Sums are
 divided by n, which is public, never by the number of a label's images.  What is done after the
@@ -17,8 +21,8 @@ replace-one after the partition.  Noise comes from the operating system, never f
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,7 +32,7 @@ from torch import Tensor
 
 from prismfl.config import Privacy
 from prismfl.errors import DataError, DependencyError, PrivacyError
-from prismfl.mmd import FeatureMap, Target
+from prismfl.mmd import Block, FeatureMap, Target
 from prismfl.privacy.accountant import Entry, calibrate, from_json, rounding_distance, to_json, versions
 
 # Every integer up to it is a float32, and sums of squares below 2^53 are exact in float64.
@@ -44,7 +48,8 @@ class Grid:
 
     signed: bool `[E]`, entries that may be below 0, and signed_norm, the bound of these alone;
     scale, label_scale: steps that make 1 of a feature entry and of a label's count; classes: 0
-    for images without labels.  A label's block has E entries, with labels the last one counts.
+    for images without labels; stretch: float32 `[D]` or `[1]`, a_j / w_j of each feature entry, what it is multiplied
+    by before the noise and divided by after it.  A label's block has E entries, with labels the last one counts.
     """
 
     signed: NDArray[np.bool_]
@@ -52,11 +57,18 @@ class Grid:
     scale: float
     label_scale: float
     classes: int
+    stretch: NDArray[np.float32] = field(default_factory=lambda: np.ones(1, np.float32))
 
     @property
     def entries(self) -> int:
         """Entries of the whole released vector."""
         return len(self.signed) * max(1, self.classes)
+
+    @property
+    def noise(self) -> float:
+        """Squared norm of the noise that the distance sees, in σ²: that of so many entries that are not stretched."""
+        entries = len(self.signed) - (self.classes > 0)
+        return float((1 / np.broadcast_to(self.stretch, entries).astype(np.float64) ** 2).sum()) * max(1, self.classes)
 
     @property
     def sensitivity(self) -> float:
@@ -67,13 +79,28 @@ class Grid:
 def grid_of(features: FeatureMap, classes: int) -> Grid:
     """The grid of a feature map: vectors of norm 1 fill it but for what rounding may add."""
     counted = classes > 0
-    signed = np.append(features.signed, np.zeros(int(counted), np.bool_))
+    weights, sizes = release_weights(features.blocks), [block.size for block in features.blocks]
+    signed = np.repeat([block.signed for block in features.blocks], sizes)
+    signed = np.append(signed, np.zeros(int(counted), np.bool_))
+    # A block of weight 0 holds zeros, which any factor suits.
+    stretch = [one / block.weight if block.weight else 1.0 for one, block in zip(weights, features.blocks, strict=True)]
     room = math.sqrt(len(signed))
     weight = LABEL_WEIGHT if counted else 0.0
     scale = (NORM - room) * math.sqrt(1 - weight**2)
-    share = features.signed_share
+    share = math.fsum(one**2 for one, block in zip(weights, features.blocks, strict=True) if block.signed)
     signed_norm = math.ceil(scale * math.sqrt(share) + room) if signed.any() else 0
-    return Grid(signed, signed_norm, scale, float(int((NORM - room) * weight)), classes)
+    label_scale = float(int((NORM - room) * weight))
+    return Grid(signed, signed_norm, scale, label_scale, classes, np.repeat(np.array(stretch, np.float32), sizes))
+
+
+def release_weights(blocks: Sequence[Block]) -> NDArray[np.float64]:
+    """Weights a_j of a feature vector's blocks in a release: float64 `[J]`, a_j² ∝ w_j √d_j, Σ a_j² = Σ w_j².
+
+    They minimise Σ d_j w_j² / a_j², the noise in the distance in units of σ², by Cauchy's inequality.
+    """
+    weights = np.array([block.weight for block in blocks])
+    squares = weights * np.sqrt([block.size for block in blocks])
+    return np.asarray(np.sqrt(squares * (weights @ weights) / squares.sum()))
 
 
 # ------------------------------------------------------------------------------- before the noise
@@ -87,7 +114,8 @@ def quantise(vectors: Tensor, grid: Grid) -> Tensor:
     """
     if not bool(torch.isfinite(vectors).all()):
         raise DataError("features that are not finite", "finite ones", "check the images and the feature network")
-    whole = (vectors * grid.scale).round_().double()
+    steps = torch.from_numpy(grid.stretch * np.float32(grid.scale)).to(vectors.device)
+    whole = (vectors * steps).round_().double()
     if grid.classes:
         whole = torch.cat((whole, whole.new_full((len(whole), 1), grid.label_scale)), 1)
     if grid.signed_norm:
@@ -286,14 +314,14 @@ def to_target(drawn: NDArray[np.int64], grid: Grid, scale: int, images: int) -> 
     which noise averages out and the bias of clamping would add up.  A label whose noisy count is within
     two σ of 0 has moments and share 0, for what stands there is noise; unless that holds of all labels.
     """
-    means = drawn / (images * grid.scale)
+    means = (drawn[:, :-1] if grid.classes else drawn) / (images * grid.scale * grid.stretch)
     if not grid.classes:
         return Target(means.astype(np.float32).ravel(), images)
     counts = drawn[:, -1].clip(0)
     heard = counts > _DROWNED * scale if counts.max() > _DROWNED * scale else counts > 0
     counts = np.where(heard, counts, 0)
     shares = counts / counts.sum() if counts.any() else np.full(len(counts), 1 / len(counts))
-    moments = np.where(heard[:, None], means[:, :-1], 0)
+    moments = np.where(heard[:, None], means, 0)
     return Target(moments.astype(np.float32).ravel(), images, shares)
 
 
