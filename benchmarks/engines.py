@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from prismfl import runfolder
@@ -119,24 +120,31 @@ def both(root: Path, settings: Settings, simulation: bool) -> tuple[float, float
     clients = settings.data.clients
     link = processes.Link("127.0.0.1", processes.free_port(), simulation=simulation)
     more = processes.simulated(clients, 1) if simulation else []
-    with contextlib.ExitStack() as exits:
-        link_process = exits.enter_context(processes.superlink(link, root / "flower", lambda _: None))
-        for client in range(0 if simulation else clients):
-            start(exits, root, link, client)
-        out = root / "ours"
-        runfolder.create(out, settings)
-        processes.submit(out, root / "flower", lambda _: None, more=more)
-        processes.follow(out, 0, link_process, Silent())
+    with processes.superlink(link, root / "flower", lambda _: None) as link_process:
+        with nodes(root, link, 0 if simulation else clients, ours=True):
+            out = root / "ours"
+            runfolder.create(out, settings)
+            processes.submit(out, root / "flower", lambda _: None, more=more)
+            processes.follow(out, 0, link_process, Silent())
         seconds = [line["seconds"] for line in runfolder.read_rounds(runfolder.RunFolder(out))]
+    with (
+        processes.superlink(link, root / "flower", lambda _: None),
+        nodes(root, link, 0 if simulation else clients, ours=False),
+    ):
         return statistics.median(seconds[1:]), statistics.median(plain(root, settings, more)[1:])
 
 
-def start(exits: contextlib.ExitStack, root: Path, link: processes.Link, client: int) -> None:
-    """A client's SuperNode."""
-    state = root / f"state-{client}"
-    node = processes.Node(link.address, state, {"partition-id": client, "state-dir": str(state)})
-    log = exits.enter_context((root / f"node-{client}.log").open("ab"))
-    exits.enter_context(processes.child(node.words(processes.free_port()), state / "flower", log))
+@contextlib.contextmanager
+def nodes(root: Path, link: processes.Link, clients: int, ours: bool) -> Iterator[None]:
+    """A SuperNode a client, as `prismfl federate client` starts it or as Flower does."""
+    with contextlib.ExitStack() as exits:
+        for client in range(clients):
+            state = root / f"state-{client}"
+            node = processes.Node(link.address, state, {"partition-id": client, "state-dir": str(state)})
+            log = exits.enter_context((root / f"node-{client}.log").open("ab"))
+            plain = processes.child(node.words(processes.free_port()), state / "flower", log)
+            exits.enter_context(processes.supernode(node, lambda _: None, log) if ours else plain)
+        yield
 
 
 def plain(root: Path, settings: Settings, more: list[str]) -> list[float]:

@@ -18,7 +18,7 @@ with contextlib.suppress(ImportError, DependencyError):  # without Flower, each 
     from flwr.app import Context, RecordDict
 
     from prismfl.engines.flower import client, server
-    from prismfl.engines.flower.processes import Link, Node, child, follow, free_port, submit, superlink
+    from prismfl.engines.flower.processes import Link, Node, child, follow, free_port, submit, superlink, supernode
 
 HERE = Path(__file__).parent
 
@@ -158,8 +158,10 @@ class Deployment:
         config = {"partition-id": number, "data-dir": str(self.sites / "abc"[number]), "state-dir": str(state)}
         node = Node(self.link.address, state, config)
         log = self.exits.enter_context((self.root / f"node-{name or number}.log").open("ab"))
-        words = [*prefix, *node.words(free_port())]
-        self.nodes[name or number] = self.exits.enter_context(child(words, state / "flower", log))
+        # As the command does it; with a prefix, as Flower does.
+        plain = child([*prefix, *node.words(free_port())], state / "flower", log)
+        started = plain if prefix else supernode(node, self.said.append, log)
+        self.nodes[name or number] = self.exits.enter_context(started)
         return state
 
     def kill(self, name):

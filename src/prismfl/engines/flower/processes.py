@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from types import FrameType
 from typing import IO, Any
 
 from prismfl.coordinator import Watcher
-from prismfl.engines.flower import QUIET
+from prismfl.engines.flower import QUIET, warm
 from prismfl.engines.flower.events import NAME, held, read_events, replay
 from prismfl.errors import ClientError, DataError, DependencyError, RunFolderError, SettingError
 from prismfl.files import check_writable, write_atomic
@@ -104,9 +105,12 @@ class Link:
 # ------------------------------------------------------------------------------------ processes
 
 
-def environment(home: Path) -> dict[str, str]:
-    """This process's environment for Flower's commands, which keep their files in `home`."""
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+def environment(home: Path, *ahead: Path) -> dict[str, str]:
+    """This process's environment for Flower's commands, which keep their files in `home`.
+
+    ahead: folders whose programs come before all others.
+    """
+    path = os.pathsep.join((*map(str, ahead), str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     poll = os.environ.get("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
     return {**os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": poll}
 
@@ -127,9 +131,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def child(words: Sequence[str], home: Path, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def child(
+    words: Sequence[str], home: Path, log: IO[bytes] | None = None, *ahead: Path
+) -> Iterator[subprocess.Popen[bytes]]:
     """A running command, ended with the block.  log: takes its output, else it goes where ours does."""
-    env = environment(home)
+    env = environment(home, *ahead)
     home.mkdir(parents=True, exist_ok=True)
     output = {"stdout": log, "stderr": subprocess.STDOUT} if log else {}
     started: subprocess.Popen[bytes] = subprocess.Popen(
@@ -361,6 +367,20 @@ def client_node(
     return node
 
 
+@contextlib.contextmanager
+def supernode(node: Node, say: Say = print, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A client's SuperNode and, where the system has what that takes, the process that answers its messages."""
+    home, words = node.state / "flower", node.words(free_port())
+    say(shlex.join(words))
+    with contextlib.ExitStack() as exits:
+        ahead = []
+        if warm.SUPPORTED:
+            ahead = [Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="prismfl-")))]
+            answering = warm.furnish(ahead[0], command([warm.PROGRAM], environment(home))[0])
+            exits.enter_context(child(answering, home, log))
+        yield exits.enter_context(child(words, home, log, *ahead))
+
+
 def run_client(node: Node, say: Say) -> None:
     """A SuperNode, started again whenever it ends, until this process is stopped.
 
@@ -370,9 +390,8 @@ def run_client(node: Node, say: Say) -> None:
     quick = 0
     with ending_on_terminate():
         while quick < _MOST_QUICK:
-            words, begun = node.words(free_port()), time.monotonic()
-            say(shlex.join(words))
-            with child(words, node.state / "flower") as process:
+            begun = time.monotonic()
+            with supernode(node, say) as process:
                 process.wait()
             quick = quick + 1 if time.monotonic() - begun < _QUICK else 0
             say(f"flower-supernode ended; it is started again in {_AGAIN:g} s")
