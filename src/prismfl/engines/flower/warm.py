@@ -23,6 +23,8 @@ PROGRAM = "flwr-clientapp"
 SUPPORTED = sys.platform == "linux"  # elsewhere a fork of a process with threads is not safe
 _IMPORTED = (
     "torch",
+    "scipy.sparse",
+    "constriction",
     "prismfl.engines.flower.client",
     "prismfl.engines.clientdisk",
     "prismfl.federation",
