@@ -1,6 +1,6 @@
 """Seconds a round over Flower: this project's engine beside Flower's own loop, simulated and deployed.
 
-    python benchmarks/engines.py [--clients 10] [--rounds 4] [--steps 1] [--where simulation,deployment]
+    python benchmarks/engines.py [--clients 10] [--rounds 4] [--steps 20] [--where simulation,deployment]
 
 Both do the same local steps on the digits, at the same sizes.  Flower's own round is a
 ServerApp that sends θ as float32 arrays with `grid.send_and_receive`, and a ClientApp that imports torch, searches,
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--where", default="simulation,deployment")
     args = parser.parse_args()
