@@ -56,10 +56,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="+", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--metrics", default="", help="measured of every row, besides what rows ask for")
     parser.add_argument("--out", type=Path, default=Path("experiments/results"))
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
     args = parser.parse_args()
-    results = [one_run(row, seed, args.out, args.runs) for seed in args.seeds for row in args.rows]
+    results = [one_run(row, seed, args.out, args.runs, args.metrics) for seed in args.seeds for row in args.rows]
     name = args.rows[0].stem if len(args.rows) == 1 else "table"
     write_atomic(args.out / f"{name}.md", markdown(results))
     write_atomic(args.out / f"{name}.csv", csv_text(results))
@@ -79,7 +80,7 @@ def load_row(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def row_settings(values: dict[str, Any], seed: int, cache: Path) -> Settings:
-    """Settings of one run of a row; the data folder is found through PRISMFL_DATA.
+    """Settings of one run of a row; its `data_dir`, or the data set's name, is looked for in PRISMFL_DATA.
 
     cache: folder of clients' moments, which rows share: they take longer to compute than a round.
     """
@@ -87,20 +88,21 @@ def row_settings(values: dict[str, Any], seed: int, cache: Path) -> Settings:
     # Releases stay in their run's folder: shared, rows would be refused a second one of the same images.
     if not values.get("privacy", {}).get("epsilon"):
         changes["cache_dir"] = str(cache)
-    name = values.get("data", {}).get("dataset", "digits")
+    data = values.get("data", {})
+    name = data.get("dataset", "digits")
     if name != "digits":
         if "PRISMFL_DATA" not in os.environ:
             raise SettingError("no PRISMFL_DATA in the environment", f"the folder above {name}/", "set it")
-        changes["data_dir"] = str(Path(os.environ["PRISMFL_DATA"]) / name)
+        changes["data_dir"] = str(Path(os.environ["PRISMFL_DATA"]) / data.get("data_dir", name))
     return settings_from(merged(values, changes))
 
 
-def one_run(path: Path, seed: int, out: Path, runs: Path) -> dict[str, Any]:
+def one_run(path: Path, seed: int, out: Path, runs: Path, more: str = "") -> dict[str, Any]:
     """One row and seed: read its result where there is one, else run or resume it."""
     values, row = load_row(path)
     settings = row_settings(values, seed, runs / "targets")
     key = hashlib.sha256(to_toml(settings_from(merged(values, {"seed": seed}))).encode()).hexdigest()[:12]
-    metrics = row_metrics(row)
+    metrics = row_metrics({**row, "metrics": f"{row.get('metrics', '')},{more}"})
     # What else is measured is no setting: a row that asks for more is measured anew, not run anew.
     kept = out / "runs" / f"{'-'.join([path.stem, str(seed), key, *metrics])}.json"
     if kept.exists():
