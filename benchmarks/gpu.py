@@ -354,10 +354,10 @@ def trained(folder: Path, device: str, ends: float, tiny: bool, out: Path | None
         values["generator"] |= {"size": 16, "width": 2, "latent": 8}
         values["search"] |= {"local_steps": 1, "batch_size": 4}
         values["output"] |= {"distance_samples": 0}
-    watcher, scratch = Until(ends), Path(tempfile.mkdtemp(prefix="prismfl-gpu-"))
-    why = ""
+    watcher, why = Until(ends), ""
     try:
-        inprocess.train(settings_from(values), out=(out or scratch) / "run", watcher=watcher)
+        with tempfile.TemporaryDirectory(prefix="prismfl-gpu-") as scratch:
+            inprocess.train(settings_from(values), out=(out or Path(scratch)) / "run", watcher=watcher)
     except EnoughError:
         pass
     except PrismError as error:
