@@ -142,8 +142,8 @@ def nodes(root: Path, link: processes.Link, clients: int, ours: bool) -> Iterato
             state = root / f"state-{client}"
             node = processes.Node(link.address, state, {"partition-id": client, "state-dir": str(state)})
             log = exits.enter_context((root / f"node-{client}.log").open("ab"))
-            plain = processes.child(node.words(processes.free_port()), state / "flower", log)
-            exits.enter_context(processes.supernode(node, lambda _: None, log) if ours else plain)
+            flowers = processes.child(node.words(processes.free_port()), state / "flower", log)
+            exits.enter_context(processes.supernode(node, lambda _: None, log) if ours else flowers)
         yield
 
 

@@ -98,7 +98,7 @@ def row_settings(values: dict[str, Any], seed: int, cache: Path) -> Settings:
 
 
 def one_run(path: Path, seed: int, out: Path, runs: Path, more: str = "") -> dict[str, Any]:
-    """One row and seed: read its result where there is one, else run or resume it."""
+    """One row and seed: read its result where there is one, else run or resume it.  more: metrics, by commas."""
     values, row = load_row(path)
     settings = row_settings(values, seed, runs / "targets")
     key = hashlib.sha256(to_toml(settings_from(merged(values, {"seed": seed}))).encode()).hexdigest()[:12]

@@ -4,7 +4,7 @@ With the kernel k(x, y) = ⟨ψ(x), ψ(y)⟩ of a feature vector ψ, the squared
 discrepancy is the squared distance of mean feature vectors (Gretton et al. 2012).  Here ψ stacks,
 for each layer, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, and for
 the deep layers random Fourier features of f, and for a few scales those of small patches of
-pixels, averaged over the image, with weights a_j whose squares sum to 1, so that
+pixels, averaged over the image, with weights w_j whose squares sum to 1, so that
 ‖ψ(x)‖ ≤ 1 for every image.
 
 Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): the
@@ -47,7 +47,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive entries of a vector ψ: how many, their weight a_j in it, and whether they may be below 0."""
+    """Consecutive entries of a vector ψ: how many, their weight w_j in it, and whether they may be below 0."""
 
     size: int
     weight: float

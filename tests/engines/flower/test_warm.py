@@ -39,7 +39,7 @@ def test_where_nobody_answers_the_program_is_flowers_own(tmp_path, own):
 
 def test_a_process_that_is_gone_is_not_waited_for(tmp_path, own):
     words = warm.furnish(tmp_path, str(own))
-    with child(words, tmp_path / "home", (tmp_path / "log").open("ab")) as process:
+    with (tmp_path / "log").open("ab") as log, child(words, tmp_path / "home", log) as process:
         door = tmp_path / "door"
         wait(door.exists)
         process.send_signal(signal.SIGKILL)
@@ -50,7 +50,7 @@ def test_a_process_that_is_gone_is_not_waited_for(tmp_path, own):
 def test_each_message_is_answered_by_a_fork_of_its_own(tmp_path, own):
     """Flower's program is asked for its help: the fork prints it and ends, and the process stays."""
     words, log = warm.furnish(tmp_path, str(own)), tmp_path / "log"
-    with child(words, tmp_path / "home", log.open("ab")) as process:
+    with log.open("ab") as printed, child(words, tmp_path / "home", printed) as process:
         wait((tmp_path / "door").exists)
         for times in (1, 2):
             assert small(tmp_path, "--help").returncode == 0

@@ -368,8 +368,8 @@ def client_node(
 
 
 @contextlib.contextmanager
-def supernode(node: Node, say: Say = print, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A client's SuperNode and, where the system has what that takes, the process that answers its messages."""
+def supernode(node: Node, say: Say, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A client's SuperNode and, on Linux, the process that answers its messages.  log: takes what both print."""
     home, words = node.state / "flower", node.words(free_port())
     say(shlex.join(words))
     with contextlib.ExitStack() as exits:

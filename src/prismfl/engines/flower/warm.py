@@ -77,8 +77,9 @@ def main() -> None:
 def forked(door: str) -> list[str]:
     """Arguments of one message, in a fork of its own; the process itself stays here for the next."""
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(door)
+        listener.bind(f"{door}.new")
         listener.listen(16)
+        Path(f"{door}.new").rename(door)  # who finds it is heard
         while True:
             with listener.accept()[0] as guest:
                 guest.settimeout(_WAIT)
