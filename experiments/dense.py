@@ -1,78 +1,70 @@
 """Federated averaging of dense weights on the same loss: what masks are compared with.
 
-    python experiments/dense.py experiments/yardstick.toml --rates 0.003 --seeds 0
-
-Everything is that of a row of `run.py` but this: clients descend the weights themselves (Adam, the row's
-schedule scaled to `--rates`), send them as float32 and the server averages them.  Weights begin as the frozen
-ones.  `--alone` gives one client all images.  Prints a line a run, and writes it to `--out`.
+A row of `run.py` whose `[row]` has `dense = 0.003` is run like this.  Everything is that of other rows but:
+clients descend the weights themselves (Adam, the row's schedule scaled to that rate), send them as float32 and
+the server averages them.  Weights begin as the frozen ones.  With ε the moments are those of a release, as ever.
 """
 
-import argparse
-import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from run import load_row, provenance, row_settings
+from numpy.typing import NDArray
 
 from prismfl.config import Settings
+from prismfl.engines.clientdisk import ClientDisk
 from prismfl.engines.inprocess import keep_freed_memory
-from prismfl.files import write_atomic
-from prismfl.metrics.frechet import fid_embedded
+from prismfl.metrics.embedding import judge_features
+from prismfl.metrics.frechet import frechet
+from prismfl.metrics.neighbours import balls, compare
 from prismfl.nets.generator import label_turns, latent_batch, recompute_statistics, render
 from prismfl.preparation import Prepared, prepare
+from prismfl.runfolder import RunFolder
 from prismfl.sampling import labels_like
 from prismfl.search import Searcher, rate_at
 from prismfl.seeding import Purpose, Stream
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="+", type=Path)
-    parser.add_argument("--rates", nargs="+", type=float, default=[0.003])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--alone", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("experiments/results"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
-    args = parser.parse_args()
+def one_run(settings: Settings, rate: float, folder: Path, metrics: list[str]) -> dict[str, Any]:
+    """All rounds, and figures of the averaged weights.
+
+    folder: where clients keep their releases; metrics: what is measured besides the distance, `prdc` or nothing.
+    """
+    if set(metrics) - {"prdc"}:
+        raise SystemExit(f"of dense weights prdc alone is measured, not {', '.join(metrics)}")
     keep_freed_memory()
-    for path in args.rows:
-        values, _ = load_row(path)
-        name = f"dense-{path.stem}" + "-alone" * args.alone
-        for seed in args.seeds:
-            settings = row_settings(values, seed, args.runs / "targets")
-            if args.alone:
-                settings = replace(settings, data=replace(settings.data, clients=1, partition="iid"))
-            for rate in args.rates:
-                found = {"row": name, "seed": seed, "rate": rate, **provenance(), **one_run(settings, rate)}
-                text = json.dumps(found)
-                write_atomic(args.out / "dense" / f"{name}-{seed}-{rate:g}.json", text + "\n")
-                print(text, flush=True)
+    ready = prepare(settings)
+    begun, samples = time.monotonic(), settings.output.distance_samples
+    weights = averaged(ready, rate, folder)
+    seconds = round(time.monotonic() - begun, 1)
+    messages = settings.federation.rounds * settings.data.clients
+    return {
+        **measured(ready, weights, samples, "prdc" in metrics),
+        "up_bits": 32.0,
+        "down_bits": 32.0,
+        "uplink_bytes": 4 * weights.numel() * messages,
+        "downlink_bytes": 4 * weights.numel() * messages,
+        "model_bytes": 4 * weights.numel(),
+        "seconds": seconds,
+    }
 
 
-def one_run(settings: Settings, rate: float) -> dict[str, Any]:
-    """All rounds, and the distance of the averaged weights."""
-    begun, ready = time.monotonic(), prepare(settings)
-    classes, weights = ready.agreement.layout.classes, ready.kit.weights.clone()
-    features, layout, search = ready.kit.features, ready.agreement.layout, ready.agreement.settings.search
-    targets = [features.target(mine.images, mine.labels, classes) for mine in ready.clients]
-    draws = [torch.Generator().manual_seed(1000 * settings.seed + client) for client in range(len(targets))]
+def averaged(ready: Prepared, rate: float, folder: Path) -> torch.Tensor:
+    """The server's weights `[N]` after all rounds."""
+    agreement, kit = ready.agreement, ready.kit
+    search, weights, rounds = agreement.settings.search, kit.weights.clone(), agreement.settings.federation.rounds
+    disk = ClientDisk(agreement, kit, RunFolder(folder))
+    targets = [disk.target(client, mine) for client, mine in enumerate(ready.clients)]
+    draws = [torch.Generator().manual_seed(1000 * agreement.settings.seed + client) for client in range(len(targets))]
     pairs = zip(targets, draws, strict=True)
-    searchers = [Searcher(layout, weights, features, target, search, one) for target, one in pairs]
-    rounds = settings.federation.rounds
+    searchers = [Searcher(agreement.layout, weights, kit.features, target, search, one) for target, one in pairs]
     for index in range(rounds):
         size = rate * rate_at(search, index, rounds) / search.learning_rate
         weights = torch.stack([descended(one, weights, size, search.local_steps) for one in searchers]).mean(0)
-    return {
-        "fid_embedded": distance_of(ready, weights, settings.output.distance_samples),
-        "up_bits": 32.0,
-        "down_bits": 32.0,
-        "model_bytes": 4 * layout.count,
-        "seconds": round(time.monotonic() - begun, 1),
-    }
+        print(f"dense round {index + 1}/{rounds}", flush=True)
+    return weights
 
 
 def descended(searcher: Searcher, weights: torch.Tensor, rate: float, steps: int) -> torch.Tensor:
@@ -87,16 +79,20 @@ def descended(searcher: Searcher, weights: torch.Tensor, rate: float, steps: int
     return mine.detach()
 
 
-def distance_of(ready: Prepared, weights: torch.Tensor, count: int) -> float:
-    """`fid_embedded` of `count` samples made with dense weights `[N]`."""
-    layout, seed, test = ready.agreement.layout, ready.agreement.settings.seed, ready.test
-    if test is None:
+def measured(ready: Prepared, weights: torch.Tensor, count: int, manifold: bool) -> dict[str, float]:
+    """Figures of `count` samples made with dense weights `[N]`; manifold: precision, recall, density, coverage too."""
+    if ready.test is None:
         raise SystemExit("no test images to measure against")
+    fake = samples_of(ready, weights, labels_like(ready.test.labels, count))
+    real, fake = judge_features(ready.test.images), judge_features(fake)
+    found = {"fid_embedded": frechet(real, fake)}
+    return found | vars(compare(balls(real), balls(fake))) if manifold else found
+
+
+def samples_of(ready: Prepared, weights: torch.Tensor, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """A sample for each label int64 `[B]`, uint8 `[B, C, H, W]`; a generator without labels only counts them."""
+    layout, seed = ready.agreement.layout, ready.agreement.settings.seed
     statistics = recompute_statistics(layout, weights, seed)
-    latents = latent_batch(layout, Stream(seed, Purpose.LATENT), count)
-    labels = torch.from_numpy(labels_like(test.labels, count)) if layout.classes else label_turns(layout, count)
-    return fid_embedded(test.images, render(layout, weights, statistics, latents, labels))
-
-
-if __name__ == "__main__":
-    main()
+    latents = latent_batch(layout, Stream(seed, Purpose.LATENT), len(labels))
+    wanted = torch.from_numpy(labels) if layout.classes else label_turns(layout, len(labels))
+    return render(layout, weights, statistics, latents, wanted)

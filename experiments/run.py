@@ -5,7 +5,7 @@
 A row is one TOML file: settings as `prismfl train --config` takes them, and a table `[row]` with
 `about`, optionally `base` (another row it changes) and what to measure besides the distance of
 the run itself: `metrics = "kid,prdc,readability"`, of 10,000 samples, or `readability = true` for
-the last alone.  The data folder comes from the environment variable PRISMFL_DATA.
+the last alone; and `dense = 0.003` where dense weights are averaged (see `dense.py`), at that rate.  The data folder comes from the environment variable PRISMFL_DATA.
 """
 
 import argparse
@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+import dense
 
 from prismfl.config import Settings, merged, read_toml, settings_from, to_toml
 from prismfl.engines import inprocess
@@ -101,7 +103,10 @@ def one_run(path: Path, seed: int, out: Path, runs: Path, more: str = "") -> dic
     """One row and seed: read its result where there is one, else run or resume it.  more: metrics, by commas."""
     values, row = load_row(path)
     settings = row_settings(values, seed, runs / "targets")
-    key = hashlib.sha256(to_toml(settings_from(merged(values, {"seed": seed}))).encode()).hexdigest()[:12]
+    text = to_toml(settings_from(merged(values, {"seed": seed}))) + (
+        f"dense = {row['dense']}" if "dense" in row else ""
+    )
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
     metrics = row_metrics({**row, "metrics": f"{row.get('metrics', '')},{more}"})
     # What else is measured is no setting: a row that asks for more is measured anew, not run anew.
     kept = out / "runs" / f"{'-'.join([path.stem, str(seed), key, *metrics])}.json"
@@ -109,6 +114,17 @@ def one_run(path: Path, seed: int, out: Path, runs: Path, more: str = "") -> dic
         return dict(json.loads(kept.read_text()))
     print(f"== {path.stem}, seed {seed}", flush=True)
     folder = RunFolder(runs / f"{path.stem}-{seed}-{key}")
+    result = {"row": path.stem, "about": row.get("about", ""), "seed": seed, **provenance()}
+    if "dense" in row:
+        result |= dense.one_run(settings, row["dense"], folder.root, metrics)
+    else:
+        result |= trained(settings, folder, metrics)
+    write_atomic(kept, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def trained(settings: Settings, folder: RunFolder, metrics: list[str]) -> dict[str, Any]:
+    """Figures of a run of masks, or of one exchange, run or resumed in its folder."""
     begun = time.monotonic()
     fresh = not folder.config.exists()
     finished = (
@@ -116,14 +132,12 @@ def one_run(path: Path, seed: int, out: Path, runs: Path, more: str = "") -> dic
         if fresh
         else inprocess.resume(folder.root, watcher=PlainWatcher())
     )
-    result = {"row": path.stem, "about": row.get("about", ""), "seed": seed, **provenance()}
-    result |= figures(folder, dict(finished.summary))
+    result = figures(folder, dict(finished.summary))
     result["wall_seconds"] = round(time.monotonic() - begun, 1) if fresh else None
     if metrics:
         data = settings.data
         found = evaluate_model(folder.model, data.dataset, data.data_dir, metrics=",".join(metrics))
         result |= {name: found[name] for name in COLUMNS if found.get(name) is not None}
-    write_atomic(kept, json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,7 @@ workers = 1
 
 @pytest.fixture(scope="module")
 def runner():
+    sys.path.insert(0, str(RUN.parent))  # where a script's own folder is
     spec = importlib.util.spec_from_file_location("experiments_run", RUN)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -105,23 +107,36 @@ def test_every_row_is_a_run_that_differs_from_the_yardstick(runner, path, tmp_pa
     assert row["about"]
     settings = runner.row_settings(values, 1, tmp_path)
     yardstick = runner.row_settings(runner.load_row(RUN.parent / "yardstick.toml")[0], 1, tmp_path)
-    assert settings.seed == 1 and (settings == yardstick) == (path.stem == "yardstick")
+    assert settings.seed == 1 and (settings == yardstick and "dense" not in row) == (path.stem == "yardstick")
 
 
-def test_dense_weights_are_averaged_and_the_same_seed_gives_the_same_distance(runner, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(RUN.parent))
-    dense = importlib.import_module("dense")
+def dense_run(runner, tmp_path, rate, extra=""):
     row = tmp_path / "row.toml"
-    row.write_text(ROW.format(asked="").replace("distance_samples = 0", "distance_samples = 20"))
-    settings = runner.row_settings(runner.load_row(row)[0], 0, tmp_path / "targets")
-    once, again, still = dense.one_run(settings, 0.01), dense.one_run(settings, 0.01), dense.one_run(settings, 0.0)
-    assert once["fid_embedded"] == again["fid_embedded"] != still["fid_embedded"]
-    assert once["up_bits"] == 32
+    text = ROW.format(asked=f"dense = {rate}\nmetrics = 'prdc'").replace(
+        "distance_samples = 0", "distance_samples = 20"
+    )
+    row.write_text(text + extra)
+    return runner.one_run(row, 0, tmp_path / "out", tmp_path / "runs")
 
 
-def test_a_step_of_dense_weights_is_repeatable_and_as_long_as_its_rate(runner, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(RUN.parent))
-    dense = importlib.import_module("dense")
+def test_dense_weights_are_averaged_and_the_rate_is_of_the_row(runner, tmp_path):
+    moved, still = dense_run(runner, tmp_path, 0.01), dense_run(runner, tmp_path, 0.0)
+    assert moved["fid_embedded"] != still["fid_embedded"] and 0 <= moved["coverage_embedded"] <= 1
+    assert moved["up_bits"] == 32 and moved["uplink_bytes"] == 2 * moved["model_bytes"]
+    again = runner.one_run(tmp_path / "row.toml", 0, tmp_path / "other", tmp_path / "others")
+    assert again["fid_embedded"] == still["fid_embedded"]
+
+
+def test_dense_weights_follow_a_release_where_epsilon_is_set(runner, tmp_path):
+    """The releases are stored with the run, as those of any private run: the images are read once."""
+    plain = dense_run(runner, tmp_path, 0.01)
+    private = dense_run(runner, tmp_path, 0.01, "[privacy]\nepsilon = 9.8\ndelta = 0.01\ndistances = true\n")
+    assert private["fid_embedded"] != plain["fid_embedded"]
+    assert len(list((tmp_path / "runs").rglob("release*.safetensors"))) == 2
+
+
+def test_a_step_of_dense_weights_is_repeatable_and_as_long_as_its_rate(runner, tmp_path):
+    dense = runner.dense
     row = tmp_path / "row.toml"
     row.write_text(ROW.format(asked=""))
     ready = dense.prepare(runner.row_settings(runner.load_row(row)[0], 0, tmp_path / "targets"))
@@ -137,7 +152,6 @@ def test_a_step_of_dense_weights_is_repeatable_and_as_long_as_its_rate(runner, t
 
 
 def test_an_adversary_changes_the_model_and_a_screen_leaves_it_out(runner, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(RUN.parent))
     adversary = importlib.import_module("adversary")
     row = tmp_path / "row.toml"
     row.write_text(
