@@ -107,7 +107,8 @@ def test_every_row_is_a_run_that_differs_from_the_yardstick(runner, path, tmp_pa
     assert row["about"]
     settings = runner.row_settings(values, 1, tmp_path)
     yardstick = runner.row_settings(runner.load_row(RUN.parent / "yardstick.toml")[0], 1, tmp_path)
-    assert settings.seed == 1 and (settings == yardstick and "dense" not in row) == (path.stem == "yardstick")
+    same = settings == yardstick and not {"dense", "pooled"} & set(row)
+    assert settings.seed == 1 and same == (path.stem == "yardstick")
 
 
 def dense_run(runner, tmp_path, rate, extra=""):
@@ -166,3 +167,19 @@ def test_an_adversary_changes_the_model_and_a_screen_leaves_it_out(runner, tmp_p
     assert len({one["fid_embedded"] for one in found.values()}) == len(found)
     assert [one["adversary_left_out"] for one in found.values()] == [1, 0, 0, 0, 0, 0]
     assert adversary.one_run(screened, "flipped")["adversary_left_out"] == 1
+
+
+def test_clients_that_share_a_target_have_the_mean_of_theirs(runner, tmp_path):
+    """Outside the block they have their own again."""
+    row = tmp_path / "row.toml"
+    row.write_text(ROW.format(asked=""))
+    ready = runner.dense.prepare(runner.row_settings(runner.load_row(row)[0], 0, tmp_path / "targets"))
+    inprocess = runner.inprocess
+    engine = inprocess.InProcess(ready.agreement, ready.kit, ready.clients, inprocess.RunFolder(tmp_path / "run"))
+    own = [engine.target(client).moments for client in (0, 1)]
+    with runner.pooled_targets():
+        shared = [engine.target(client).moments for client in (0, 1)]
+    assert np.array_equal(shared[0], shared[1]) and not np.array_equal(own[0], own[1])
+    assert shared[0] == pytest.approx((own[0] + own[1]) / 2, abs=1e-6)
+    assert np.array_equal(engine.target(0).moments, own[0])
+    engine.close()

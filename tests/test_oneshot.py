@@ -55,26 +55,37 @@ def gathered(world, **how):
 def test_moments_come_back_on_their_grid(count, size):
     moments = (np.random.default_rng(count).standard_normal(count) * size).astype(np.float32)
     with np.errstate(invalid="ignore"):
-        step, coded = encode_moments(moments) if count else (0.0, b"")
+        step, coded = encode_moments(moments, 64) if count else (0.0, b"")
     found = decode_moments(coded, step, count)
     assert found.dtype == np.float32 and found.shape == (count,)
     assert np.abs(found.astype(np.float64) - moments).max(initial=0) <= step * 0.5001 <= 0.02 * size
 
 
+def test_fewer_steps_take_fewer_bytes_and_err_as_theory_says():
+    moments = np.random.default_rng(1).standard_normal(20_000).astype(np.float32)
+    sizes, errors = [], []
+    for steps in (64, 16, 4):
+        step, coded = encode_moments(moments, steps)
+        sizes.append(len(coded))
+        errors.append(float(((decode_moments(coded, step, len(moments)) - moments) ** 2).mean() * 12 * steps**2))
+    assert errors == pytest.approx([1, 1, 1], rel=0.05)
+    assert [sizes[0] - sizes[1], sizes[1] - sizes[2]] == pytest.approx([5000, 5000], rel=0.05)  # two bits each
+
+
 def test_what_is_all_zero_takes_next_to_nothing():
-    step, coded = encode_moments(np.zeros(100_000, np.float32))
+    step, coded = encode_moments(np.zeros(100_000, np.float32), 64)
     assert step == 0 and len(coded) < 1000 and not decode_moments(coded, step, 100_000).any()
 
 
 def test_sparse_moments_take_fewer_bytes_than_dense_ones():
     dense = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
     sparse = np.where(np.arange(20_000) % 10, 0, dense).astype(np.float32)
-    assert len(encode_moments(sparse)[1]) < len(encode_moments(dense)[1]) / 3 < 20_000
+    assert len(encode_moments(sparse, 64)[1]) < len(encode_moments(dense, 64)[1]) / 3 < 20_000
 
 
 @pytest.mark.parametrize("spoil", [lambda raw: raw + bytes(8), lambda raw: raw[1:], lambda raw: bytes(len(raw))])
 def test_coded_moments_that_are_none_are_refused(spoil):
-    step, coded = encode_moments(np.random.default_rng(0).standard_normal(500).astype(np.float32))
+    step, coded = encode_moments(np.random.default_rng(0).standard_normal(500).astype(np.float32), 64)
     with pytest.raises(MessageError):
         decode_moments(spoil(coded), step, 500)
 
@@ -169,8 +180,8 @@ def test_who_cannot_be_used_is_left_out_and_named(world):
 
 def test_weights_beyond_the_rules_are_left_out(world):
     agreement, _, targets = world
-    greedy = message.Moments(1000, *encode_moments(targets[1].moments)[:1], targets[1].shares, b"")
-    greedy = replace(greedy, coded=encode_moments(targets[1].moments)[1])
+    greedy = message.Moments(1000, *encode_moments(targets[1].moments, 64)[:1], targets[1].shares, b"")
+    greedy = replace(greedy, coded=encode_moments(targets[1].moments, 64)[1])
     found = gathered(world, change=lambda c, r: message.seal_moments(greedy, agreement.place(0, 1)) if c == 1 else r)
     assert "weight 1000" in found.left_out[1]
 

@@ -183,6 +183,12 @@ class Federation:
     fixed_share: float = _setting(0.5, "share of the new average when mada is fixed", above=0.0, most=1.0)
     alpha: float = _setting(0.0, "PRISM-α: share of the last layers that send keep-probabilities", least=0.0, most=1.0)
     alpha_bits: int = _setting(8, "resolution of what the α layers send, bits", least=1, most=16)
+    moment_steps: int = _setting(
+        64,
+        "one-shot: steps of sent moments to their root mean square; each halving takes a bit an entry off",
+        least=1,
+        most=4096,
+    )
     client_weights: str = _setting("equal", "weight of a client in the average", choices=("equal", "size"))
     screen: float = _setting(
         0.0,

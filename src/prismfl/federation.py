@@ -552,7 +552,7 @@ def seal_found(
 
 def seal_target(agreement: Agreement, place: message.Place, target: Target) -> bytes:
     """The frame of a one-shot run: the client's moments as they are, or with ε as they were released."""
-    step, coded = encode_moments(target.moments)
+    step, coded = encode_moments(target.moments, agreement.settings.federation.moment_steps)
     weight = _weight(agreement.settings, target)
     return message.seal_moments(message.Moments(weight, step, target.shares, coded), place)
 

@@ -24,7 +24,6 @@ _EDGES = np.array([(4 + quarter) << (octave - 2) for octave in _OCTAVES for quar
 _RARE = 16384  # beyond some distance fewer than one entry in so many flips: these are listed one by one
 _SAMPLE = 16
 _FEW = 16  # at most one entry in so many is listed by itself
-_FINE = 64  # steps of moments to their root mean square
 _STRETCHES = 256  # of moments, each with probabilities of its own
 _VALUES = 256  # of θ, that are told by their places
 _CHUNK = 65536  # entries that are worked on at a time: what fits a cache
@@ -269,12 +268,12 @@ def _change_contexts(known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...
 # ---------------------------------------------------------------------------------------- moments
 
 
-def encode_moments(moments: NDArray[np.float32]) -> tuple[float, bytes]:
-    """Moments float32 `[n]` as a step and coded integers: `1 / 64` of their root mean square, rounded to the nearest.
+def encode_moments(moments: NDArray[np.float32], steps: int) -> tuple[float, bytes]:
+    """Moments float32 `[n]` as a step, one of so many to their root mean square, and coded integers, the nearest.
 
-    Rounding adds 2e-5 of their squared norm to their squared distance from anything.
+    Rounding adds about `1 / (12 · steps²)` of their squared norm to their squared distance from anything.
     """
-    step = float(np.float32(np.sqrt(np.mean(moments.astype(np.float64) ** 2)) / _FINE))
+    step = float(np.float32(np.sqrt(np.mean(moments.astype(np.float64) ** 2)) / steps))
     whole = np.rint(moments.astype(np.float64) / (step or 1.0)).astype(np.int64)
     writer = FlagWriter()
     writer.integers(whole, *_stretches(len(moments)))
