@@ -17,7 +17,7 @@ def pooled_targets() -> Iterator[None]:
     """Inside, every simulated client has the mean of all clients' targets."""
     own, found = InProcess.target, dict[int, Target]()
 
-    def shared(engine: InProcess, client: int) -> Target:
+    def shared(engine: InProcess, _: int) -> Target:
         # An engine for its whole run; threads that find nothing there yet all find the same.
         if id(engine) not in found:
             found[id(engine)] = pool([own(engine, one) for one in range(len(engine.clients))])

@@ -5,7 +5,8 @@
 A row is one TOML file: settings as `prismfl train --config` takes them, and a table `[row]` with
 `about`, optionally `base` (another row it changes) and what to measure besides the distance of
 the run itself: `metrics = "kid,prdc,readability"`, of 10,000 samples, or `readability = true` for
-the last alone; and `dense = 0.003` where dense weights are averaged (see `dense.py`), at that rate.
+the last alone; and `dense = 0.003` where dense weights are averaged (see `dense.py`), at that rate, or
+`pooled = true` where clients share one target (see `pooled.py`).
 The data folder comes from the environment variable PRISMFL_DATA.
 """
 
@@ -18,11 +19,13 @@ import os
 import platform
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import dense
+from pooled import pooled_targets
 
 from prismfl.config import Settings, merged, read_toml, settings_from, to_toml
 from prismfl.engines import inprocess
@@ -104,9 +107,8 @@ def one_run(path: Path, seed: int, out: Path, runs: Path, more: str = "") -> dic
     """One row and seed: read its result where there is one, else run or resume it.  more: metrics, by commas."""
     values, row = load_row(path)
     settings = row_settings(values, seed, runs / "targets")
-    text = to_toml(settings_from(merged(values, {"seed": seed}))) + (
-        f"dense = {row['dense']}" if "dense" in row else ""
-    )
+    other = "".join(f"{name} = {row[name]}" for name in ("dense", "pooled") if name in row)
+    text = to_toml(settings_from(merged(values, {"seed": seed}))) + other
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     metrics = row_metrics({**row, "metrics": f"{row.get('metrics', '')},{more}"})
     # What else is measured is no setting: a row that asks for more is measured anew, not run anew.
@@ -119,7 +121,8 @@ def one_run(path: Path, seed: int, out: Path, runs: Path, more: str = "") -> dic
     if "dense" in row:
         result |= dense.one_run(settings, row["dense"], folder.root, metrics)
     else:
-        result |= trained(settings, folder, metrics)
+        with pooled_targets() if row.get("pooled") else nullcontext():
+            result |= trained(settings, folder, metrics)
     write_atomic(kept, json.dumps(result, indent=1) + "\n")
     return result
 
