@@ -109,7 +109,9 @@ def test_probabilities_are_exact_and_ascending():
     ladder = flags._ladder()
     assert ladder[0] == 1 and ladder[-1] < 8192
     assert (np.diff(ladder) > 0).all() and 4096 in ladder
-    assert len(flags._edges()) == len(ladder) - 1
+    of = flags._rung_of()
+    assert len(of) == 65537 and (np.diff(of.astype(int)) >= 0).all()
+    assert np.array_equal(of[ladder * 8], np.arange(len(ladder)))
 
 
 def test_a_piece_is_not_longer_than_what_is_sorted_at_a_time(monkeypatch):

@@ -35,10 +35,11 @@ def _ladder() -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=1)
-def _edges() -> NDArray[np.int64]:
-    """Where one rung ends and the next begins, times 65536."""
+def _rung_of() -> NDArray[np.uint8]:
+    """The rung of each probability, times 65536: uint8 `[65537]`.  A rung ends half-way to the next."""
     rungs = _ladder()
-    return (rungs[1:] + rungs[:-1]) * (ONE // (2 * _FINENESS))
+    ends = (rungs[1:] + rungs[:-1]) * (ONE // (2 * _FINENESS))
+    return np.searchsorted(ends, np.arange(ONE + 1)).astype(np.uint8)
 
 
 @lru_cache(maxsize=1)
@@ -105,19 +106,22 @@ class _Counts:
 
     def rungs(self) -> NDArray[np.uint8]:
         """The rung of each context, uint8 `[cells]`, from counts alone."""
-        counts, guess = self.seen.reshape(*self.shape, 2), np.array(ONE // 2, np.int64)
-        for depth in range(len(self.shape) + 1):
-            unset, is_set = np.moveaxis(counts.sum(axis=tuple(range(depth, len(self.shape)))), -1, 0)
+        levels = [np.ascontiguousarray(self.seen.reshape(-1, 2).T).reshape(2, *self.shape)]
+        for _ in self.shape:
+            levels.append(levels[-1].sum(axis=-1))
+        guess = np.array(ONE // 2, np.int64)
+        for depth, (unset, is_set) in enumerate(reversed(levels)):
             believed = _STRENGTH if depth > 1 else 2
-            guess = (is_set * ONE + believed * guess) // (unset + is_set + believed)
-            guess = guess[..., None] if depth < len(self.shape) else guess
-        return np.searchsorted(_edges(), guess.reshape(-1)).astype(np.uint8)
+            found = (is_set * ONE + believed * guess) // (unset + is_set + believed)
+            guess = np.expand_dims(found, -1)
+        return _rung_of().take(guess.reshape(-1))
 
-    def add(self, contexts: NDArray[np.intp], flags: NDArray[np.bool_]) -> None:
-        """Count flags; their contexts are used up."""
-        contexts += contexts
-        contexts += flags
-        self.seen += np.bincount(contexts, minlength=2 * self.cells)
+    def add(self, contexts: NDArray[np.uint16], flags: NDArray[np.bool_]) -> None:
+        """Count flags."""
+        places = contexts.astype(np.intp)
+        places += places
+        places += flags
+        self.seen += np.bincount(places, minlength=2 * self.cells)
 
 
 @lru_cache(maxsize=1)
@@ -155,7 +159,7 @@ class FlagWriter:
         for part in _passes(len(flags)):
             rungs = counts.rungs()
             for piece in _pieces(part):
-                cells, bits = contexts[piece].astype(np.intp), np.ascontiguousarray(flags[piece])
+                cells, bits = contexts[piece], np.ascontiguousarray(flags[piece])
                 self._piece(bits, rungs.take(cells))
                 if not _is_last(part):
                     counts.add(cells, bits)
@@ -215,7 +219,7 @@ class FlagReader:
         for part in _passes(len(contexts)):
             rungs = counts.rungs()
             for piece in _pieces(part):
-                cells = contexts[piece].astype(np.intp)
+                cells = contexts[piece]
                 found[piece] = bits = self._piece(rungs.take(cells))
                 if not _is_last(part):
                     counts.add(cells, bits)
@@ -226,7 +230,7 @@ class FlagReader:
         rows = _by_rung(rungs, bits)
         for rung, span in _groups(rows.indptr):
             ordered[span] = self._group(span.stop - span.start, rung)
-        bits[rows.indices] = ordered
+        bits[rows.indices.astype(np.intp)] = ordered  # NumPy scatters by its own integers twice as fast
         return bits
 
     def _group(self, count: int, rung: int) -> NDArray[np.bool_]:
