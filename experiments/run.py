@@ -52,9 +52,12 @@ COLUMNS = (
     "down_bits",
     "mask_entropy",
     "theta_variance",
-    "model_bytes",
+    "up_mb",
+    "down_mb",
+    "model_mb",
     "seconds",
 )
+MEGABYTES = {"uplink_bytes": "up_mb", "downlink_bytes": "down_mb", "model_bytes": "model_mb"}
 
 
 def main() -> None:
@@ -199,7 +202,8 @@ def csv_text(results: list[dict[str, Any]]) -> str:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """One line a row: mean over seeds, ± standard deviation for more than one."""
+    """One line a row: mean over seeds, ± standard deviation for more than one; megabytes of 10⁶, all clients' together."""
+    results = [one | {short: one[name] / 1e6 for name, short in MEGABYTES.items() if name in one} for one in results]
     shown = [name for name in COLUMNS if any(result.get(name) is not None for result in results)]
     lines = ["| row | seeds | " + " | ".join(shown) + " |", "|---|---|" + "---|" * len(shown)]
     for row in dict.fromkeys(result["row"] for result in results):
