@@ -202,7 +202,7 @@ def csv_text(results: list[dict[str, Any]]) -> str:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """One line a row: mean over seeds, ± standard deviation for more than one; megabytes of 10⁶, all clients' together."""
+    """One line a row: mean over seeds, ± standard deviation for more than one; 10⁶ bytes of all clients together."""
     results = [one | {short: one[name] / 1e6 for name, short in MEGABYTES.items() if name in one} for one in results]
     shown = [name for name in COLUMNS if any(result.get(name) is not None for result in results)]
     lines = ["| row | seeds | " + " | ".join(shown) + " |", "|---|---|" + "---|" * len(shown)]
