@@ -21,6 +21,7 @@ from prismfl.wire.message import digest_of
 ONE = 65536
 MOST_WEIGHT = 2**30  # of a round's clients together: keeps every product below 2^63
 _NO_MASK = np.zeros(0, np.bool_)
+_CHUNK = 65536  # votes that are counted at a time: what fits a cache
 _GRAIN = 8  # of a mean over clients of unequal weight: steps a client
 
 
@@ -105,7 +106,8 @@ def add_reply(
     """
     if tally.weight + weight > MOST_WEIGHT:
         raise MessageError(f"client weights of {tally.weight + weight}", f"at most {MOST_WEIGHT}", "use equal weights")
-    np.add(tally.votes[: len(mask)], weight, out=tally.votes[: len(mask)], where=mask)
+    for start in range(0, len(mask), _CHUNK):
+        tally.votes[start : start + _CHUNK][: len(mask) - start] += mask[start : start + _CHUNK] * np.int64(weight)
     if len(alpha):
         tally.votes[len(mask) :] += alpha.astype(np.int64) * weight
     tally.weights[part] += weight

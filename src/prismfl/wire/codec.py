@@ -40,7 +40,7 @@ class Entries:
     layers: NDArray[np.uint8]
     depth: int
 
-    def of(self, chosen: "NDArray[np.bool_] | slice") -> "Entries":
+    def of(self, chosen: "NDArray[np.intp] | slice") -> "Entries":
         """Some of the entries."""
         return Entries(self.q[chosen], self.layers[chosen], self.depth)
 

@@ -45,9 +45,12 @@ class Draws:
         """The entries of a client's part: bool `[count]`."""
         return np.equal(self.dealt(), self.part(rank))
 
-    def chosen(self, rank: int) -> "NDArray[np.bool_] | slice":
-        """The same for indexing: a slice where all entries are sent, which copies nothing."""
-        return self.sent(rank) if self.parts > 1 else slice(None)
+    def chosen(self, rank: int) -> "NDArray[np.intp] | slice":
+        """The same for indexing: a slice where all entries are sent, which copies nothing, else their places.
+
+        NumPy indexes by places four times as fast as by a mask.
+        """
+        return np.flatnonzero(self.sent(rank)) if self.parts > 1 else slice(None)
 
     def dealt(self) -> NDArray[np.uint16]:
         """The part of each entry: uint16 `[count]`, not to be written to."""
@@ -102,6 +105,7 @@ def baseline(draws: Draws, q: NDArray[np.uint16], replied: Iterable[tuple[int, i
         u, sent = draws.uniforms(client, rank), draws.sent(rank)
         clients += sent
         kept += (u < q) & sent
-        np.minimum(below, q - u - np.uint16(1), out=below, where=sent)
-        np.minimum(above, u - q, out=above, where=sent)
+        farthest = sent - np.uint16(1)  # 0 of what was sent; the rest is as far as can be, which changes nothing
+        np.minimum(below, (q - u - np.uint16(1)) | farthest, out=below)
+        np.minimum(above, (u - q) | farthest, out=above)
     return Baseline(clients, kept, below, above)
