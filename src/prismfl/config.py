@@ -57,6 +57,9 @@ class Data:
     )
     shards: int = _setting(40, "label-sorted shards, a multiple of the clients", least=1)
     concentration: float = _setting(0.005, "concentration of the Dirichlet partition", above=0.0, most=1e6)
+    least_images: int = _setting(
+        1, "Dirichlet partition: fewest images of a client; what is missing comes from the largest ones", least=1
+    )
 
 
 @dataclass(frozen=True)

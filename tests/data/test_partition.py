@@ -1,13 +1,15 @@
 """Partitions: every image goes to exactly one client, none is empty, and the seed decides."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prismfl.config import Data
 from prismfl.data.datasets import ImageSet
-from prismfl.data.partition import _none_empty, partition
+from prismfl.data.partition import _filled, partition
 from prismfl.errors import DataError, SettingError
 
 
@@ -180,14 +182,29 @@ def test_fewer_clients_than_labels_are_refused():
         by_label(np.arange(30) % 10, 3)
 
 
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=40).filter(lambda sizes: sum(sizes) >= len(sizes)))
-def test_empty_parts_are_filled_from_the_largest_one_at_a_time(sizes):
-    """As the rule says it, searched through anew for each empty part."""
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 4))
+def test_small_parts_are_filled_from_the_largest_one_at_a_time(sizes, least):
+    """As the rule says it, searched through anew for each image that is missing."""
+    assume(sum(sizes) >= least * len(sizes))
     parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     wanted = list(parts)
-    for client, part in enumerate(parts):
-        if not len(part):
+    for client in range(len(parts)):
+        while len(wanted[client]) < least:
             donor = max(range(len(wanted)), key=lambda other: len(wanted[other]))
-            wanted[client], wanted[donor] = wanted[donor][-1:], wanted[donor][:-1]
-    found = _none_empty(parts)
+            wanted[client] = np.append(wanted[client], wanted[donor][-1:])
+            wanted[donor] = wanted[donor][:-1]
+    found = _filled(parts, least)
     assert [part.tolist() for part in found] == [part.tolist() for part in wanted]
+
+
+def test_clients_of_a_dirichlet_partition_have_as_many_images_as_asked():
+    images, few = image_set(np.arange(1000) % 10), Data(clients=10, partition="dirichlet", least_images=30)
+    sizes = [len(part) for part in partition(images, few, 0)]
+    assert min(sizes) == 30 and sum(sizes) == 1000
+    assert min(len(part) for part in partition(images, replace(few, least_images=1), 0)) < 30
+
+
+def test_more_images_than_there_are_cannot_be_asked_for():
+    few = Data(clients=10, partition="dirichlet", least_images=101)
+    with pytest.raises(SettingError, match=r"least_images = 101 with 10 clients; expected 1 … 100"):
+        partition(image_set(np.arange(1000) % 10), few, 0)

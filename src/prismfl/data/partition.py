@@ -17,7 +17,8 @@ def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
     """Indices of each client's images, ascending: `clients` arrays int64 `[n_k]`.
 
     The split is public and comes from (seed, PARTITION).  Raises SettingError when there are
-    more clients or shards than images, or fewer clients than labels where each holds one,
+    more clients or shards than images, too few images for `least_images`, or fewer clients than labels
+    where each holds one,
     DataError when `given` does not fit the data.
     """
     count, clients = len(images), settings.clients
@@ -31,7 +32,13 @@ def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
     elif settings.partition == "shards":
         parts = _shards(images.labels, clients, settings.shards, stream)
     elif settings.partition == "dirichlet":
-        parts = _dirichlet(images.labels, clients, settings.concentration, stream)
+        if clients * settings.least_images > count:
+            raise SettingError(
+                f"data.least_images = {settings.least_images} with {clients} clients",
+                f"1 … {count // clients}, for {count} images",
+                "lower data.least_images",
+            )
+        parts = _filled(_dirichlet(images.labels, clients, settings.concentration, stream), settings.least_images)
     else:
         parts = np.array_split(stream.permutation(count), clients)
     return [np.sort(part) for part in parts]
@@ -66,7 +73,7 @@ def _dirichlet(labels: Labels, clients: int, concentration: float, stream: Strea
         edges = np.round(np.cumsum(_dirichlet_shares(rng, clients, concentration)) * len(members)).astype(int)
         for client, piece in enumerate(np.split(members, edges[:-1])):
             parts[client].append(piece)
-    return _none_empty([np.concatenate(pieces) for pieces in parts])
+    return [np.concatenate(pieces) for pieces in parts]
 
 
 def _dirichlet_shares(rng: np.random.Generator, clients: int, concentration: float) -> NDArray[np.float64]:
@@ -79,15 +86,19 @@ def _dirichlet_shares(rng: np.random.Generator, clients: int, concentration: flo
     return np.asarray(shares / shares.sum(), np.float64)
 
 
-def _none_empty(parts: list[Indices]) -> list[Indices]:
-    """Move one image at a time from the largest part to each empty one."""
+def _filled(parts: list[Indices], least: int) -> list[Indices]:
+    """Move one image at a time from the largest part to each that has fewer than `least`."""
     parts = list(parts)
-    heap = [(-len(part), client) for client, part in enumerate(parts) if len(part)]
+    heap = [(-len(part), client) for client, part in enumerate(parts) if len(part) >= least]
     heapq.heapify(heap)
-    for client in [client for client, part in enumerate(parts) if not len(part)]:
-        donor = heap[0][1]
-        parts[client], parts[donor] = parts[donor][-1:], parts[donor][:-1]
-        heapq.heapreplace(heap, (-len(parts[donor]), donor))
+    for client in [client for client, part in enumerate(parts) if len(part) < least]:
+        moved = [parts[client]]
+        for _ in range(least - len(parts[client])):
+            donor = heap[0][1]
+            moved.append(parts[donor][-1:])
+            parts[donor] = parts[donor][:-1]
+            heapq.heapreplace(heap, (-len(parts[donor]), donor))
+        parts[client] = np.concatenate(moved)
     return parts
 
 
