@@ -30,6 +30,10 @@ _PLAIN_MOMENTS = (
     "warning: one-shot without epsilon: each client sends the exact moments of its images' features, label by label; "
     "nothing hides what they tell of single images, and of few images they tell much: set epsilon to protect them"
 )
+_OWN_RELEASES = (
+    "note: releases of this run are kept in its own folder: a run elsewhere releases the same images again, and what "
+    "both tell adds up without any ledger saying so; runs with one cache_dir share their releases"
+)
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def _scratch(settings: Settings) -> Path | None:
 def _warnings(
     settings: Settings, loaded: LoadedNet, classes: tuple[str, ...], test: ImageSet | None
 ) -> tuple[str, ...]:
-    """What is amiss when public networks have seen the private images."""
+    """What whoever starts the run should know, a line each."""
     name, dataset = f"the matched network {settings.features.features}", settings.data.dataset
     harm = "its public weights hold, unprotected, what was learnt of them"
     found = overlap_note(name, loaded.about, dataset, classes, harm)
@@ -162,6 +166,8 @@ def _warnings(
         found += overlap_note("the judge", load_features("judge").about, dataset, classes, harm)
     if settings.federation.mode == "one-shot" and not settings.privacy.epsilon:
         found.append(_PLAIN_MOMENTS)
+    if settings.privacy.epsilon and not settings.output.cache_dir:
+        found.append(_OWN_RELEASES)
     return tuple(found)
 
 
