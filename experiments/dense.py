@@ -1,6 +1,6 @@
 """Federated averaging of dense weights on the same loss: what masks are compared with.
 
-A row of `run.py` whose `[row]` has `dense = 0.003` is run like this.  Everything is that of other rows but:
+A row of `run.py` whose `[row]` has `dense = 0.01` is run like this.  Everything is that of other rows but:
 clients descend the weights themselves (Adam, the row's schedule scaled to that rate), send them as float32 and
 the server averages them.  Weights begin as the frozen ones.  With ε the moments are those of a release, as ever.
 """

@@ -5,7 +5,7 @@
 A row is one TOML file: settings as `prismfl train --config` takes them, and a table `[row]` with
 `about`, optionally `base` (another row it changes) and what to measure besides the distance of
 the run itself: `metrics = "kid,prdc,readability"`, of 10,000 samples, or `readability = true` for
-the last alone; and `dense = 0.003` where dense weights are averaged (see `dense.py`), at that rate, or
+the last alone; and `dense = 0.01` where dense weights are averaged (see `dense.py`), at that rate, or
 `pooled = true` where clients share one target (see `pooled.py`).
 The data folder comes from the environment variable PRISMFL_DATA.
 """
