@@ -30,6 +30,10 @@ NAMES = {
     "layer-half": "by layer, half rate",
     "shards-one-shot": "one-shot, steps of one client",
     "shards-one-shot-long": "one-shot, steps of all",
+    "one-shot-small-4": "the same, small maps, coarse moments",
+    "shards-prism": "PRISM (published average)",
+    "shards-alpha": "PRISM-α 0.8",
+    "shards-dense": "dense weights",
 }
 
 
@@ -59,8 +63,11 @@ def bytes_of_runs(axes: Axes, runs: list[dict[str, str]]) -> None:
         look = {"marker": "os^D"[place % 4], "color": f"C{place % 10}", "s": 26}
         axes.scatter(*zip(*found, strict=True), label=f"{NAMES[row]} ({len(found)})", **look)
     axes.set(xscale="log", yscale="log", xlabel="MB up and down, ten clients, whole run", ylabel="fid_embedded")
-    axes.set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
-    axes.set_yticks([3, 4, 5, 6, 8, 10, 20], ["3", "4", "5", "6", "8", "10", "20"])
+    for ticks, axis in (
+        ([0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 500], axes.xaxis),
+        ([2, 3, 4, 5, 6, 8, 10, 20], axes.yaxis),
+    ):
+        axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.legend(fontsize=7, ncols=2)
     axes.grid(True, alpha=0.25)
