@@ -30,7 +30,7 @@ NAMES = {
     "layer-half": "by layer, half rate",
     "shards-one-shot": "one-shot, steps of one client",
     "shards-one-shot-long": "one-shot, steps of all",
-    "one-shot-small-4": "the same, small maps, coarse moments",
+    "one-shot-small-4": "one-shot, small maps, coarse moments",
     "shards-prism": "PRISM (published average)",
     "shards-alpha": "PRISM-α 0.8",
     "shards-dense": "dense weights",
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     args = parser.parse_args()
     runs = [row for path in args.tables for row in csv.DictReader(path.open(encoding="utf-8"))]
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
     bytes_of_runs(axes, runs)
     figure.savefig(args.out / "bytes.png", dpi=110)
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
@@ -69,7 +69,7 @@ def bytes_of_runs(axes: Axes, runs: list[dict[str, str]]) -> None:
     ):
         axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     axes.grid(True, alpha=0.25)
 
 
