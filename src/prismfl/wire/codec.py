@@ -289,7 +289,7 @@ def _change_contexts(known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...
 
 
 def encode_moments(moments: NDArray[np.float32], steps: int) -> tuple[float, bytes]:
-    """Moments float32 `[n]` as a step, one of so many to their root mean square, and coded integers, the nearest.
+    """Moments float32 `[n]` as a step, `1 / steps` of their root mean square, and coded integers, the nearest.
 
     Rounding adds about `1 / (12 · steps²)` of their squared norm to their squared distance from anything.
     """
