@@ -16,6 +16,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from torch import Tensor
 
 from prismfl.config import Features
 from prismfl.errors import DataError, SettingError
-from prismfl.nets.features import LoadedNet
+from prismfl.nets.features import Activation, LoadedNet
+from prismfl.nets.fused import fusible, matched
 from prismfl.seeding import Purpose, Stream
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -85,70 +87,58 @@ class _UnitMoments(torch.autograd.Function):
 class _UnitDistance(torch.autograd.Function):
     """Squared distances of a layer's weighted moments by label from K targets: `[K]`.
 
-    What `_UnitMoments` and `distance` do together, in a third of the time, the gradient in the same pass.
+    What `_UnitMoments` and `distance` do together, in a fifth of the time, the gradient in the same pass.
 
-    phi: `[K · B, d]`, K batches one after the other; labels: int64 `[K, B]`, ascending in each batch; weights:
-    of f and g; target1, target2: `[K, G, d]`.
+    phi: `[K · B, d]`, K batches one after the other, of any precision; labels: int64 `[K, B]`; scales: of f and g, or of
+    f alone; targets: `[K, G, d]` of each.  `fused.matched` is the same in C.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, phi: Tensor, labels: Tensor, weights: Sequence[float], target1: Tensor, target2: Tensor
-    ) -> Tensor:
-        scales = [weight / labels.shape[1] for weight in weights]
-        compute = _label_by_label if phi.device.type == "cpu" else _all_at_once
-        totals, gradient = compute(phi, labels, scales, target1, target2)
-        ctx.save_for_backward(gradient)
-        return totals
+    def forward(ctx: Any, phi: Tensor, labels: Tensor, scales: Sequence[float], *targets: Tensor) -> Tensor:
+        own = F.one_hot(labels, targets[0].shape[1]).float()  # [K, B, G]
+        rows = phi.view(*labels.shape, -1).float()
+        total, gradient = _first_moments(rows, own, scales[0], targets[0])
+        if len(targets) > 1:
+            total += _second_moments(rows, own, scales[1], targets[1], gradient)
+        ctx.save_for_backward(gradient.view_as(phi).to(phi.dtype))
+        return total
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         (inner,) = ctx.saved_tensors
         rows = (2 * gradient).repeat_interleave(len(inner) // len(gradient))
-        return inner * rows[:, None], None, None, None, None
+        scaled = inner * rows[:, None].to(inner.dtype)
+        return scaled, None, None, *[None] * (len(ctx.needs_input_grad) - 3)
 
 
-def _label_by_label(
-    phi: Tensor, labels: Tensor, scales: Sequence[float], target1: Tensor, target2: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`_UnitDistance` and half its gradient, so that the rows of one label stay in the processor's cache."""
-    groups, (scale1, scale2) = target1.shape[1], scales
-    counts = [count for row in labels for count in torch.bincount(row, minlength=groups).tolist()]
-    gradient, totals = torch.empty_like(phi), [torch.zeros(()) for _ in labels]
-    rows = zip(phi.split(counts), gradient.split(counts), target1.flatten(0, 1), target2.flatten(0, 1), strict=True)
-    for place, (part, into, goal1, goal2) in enumerate(rows):
-        square = torch.mul(part, part, out=into)
-        inverse1 = _inverse(square.sum(1).sqrt_()) * scale1
-        inverse2 = _inverse(square.norm(dim=1)) * scale2
-        rest1 = torch.addmv(goal1, part.T, inverse1, beta=-1)
-        rest2 = torch.addmv(goal2, square.T, inverse2, beta=-1)
-        totals[place // groups] += torch.dot(rest1, rest1) + torch.dot(rest2, rest2)
-        along1 = (part @ rest1) * inverse1**3 / scale1**2
-        along2 = (square @ rest2) * inverse2**3 / scale2**2
-        into.mul_((-2 * along2)[:, None]).addr_(2 * inverse2, rest2).sub_(along1[:, None])
-        into.mul_(part).addr_(inverse1, rest1)
-    return torch.stack(totals), gradient
+def _first_moments(phi: Tensor, own: Tensor, scale: float, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances `[K]` of `scale · Σ f` by label, and half the gradient by phi `[K, B, d]`.
+
+    own: float32 `[K, B, G]`, 1 at each image's label.  With `rest = Σ f - target` of its label, an image's gradient is
+    `(rest - f ⟨f, rest⟩) / ‖φ‖`: all of it matrix products of few rows.
+    """
+    inverse = _inverse(torch.linalg.vector_norm(phi, dim=2)) * scale
+    rest, along = _rests(phi, own * inverse[:, :, None], target)
+    along = (along * own).sum(2) * (inverse**3 / scale**2)
+    gradient = torch.mul(phi, -along[:, :, None])
+    return rest.square().sum((1, 2)), gradient.baddbmm_(own * inverse[:, :, None], rest)
 
 
-def _all_at_once(
-    phi: Tensor, labels: Tensor, scales: Sequence[float], target1: Tensor, target2: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The same in few large operations, none of which waits for the device."""
-    many, count = labels.shape
-    own = F.one_hot(labels, target1.shape[1]).to(phi.dtype)  # [K, B, G]
+def _second_moments(phi: Tensor, own: Tensor, scale: float, target: Tensor, gradient: Tensor) -> Tensor:
+    """The same of `scale · Σ g` with `g = φ² / ‖φ²‖`; its half gradient is added to `gradient`."""
     square = phi * phi
-    inverse1 = _inverse(square.sum(1).sqrt_()) * scales[0]
-    inverse2 = _inverse(square.norm(dim=1)) * scales[1]
-    rests, rows = [], []
-    for part, inverse, goal in ((phi, inverse1, target1), (square, inverse2, target2)):
-        weighted = (own * inverse.view(many, count, 1)).transpose(1, 2)
-        rests.append(torch.baddbmm(goal, weighted, part.view(many, count, -1), beta=-1))
-        rows.append(torch.bmm(own, rests[-1]).flatten(0, 1))
-    along1 = torch.linalg.vecdot(phi, rows[0]) * inverse1**3 / scales[0] ** 2
-    along2 = torch.linalg.vecdot(square, rows[1]) * inverse2**3 / scales[1] ** 2
-    gradient = square.mul_((-2 * along2)[:, None]).addcmul_((2 * inverse2)[:, None], rows[1]).sub_(along1[:, None])
-    gradient.mul_(phi).addcmul_(inverse1[:, None], rows[0])
-    return sum(rest.square().sum((1, 2)) for rest in rests), gradient  # type: ignore[return-value]
+    inverse = _inverse(torch.linalg.vector_norm(square, dim=2)) * scale
+    rest, along = _rests(square, own * inverse[:, :, None], target)
+    along = (along * own).sum(2) * (inverse**3 / scale**2)
+    by_square = square.mul_((-2 * along)[:, :, None]).baddbmm_(own * (2 * inverse)[:, :, None], rest)
+    gradient.addcmul_(by_square, phi)
+    return rest.square().sum((1, 2))
+
+
+def _rests(rows: Tensor, weighted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sums of rows by label less their target, `[K, G, d]`, and each row's product with each, `[K, B, G]`."""
+    rest = torch.baddbmm(target, weighted.transpose(1, 2), rows, beta=-1)
+    return rest, torch.bmm(rows, rest.transpose(1, 2))
 
 
 def label_means(labels: Tensor, classes: int) -> Tensor:
@@ -264,6 +254,7 @@ class FeatureMap:
                 f"features.layers = {list(self.layers)}", f"numbers in 0 … {len(maps) - 1}", "change features.layers"
             )
         self.sizes = tuple(maps[layer][0].numel() for layer in self.layers)
+        self.sides = tuple(phi.shape[-1] for phi in maps)  # of all stages, as they are matched
         self.seconds = settings.second_weight > 0
         joint = list(zip(self.layers, self.sizes, strict=True))[-settings.joint_layers :] if settings.joint else []
         self.projections = {layer: _projection(settings, layer, entries) for layer, entries in joint}
@@ -307,11 +298,11 @@ class FeatureMap:
         for one in self.frequencies.values():
             yield Block(2 * len(one), self.weights[3], True)
 
-    def _stages(self, x: Tensor) -> list[Tensor]:
+    def _stages(self, x: Tensor, activate: Activation = F.relu) -> list[Tensor]:
         size = self.settings.feature_size
         if size and size != x.shape[-1]:
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        return [self._pooled(phi) for phi in self.net.stages(x, self.last)]
+        return [self._pooled(phi) for phi in self.net.stages(x, self.last, activate)]
 
     def _pooled(self, phi: Tensor) -> Tensor:
         """A map averaged down to the largest side that is matched."""
@@ -326,9 +317,9 @@ class FeatureMap:
         if groups is None:
             groups = torch.full((1, len(x)), 1 / len(x), device=x.device)
         parts = []
-        for kind, found in self._blocks(x):
+        for _, kind, found in self._blocks(x):
             if kind == "unit":
-                sums = _UnitMoments.apply(found, groups)  # type: ignore[no-untyped-call]
+                sums = _UnitMoments.apply(_flat(found).float(), groups)  # type: ignore[no-untyped-call]
                 parts += [part * weight for part, weight in zip(sums, self.weights, strict=False)][: 1 + self.seconds]
             else:
                 parts.append(groups @ found)
@@ -347,32 +338,29 @@ class FeatureMap:
         x: `[K · B, C, H, W]`, one batch after the other; labels: int64 `[K, B]`, ascending in each; targets: blocks
         `[K, G, d_j]`.
         """
-        total, left = torch.zeros(len(labels), device=x.device), list(targets)
-        groups = batch_groups(labels, left[0].shape[1])
-        for kind, found in self._blocks(x):
-            if kind == "unit" and self.seconds:
-                total = total + _UnitDistance.apply(found, labels, self.weights[:2], left.pop(0), left.pop(0))  # type: ignore[no-untyped-call]
-            else:
-                sums = _UnitMoments.apply(found, groups)[0] * self.weights[0] if kind == "unit" else groups @ found  # type: ignore[no-untyped-call]
-                total = total + (sums - left.pop(0).flatten(0, 1)).square().view(len(labels), -1).sum(1)
-        return total
+        passing = _Passing(self, labels, targets)
+        for layer, kind, found in self._blocks(x, passing.activate):
+            passing.add(layer, kind, found)
+        return torch.stack(passing.totals).sum(0)
 
     def split(self, target: Tensor) -> list[Tensor]:
         """Moments `[G · D]` in blocks `[G, d_j]`, each of consecutive numbers, as `squared_distance` takes them."""
         sizes = [block.size for block in self.blocks]
         return [part.contiguous() for part in target.view(-1, self.dimension).split(sizes, 1)]
 
-    def _blocks(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """What moments are taken of, in order: (`unit`, maps `[B, d]`) or (`mean`, weighted features `[B, d]`)."""
-        maps = self._stages(x.contiguous(memory_format=torch.channels_last))
+    def _blocks(self, x: Tensor, activate: Activation = F.relu) -> Iterator[tuple[int, str, Tensor]]:
+        """What moments are taken of, in order, with its layer (-1 of none).
+
+        `unit`: maps `[B, C, H, W]`; `mean`: weighted features `[B, d]`.
+        """
+        maps = self._stages(_channels_last(x), activate)
         for layer in self.layers:
-            # Channels last: flattening this way is free, and the order of entries is ours to choose.
-            phi = maps[layer].permute(0, 2, 3, 1).flatten(1).float()
-            yield "unit", phi
+            yield layer, "unit", maps[layer]
             if layer in self.projections:
-                yield "mean", joint_features(phi, self.projections[layer]) * self.weights[2]
+                joint = joint_features(_flat(maps[layer]).float(), self.projections[layer])
+                yield layer, "mean", joint * self.weights[2]
         for scale, frequencies in self.frequencies.items():
-            yield "mean", patch_features(x.float(), frequencies, scale) * self.weights[3]
+            yield -1, "mean", patch_features(x.float(), frequencies, scale) * self.weights[3]
 
     @torch.no_grad()
     def vectors(self, images: NDArray[np.uint8]) -> Tensor:
@@ -410,6 +398,65 @@ class FeatureMap:
         rules = replace(self.settings, features="", weights="", features_sha256="")
         text = repr((self.sha256, self.sizes, rules))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Passing:
+    """Squared distances of K batches, taken while the network makes the maps: `totals`, `[K]` each.
+
+    Where the kernels can, a layer is matched where its ReLU would be, in the same passes, and else afterwards.
+    """
+
+    def __init__(self, of: FeatureMap, labels: Tensor, targets: Sequence[Tensor]) -> None:
+        self.of, self.labels, left = of, labels, list(targets)
+        self.units, self.means = dict[int, list[Tensor]](), list[Tensor]()
+        for layer in of.layers:
+            self.units[layer] = [left.pop(0) for _ in range(1 + of.seconds)]
+            if layer in of.projections:
+                self.means.append(left.pop(0))
+        self.means += left
+        self.scales = [weight / labels.shape[1] for weight in of.weights[: 1 + of.seconds]]
+        self.groups, self.stage, self.totals = targets[0].shape[1], -1, list[Tensor]()
+
+    def activate(self, x: Tensor) -> Tensor:
+        """ReLU of a stage, matched in passing where that can be."""
+        self.stage += 1
+        whole = self.stage in self.units and x.shape[-1] == self.of.sides[self.stage]
+        return self._met(self.stage, x, rectify=True) if whole and fusible(x) else F.relu(x)
+
+    def add(self, layer: int, kind: str, found: Tensor) -> None:
+        """Match what was not matched in passing."""
+        if kind == "mean":
+            sums = batch_groups(self.labels, self.groups) @ found
+            rest = sums.view(len(self.labels), -1) - self.means.pop(0).flatten(1)
+            self.totals.append(rest.square().sum(1))
+        elif layer in self.units and fusible(found):
+            self._met(layer, found, rectify=False)
+        elif layer in self.units:
+            goals = self.units.pop(layer)
+            self.totals.append(_UnitDistance.apply(_flat(found), self.labels, self.scales, *goals))  # type: ignore[no-untyped-call]
+
+    def _met(self, layer: int, x: Tensor, *, rectify: bool) -> Tensor:
+        goals = [goal.flatten(0, 1) for goal in self.units.pop(layer)]
+        phi, found = matched(x, self._starts, goals, self.scales, rectify=rectify)
+        self.totals.append(found.view(len(self.labels), -1).sum(1))
+        return phi
+
+    @cached_property
+    def _starts(self) -> Tensor:
+        """The first image of each batch's labels, and their number: int64 `[K · G + 1]`."""
+        many, size = self.labels.shape
+        numbers = torch.arange(self.groups).repeat(many, 1)
+        first = torch.searchsorted(self.labels.contiguous(), numbers) + size * torch.arange(many)[:, None]
+        return torch.cat((first.flatten(), torch.tensor([many * size])))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _flat(maps: Tensor) -> Tensor:
+    """`[B, C, H, W]` → `[B, H · W · C]`: free for what lies channels last, and the order of entries is ours to choose."""
+    return maps.permute(0, 2, 3, 1).flatten(1)
 
 
 def label_shares(labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:

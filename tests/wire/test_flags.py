@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismfl.errors import MessageError
-from prismfl.wire import flags
+from prismfl.wire import coder, flags
 from prismfl.wire.flags import FlagReader, FlagWriter
 
 SHAPE = (4, 3, 2)
@@ -99,14 +99,14 @@ def test_the_passes_take_each_flag_once(count):
 def test_a_contexts_share_is_learnt_within_its_parent_first():
     counts = flags._Counts((2, 3))
     contexts = np.repeat(np.arange(6), (100, 100, 0, 100, 100, 0)).astype(np.uint16)
-    counts.add(contexts, np.repeat([True, False], 200))
-    shares = flags._ladder()[counts.rungs()].reshape(2, 3) / 8192
+    coder.count(counts.seen, contexts, np.repeat([True, False], 200))
+    shares = coder.ladder()[counts.rungs()].reshape(2, 3) / 8192
     assert (shares[0] > 0.75).all() and (shares[1] < 0.25).all()  # cells never seen follow their parents
     assert shares[0, 0] > shares[0, 2] and shares[1, 0] < shares[1, 2]
 
 
 def test_probabilities_are_exact_and_ascending():
-    ladder = flags._ladder()
+    ladder = coder.ladder()
     assert ladder[0] == 1 and ladder[-1] < 8192
     assert (np.diff(ladder) > 0).all() and 4096 in ladder
     of = flags._rung_of()

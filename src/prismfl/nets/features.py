@@ -6,7 +6,7 @@ what is loaded here has convolutions with biases only and nothing that depends o
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
@@ -20,6 +20,8 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from prismfl.errors import ModelFileError
+
+Activation = Callable[[Tensor], Tensor]
 
 FORMAT = "prismfl-features-1"
 EMBEDDED = {"vgg": "vgg.safetensors", "judge": "judge.safetensors"}
@@ -53,27 +55,32 @@ class ConvUnit(nn.Module):
 class FeatureNet(nn.Module):
     """What all networks share: `stages` gives the maps to match, `embed` one vector an image.
 
-    unit: standard deviation of pooled features on the public images, which `embed` divides by.
+    unit: standard deviation of pooled features on the public images, which `embed` divides by; rectifies: every map
+    is made by `activate`, by default ReLU.
     """
 
     width: int
     unit: float
+    rectifies = False
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width, self.unit = width, 1.0
 
-    def walk(self, x: Tensor) -> Iterator[Tensor]:
-        """Images as in `stages` → the maps one after another, each computed when it is asked for."""
+    def walk(self, x: Tensor, activate: Activation = F.relu) -> Iterator[Tensor]:
+        """Images as in `stages` → the maps one after another, each computed when it is asked for.
+
+        activate: makes each map of what its convolution gives, where the network `rectifies`.
+        """
         raise NotImplementedError
 
-    def stages(self, x: Tensor, last: int | None = None) -> list[Tensor]:
+    def stages(self, x: Tensor, last: int | None = None, activate: Activation = F.relu) -> list[Tensor]:
         """Images `[B, 1 or 3, H, W]` in [-1, 1] → activation maps `[B, C_j, H_j, W_j]`.
 
-        last: number of the last map wanted, from 0; nothing after it is computed.
+        last: number of the last map wanted, from 0; nothing after it is computed; activate: see `walk`.
         """
         maps: list[Tensor] = []
-        for found in self.walk(x):
+        for found in self.walk(x, activate):
             maps.append(found)
             if len(maps) - 1 == last:
                 break
@@ -99,11 +106,13 @@ class ClassifierNet(FeatureNet):
         return self.head(self._pooled(x))  # type: ignore[no-any-return]
 
 
-def vgg_walk(plan: Sequence[int], units: Iterator[nn.Module], x: Tensor) -> Iterator[Tensor]:
+def vgg_walk(
+    plan: Sequence[int], units: Iterator[nn.Module], x: Tensor, activate: Activation = F.relu
+) -> Iterator[Tensor]:
     """Every ReLU output of a VGG: `plan` has each unit's channels, and 0 for a maximum pooling."""
     for channels in plan:
         if channels:
-            x = F.relu(next(units)(x))
+            x = activate(next(units)(x))
             yield x
         else:
             x = F.max_pool2d(x, 2)
@@ -118,13 +127,15 @@ def vgg_units(plan: Sequence[int], *, norm: bool) -> nn.ModuleList:
 class Vgg(ClassifierNet):
     """A small VGG: 3×3 convolutions, ReLU, maximum pooling; every ReLU output is a stage."""
 
+    rectifies = True
+
     def __init__(self, classes: int = 10, *, norm: bool) -> None:
         super().__init__(classes, VGG_PLAN[-1])
         self.units = vgg_units(VGG_PLAN, norm=norm)
 
-    def walk(self, x: Tensor) -> Iterator[Tensor]:
+    def walk(self, x: Tensor, activate: Activation = F.relu) -> Iterator[Tensor]:
         """See `FeatureNet.walk`: seven maps, all non-negative."""
-        return vgg_walk(VGG_PLAN, iter(self.units), x)
+        return vgg_walk(VGG_PLAN, iter(self.units), x, activate)
 
 
 class Residual(nn.Module):
@@ -151,7 +162,7 @@ class Judge(ClassifierNet):
         widths = (JUDGE_STEM, *JUDGE_PLAN)
         self.blocks = nn.ModuleList(Residual(a, b, norm=norm) for a, b in pairwise(widths))
 
-    def walk(self, x: Tensor) -> Iterator[Tensor]:
+    def walk(self, x: Tensor, activate: Activation = F.relu) -> Iterator[Tensor]:  # noqa: ARG002
         """See `FeatureNet.walk`: the stem's map and three block outputs, signed."""
         x = F.silu(self.stem(x))
         yield x

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prismfl.errors import SettingError
 from prismfl.layout import Layout
+from prismfl.nets.fused import norm_relu, plus_doubled
 from prismfl.seeding import Purpose, Stream
 
 EPSILON = 1e-5
@@ -42,13 +43,18 @@ class _Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         mean, var = next(self.parts)
-        x = F.batch_norm(x, mean, var, training=self.batch, momentum=self.momentum, eps=EPSILON)
-        return F.relu(x)
+        if mean is None:
+            return norm_relu(x, EPSILON)
+        return F.relu(F.batch_norm(x, mean, var, training=self.batch, momentum=self.momentum, eps=EPSILON))
 
 
 def layer_views(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
-    """Each layer's weights as a view of the flat vector `[N]`."""
-    return {layer.name: flat[layer.span].view(layer.shape) for layer in layout.layers}
+    """Each layer's weights as a view of the flat vector `[N]`.
+
+    Cut in one piece of work: the gradient of slices would be a vector of N for each, and their sum.
+    """
+    parts = flat.split([layer.count for layer in layout.layers])
+    return {layer.name: part.view(layer.shape) for layer, part in zip(layout.layers, parts, strict=True)}
 
 
 def generate(
@@ -74,9 +80,8 @@ def generate(
     # Channels last: doubling and the convolutions of few channels take a third less time so.
     x = x.contiguous(memory_format=torch.channels_last)
     for index in range(len(layout.widths) - 1):
-        x = _block(x, weights, f"block{index}", norm)
-        if layout.classes:
-            x = x + weights[f"block{index}.label"][labels][:, :, None, None]
+        shift = weights[f"block{index}.label"][labels][:, :, None, None] if layout.classes else None
+        x = _block(x, weights, f"block{index}", norm, shift)
     return torch.tanh(F.conv2d(norm(x), weights["output"], padding=1))
 
 
@@ -94,17 +99,18 @@ def generate_many(layout: Layout, flats: Tensor, latents: Tensor, labels: Tensor
     x = x.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
     folded = {name: part.flatten(0, 1) for name, part in weights.items()}
     for index in range(len(layout.widths) - 1):
-        x = _block(x, folded, f"block{index}", norm, many)
+        shift = None
         if layout.classes:
-            shift = _of_labels(weights[f"block{index}.label"], labels)
-            x = x + shift.transpose(0, 1).flatten(1)[:, :, None, None]
+            shift = _of_labels(weights[f"block{index}.label"], labels).transpose(0, 1).flatten(1)[:, :, None, None]
+        x = _block(x, folded, f"block{index}", norm, shift, many)
     x = torch.tanh(F.conv2d(norm(x), folded["output"], padding=1, groups=many))
     return x.view(count, many, layout.channels, *x.shape[2:]).transpose(0, 1)
 
 
 def _stacked_views(layout: Layout, flats: Tensor) -> dict[str, Tensor]:
     """Each layer's weights of K networks, `[K, …]`."""
-    return {layer.name: flats[:, layer.span].view(len(flats), *layer.shape) for layer in layout.layers}
+    parts = flats.split([layer.count for layer in layout.layers], 1)
+    return {layer.name: part.view(len(flats), *layer.shape) for layer, part in zip(layout.layers, parts, strict=True)}
 
 
 def _of_labels(shifts: Tensor, labels: Tensor | None) -> Tensor:
@@ -112,15 +118,19 @@ def _of_labels(shifts: Tensor, labels: Tensor | None) -> Tensor:
     return shifts[torch.arange(len(shifts), device=shifts.device)[:, None], labels]
 
 
-def _block(x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm, groups: int = 1) -> Tensor:
+def _block(
+    x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm, shift: Tensor | None, groups: int = 1
+) -> Tensor:
     """Upsampling residual block `[B, C, H, W]` → `[B, C / 2, 2H, 2W]`, of as many networks as groups.
 
-    The 1×1 shortcut commutes with nearest-neighbour upsampling, so it runs at the small size.
+    The 1×1 shortcut and the labels' shift `[B, C / 2, 1, 1]` commute with nearest-neighbour upsampling, so they are
+    computed at the small size.
     """
     kernel = _doubling(weights[f"{name}.first"], groups)
     h = F.conv_transpose2d(norm(x), kernel, stride=2, padding=1, groups=groups)
     h = F.conv2d(norm(h), weights[f"{name}.second"], padding=1, groups=groups)
-    return F.interpolate(F.conv2d(x, weights[f"{name}.short"], groups=groups), scale_factor=2) + h
+    short = F.conv2d(x, weights[f"{name}.short"], groups=groups)
+    return plus_doubled(h, short if shift is None else short + shift)
 
 
 def _doubling(kernel: Tensor, groups: int = 1) -> Tensor:

@@ -1,0 +1,288 @@
+/* The kernels of _fast.c, which includes this once for each kind of processor: NAMED gives each its own name. */
+
+INLINE Floats NAMED(load)(const void *from, Py_ssize_t i, int half) {
+    Floats found;
+    if (half) {
+        Halves raw;
+        memcpy(&raw, (const uint16_t *)from + i, sizeof raw);
+        Words bits = __builtin_convertvector(raw, Words) << 16;
+        memcpy(&found, &bits, sizeof found);
+    } else
+        memcpy(&found, (const float *)from + i, sizeof found);
+    return found;
+}
+
+INLINE float NAMED(single)(const void *from, Py_ssize_t i, int half) {
+    if (!half) return ((const float *)from)[i];
+    uint32_t bits = (uint32_t)((const uint16_t *)from)[i] << 16;
+    float found;
+    memcpy(&found, &bits, sizeof found);
+    return found;
+}
+
+INLINE void NAMED(store)(void *to, Py_ssize_t i, Floats values, int half) {
+    if (half) {
+        Words bits;
+        memcpy(&bits, &values, sizeof bits);
+        bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;          /* ties to even */
+        bits = ((Words)(values == values) & bits) | ((Words)(values != values) & 0x7fc0); /* a NaN stays one */
+        Halves raw = __builtin_convertvector(bits, Halves);
+        memcpy((uint16_t *)to + i, &raw, sizeof raw);
+    } else
+        memcpy((float *)to + i, &values, sizeof values);
+}
+
+/* Values where they are above 0, else 0; of NaN, NaN. */
+INLINE Floats NAMED(rectified)(Floats values) { return (Floats)((Flags)values & ~(values < 0)); }
+
+/* Values where the others are above 0, else 0. */
+INLINE Floats NAMED(passed)(Floats values, Floats where) { return (Floats)((Flags)values & (where > 0)); }
+
+INLINE double NAMED(folded)(Floats lanes) {
+    double sum = 0;
+    for (int l = 0; l < LANES; l++) sum += lanes[l];
+    return sum;
+}
+
+/* ------------------------------------------------------------------ squared distance of moments */
+
+INLINE void NAMED(norms)(const Match *m, Py_ssize_t row, int half, int rectify) {
+    Py_ssize_t start = row * m->width;
+    double sum1 = 0, sum2 = 0;
+    for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
+        Py_ssize_t end = least(at + BLOCK, m->width);
+        Floats first = {0}, second = {0};
+        for (Py_ssize_t c = at; c < end; c += LANES) {
+            Floats value = NAMED(load)(m->phi, start + c, half);
+            if (rectify) {
+                value = NAMED(rectified)(value);
+                NAMED(store)(m->phi, start + c, value, half);
+            }
+            Floats square = value * value;
+            first += square;
+            second += square * square;
+        }
+        sum1 += NAMED(folded)(first);
+        sum2 += NAMED(folded)(second);
+    }
+    m->scales[4 * row] = (float)(m->scale1 * inverse(sum1));
+    m->scales[4 * row + 2] = (float)(m->scale2 * inverse(sum2));
+}
+
+/* Sums of a group less its goal over some columns, and their squared norm. */
+INLINE double NAMED(rests)(const Match *m, Py_ssize_t group, Py_ssize_t at, Py_ssize_t end, int half, int seconds) {
+    Py_ssize_t place = group * m->width;
+    Floats square = {0};
+    for (Py_ssize_t c = at; c < end; c += LANES) {
+        Floats rest1 = -NAMED(load)(m->goals1, place + c, 0), rest2 = {0};
+        if (seconds) rest2 = -NAMED(load)(m->goals2, place + c, 0);
+        for (Py_ssize_t row = m->starts[group]; row < m->starts[group + 1]; row++) {
+            Floats value = NAMED(load)(m->phi, row * m->width + c, half);
+            rest1 += m->scales[4 * row] * value;
+            if (seconds) rest2 += m->scales[4 * row + 2] * (value * value);
+        }
+        NAMED(store)(m->rests1, place + c, rest1, 0);
+        if (seconds) NAMED(store)(m->rests2, place + c, rest2, 0);
+        square += rest1 * rest1 + rest2 * rest2;
+    }
+    return NAMED(folded)(square);
+}
+
+/* Adds the products of a row's columns with its group's rests. */
+INLINE void NAMED(alongs)(const Match *m, Py_ssize_t group, Py_ssize_t row, Py_ssize_t at, Py_ssize_t end, double *along,
+                   int half, int seconds) {
+    Floats first = {0}, second = {0};
+    for (Py_ssize_t c = at; c < end; c += LANES) {
+        Floats value = NAMED(load)(m->phi, row * m->width + c, half);
+        first += value * NAMED(load)(m->rests1, group * m->width + c, 0);
+        if (seconds) second += value * value * NAMED(load)(m->rests2, group * m->width + c, 0);
+    }
+    along[0] += NAMED(folded)(first);
+    along[1] += NAMED(folded)(second);
+}
+
+/* Squared norm of the goal of a group without rows: nothing of it is needed later. */
+INLINE double NAMED(unmet)(const Match *m, Py_ssize_t group, int seconds) {
+    double total = 0;
+    for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
+        Floats square = {0};
+        for (Py_ssize_t c = at; c < least(at + BLOCK, m->width); c += LANES) {
+            Floats goal = NAMED(load)(m->goals1, group * m->width + c, 0);
+            square += goal * goal;
+            if (seconds) goal = NAMED(load)(m->goals2, group * m->width + c, 0), square += goal * goal;
+        }
+        total += NAMED(folded)(square);
+    }
+    return total;
+}
+
+INLINE double NAMED(met)(const Match *m, Py_ssize_t group, double *along, int half, int seconds, int rectify) {
+    Py_ssize_t begin = m->starts[group], rows = m->starts[group + 1] - begin;
+    double total = 0;
+    for (Py_ssize_t row = begin; row < begin + rows; row++) NAMED(norms)(m, row, half, rectify);
+    memset(along, 0, 2 * rows * sizeof(double));
+    for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
+        Py_ssize_t end = least(at + BLOCK, m->width);
+        total += NAMED(rests)(m, group, at, end, half, seconds);
+        for (Py_ssize_t row = 0; row < rows; row++)
+            NAMED(alongs)(m, group, begin + row, at, end, along + 2 * row, half, seconds);
+    }
+    for (Py_ssize_t row = 0; row < rows; row++) {
+        float *scale = m->scales + 4 * (begin + row);
+        scale[1] = (float)(along[2 * row] * pow(scale[0], 3) / (m->scale1 * m->scale1));
+        scale[3] = seconds ? (float)(along[2 * row + 1] * pow(scale[2], 3) / (m->scale2 * m->scale2)) : 0;
+    }
+    return total;
+}
+
+INLINE void NAMED(match_of)(const Match *m, float *totals, double *along, int half, int seconds, int rectify) {
+    for (Py_ssize_t group = 0; group < m->groups; group++)
+        totals[group] = (float)(m->starts[group] == m->starts[group + 1] ? NAMED(unmet)(m, group, seconds)
+                                                                         : NAMED(met)(m, group, along, half, seconds, rectify));
+}
+
+static void NAMED(match)(const Match *m, float *totals, double *along, int half, int rectify) {
+    int seconds = m->goals2 != NULL;
+    if (half && seconds && rectify) NAMED(match_of)(m, totals, along, 1, 1, 1); /* the usual case, by itself */
+    else if (half) seconds ? NAMED(match_of)(m, totals, along, 1, 1, rectify) : NAMED(match_of)(m, totals, along, 1, 0, rectify);
+    else seconds ? NAMED(match_of)(m, totals, along, 0, 1, rectify) : NAMED(match_of)(m, totals, along, 0, 0, rectify);
+}
+
+/* A group's factor times the gradient of its squared distance, and what comes from later layers. */
+INLINE void NAMED(unmatch_of)(const Match *m, const float *factors, const void *later, void *into, int half, int seconds,
+                    int rectify) {
+    for (Py_ssize_t group = 0; group < m->groups; group++)
+        for (Py_ssize_t row = m->starts[group]; row < m->starts[group + 1]; row++) {
+            const float *scale = m->scales + 4 * row, factor = 2 * factors[group];
+            float by1 = factor * scale[0], along1 = factor * scale[1];
+            float by2 = 2 * factor * scale[2], along2 = 2 * factor * scale[3];
+            for (Py_ssize_t c = 0; c < m->width; c += LANES) {
+                Py_ssize_t here = row * m->width + c, there = group * m->width + c;
+                Floats value = NAMED(load)(m->phi, here, half);
+                Floats found = by1 * NAMED(load)(m->rests1, there, 0) - along1 * value;
+                if (seconds) found += value * (by2 * NAMED(load)(m->rests2, there, 0) - along2 * (value * value));
+                if (later) found += NAMED(load)(later, here, half);
+                NAMED(store)(into, here, rectify ? NAMED(passed)(found, value) : found, half);
+            }
+        }
+}
+
+static void NAMED(unmatch)(const Match *m, const float *factors, const void *later, void *into, int half,
+                               int rectify) {
+    int seconds = m->goals2 != NULL;
+    if (half && seconds && rectify && later) NAMED(unmatch_of)(m, factors, later, into, 1, 1, 1);
+    else if (half && seconds) NAMED(unmatch_of)(m, factors, later, into, 1, 1, rectify);
+    else if (half) NAMED(unmatch_of)(m, factors, later, into, 1, 0, rectify);
+    else if (seconds) NAMED(unmatch_of)(m, factors, later, into, 0, 1, rectify);
+    else NAMED(unmatch_of)(m, factors, later, into, 0, 0, rectify);
+}
+
+/* ------------------------------------------------------------------ batch normalisation with ReLU */
+
+/* Two sums a channel over all rows: of what `pair` makes of each sixteen numbers. */
+#define SUMS(n, pair)                                                                                       \
+    do {                                                                                                    \
+        Py_ssize_t count = (n)->rows * (n)->channels, stretch = STRETCH * (n)->tile;                        \
+        float *first = (n)->lanes, *second = first + (n)->tile;                                             \
+        memset((n)->sums, 0, 2 * (n)->channels * sizeof(double));                                           \
+        for (Py_ssize_t begin = 0; begin < count; begin += stretch) {                                       \
+            memset(first, 0, 2 * (n)->tile * sizeof(float));                                                \
+            for (Py_ssize_t at = begin; at < least(begin + stretch, count); at += (n)->tile)                \
+                for (Py_ssize_t c = 0; c < least((n)->tile, count - at); c += LANES) {                      \
+                    Floats one, other;                                                                      \
+                    pair(at + c, c, one, other);                                                            \
+                    NAMED(store)(first, c, NAMED(load)(first, c, 0) + one, 0);                                            \
+                    NAMED(store)(second, c, NAMED(load)(second, c, 0) + other, 0);                                        \
+                }                                                                                           \
+            for (Py_ssize_t c = 0; c < (n)->tile; c++) {                                                    \
+                (n)->sums[c % (n)->channels] += first[c];                                                   \
+                (n)->sums[(n)->channels + c % (n)->channels] += second[c];                                  \
+            }                                                                                               \
+        }                                                                                                   \
+    } while (0)
+
+/* About the first row, so that squares of a large mean do not drown the variance. */
+INLINE void NAMED(norm_of)(const Norm *n, void *y, double epsilon, int half) {
+    float *about = n->lanes + 2 * n->tile;
+    for (Py_ssize_t c = 0; c < n->tile; c++) about[c] = NAMED(single)(n->x, c % n->channels, half);
+#define SPREAD(here, c, one, other) one = NAMED(load)(n->x, here, half) - NAMED(load)(about, c, 0), other = one * one
+    SUMS(n, SPREAD);
+    for (Py_ssize_t c = 0; c < n->tile; c++) {
+        double shift = n->sums[c % n->channels] / n->rows;
+        double variance = n->sums[n->channels + c % n->channels] / n->rows - shift * shift;
+        n->mean[c] = (float)(about[c] + shift);
+        n->inverse[c] = (float)(1 / sqrt((variance < 0 ? 0 : variance) + epsilon));
+    }
+    Py_ssize_t count = n->rows * n->channels;
+    for (Py_ssize_t at = 0; at < count; at += n->tile)
+        for (Py_ssize_t c = 0; c < least(n->tile, count - at); c += LANES) {
+            Floats value = (NAMED(load)(n->x, at + c, half) - NAMED(load)(n->mean, c, 0)) * NAMED(load)(n->inverse, c, 0);
+            NAMED(store)(y, at + c, NAMED(rectified)(value), half);
+        }
+}
+
+static void NAMED(norm)(const Norm *n, void *y, double epsilon, int half) {
+    half ? NAMED(norm_of)(n, y, epsilon, 1) : NAMED(norm_of)(n, y, epsilon, 0);
+}
+
+INLINE void NAMED(unnorm_of)(const Norm *n, const void *given, void *into, int half) {
+    float *means = n->lanes + 2 * n->tile, *slopes = means + n->tile;
+#define VALUE(here, c) (NAMED(load)(n->x, here, half) - NAMED(load)(n->mean, c, 0)) * NAMED(load)(n->inverse, c, 0)
+#define PULL(here, c, one, other) other = VALUE(here, c), one = NAMED(passed)(NAMED(load)(given, here, half), other), other *= one
+    SUMS(n, PULL);
+    for (Py_ssize_t c = 0; c < n->tile; c++) {
+        means[c] = (float)(n->sums[c % n->channels] / n->rows);
+        slopes[c] = (float)(n->sums[n->channels + c % n->channels] / n->rows);
+    }
+    Py_ssize_t count = n->rows * n->channels;
+    for (Py_ssize_t at = 0; at < count; at += n->tile)
+        for (Py_ssize_t c = 0; c < least(n->tile, count - at); c += LANES) {
+            Floats value = VALUE(at + c, c), pull = NAMED(passed)(NAMED(load)(given, at + c, half), value);
+            Floats found = pull - NAMED(load)(means, c, 0) - value * NAMED(load)(slopes, c, 0);
+            NAMED(store)(into, at + c, NAMED(load)(n->inverse, c, 0) * found, half);
+        }
+}
+
+static void NAMED(unnorm)(const Norm *n, const void *given, void *into, int half) {
+    half ? NAMED(unnorm_of)(n, given, into, 1) : NAMED(unnorm_of)(n, given, into, 0);
+}
+
+/* ------------------------------------------------------------------ doubling, and its transpose */
+
+/* y [images, 2 height, 2 width, channels] += x [images, height, width, channels], each entry of x four times. */
+INLINE void NAMED(doubled_of)(const void *x, void *y, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+    for (Py_ssize_t line = 0; line < 2 * lines; line++)
+        for (Py_ssize_t column = 0; column < 2 * width; column++) {
+            Py_ssize_t from = ((line / 2) * width + column / 2) * channels, to = (line * 2 * width + column) * channels;
+            for (Py_ssize_t c = 0; c < channels; c += LANES)
+                NAMED(store)(y, to + c, NAMED(load)(y, to + c, half) + NAMED(load)(x, from + c, half), half);
+        }
+}
+
+static void NAMED(doubled)(const void *x, void *y, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels,
+                               int half) {
+    half ? NAMED(doubled_of)(x, y, lines, width, channels, 1) : NAMED(doubled_of)(x, y, lines, width, channels, 0);
+}
+
+/* x = sums of the four entries of y that came of each. */
+INLINE void NAMED(halved_of)(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+    for (Py_ssize_t line = 0; line < lines; line++)
+        for (Py_ssize_t column = 0; column < width; column++) {
+            Py_ssize_t upper = (2 * line * 2 * width + 2 * column) * channels, lower = upper + 2 * width * channels;
+            for (Py_ssize_t c = 0; c < channels; c += LANES) {
+                Floats above = NAMED(load)(y, upper + c, half) + NAMED(load)(y, upper + channels + c, half);
+                Floats below = NAMED(load)(y, lower + c, half) + NAMED(load)(y, lower + channels + c, half);
+                NAMED(store)(x, (line * width + column) * channels + c, above + below, half);
+            }
+        }
+}
+
+static void NAMED(halved)(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels,
+                              int half) {
+    half ? NAMED(halved_of)(y, x, lines, width, channels, 1) : NAMED(halved_of)(y, x, lines, width, channels, 0);
+}
+
+#undef SPREAD
+#undef VALUE
+#undef PULL
+#undef SUMS

@@ -1,0 +1,66 @@
+"""Compiled loops.  Arrays are C-contiguous; what does not fit raises TypeError, ValueError or IndexError."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+State = NDArray[np.uint64]  # [4]: of a writer (lower, range, words held back, the first of them), of a reader
+# (lower, range, point, place of the next word)
+
+def write_flags(
+    state: State,
+    flags: NDArray[np.bool_],
+    contexts: NDArray[np.uint16],
+    start: int,
+    stop: int,
+    step: int,
+    rungs: NDArray[np.uint8],
+    seen: NDArray[np.int64] | None,
+    cuts: NDArray[np.uint32],
+    ones: NDArray[np.uint32],
+    starts: NDArray[np.uint8],
+    /,
+) -> bytes:
+    """Code a piece of flags, sorted by the rung of their cells, and count them in `seen`."""
+
+def read_flags(
+    state: State,
+    words: NDArray[np.uint32],
+    flags: NDArray[np.bool_],
+    contexts: NDArray[np.uint16],
+    start: int,
+    stop: int,
+    step: int,
+    rungs: NDArray[np.uint8],
+    seen: NDArray[np.int64] | None,
+    cuts: NDArray[np.uint32],
+    ones: NDArray[np.uint32],
+    starts: NDArray[np.uint8],
+    /,
+) -> bool:
+    """Its inverse, into `flags`; False for words that nobody wrote."""
+
+def write_bits(state: State, values: NDArray[np.int64], shift: int, bits: int, /) -> bytes:
+    """Code so many bits of each value, those above the lowest `shift`."""
+
+def read_bits(state: State, words: NDArray[np.uint32], values: NDArray[np.int64], bits: int, /) -> bool:
+    """Append so many bits to each value; False for words that nobody wrote."""
+
+def flip_cells(
+    u: NDArray[np.uint16],
+    q: NDArray[np.uint16],
+    layers: NDArray[np.uint8],
+    depth: int,
+    edge: int,
+    near: NDArray[np.bool_],
+    cells: NDArray[np.uint16],
+    /,
+) -> int:
+    """Which entries are nearer than the edge, and in front their cells: how many.  All `[n]`."""
+
+def pick(values: NDArray[Any], chosen: NDArray[np.bool_], found: NDArray[Any], /) -> int:
+    """The chosen values, one byte each, in front of `found`: how many.  All `[n]`."""
+
+def spread(values: NDArray[Any], chosen: NDArray[np.bool_], found: NDArray[Any], /) -> None:
+    """The inverse: `found[chosen] = values`, 0 elsewhere."""

@@ -1,0 +1,291 @@
+"""A range coder of flags that are sorted by probability, eight at a time, and of plain bits.
+
+Its models and its bytes are those of constriction; the compiled coder takes the models from there and
+writes the same bytes.  `writer` and `reader` give whichever there is.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismfl.errors import DependencyError, MessageError
+from prismfl.wire import native
+
+Seen = NDArray[np.int64] | None
+
+FINENESS = 8192  # probabilities of the ladder are multiples of 1 / 8192
+_PRECISION = 24  # bits of the models' probabilities
+_BUCKETS = 1024  # of quantiles, each with the symbol to start looking at
+_WORD, _STATE = 2**32 - 1, 2**64 - 1
+
+
+@lru_cache(maxsize=1)
+def ladder() -> NDArray[np.int64]:
+    """Probabilities that are coded with, times 8192, ascending: odds 5/4 apart, in exact integers."""
+    rungs = [(5**i, 4**i) if i >= 0 else (4**-i, 5**-i) for i in range(-40, 31)]
+    return np.unique([max(1, (FINENESS * a + (a + b) // 2) // (a + b)) for a, b in rungs])
+
+
+@lru_cache(maxsize=1)
+def _constriction() -> Any:
+    try:
+        from constriction import stream
+    except ImportError as error:
+        raise DependencyError(
+            f"cannot import constriction ({error})", "it to be there", "pip install constriction"
+        ) from None
+    return stream
+
+
+@lru_cache(maxsize=256)
+def _models(rung: int) -> tuple[Any, Any]:
+    """Models of eight flags and of one flag.  Products are taken one by one: a library's power may differ."""
+    share = int(ladder()[rung]) / FINENESS
+    eight = np.ones(256)
+    for bit in range(8):
+        eight *= np.where(np.arange(256) >> bit & 1, share, 1 - share)
+    model = _constriction().model
+    return model.Categorical(eight, perfect=False), model.Bernoulli(share, perfect=False)
+
+
+@lru_cache(maxsize=16)
+def _uniform(bits: int) -> Any:
+    return _constriction().model.Uniform(1 << bits)
+
+
+def count(seen: NDArray[np.int64], cells: NDArray[np.uint16], bits: NDArray[np.bool_]) -> None:
+    """Add to `seen`, int64 `[2 · cells]`, the unset and set flags of each cell in turn: uint16 and bool `[n]`."""
+    places = cells.astype(np.intp)
+    places += places
+    places += bits
+    seen += np.bincount(places, minlength=len(seen))
+
+
+# ---------------------------------------------------------------------------------------- constriction
+
+
+def _by_rung(rungs: NDArray[np.uint8], bits: NDArray[np.bool_]) -> Any:
+    """A sparse matrix with a row a rung: `data` and `indices` are the bits and their places, ordered by rung.
+
+    SciPy's change from columns to rows is a counting sort, three times as fast as NumPy's stable one.
+    """
+    from scipy.sparse import csc_array  # here, so that a model is read with NumPy alone
+
+    size = len(rungs)
+    cells = (bits, rungs.astype(np.int32), np.arange(size + 1, dtype=np.int32))
+    return csc_array(cells, shape=(len(ladder()), size)).tocsr()
+
+
+def _groups(ends: NDArray[np.int32]) -> Iterator[tuple[int, slice]]:
+    """Each rung that has flags, with its slice of the order."""
+    found = ends.tolist()
+    return ((rung, slice(a, b)) for rung, (a, b) in enumerate(pairwise(found)) if b > a)
+
+
+class SlowWriter:
+    """Writes pieces of flags and plain bits, one call after another."""
+
+    def __init__(self) -> None:
+        self._coder = _constriction().queue.RangeEncoder()
+
+    def flags(
+        self,
+        flags: NDArray[np.bool_],
+        contexts: NDArray[np.uint16],
+        piece: slice,
+        rungs: NDArray[np.uint8],
+        seen: Seen,
+    ) -> None:
+        """Write `flags[piece]`, bool `[n]`, whose cells uint16 `[n]` have rungs uint8 `[cells]`; count in `seen`."""
+        cells, bits = contexts[piece], np.ascontiguousarray(flags[piece])
+        rows = _by_rung(rungs.take(cells), bits)
+        for rung, span in _groups(rows.indptr):
+            self._group(rows.data[span], rung)
+        if seen is not None:
+            count(seen, cells, bits)
+
+    def _group(self, bits: NDArray[np.bool_], rung: int) -> None:
+        eight, one = _models(rung)
+        whole = len(bits) // 8 * 8
+        if whole:
+            self._coder.encode(np.packbits(bits[:whole], bitorder="little").astype(np.int32), eight)
+        if whole < len(bits):
+            self._coder.encode(bits[whole:].astype(np.int32), one)
+
+    def bits(self, values: NDArray[np.int64], shift: int, bits: int) -> None:
+        """Write so many bits, 1 … 8, of each value int64 `[n]`: those above the lowest `shift`."""
+        self._coder.encode((values >> shift & ((1 << bits) - 1)).astype(np.int32), _uniform(bits))
+
+    def done(self) -> bytes:
+        """All that was written: whole 32-bit words, low byte first."""
+        return bytes(self._coder.get_compressed().astype("<u4").tobytes())
+
+
+class SlowReader:
+    """Reads what a writer wrote, in the same calls.  Raises MessageError for what none can have written."""
+
+    def __init__(self, words: NDArray[np.uint32]) -> None:
+        self._coder = _constriction().queue.RangeDecoder(words)
+
+    def flags(
+        self,
+        found: NDArray[np.bool_],
+        contexts: NDArray[np.uint16],
+        piece: slice,
+        rungs: NDArray[np.uint8],
+        seen: Seen,
+    ) -> None:
+        """Read into `found[piece]`, bool `[n]`; the rest as for writing."""
+        cells = contexts[piece]
+        ordered, bits = np.empty((2, len(cells)), np.bool_)
+        rows = _by_rung(rungs.take(cells), bits)
+        for rung, span in _groups(rows.indptr):
+            ordered[span] = self._group(span.stop - span.start, rung)
+        bits[rows.indices.astype(np.intp)] = ordered  # NumPy scatters by its own integers twice as fast
+        found[piece] = bits
+        if seen is not None:
+            count(seen, cells, bits)
+
+    def _group(self, size: int, rung: int) -> NDArray[np.bool_]:
+        eight, one = _models(rung)
+        whole = size // 8
+        bits = np.empty(size, np.bool_)
+        if whole:
+            bits[: 8 * whole] = np.unpackbits(self._take(eight, whole).astype(np.uint8), bitorder="little")
+        if 8 * whole < size:
+            bits[8 * whole :] = self._take(one, size - 8 * whole)
+        return bits
+
+    def _take(self, model: Any, size: int) -> NDArray[np.int32]:
+        try:
+            return np.asarray(self._coder.decode(model, size))
+        except (AssertionError, ValueError):
+            raise _no_code() from None
+
+    def bits(self, values: NDArray[np.int64], bits: int) -> None:
+        """Append so many bits, 1 … 8, to each value int64 `[n]`."""
+        values <<= bits
+        values |= self._take(_uniform(bits), len(values))
+
+    def finished(self) -> bool:
+        """Whether nothing is left that was written."""
+        return bool(self._coder.maybe_exhausted())
+
+
+# -------------------------------------------------------------------------------------------- compiled
+
+
+@lru_cache(maxsize=1)
+def tables() -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint8]]:
+    """constriction's models of each rung, in 1 / 2^24.
+
+    Where each of the 256 symbols of eight flags begins, uint32 `[rungs, 257]`; where a single set flag does,
+    uint32 `[rungs]`; the symbol in which each of 1024 buckets of quantiles begins, uint8 `[rungs, 1024]`.
+    """
+    models = [_models(rung) for rung in range(len(ladder()))]
+    ends = [[_begin(eight, symbol) for symbol in range(256)] + [1 << _PRECISION] for eight, _ in models]
+    cuts, ones = np.array(ends, np.uint32), np.array([_begin(one, 1) for _, one in models], np.uint32)
+    buckets = np.arange(_BUCKETS) * ((1 << _PRECISION) // _BUCKETS)
+    starts = [np.searchsorted(row[1:], buckets, side="right") for row in cuts]
+    return cuts, ones, np.array(starts, np.uint8)
+
+
+def _begin(model: Any, symbol: int) -> int:
+    """Where a symbol begins, told by the state that its code alone leads to."""
+    coder = _constriction().queue.RangeEncoder()
+    coder.encode(symbol, model)
+    _, (lower, _) = coder.pos()
+    return int(lower) // (_STATE >> _PRECISION)
+
+
+class FastWriter:
+    """`SlowWriter`, compiled."""
+
+    def __init__(self) -> None:
+        self._state = np.array([0, _STATE, 0, 0], np.uint64)
+        self._words: list[bytes] = []
+
+    def flags(
+        self,
+        flags: NDArray[np.bool_],
+        contexts: NDArray[np.uint16],
+        piece: slice,
+        rungs: NDArray[np.uint8],
+        seen: Seen,
+    ) -> None:
+        """Write `flags[piece]`."""
+        place = piece.start, piece.stop, piece.step
+        self._words.append(native.fast.write_flags(self._state, flags, contexts, *place, rungs, seen, *tables()))
+
+    def bits(self, values: NDArray[np.int64], shift: int, bits: int) -> None:
+        """Write some bits of each value."""
+        self._words.append(native.fast.write_bits(self._state, values, shift, bits))
+
+    def done(self) -> bytes:
+        """All that was written, and as many words more as tell in which interval the state is."""
+        lower, span, held, first = self._state.tolist()
+        if span == _STATE:
+            return b""
+        point = lower + _WORD
+        carried = point >> 64
+        words = ([first + carried] + [0 if carried else _WORD] * (held - 1)) if held else []
+        words.append(point >> 32 & _WORD)
+        if (lower + span) >> 32 & _WORD == words[-1]:
+            words.append(0)
+        return b"".join((*self._words, *((word & _WORD).to_bytes(4, "little") for word in words)))
+
+
+class FastReader:
+    """`SlowReader`, compiled."""
+
+    def __init__(self, words: NDArray[np.uint32]) -> None:
+        begin = words[:2].tolist()
+        high, low = (*begin, 0, 0)[:2]
+        self._state = np.array([0, _STATE, high << 32 | low, len(begin)], np.uint64)
+        self._words = words
+
+    def flags(
+        self,
+        found: NDArray[np.bool_],
+        contexts: NDArray[np.uint16],
+        piece: slice,
+        rungs: NDArray[np.uint8],
+        seen: Seen,
+    ) -> None:
+        """Read into `found[piece]`."""
+        place = found, contexts, piece.start, piece.stop, piece.step
+        if not native.fast.read_flags(self._state, self._words, *place, rungs, seen, *tables()):
+            raise _no_code()
+
+    def bits(self, values: NDArray[np.int64], bits: int) -> None:
+        """Append some bits to each value."""
+        if not native.fast.read_bits(self._state, self._words, values, bits):
+            raise _no_code()
+
+    def finished(self) -> bool:
+        """Whether nothing is left that was written: the point is where a writer's last words lead."""
+        lower, span, point, place = self._state.tolist()
+        return place == len(self._words) and (span == _STATE or (point - lower) & _STATE < 2 * _WORD + 1)
+
+
+def writer() -> SlowWriter | FastWriter:
+    """A new writer."""
+    return FastWriter() if native.fast else SlowWriter()
+
+
+def reader(words: NDArray[np.uint32]) -> SlowReader | FastReader:
+    """A reader of 32-bit words, uint32 `[n]`."""
+    return FastReader(words) if native.fast else SlowReader(words)
+
+
+def refuse(got: str, expected: str) -> MessageError:
+    """The error of coded bytes that cannot be what they should."""
+    return MessageError(got, expected, "the sender is left out of this round")
+
+
+def _no_code() -> MessageError:
+    return refuse("bytes that are no code of flags", "what the coder wrote")
