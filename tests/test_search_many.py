@@ -8,7 +8,7 @@ import torch
 
 from prismfl.config import Features, Search
 from prismfl.layout import Layout, frozen_weights
-from prismfl.mmd import FeatureMap, Target, _all_at_once, _label_by_label
+from prismfl.mmd import FeatureMap, Target
 from prismfl.nets.features import load_features
 from prismfl.nets.generator import generate, generate_many
 from prismfl.search import (
@@ -78,18 +78,6 @@ def test_a_networks_images_do_not_depend_on_its_neighbours():
     before = generate_many(layout, flats, latents)
     flats[1], latents[1] = float("nan"), float("nan")
     torch.testing.assert_close(generate_many(layout, flats, latents)[0], before[0])
-
-
-@pytest.mark.parametrize("counts", [[[3, 2], [5, 0]], [[5], [5]]])
-def test_the_two_ways_to_a_layers_distance_agree(counts):
-    random = torch.Generator().manual_seed(1)
-    labels = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in counts])
-    phi = torch.rand(10, 7, generator=random)
-    phi[3] = 0  # an image without features
-    goals = [torch.rand(2, len(counts[0]), 7, generator=random) for _ in range(2)]
-    slow, quick = (way(phi, labels, (0.2, 0.1), *goals) for way in (_label_by_label, _all_at_once))
-    for one, two in zip(slow, quick, strict=True):
-        torch.testing.assert_close(one, two)
 
 
 VARIANTS = {

@@ -89,8 +89,8 @@ class _UnitDistance(torch.autograd.Function):
 
     What `_UnitMoments` and `distance` do together, in a fifth of the time, the gradient in the same pass.
 
-    phi: `[K · B, d]`, K batches one after the other, of any precision; labels: int64 `[K, B]`; scales: of f and g, or of
-    f alone; targets: `[K, G, d]` of each.  `fused.matched` is the same in C.
+    """Weighted sums of rows by label less their target `[K, G, d]`, and their product with each row `[K, B, G]`."""
+    f alone; targets: `[K, G, d]` of each.  `fused.matched` is the same in C, for processors.
     """
 
     @staticmethod
@@ -136,7 +136,7 @@ def _second_moments(phi: Tensor, own: Tensor, scale: float, target: Tensor, grad
 
 
 def _rests(rows: Tensor, weighted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted sums of rows by label less their target, `[K, G, d]`, and each row's product with each, `[K, B, G]`."""
+    """Weighted sums of rows by label less their target, `[K, G, d]`, and their product with each row, `[K, B, G]`."""
     rest = torch.baddbmm(target, weighted.transpose(1, 2), rows, beta=-1)
     return rest, torch.bmm(rows, rest.transpose(1, 2))
 
@@ -455,7 +455,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _flat(maps: Tensor) -> Tensor:
-    """`[B, C, H, W]` → `[B, H · W · C]`: free for what lies channels last, and the order of entries is ours to choose."""
+    """`[B, C, H, W]` → `[B, H · W · C]`: free where it lies channels last, and the order is ours to choose."""
     return maps.permute(0, 2, 3, 1).flatten(1)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from prismfl.config import Search
 from prismfl.layout import Layout
 from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, batch_groups, distance, label_groups
+from prismfl.nets.fused import adam_step
 from prismfl.nets.generator import generate, generate_many
 from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of, uniforms
 
@@ -210,7 +211,7 @@ class Searcher:
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient by the scores `[N]` and the squared distance of one batch, a scalar."""
-        flat = masked_weights(self.weights, theta, self.draws)
+        flat = masked_weights(self.weights, theta, self.draws, self.dtype)
         loss, measured = self.losses(flat)
         (weight_gradient,) = torch.autograd.grad(loss, flat)
         return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), measured.detach()
@@ -313,8 +314,18 @@ class _Adam:
     def step(self, scores: Tensor, gradient: Tensor, rate: float) -> None:
         """Move the scores in place by one step of size `rate`."""
         self.steps = [steps + 1 for steps in self.steps]
+        rows, gradients = scores.view_as(self.first), gradient.view_as(self.first)
+        if self.counts or not all(self._stepped(rows[row], gradients[row], row, rate) for row in range(len(rows))):
+            self._step_all(rows, gradients, rate)
+
+    def _stepped(self, scores: Tensor, gradient: Tensor, row: int, rate: float) -> bool:
+        """One client's step in one pass, where there is a kernel for it."""
+        (beta1, beta2), steps = self.betas, self.steps[row]
+        moments = self.first[row], self.second[row]
+        return adam_step(scores, gradient, *moments, self.betas, rate / (1 - beta1**steps), 1 - beta2**steps, _TINY)
+
+    def _step_all(self, rows: Tensor, gradient: Tensor, rate: float) -> None:
         beta1, beta2 = self.betas
-        rows, gradient = scores.view_as(self.first), gradient.view_as(self.first)
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         variances = self._variances()

@@ -41,6 +41,8 @@ typedef struct {
     double *sums;                    /* [2, channels], to work with */
 } Norm;
 
+static int kind; /* of processor, as kernels were made for: 2 has AVX-512, 1 AVX2, 0 is any */
+
 static Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) { return a < b ? a : b; }
 
 static double inverse(double square) { return square > 1e-24 ? 1 / sqrt(square) : square - square; /* NaN of NaN */ }
@@ -58,13 +60,19 @@ static double inverse(double square) { return square > 1e-24 ? 1 / sqrt(square) 
 #include "_kernels.h"
 #pragma GCC pop_options
 #undef NAMED
-#define BEST(name, ...)                                                           \
-    (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")     \
-         ? name##_512(__VA_ARGS__)                                                \
-     : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? name##_256(__VA_ARGS__) \
-                                                                       : name##_any(__VA_ARGS__))
+#define BEST(name, ...)                             \
+    (kind == 2 ? name##_512(__VA_ARGS__)            \
+     : kind == 1 ? name##_256(__VA_ARGS__)          \
+                 : name##_any(__VA_ARGS__))
+
+static int best_kind(void) {
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        return 2;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
 #else
 #define BEST(name, ...) name##_any(__VA_ARGS__)
+static int best_kind(void) { return 0; }
 #endif
 #define NAMED(name) name##_any
 #include "_kernels.h"
@@ -86,7 +94,7 @@ static PyObject *matching(PyObject *args, int back) {
     Match m;
     unsigned long long phi, starts, goals1, goals2, rests1, rests2, scales, totals, later, into;
     int half, rectify;
-    if (!PyArg_ParseTuple(args, "KKKKKKKnnddKKKpp", &phi, &starts, &goals1, &goals2, &rests1, &rests2, &scales,
+    if (!PyArg_ParseTuple(args, "(KKKKKKK)nnddKKKpp", &phi, &starts, &goals1, &goals2, &rests1, &rests2, &scales,
                           &m.groups, &m.width, &m.scale1, &m.scale2, &totals, &later, &into, &half, &rectify))
         return NULL;
     m.phi = at(phi), m.starts = at(starts), m.goals1 = at(goals1), m.goals2 = at(goals2);
@@ -117,7 +125,7 @@ static PyObject *py_norm(PyObject *self, PyObject *args) {
     Norm n;
     double epsilon;
     int half, back;
-    if (!PyArg_ParseTuple(args, "KKKKnndpp", &x, &given, &into, &figures, &n.rows, &n.channels, &epsilon, &half, &back))
+    if (!PyArg_ParseTuple(args, "(KKKK)nndpp", &x, &given, &into, &figures, &n.rows, &n.channels, &epsilon, &half, &back))
         return NULL;
     n.x = at(x), n.tile = tile_of(n.channels);
     n.mean = at(figures), n.inverse = n.mean + n.tile;
@@ -144,12 +152,71 @@ static PyObject *py_doubled(PyObject *self, PyObject *args) {
     unsigned long long x, y;
     Py_ssize_t lines, width, channels;
     int half, back;
-    if (!PyArg_ParseTuple(args, "KKnnnpp", &x, &y, &lines, &width, &channels, &half, &back)) return NULL;
+    if (!PyArg_ParseTuple(args, "(KK)nnnpp", &x, &y, &lines, &width, &channels, &half, &back)) return NULL;
     Py_BEGIN_ALLOW_THREADS
     if (back) BEST(halved, at(y), at(x), lines, width, channels, half);
     else BEST(doubled, at(x), at(y), lines, width, channels, half);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
+}
+
+static PyObject *py_pooled(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned long long y, given, into;
+    Py_ssize_t lines, width, channels;
+    int half, back;
+    if (!PyArg_ParseTuple(args, "(KKK)nnnpp", &y, &given, &into, &lines, &width, &channels, &half, &back)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    if (back) BEST(unpooled, at(y), at(given), at(into), lines, width, channels, half);
+    else BEST(pooled, at(y), at(into), lines, width, channels, half);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_kept(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned long long weights, theta, uniform, into;
+    Py_ssize_t count;
+    int half;
+    if (!PyArg_ParseTuple(args, "(KKKK)np", &weights, &theta, &uniform, &into, &count, &half)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    BEST(kept, at(weights), at(theta), at(uniform), at(into), count, half);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_scored(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned long long gradient, weights, theta, into;
+    Py_ssize_t count;
+    int half, plain;
+    if (!PyArg_ParseTuple(args, "(KKKK)npp", &gradient, &weights, &theta, &into, &count, &half, &plain)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    BEST(scored, at(gradient), at(weights), at(theta), at(into), count, half, plain);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_adam(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned long long scores, gradient, first, second;
+    Py_ssize_t count;
+    float beta1, beta2, rate, correction, tiny;
+    if (!PyArg_ParseTuple(args, "(KKKK)nfffff", &scores, &gradient, &first, &second, &count, &beta1, &beta2, &rate,
+                          &correction, &tiny))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    BEST(adam, at(scores), at(gradient), at(first), at(second), count, beta1, beta2, rate, correction, tiny);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_limit(PyObject *self, PyObject *args) {
+    (void)self;
+    int most, best = best_kind();
+    if (!PyArg_ParseTuple(args, "i", &most)) return NULL;
+    kind = most < best ? most : best;
+    return PyLong_FromLong(kind);
 }
 
 static PyMethodDef methods[] = {
@@ -158,8 +225,16 @@ static PyMethodDef methods[] = {
     {"norm", py_norm, METH_VARARGS, "Batch normalisation and ReLU, or their gradient."},
     {"tile", py_tile, METH_VARARGS, "Numbers that `norm` keeps of a mean."},
     {"doubled", py_doubled, METH_VARARGS, "Add a doubled map, or its transpose."},
+    {"pooled", py_pooled, METH_VARARGS, "The largest of four pixels, or its gradient."},
+    {"kept", py_kept, METH_VARARGS, "Weights that a draw keeps."},
+    {"scored", py_scored, METH_VARARGS, "The gradient by the scores."},
+    {"adam", py_adam, METH_VARARGS, "One step of Adam."},
+    {"limit", py_limit, METH_VARARGS, "Use kernels of at most this kind of processor; returns the kind in use."},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_fast", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__fast(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__fast(void) {
+    kind = best_kind();
+    return PyModule_Create(&module);
+}

@@ -1,11 +1,7 @@
+"""Addresses of tensors, which the callers in fused.py have checked, and their sizes."""
+
 def match(
-    phi: int,
-    starts: int,
-    goals1: int,
-    goals2: int,
-    rests1: int,
-    rests2: int,
-    scales: int,
+    places: tuple[int, ...],
     groups: int,
     width: int,
     scale1: float,
@@ -17,13 +13,7 @@ def match(
     rectify: bool,
 ) -> None: ...
 def unmatch(
-    phi: int,
-    starts: int,
-    goals1: int,
-    goals2: int,
-    rests1: int,
-    rests2: int,
-    scales: int,
+    places: tuple[int, ...],
     groups: int,
     width: int,
     scale1: float,
@@ -34,8 +24,19 @@ def unmatch(
     half: bool,
     rectify: bool,
 ) -> None: ...
-def norm(
-    x: int, given: int, into: int, figures: int, rows: int, channels: int, epsilon: float, half: bool, back: bool
-) -> None: ...
+def norm(places: tuple[int, ...], rows: int, channels: int, epsilon: float, half: bool, back: bool) -> None: ...
 def tile(channels: int) -> int: ...
-def doubled(x: int, y: int, lines: int, width: int, channels: int, half: bool, back: bool) -> None: ...
+def doubled(places: tuple[int, ...], lines: int, width: int, channels: int, half: bool, back: bool) -> None: ...
+def pooled(places: tuple[int, ...], lines: int, width: int, channels: int, half: bool, back: bool) -> None: ...
+def kept(places: tuple[int, ...], count: int, half: bool) -> None: ...
+def scored(places: tuple[int, ...], count: int, half: bool, plain: bool) -> None: ...
+def adam(
+    places: tuple[int, ...],
+    count: int,
+    beta1: float,
+    beta2: float,
+    rate: float,
+    correction: float,
+    tiny: float,
+) -> None: ...
+def limit(most: int) -> int: ...

@@ -282,6 +282,101 @@ static void NAMED(halved)(const void *y, void *x, Py_ssize_t lines, Py_ssize_t w
     half ? NAMED(halved_of)(y, x, lines, width, channels, 1) : NAMED(halved_of)(y, x, lines, width, channels, 0);
 }
 
+/* ------------------------------------------------------------------ largest of four pixels */
+
+/* The larger, and NaN of NaN. */
+INLINE Floats NAMED(larger)(Floats a, Floats b) {
+    Flags other = (b > a) | (b != b);
+    return (Floats)(((Flags)b & other) | ((Flags)a & ~other));
+}
+
+INLINE void NAMED(pooled_of)(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+    for (Py_ssize_t line = 0; line < lines; line++)
+        for (Py_ssize_t column = 0; column < width; column++) {
+            Py_ssize_t upper = (2 * line * 2 * width + 2 * column) * channels, lower = upper + 2 * width * channels;
+            for (Py_ssize_t c = 0; c < channels; c += LANES) {
+                Floats above = NAMED(larger)(NAMED(load)(y, upper + c, half), NAMED(load)(y, upper + channels + c, half));
+                Floats below = NAMED(larger)(NAMED(load)(y, lower + c, half), NAMED(load)(y, lower + channels + c, half));
+                NAMED(store)(x, (line * width + column) * channels + c, NAMED(larger)(above, below), half);
+            }
+        }
+}
+
+static void NAMED(pooled)(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+    half ? NAMED(pooled_of)(y, x, lines, width, channels, 1) : NAMED(pooled_of)(y, x, lines, width, channels, 0);
+}
+
+/* Gives each of four pixels what came for their largest, if it was the first that large. */
+INLINE void NAMED(unpooled_of)(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
+                               Py_ssize_t channels, int half) {
+    for (Py_ssize_t line = 0; line < lines; line++)
+        for (Py_ssize_t column = 0; column < width; column++)
+            for (Py_ssize_t c = 0; c < channels; c += LANES) {
+                Py_ssize_t first = (2 * line * 2 * width + 2 * column) * channels + c, below = 2 * width * channels;
+                const Py_ssize_t places[4] = {first, first + channels, first + below, first + below + channels};
+                Floats left = NAMED(load)(given, (line * width + column) * channels + c, half), most = NAMED(load)(y, first, half);
+                for (int p = 1; p < 4; p++) most = NAMED(larger)(most, NAMED(load)(y, places[p], half));
+                for (int p = 0; p < 4; p++) {
+                    Floats value = NAMED(load)(y, places[p], half);
+                    Flags here = (value == most) | (value != value);
+                    NAMED(store)(into, places[p], (Floats)((Flags)left & here), half);
+                    left = (Floats)((Flags)left & ~here);
+                }
+            }
+}
+
+static void NAMED(unpooled)(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
+                            Py_ssize_t channels, int half) {
+    half ? NAMED(unpooled_of)(y, given, into, lines, width, channels, 1)
+         : NAMED(unpooled_of)(y, given, into, lines, width, channels, 0);
+}
+
+/* ------------------------------------------------------------------ scores */
+
+/* Weights that a draw keeps, w [u < theta]; the tail of fewer than sixteen goes by a copy. */
+INLINE void NAMED(kept_some)(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t at,
+                             int half) {
+    Floats where = NAMED(load)(theta, at, 0) - NAMED(load)(uniform, at, 0);
+    NAMED(store)(into, at, NAMED(passed)(NAMED(load)(weights, at, 0), where), half);
+}
+
+INLINE void NAMED(kept_of)(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t count,
+                           int half) {
+    Py_ssize_t whole = count / LANES * LANES, rest = count - whole;
+    for (Py_ssize_t at = 0; at < whole; at += LANES) NAMED(kept_some)(weights, theta, uniform, into, at, half);
+    float tails[3][LANES] = {{0}}, found[LANES];
+    memcpy(tails[0], weights + whole, rest * sizeof(float));
+    memcpy(tails[1], theta + whole, rest * sizeof(float));
+    memcpy(tails[2], uniform + whole, rest * sizeof(float));
+    NAMED(kept_some)(tails[0], tails[1], tails[2], found, 0, half);
+    memcpy((char *)into + whole * (half ? 2 : 4), found, rest * (half ? 2 : 4));
+}
+
+static void NAMED(kept)(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t count,
+                        int half) {
+    half ? NAMED(kept_of)(weights, theta, uniform, into, count, 1) : NAMED(kept_of)(weights, theta, uniform, into, count, 0);
+}
+
+/* The gradient by the scores, g w theta (1 - theta), or g w. */
+static void NAMED(scored)(const void *gradient, const float *weights, const float *theta, float *into, Py_ssize_t count,
+                          int half, int plain) {
+    for (Py_ssize_t i = 0; i < count; i++) {
+        float found = NAMED(single)(gradient, i, half) * weights[i];
+        into[i] = plain ? found : found * theta[i] * (1 - theta[i]);
+    }
+}
+
+/* One step of Adam (Kingma, Ba 2015): scores -= rate · first / (sqrt(second / correction) + tiny). */
+static void NAMED(adam)(float *scores, const float *gradient, float *first, float *second, Py_ssize_t count,
+                        float beta1, float beta2, float rate, float correction, float tiny) {
+    for (Py_ssize_t i = 0; i < count; i++) {
+        float g = gradient[i];
+        first[i] += (1 - beta1) * (g - first[i]);
+        second[i] = beta2 * second[i] + (1 - beta2) * g * g;
+        scores[i] -= rate * first[i] / (sqrtf(second[i] / correction) + tiny);
+    }
+}
+
 #undef SPREAD
 #undef VALUE
 #undef PULL

@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from prismfl.errors import ModelFileError
+from prismfl.nets.fused import pooled
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -38,18 +39,37 @@ class ConvUnit(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not norm)
         self.norm = nn.BatchNorm2d(outputs) if norm else None
+        self._dense: tuple[Tensor, int, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, outputs, H', W']`; one channel serves for three equal ones."""
-        conv = self.conv
-        if x.shape[1] == 1 and conv.in_channels == 3:
-            weight = conv.weight.sum(1, keepdim=True)
-            x = F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)
-            # One channel has no order to keep: said here, or pooling would take ten times as long.
-            x = x.contiguous(memory_format=torch.channels_last)
-        else:
-            x = conv(x)
+        if x.shape[1] == 1 and self.conv.in_channels == 3:
+            # Three times the products of one channel, in a third of the time: convolutions of one are no fast case.
+            x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self._on_four(x) if self._frozen_on_four(x) else self.conv(x)
         return x if self.norm is None else self.norm(x)
+
+    def _frozen_on_four(self, x: Tensor) -> bool:
+        conv = self.conv
+        return x.shape[2:] == (2, 2) and conv.kernel_size == (3, 3) and not conv.weight.requires_grad
+
+    def _on_four(self, x: Tensor) -> Tensor:
+        """A convolution of 2×2 pixels as one matrix product, which takes a tenth of its time."""
+        count, outputs = len(x), self.conv.out_channels
+        rows = x.permute(0, 2, 3, 1).flatten(1)
+        found = rows @ self._matrix()
+        if self.conv.bias is not None:
+            found = found + self.conv.bias.repeat(4)
+        return found.view(count, 2, 2, outputs).permute(0, 3, 1, 2)
+
+    def _matrix(self) -> Tensor:
+        """Takes four pixels of all channels to four: `[4 · inputs, 4 · outputs]`, kept until the weights change."""
+        weight = self.conv.weight
+        if self._dense is None or self._dense[0] is not weight or self._dense[1] != weight._version:
+            pixels = [(row, column) for row in range(2) for column in range(2)]
+            taps = [[weight[:, :, 1 + a - c, 1 + b - d].T for c, d in pixels] for a, b in pixels]
+            self._dense = weight, weight._version, torch.cat([torch.cat(row, 1) for row in taps])
+        return self._dense[2]
 
 
 class FeatureNet(nn.Module):
@@ -115,7 +135,7 @@ def vgg_walk(
             x = activate(next(units)(x))
             yield x
         else:
-            x = F.max_pool2d(x, 2)
+            x = pooled(x)
 
 
 def vgg_units(plan: Sequence[int], *, norm: bool) -> nn.ModuleList:

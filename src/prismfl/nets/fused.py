@@ -33,6 +33,10 @@ def _half(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16
 
 
+def _places(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(one.data_ptr() for one in tensors)
+
+
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -59,7 +63,7 @@ class _NormRelu(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         x, figures = ctx.saved_tensors
         given, found = _channels_last(gradient), torch.empty_like(x)
         _norm(x, given.data_ptr(), found, figures, 0.0, back=True)
@@ -68,10 +72,8 @@ class _NormRelu(torch.autograd.Function):
 
 def _norm(x: Tensor, given: int, into: Tensor, figures: Tensor, epsilon: float, *, back: bool) -> None:
     channels = x.shape[1]
-    rows = x.numel() // channels
-    _fast.norm(
-        x.data_ptr(), given, into.data_ptr(), figures.data_ptr(), rows, channels, epsilon, _half(x), back
-    )
+    places = (x.data_ptr(), given, into.data_ptr(), figures.data_ptr())
+    _fast.norm(places, x.numel() // channels, channels, epsilon, _half(x), back)
 
 
 # ------------------------------------------------------------------ a doubled map
@@ -98,7 +100,7 @@ class _PlusDoubled(torch.autograd.Function):
         return whole
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gradient = _channels_last(gradient)
         images, channels, height, width = gradient.shape
         small = torch.empty(
@@ -110,7 +112,92 @@ class _PlusDoubled(torch.autograd.Function):
 
 def _doubled(small: Tensor, whole: Tensor, *, back: bool) -> None:
     images, channels, height, width = small.shape
-    _fast.doubled(small.data_ptr(), whole.data_ptr(), images * height, width, channels, _half(small), back)
+    _fast.doubled(_places(small, whole), images * height, width, channels, _half(small), back)
+
+
+# ------------------------------------------------------------------ largest of four pixels
+
+
+def pooled(x: Tensor) -> Tensor:
+    """The largest of each 2×2 pixels: `[B, C, H, W]` → `[B, C, H / 2, W / 2]`."""
+    if fusible(x) and x.shape[1] % _LANES == 0 and not (x.shape[2] % 2 or x.shape[3] % 2):
+        found: Tensor = _Pooled.apply(x)  # type: ignore[no-untyped-call]
+        return found
+    return F.max_pool2d(x, 2)
+
+
+class _Pooled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = _channels_last(x)
+        ctx.save_for_backward(x)
+        images, channels, height, width = x.shape
+        shape = (images, channels, height // 2, width // 2)
+        found = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        _pool(x, 0, found, back=False)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        given, found = _channels_last(gradient), torch.empty_like(x)
+        _pool(x, given.data_ptr(), found, back=True)
+        return found
+
+
+def _pool(x: Tensor, given: int, into: Tensor, *, back: bool) -> None:
+    images, channels, height, width = x.shape
+    places = (x.data_ptr(), given, into.data_ptr())
+    _fast.pooled(places, images * height // 2, width // 2, channels, _half(x), back)
+
+
+# ------------------------------------------------------------------ scores
+
+
+def kept(weights: Tensor, theta: Tensor, uniform: Tensor, dtype: torch.dtype) -> Tensor:
+    """`W [u < θ]`, float32 `[N]` each → `[N]` of a dtype."""
+    if not _flat_floats(weights, theta, uniform) or dtype not in (torch.float32, torch.bfloat16):
+        return (weights * (uniform < theta)).to(dtype)
+    found = torch.empty_like(weights, dtype=dtype)
+    _fast.kept(_places(weights, theta, uniform, found), len(weights), _half(found))
+    return found
+
+
+def by_scores(gradient: Tensor, weights: Tensor, theta: Tensor, *, identity: bool) -> Tensor:
+    """`g W θ (1 - θ)`, or `g W`: the gradient by the scores of one by the weights; all `[N]`, g of any dtype."""
+    if not _flat_floats(weights, theta) or gradient.dtype not in (torch.float32, torch.bfloat16):
+        found = gradient.to(weights.dtype) * weights
+        return found if identity else found * theta * (1 - theta)
+    found, gradient = torch.empty_like(weights), gradient.contiguous()
+    _fast.scored(_places(gradient, weights, theta, found), len(weights), _half(gradient), identity)
+    return found
+
+
+def adam_step(
+    scores: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    betas: tuple[float, float],
+    rate: float,
+    correction: float,
+    tiny: float,
+) -> bool:
+    """One step of Adam in place, all float32 `[N]`; False, and nothing done, where the kernels do not take them.
+
+    rate: of the step, over `1 - β₁^t`; correction: `1 - β₂^t`.
+    """
+    if not _flat_floats(scores, gradient, first, second):
+        return False
+    _fast.adam(_places(scores, gradient, first, second), len(scores), *betas, rate, correction, tiny)
+    return True
+
+
+def _flat_floats(*vectors: Tensor) -> bool:
+    return _fast is not None and all(
+        one.device.type == "cpu" and one.dtype == torch.float32 and one.dim() == 1 and one.is_contiguous()
+        for one in vectors
+    )
 
 
 # ------------------------------------------------------------------ squared distance of moments
@@ -127,6 +214,7 @@ def matched(
     x: `[B, C, H, W]`, fusible, images of a group one after the other; starts: int64 `[G + 1]`, the first image of each
     group, and B; goals: float32 `[G, H · W · C]` each.
     """
+    x = x.clone() if rectify and x._is_view() else x  # autograd lets no function change a view in place
     phi, totals = _Matched.apply(x, starts, tuple(scales), rectify, *goals)  # type: ignore[no-untyped-call]
     return phi, totals
 
@@ -143,31 +231,26 @@ class _Matched(torch.autograd.Function):
         ctx.scales, ctx.rectify = scales, rectify
         rests, figures = [torch.empty_like(goal) for goal in goals], torch.empty(len(phi), 4)
         totals = torch.empty(len(starts) - 1)
-        places = _places(phi, starts, goals, rests, figures, scales)
-        _fast.match(*places, totals.data_ptr(), 0, 0, _half(phi), rectify)
+        places, sizes = _match_places(phi, starts, goals, rests, figures), (len(totals), phi[0].numel())
+        _fast.match(places, *sizes, scales[0], (*scales, 1.0)[1], totals.data_ptr(), 0, 0, _half(phi), rectify)
         ctx.save_for_backward(phi, starts, figures, *goals, *rests)
         return phi, totals
 
     @staticmethod
-    def backward(ctx: Any, later: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, later: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         phi, starts, figures, *left = ctx.saved_tensors
         goals, rests = left[: len(left) // 2], left[len(left) // 2 :]
         later, found = None if later is None else _channels_last(later), torch.empty_like(phi)
         factors = torch.zeros(len(starts) - 1) if gradient is None else gradient.contiguous()
-        places = _places(phi, starts, goals, rests, figures, ctx.scales)
-        after = 0 if later is None else later.data_ptr()
-        _fast.unmatch(*places, factors.data_ptr(), after, found.data_ptr(), _half(phi), ctx.rectify)
+        places, sizes = _match_places(phi, starts, goals, rests, figures), (len(factors), phi[0].numel())
+        scales, after = (*ctx.scales, 1.0), 0 if later is None else later.data_ptr()
+        ends = (factors.data_ptr(), after, found.data_ptr())
+        _fast.unmatch(places, *sizes, scales[0], scales[1], *ends, _half(phi), ctx.rectify)
         return found, None, None, None, *[None] * len(goals)
 
 
-def _places(
-    phi: Tensor,
-    starts: Tensor,
-    goals: Sequence[Tensor],
-    rests: Sequence[Tensor],
-    figures: Tensor,
-    scales: Sequence[float],
-) -> tuple[Any, ...]:
-    first, second = ([part.data_ptr() for part in parts] + [0] for parts in (goals, rests))
-    places = (phi.data_ptr(), starts.data_ptr(), *first[:2], *second[:2], figures.data_ptr())
-    return (*places, len(starts) - 1, phi[0].numel(), scales[0], (*scales, 1.0)[1])
+def _match_places(
+    phi: Tensor, starts: Tensor, goals: Sequence[Tensor], rests: Sequence[Tensor], figures: Tensor
+) -> tuple[int, ...]:
+    first, second = ((*_places(*parts), 0)[:2] for parts in (goals, rests))
+    return (*_places(phi, starts), *first, *second, figures.data_ptr())

@@ -5,6 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prismfl.nets.fused import by_scores, kept
+
 ONE = 65536  # keep-probabilities travel and rest as q / 65536
 
 
@@ -23,10 +25,12 @@ def integers_of(scores: Tensor) -> NDArray[np.uint16]:
     return q.to(torch.int32).cpu().numpy().astype(np.uint16)
 
 
-def masked_weights(weights: Tensor, theta: Tensor, draws: torch.Generator) -> Tensor:
-    """`W ⊙ M` with `M ~ Bernoulli(θ)`, a new leaf that takes gradients: float32 `[N]`."""
+def masked_weights(
+    weights: Tensor, theta: Tensor, draws: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """`W ⊙ M` with `M ~ Bernoulli(θ)`, a new leaf that takes gradients: `[N]` of a dtype."""
     uniform = uniforms(len(theta), draws).to(theta.device)
-    return (weights * (uniform < theta)).requires_grad_()
+    return kept(weights, theta, uniform, dtype).requires_grad_()
 
 
 def uniforms(count: int, draws: torch.Generator) -> Tensor:
@@ -40,8 +44,7 @@ def score_gradient(weight_gradient: Tensor, weights: Tensor, theta: Tensor, form
     `dL/dM = dL/d(W ⊙ M) · W` stands for `dL/dθ`; form `sigmoid` multiplies by
     `dθ/ds = θ(1 - θ)`, form `identity` passes it on (Bengio et al. 2013).
     """
-    gradient = weight_gradient * weights
-    return gradient if form == "identity" else gradient * theta * (1 - theta)
+    return by_scores(weight_gradient, weights, theta, identity=form == "identity")
 
 
 def mask_of(q: NDArray[np.uint16], uniform: NDArray[np.uint16]) -> NDArray[np.bool_]:

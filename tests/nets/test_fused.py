@@ -1,0 +1,152 @@
+"""Kernels and torch compute the same, in every precision and on every kind of processor."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from prismfl.mmd import _UnitDistance
+from prismfl.nets import fused
+from prismfl.nets.features import ConvUnit
+
+pytestmark = pytest.mark.skipif(fused._fast is None, reason="kernels were not compiled")
+
+PRECISIONS = [torch.float32, torch.bfloat16]
+TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
+
+
+@pytest.fixture(params=[0, 1, 2], autouse=True)
+def kind(request):
+    """Every kind of processor that this one can stand for."""
+    if fused._fast.limit(request.param) != request.param:
+        fused._fast.limit(2)
+        pytest.skip(f"this processor is no kind {request.param}")
+    yield request.param
+    fused._fast.limit(2)
+
+
+def maps(*shape, dtype=torch.float32, seed=0):
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return made.contiguous(memory_format=torch.channels_last)
+
+
+def both(monkeypatch, function, *inputs):
+    """Results and gradients by the kernels, and the same in float64 by torch."""
+    found = []
+    for fast, dtype in ((fused._fast, inputs[0].dtype), (None, torch.float64)):
+        monkeypatch.setattr(fused, "_fast", fast)
+        leaves = [one.detach().to(dtype).requires_grad_() for one in inputs]
+        result = function(*(leaf * 1 for leaf in leaves))
+        weights = maps(*result.shape, seed=9).to(dtype)
+        found.append([result.detach(), *torch.autograd.grad(result, leaves, weights)])
+    monkeypatch.undo()
+    return zip(*found, strict=True)
+
+
+def alike(pairs, dtype):
+    for one, other in pairs:
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("shape", [(4, 16, 8, 8), (3, 5, 4, 4), (2, 3, 32, 32), (7, 192, 2, 2), (4, 16, 1, 1)], ids=str)
+def test_normalisation_with_relu(monkeypatch, dtype, shape):
+    # A mean far from 0: the variance must not drown in it.  Among few different numbers one may be the very mean.
+    x = maps(*shape, dtype=dtype) * 0.5 + (3 if dtype == torch.float32 else 0.3)
+    alike(both(monkeypatch, lambda x: fused.norm_relu(x, 1e-5), x), dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("shape", [(4, 16, 8, 8), (2, 48, 2, 4), (2, 5, 16, 16)], ids=str)
+def test_a_doubled_map_is_added(monkeypatch, dtype, shape):
+    small = maps(shape[0], shape[1], shape[2] // 2, shape[3] // 2, dtype=dtype, seed=1)
+    alike(both(monkeypatch, fused.plus_doubled, maps(*shape, dtype=dtype), small), dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("shape", [(4, 16, 8, 8), (2, 48, 2, 4), (2, 5, 16, 16), (2, 16, 5, 4)], ids=str)
+def test_the_largest_of_four_pixels(monkeypatch, dtype, shape):
+    # Few different values, so that ties are common: the first of them takes the gradient.
+    x = (maps(*shape, dtype=dtype) * 2).round()
+    alike(both(monkeypatch, fused.pooled, x), dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("rectify", [True, False])
+@pytest.mark.parametrize("scales", [(0.3, 0.2), (0.3,)], ids=str)
+@pytest.mark.parametrize("labels", [[0, 0, 2, 2, 2, 3], [1] * 6], ids=str)
+def test_matching_in_passing_is_matching_afterwards(dtype, rectify, scales, labels):
+    tags, x = torch.tensor(labels), maps(6, 16, 4, 4, dtype=dtype)
+    goals = [torch.rand(5, 256, generator=torch.Generator().manual_seed(n)) / 50 for n in range(len(scales))]
+    starts = torch.searchsorted(tags, torch.arange(6))
+    leaves = [x.clone().requires_grad_(), x.float().requires_grad_()]
+    phi, totals = fused.matched(leaves[0] * 1, starts, goals, scales, rectify=rectify)
+    plain = F.relu(leaves[1]) if rectify else leaves[1] * 1
+    rows = plain.permute(0, 2, 3, 1).flatten(1)
+    whole = _UnitDistance.apply(rows, tags[None], scales, *(goal[None] for goal in goals))
+    torch.testing.assert_close(phi.float(), plain, **TOLERANCE[dtype])
+    torch.testing.assert_close(totals.sum(), whole[0], rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+    # What comes from later layers is added to it; and either may be missing.
+    weights = maps(6, 16, 4, 4, seed=3)
+    for with_later, with_total in ((1, 1), (1, 0), (0, 1)):
+        ours = with_total * totals.sum() + with_later * (phi.float() * weights).sum()
+        theirs = with_total * whole.sum() + with_later * (plain * weights).sum()
+        pair = [
+            torch.autograd.grad(loss, leaf, retain_graph=True)[0]
+            for loss, leaf in zip((ours, theirs), leaves, strict=True)
+        ]
+        torch.testing.assert_close(pair[0].float(), pair[1], **TOLERANCE[dtype])
+
+
+def test_a_map_without_features_is_matched_without_a_number_that_is_none():
+    x = torch.zeros(2, 16, 2, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
+    goal = torch.rand(1, 64)
+    _, totals = fused.matched(x * 1, torch.tensor([0, 2]), [goal], (0.5,), rectify=True)
+    (gradient,) = torch.autograd.grad(totals.sum(), x)
+    torch.testing.assert_close(totals, goal.square().sum(1))
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_what_is_not_a_number_stays_none(dtype):
+    x = maps(2, 16, 4, 4, dtype=dtype)
+    x[0, 3, 1, 1] = torch.nan
+    assert fused.norm_relu(x, 1e-5)[:, 3].isnan().all()
+    assert fused.pooled(x)[0, 3, 0, 0].isnan()
+    _, totals = fused.matched(x.clone(), torch.tensor([0, 2]), [torch.zeros(1, 256)], (1.0,), rectify=True)
+    assert totals.isnan().all()
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 1000])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_kept_weights_and_gradients_by_scores(monkeypatch, count, dtype):
+    draws = torch.Generator().manual_seed(count)
+    weights = torch.randn(count, generator=draws)
+    theta, uniform, gradient = torch.rand(3, count, generator=draws)
+    uniform[::3] = theta[::3]  # u = θ keeps nothing
+    gradient = (gradient - 0.5).to(dtype)
+
+    def computed():
+        forms = [fused.by_scores(gradient, weights, theta, identity=one) for one in (True, False)]
+        return [fused.kept(weights, theta, uniform, dtype), *forms]
+
+    ours = computed()
+    monkeypatch.setattr(fused, "_fast", None)
+    theirs = computed()
+    assert torch.equal(ours[0], theirs[0])
+    for one, other in zip(ours[1:], theirs[1:], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_a_frozen_convolution_of_four_pixels_is_a_convolution(dtype):
+    unit = ConvUnit(3, 5, norm=False).to(dtype).requires_grad_(False)
+    for images in (maps(4, 3, 2, 2, dtype=dtype), maps(4, 1, 2, 2, dtype=dtype)):
+        leaf = images.requires_grad_()
+        plain = F.conv2d(leaf.expand(-1, 3, -1, -1), unit.conv.weight, unit.conv.bias, padding=1)
+        weights = maps(4, 5, 2, 2, dtype=dtype, seed=2)
+        torch.testing.assert_close(unit(leaf).float(), plain.float(), **TOLERANCE[dtype])
+        pair = [torch.autograd.grad(found, leaf, weights)[0].float() for found in (unit(leaf), plain)]
+        torch.testing.assert_close(*pair, **TOLERANCE[dtype])
+    unit.conv.weight.mul_(2)
+    torch.testing.assert_close(unit(leaf).float(), unit.conv(leaf.expand(-1, 3, -1, -1)).float(), **TOLERANCE[dtype])
