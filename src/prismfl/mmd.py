@@ -89,8 +89,8 @@ class _UnitDistance(torch.autograd.Function):
 
     What `_UnitMoments` and `distance` do together, in a fifth of the time, the gradient in the same pass.
 
-    """Weighted sums of rows by label less their target `[K, G, d]`, and their product with each row `[K, B, G]`."""
-    f alone; targets: `[K, G, d]` of each.  `fused.matched` is the same in C, for processors.
+    phi: `[K · B, d]`, K batches one after the other, of any precision; labels: int64 `[K, B]`; scales: of f and g, or
+    of f alone; targets: `[K, G, d]` of each.  `fused.matched` is the same in C, for processors.
     """
 
     @staticmethod
