@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from prismfl.config import Federation
 from prismfl.errors import MessageError
 from prismfl.seeding import Purpose, Stream
+from prismfl.wire import native
 from prismfl.wire.draws import Baseline
 from prismfl.wire.message import digest_of
 
@@ -106,12 +107,19 @@ def add_reply(
     """
     if tally.weight + weight > MOST_WEIGHT:
         raise MessageError(f"client weights of {tally.weight + weight}", f"at most {MOST_WEIGHT}", "use equal weights")
-    for start in range(0, len(mask), _CHUNK):
-        tally.votes[start : start + _CHUNK][: len(mask) - start] += mask[start : start + _CHUNK] * np.int64(weight)
+    _vote(tally.votes[: len(mask)], mask, weight)
     if len(alpha):
         tally.votes[len(mask) :] += alpha.astype(np.int64) * weight
     tally.weights[part] += weight
     return replace(tally, weight=tally.weight + weight, clients=tally.clients + 1)
+
+
+def _vote(votes: NDArray[np.int64], mask: NDArray[np.bool_], weight: int) -> None:
+    if native.fast:
+        native.fast.vote(np.ascontiguousarray(mask), votes, weight)
+        return
+    for start in range(0, len(mask), _CHUNK):
+        votes[start : start + _CHUNK] += mask[start : start + _CHUNK] * np.int64(weight)
 
 
 @dataclass(frozen=True)
@@ -138,8 +146,12 @@ def surprise(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint1
     A client that moved θ by Δ flips an entry where u lies between: its expectation is mean(Δ²) / 2.  Masks
     that no search has led to flip entries far from u, and have many times as much.
     """
-    flips = np.flatnonzero(mask != (u < q))
-    return float(np.abs(u[flips].astype(np.int64) - q[flips]).sum()) / 65536 / max(1, len(mask))
+    if native.fast:
+        total = native.fast.surprise(np.ascontiguousarray(mask), np.ascontiguousarray(u), np.ascontiguousarray(q))
+    else:
+        flips = np.flatnonzero(mask != (u < q))
+        total = int(np.abs(u[flips].astype(np.int64) - q[flips]).sum())
+    return total / 65536 / max(1, len(mask))
 
 
 class Screen:

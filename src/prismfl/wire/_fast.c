@@ -451,39 +451,44 @@ METHOD(spread) { /* chosen, found, values: as many as there are */
     return end(&a, Py_NewRef(Py_None));
 }
 
-METHOD(phase_cells) { /* below, above, q, layers, depth, cells */
-    Args a = {.count = 0};
-    if (!parse_even(&a, args, given, "hhhbnH")) return end(&a, NULL);
-    const uint16_t *restrict below = a.at[0], *restrict above = a.at[1], *restrict q = a.at[2];
-    const uint8_t *restrict layers = a.at[3];
-    uint16_t *restrict cells = a.at[5], depth = (uint16_t)a.items[4];
-    Py_ssize_t count = a.items[0];
-    Py_BEGIN_ALLOW_THREADS
+static void phases(const uint16_t *restrict below, const uint16_t *restrict above, const uint16_t *restrict q,
+                   const uint8_t *restrict layers, uint16_t depth, uint16_t *restrict cells, Py_ssize_t count) {
     for (Py_ssize_t i = 0; i < count; i++) {
         int32_t all = below[i] + above[i] + 1, phase = 0;
         for (int32_t k = 1; k < 8; k++) phase += 8 * below[i] >= k * all; /* the quotient, by what processors have */
         cells[i] = (uint16_t)((phase << 4 | q[i] >> 12) * depth + layers[i]);
     }
+}
+
+METHOD(phase_cells) { /* below, above, q, layers, depth, cells */
+    Args a = {.count = 0};
+    if (!parse_even(&a, args, given, "hhhbnH")) return end(&a, NULL);
+    Py_BEGIN_ALLOW_THREADS
+    phases(a.at[0], a.at[1], a.at[2], a.at[3], (uint16_t)a.items[4], a.at[5], a.items[0]);
     Py_END_ALLOW_THREADS
     return end(&a, Py_NewRef(Py_None));
+}
+
+/* One more client met: counted where it sent an entry, and how near its u is; what it did not send is as far as
+ * can be, which changes nothing. */
+static void met(const uint16_t *restrict u, const uint16_t *restrict q, const uint16_t *restrict dealt, uint16_t part,
+                uint16_t *restrict clients, uint16_t *restrict kept, uint16_t *restrict below,
+                uint16_t *restrict above, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; i < count; i++) {
+        uint16_t sent = dealt[i] == part, farthest = (uint16_t)(sent - 1), keeps = u[i] < q[i];
+        uint16_t under = (uint16_t)((q[i] - u[i] - 1) | farthest), over = (uint16_t)((u[i] - q[i]) | farthest);
+        clients[i] = (uint16_t)(clients[i] + sent);
+        kept[i] = (uint16_t)(kept[i] + (keeps & sent));
+        below[i] = under < below[i] ? under : below[i];
+        above[i] = over < above[i] ? over : above[i];
+    }
 }
 
 METHOD(meet) { /* u, q, dealt, part, clients, kept, below, above */
     Args a = {.count = 0};
     if (!parse_even(&a, args, given, "hhhnHHHH")) return end(&a, NULL);
-    const uint16_t *restrict u = a.at[0], *restrict q = a.at[1], *restrict dealt = a.at[2];
-    uint16_t *restrict clients = a.at[4], *restrict kept = a.at[5], *restrict below = a.at[6], *restrict above = a.at[7];
-    uint16_t part = (uint16_t)a.items[3];
-    Py_ssize_t count = a.items[0];
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < count; i++) {
-        uint16_t sent = dealt[i] == part, farthest = (uint16_t)(sent - 1); /* what was not sent is as far as can be */
-        uint16_t under = (uint16_t)(q[i] - u[i] - 1) | farthest, over = (uint16_t)(u[i] - q[i]) | farthest;
-        clients[i] += sent;
-        kept[i] += (u[i] < q[i]) & sent;
-        below[i] = under < below[i] ? under : below[i];
-        above[i] = over < above[i] ? over : above[i];
-    }
+    met(a.at[0], a.at[1], a.at[2], (uint16_t)a.items[3], a.at[4], a.at[5], a.at[6], a.at[7], a.items[0]);
     Py_END_ALLOW_THREADS
     return end(&a, Py_NewRef(Py_None));
 }
@@ -496,22 +501,27 @@ METHOD(surprise) { /* mask, u, q */
     Py_ssize_t count = a.items[0];
     int64_t sum = 0;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < count; i++) {
-        int32_t away = u[i] - q[i];
-        sum += (mask[i] != 0) != (away < 0) ? (away < 0 ? -away : away) : 0;
+    for (Py_ssize_t at = 0; at < count; at += BLOCK) {
+        int32_t part = 0, size = count - at < BLOCK ? (int32_t)(count - at) : BLOCK; /* 32 bits hold a block's sum */
+        for (int32_t i = 0; i < size; i++) {
+            int32_t away = u[at + i] - q[at + i], flipped = (mask[at + i] != 0) ^ (away < 0);
+            part += (away < 0 ? -away : away) & -flipped;
+        }
+        sum += part;
     }
     Py_END_ALLOW_THREADS
     return end(&a, PyLong_FromLongLong(sum));
 }
 
+static void voted(const uint8_t *restrict mask, uint64_t *restrict votes, uint64_t weight, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; i < count; i++) votes[i] += weight & -(uint64_t)(mask[i] != 0);
+}
+
 METHOD(vote) { /* mask, votes, weight */
     Args a = {.count = 0};
     if (!parse_even(&a, args, given, "bQn")) return end(&a, NULL);
-    const uint8_t *mask = a.at[0];
-    uint64_t *votes = a.at[1], weight = (uint64_t)a.items[2];
-    Py_ssize_t count = a.items[0];
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < count; i++) votes[i] += mask[i] ? weight : 0;
+    voted(a.at[0], a.at[1], (uint64_t)a.items[2], a.items[0]);
     Py_END_ALLOW_THREADS
     return end(&a, Py_NewRef(Py_None));
 }

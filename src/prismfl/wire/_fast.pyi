@@ -1,7 +1,5 @@
 """Compiled loops.  Arrays are C-contiguous; what does not fit raises TypeError, ValueError or IndexError."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,8 +57,38 @@ def flip_cells(
 ) -> int:
     """Which entries are nearer than the edge, and in front their cells: how many.  All `[n]`."""
 
-def pick(values: NDArray[Any], chosen: NDArray[np.bool_], found: NDArray[Any], /) -> int:
-    """The chosen values, one byte each, in front of `found`: how many.  All `[n]`."""
+def pick(values: NDArray[np.bool_], chosen: NDArray[np.bool_], found: NDArray[np.bool_], /) -> int:
+    """The chosen values, in front of `found`: how many.  All `[n]`."""
 
-def spread(values: NDArray[Any], chosen: NDArray[np.bool_], found: NDArray[Any], /) -> None:
-    """The inverse: `found[chosen] = values`, 0 elsewhere."""
+def spread(chosen: NDArray[np.bool_], found: NDArray[np.bool_], values: NDArray[np.bool_], /) -> None:
+    """The inverse: `found[chosen] = values`, unset elsewhere and when there are no more values."""
+
+def phase_cells(
+    below: NDArray[np.uint16],
+    above: NDArray[np.uint16],
+    q: NDArray[np.uint16],
+    layers: NDArray[np.uint8],
+    depth: int,
+    cells: NDArray[np.uint16],
+    /,
+) -> None:
+    """The cells of net flips.  All `[n]`."""
+
+def meet(
+    u: NDArray[np.uint16],
+    q: NDArray[np.uint16],
+    dealt: NDArray[np.uint16],
+    part: int,
+    clients: NDArray[np.uint16],
+    kept: NDArray[np.uint16],
+    below: NDArray[np.uint16],
+    above: NDArray[np.uint16],
+    /,
+) -> None:
+    """Take one more client, of part `part`, into a baseline.  All `[n]`."""
+
+def surprise(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint16], /) -> int:
+    """Sum of |u - q| where the mask differs from `[u < q]`.  All `[n]`."""
+
+def vote(mask: NDArray[np.bool_], votes: NDArray[np.int64], weight: int, /) -> None:
+    """`votes += mask * weight`.  Both `[n]`."""

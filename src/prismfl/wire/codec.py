@@ -76,8 +76,12 @@ def unpack_theta(raw: bytes, count: int) -> NDArray[np.uint16]:
 # A server packs one θ for all clients that need it, and a simulator's clients unpack the same.
 @lru_cache(maxsize=2)
 def _packed_theta(plain: bytes) -> bytes:
-    values, places = np.unique(np.frombuffer(plain, "<u2"), return_inverse=True)
+    q = np.frombuffer(plain, "<u2").astype(np.uint16)
+    values = np.flatnonzero(np.bincount(q, minlength=65536))
     if 0 < len(values) <= _VALUES:
+        place_of = np.zeros(65536, np.uint8)
+        place_of[values] = np.arange(len(values))
+        places = place_of.take(q)
         writer = FlagWriter()
         nodes, bits = np.ones(len(places), np.uint16), int(len(values) - 1).bit_length()
         for bit in reversed(range(bits)):
@@ -186,8 +190,8 @@ def flip_contexts(
     near, cells, filled = np.empty(len(u), np.bool_), np.empty(len(u), np.uint16), 0
     shape = 2 * _BINS, _THETAS, known.depth
     if native.fast:
-        arrays = (np.ascontiguousarray(array) for array in (u, known.q, known.layers))
-        filled = native.fast.flip_cells(*arrays, known.depth, int(_EDGES[reach]), near, cells)
+        u, q, layers = np.ascontiguousarray(u), np.ascontiguousarray(known.q), np.ascontiguousarray(known.layers)
+        filled = native.fast.flip_cells(u, q, layers, known.depth, int(_EDGES[reach]), near, cells)
         return near, cells[:filled], shape
     for start in range(0, len(u), _CHUNK):
         chunk = slice(start, start + _CHUNK)
@@ -217,7 +221,7 @@ def _spread(values: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> NDArray[np.
     """Values in the chosen places, bool `[n]`, unset elsewhere: the inverse of `_picked`."""
     found, filled = np.zeros(len(chosen), np.bool_), 0
     if native.fast:
-        native.fast.spread(values, chosen, found)
+        native.fast.spread(chosen, found, values)
         return found
     for start in range(0, len(chosen), _CHUNK):
         places = np.flatnonzero(chosen[start : start + _CHUNK])
@@ -287,9 +291,15 @@ def _limited(changes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _net_contexts(base: Baseline, known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
+    shape = _PHASES, _THETAS, known.depth
+    if native.fast:
+        cells = np.empty(len(known.q), np.uint16)
+        q, layers = np.ascontiguousarray(known.q), np.ascontiguousarray(known.layers)
+        native.fast.phase_cells(base.below, base.above, q, layers, known.depth, cells)
+        return cells, shape
     below = base.below.astype(np.uint32)
     phases = below * np.uint32(_PHASES) // (below + base.above + np.uint32(1))
-    return _with_theta(phases.astype(np.uint16), known.q, known.layers, known.depth), (_PHASES, _THETAS, known.depth)
+    return _with_theta(phases.astype(np.uint16), known.q, known.layers, known.depth), shape
 
 
 def _change_contexts(known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...]]:

@@ -269,7 +269,7 @@ class FastReader:
     def finished(self) -> bool:
         """Whether nothing is left that was written: the point is where a writer's last words lead."""
         lower, span, point, place = self._state.tolist()
-        return place == len(self._words) and (span == _STATE or (point - lower) & _STATE < 2 * _WORD + 1)
+        return bool(place == len(self._words) and (span == _STATE or (point - lower) & _STATE < 2 * _WORD + 1))
 
 
 def writer() -> SlowWriter | FastWriter:

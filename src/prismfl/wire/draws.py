@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.seeding import Purpose, Stream
+from prismfl.wire import native
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,14 @@ class Baseline:
 
 def baseline(draws: Draws, q: NDArray[np.uint16], replied: Iterable[tuple[int, int]]) -> Baseline:
     """The baseline of θ_t = q / 65536, uint16 `[n]`, for the (client, rank) whose masks count."""
-    clients, kept = np.zeros((2, len(q)), np.uint16)
+    q, (clients, kept) = np.ascontiguousarray(q), np.zeros((2, len(q)), np.uint16)
     below, above = np.full((2, len(q)), 65535, np.uint16)
     for client, rank in replied:
-        u, sent = draws.uniforms(client, rank), draws.sent(rank)
+        u = draws.uniforms(client, rank)
+        if native.fast:
+            native.fast.meet(u, q, draws.dealt(), draws.part(rank), clients, kept, below, above)
+            continue
+        sent = draws.sent(rank)
         clients += sent
         kept += (u < q) & sent
         farthest = sent - np.uint16(1)  # 0 of what was sent; the rest is as far as can be, which changes nothing

@@ -97,9 +97,9 @@ class FlagWriter:
 
     def integers(self, values: NDArray[np.int64], contexts: NDArray[np.uint16], shape: Shape) -> None:
         """Write int64 `[n]` of magnitude below 2^31: zero or not, sign, magnitude."""
-        used = values != 0
-        self.flags(used, contexts, shape)
-        values, contexts = values[used], contexts[used]
+        self.flags(values != 0, contexts, shape)
+        places = np.flatnonzero(values)  # NumPy indexes by places four times as fast as by a mask
+        values, contexts = values.take(places), contexts.take(places)
         self.flags(values < 0, contexts, shape)
         self.positives(np.abs(values), contexts, shape)
 
@@ -108,8 +108,9 @@ class FlagWriter:
         longer, left, size = values >= 2, values, 1
         while len(left):
             self.flags(longer, contexts, shape)
-            self._low_bits(left[~longer], size)
-            left, contexts, size = left[longer], contexts[longer], size + 1
+            self._low_bits(left.take(np.flatnonzero(~longer)), size)
+            more = np.flatnonzero(longer)
+            left, contexts, size = left.take(more), contexts.take(more), size + 1
             longer = left >= 1 << size
 
     def _low_bits(self, values: NDArray[np.int64], size: int) -> None:
@@ -144,8 +145,8 @@ class FlagReader:
     def integers(self, contexts: NDArray[np.uint16], shape: Shape) -> NDArray[np.int64]:
         """Read int64 `[n]`."""
         values = np.zeros(len(contexts), np.int64)
-        used = self.flags(contexts, shape)
-        contexts = contexts[used]
+        used = np.flatnonzero(self.flags(contexts, shape))
+        contexts = contexts.take(used)
         signs = 1 - 2 * self.flags(contexts, shape).astype(np.int64)
         values[used] = signs * self.positives(contexts, shape)
         return values
@@ -158,8 +159,9 @@ class FlagReader:
             if size > MOST_BITS:
                 raise refuse("a coded integer that never ends", f"at most {MOST_BITS} bits")
             longer = self.flags(contexts, shape)
-            values[left[~longer]] = self._low_bits(len(left) - int(longer.sum()), size)
-            left, contexts, size = left[longer], contexts[longer], size + 1
+            done, more = left.take(np.flatnonzero(~longer)), np.flatnonzero(longer)
+            values[done] = self._low_bits(len(done), size)
+            left, contexts, size = left.take(more), contexts.take(more), size + 1
         return values
 
     def _low_bits(self, count: int, size: int) -> NDArray[np.int64]:
