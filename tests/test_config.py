@@ -60,6 +60,7 @@ def valid_settings(draw):
             "control_variate": draw(st.booleans()),
             "clip": clip,
             "initial_theta": draw(st.floats(clip, 1 - clip)),
+            "initial_certainty": draw(st.floats(0, 1)),
             "alpha": draw(st.floats(0, 1)),
         },
         "privacy": {"delta": draw(floats(0.0, 0.5))},

@@ -294,14 +294,15 @@ def test_a_round_is_recorded(played):
     np.testing.assert_allclose(after.q / 65536, np.clip(mean, 0.01, 0.99), atol=1.1 / 65536)
     theta = after.q / 65536
     assert record.theta_variance == pytest.approx((theta * (1 - theta)).mean())
-    assert record.mask_entropy == pytest.approx(1)  # of θ_0 = ½
+    kept = state.q / 65536
+    assert record.mask_entropy == pytest.approx(np.mean(-kept * np.log2(kept) - (1 - kept) * np.log2(1 - kept)))
     assert record.kept_share == 0
     assert after.held.tolist() == [0, 0, 0]
     assert len(after.steps) == 1
 
 
 def test_the_entropy_logged_is_that_of_a_mask_given_theta_alone(make_world):
-    agreement, state, _, replies = round_of(make_world(federation={"initial_theta": 0.25}))
+    agreement, state, _, replies = round_of(make_world(federation={"initial_theta": 0.25, "initial_certainty": 0.0}))
     record = server_update(agreement, state, said(replies))[1]
     assert record.mask_entropy == pytest.approx(2 - 0.75 * np.log2(3))
 

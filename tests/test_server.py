@@ -70,12 +70,25 @@ def random_replies(rng, clients, masked, alpha, heavy=True):
     ]
 
 
-def test_the_first_state_is_the_setting_everywhere():
-    state = initial_state(Federation(initial_theta=0.25), 5, 3)
+def test_the_first_state_is_the_setting_everywhere_where_nothing_is_decided():
+    state = initial_state(Federation(initial_theta=0.25, initial_certainty=0.0), 5, 3)
     assert state.q.tolist() == [16384] * 5
     assert state.round == 0
     assert state.steps == ()
     assert state.held.tolist() == [0, 0, 0]  # every client knows θ_0
+
+
+@pytest.mark.parametrize("theta", [0.25, 0.5])
+@pytest.mark.parametrize("certainty", [0.4, 0.8, 1.0])
+def test_the_first_state_is_near_a_public_draw_and_keeps_its_mean(theta, certainty):
+    settings = Federation(initial_theta=theta, initial_certainty=certainty)
+    q = initial_state(settings, 100_000, seed=3).q
+    low, high = np.unique(q / 65536)
+    assert low == pytest.approx(max(0.01, theta * (1 - certainty)), abs=1e-5)
+    assert high == pytest.approx(min(0.99, theta + (1 - theta) * certainty), abs=1e-5)
+    assert np.mean(q / 65536 == high) == pytest.approx(theta, abs=0.01)
+    np.testing.assert_array_equal(q, initial_state(settings, 100_000, seed=3).q)
+    assert (q != initial_state(settings, 100_000, seed=4).q).any()
 
 
 # ------------------------------------------------------------------------------------------ the mean

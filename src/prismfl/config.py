@@ -200,6 +200,12 @@ class Federation:
         most=1000.0,
     )
     initial_theta: float = _setting(0.5, "keep-probability before the first round", above=0.0, most=0.9999)
+    initial_certainty: float = _setting(
+        0.8,
+        "how far towards 1 or 0 an entry begins, by a public draw at that probability; 0: all begin alike",
+        least=0.0,
+        most=1.0,
+    )
     clip: float = _setting(0.01, "θ stays this far from 0 and 1", least=0.0001, most=0.49)
     shipped: str = _setting(
         "best",

@@ -3,6 +3,7 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ from prismfl import __version__
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the libraries that decide about bytes, by name."""
+    """Versions of Python, of this package and of what else decides about bytes, by name."""
     found = {"prismfl": __version__, "python": platform.python_version()}
     for name in ("torch", "numpy", "scipy", "constriction"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "none"
+    # They round otherwise than torch does, so a run's bytes depend on whether they were compiled.
+    found["kernels"] = "compiled" if find_spec("prismfl.nets._fast") else "none"
     return found
 
 

@@ -42,6 +42,7 @@ class Forecast:
 
 def forecast(ready: Prepared, workers: int) -> Forecast:
     """Search as one client of the first round would, timed after a warm-up, and code masks that moved as far."""
+    ready = replace(ready, agreement=_undecided(ready.agreement))
     settings = ready.agreement.settings
     with processor_threads(settings.search.client_threads):
         moments_seconds, target = _timed_target(ready)
@@ -59,6 +60,16 @@ def forecast(ready: Prepared, workers: int) -> Forecast:
         len(target.moments),
         (min(sizes), max(sizes)),
     )
+
+
+def _undecided(agreement: Agreement) -> Agreement:
+    """The same with θ_0 undecided: from there a first round moves θ as far as the later ones, whose θ is in between.
+
+    From a decided θ_0 the first moves are the shortest.
+    """
+    settings = agreement.settings
+    federation = replace(settings.federation, initial_certainty=0.0)
+    return replace(agreement, settings=replace(settings, federation=federation))
 
 
 def _bytes_of_masks(agreement: Agreement, moved: NDArray[np.uint16]) -> tuple[int, int]:

@@ -46,6 +46,7 @@ class Purpose(IntEnum):
     TALLY = 15
     ALPHA = 16
     PATCH = 17
+    START = 18
 
 
 @dataclass(frozen=True)

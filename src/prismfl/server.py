@@ -80,11 +80,17 @@ class Average:
     density: float
 
 
-def initial_state(settings: Federation, count: int, clients: int = 0) -> ServerState:
-    """θ_0, the same keep-probability everywhere, which every client knows."""
-    return ServerState(
-        np.full(count, round(settings.initial_theta * ONE), np.uint16), 0, (), np.zeros(clients, np.int64)
-    )
+def initial_state(settings: Federation, count: int, clients: int = 0, seed: int = 0) -> ServerState:
+    """θ_0, which every client knows: near the mask of a public draw, or the same everywhere.
+
+    An entry is kept by the draw with probability `initial_theta`, and begins `initial_certainty` of the way from that
+    probability to 1 or 0, inside the clip range.
+    """
+    kept = Stream(seed, Purpose.START).halves(count) < settings.initial_theta * ONE
+    low = settings.initial_theta * (1 - settings.initial_certainty)
+    ends = np.clip((low, low + settings.initial_certainty), settings.clip, 1 - settings.clip)
+    q = np.rint(ends * ONE).astype(np.uint16)[kept.astype(np.intp)]
+    return ServerState(q, 0, (), np.zeros(clients, np.int64))
 
 
 def empty_tally(count: int, parts: int) -> Tally:
