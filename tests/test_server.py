@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from prismfl.config import Federation
 from prismfl.errors import MessageError
+from prismfl.layout import Layout, frozen_signs
 from prismfl.seeding import Purpose
 from prismfl.server import (
     Screen,
@@ -18,6 +19,7 @@ from prismfl.server import (
     add_reply,
     advance,
     alpha_step,
+    balanced,
     empty_tally,
     initial_state,
     moved_share,
@@ -71,8 +73,9 @@ def random_replies(rng, clients, masked, alpha, heavy=True):
 
 
 def test_the_first_state_is_the_setting_everywhere_where_nothing_is_decided():
-    state = initial_state(Federation(initial_theta=0.25, initial_certainty=0.0), 5, 3)
-    assert state.q.tolist() == [16384] * 5
+    layout = Layout(16, 1, 2, 8)
+    state = initial_state(Federation(initial_theta=0.25, initial_certainty=0.0), layout, 3)
+    assert state.q.tolist() == [16384] * layout.count
     assert state.round == 0
     assert state.steps == ()
     assert state.held.tolist() == [0, 0, 0]  # every client knows θ_0
@@ -81,14 +84,38 @@ def test_the_first_state_is_the_setting_everywhere_where_nothing_is_decided():
 @pytest.mark.parametrize("theta", [0.25, 0.5])
 @pytest.mark.parametrize("certainty", [0.4, 0.8, 1.0])
 def test_the_first_state_is_near_a_public_draw_and_keeps_its_mean(theta, certainty):
-    settings = Federation(initial_theta=theta, initial_certainty=certainty)
-    q = initial_state(settings, 100_000, seed=3).q
+    settings, layout = Federation(initial_theta=theta, initial_certainty=certainty), Layout(32, 1, 8, 64)
+    q = initial_state(settings, layout, seed=3).q
     low, high = np.unique(q / 65536)
     assert low == pytest.approx(max(0.01, theta * (1 - certainty)), abs=1e-5)
     assert high == pytest.approx(min(0.99, theta + (1 - theta) * certainty), abs=1e-5)
     assert np.mean(q / 65536 == high) == pytest.approx(theta, abs=0.01)
-    np.testing.assert_array_equal(q, initial_state(settings, 100_000, seed=3).q)
-    assert (q != initial_state(settings, 100_000, seed=4).q).any()
+    np.testing.assert_array_equal(q, initial_state(settings, layout, seed=3).q)
+    assert (q != initial_state(settings, layout, seed=4).q).any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_images_begin_neither_bright_nor_dark(channels, seed):
+    layout = Layout(16, channels, 8, 8)
+    q = initial_state(Federation(), layout, seed=seed).q
+    output = layout.layers[-1]
+    kept = (q[output.span] > 32768).reshape(channels, -1)
+    signs = frozen_signs(layout, seed)[output.span].reshape(channels, -1)
+    assert (np.abs((signs * kept).sum(1)) <= 1).all()
+    assert np.abs(kept.mean() - 0.5) < 0.2
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([-1, 1]), st.integers(0, 65535)), min_size=1, max_size=40))
+def test_balancing_keeps_the_count_and_moves_no_more_than_it_must(entries):
+    kept, signs, ranks = (np.array(part) for part in zip(*entries, strict=True))
+    found = balanced(kept, signs.astype(np.int8), ranks.astype(np.uint16))
+    assert found.sum() == kept.sum()
+    before, after = abs(signs[kept].sum()), abs(signs[found].sum())
+    assert before - after == (found != kept).sum()
+    # What is left has no entry to put in its place.
+    sign = np.sign(signs[found].sum())
+    assert after <= 1 or not (~found & (signs == -sign)).any()
 
 
 # ------------------------------------------------------------------------------------------ the mean

@@ -189,7 +189,7 @@ def agree(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Agr
 def init(agreement: Agreement) -> ServerState:
     """State before the first round."""
     settings = agreement.settings
-    return initial_state(settings.federation, agreement.layout.count, settings.data.clients, settings.seed)
+    return initial_state(settings.federation, agreement.layout, settings.data.clients, settings.seed)
 
 
 def cohort(agreement: Agreement, round_index: int) -> list[int]:

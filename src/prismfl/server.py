@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from prismfl.config import Federation
 from prismfl.errors import MessageError
+from prismfl.layout import Layout, frozen_signs
 from prismfl.seeding import Purpose, Stream
 from prismfl.wire import native
 from prismfl.wire.draws import Baseline
@@ -80,17 +81,41 @@ class Average:
     density: float
 
 
-def initial_state(settings: Federation, count: int, clients: int = 0, seed: int = 0) -> ServerState:
+def initial_state(settings: Federation, layout: Layout, clients: int = 0, seed: int = 0) -> ServerState:
     """θ_0, which every client knows: near the mask of a public draw, or the same everywhere.
 
     An entry is kept by the draw with probability `initial_theta`, and begins `initial_certainty` of the way from that
-    probability to 1 or 0, inside the clip range.
+    probability to 1 or 0, inside the clip range.  Of each of the output's filters the draw keeps as many weights above
+    0 as below: nothing after it takes a mean away, and images would begin bright or dark by chance.
     """
-    kept = Stream(seed, Purpose.START).halves(count) < settings.initial_theta * ONE
+    ranks = Stream(seed, Purpose.START).halves(layout.count)
+    kept = ranks < settings.initial_theta * ONE
+    output = layout.layers[-1]
+    signs = frozen_signs(layout, seed)[output.span].reshape(layout.channels, -1)
+    rows = kept[output.span].reshape(signs.shape)
+    kept[output.span] = np.concatenate(
+        [balanced(*row) for row in zip(rows, signs, ranks[output.span].reshape(signs.shape), strict=True)]
+    )
     low = settings.initial_theta * (1 - settings.initial_certainty)
     ends = np.clip((low, low + settings.initial_certainty), settings.clip, 1 - settings.clip)
     q = np.rint(ends * ONE).astype(np.uint16)[kept.astype(np.intp)]
     return ServerState(q, 0, (), np.zeros(clients, np.int64))
+
+
+def balanced(kept: NDArray[np.bool_], signs: NDArray[np.int8], ranks: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """As many entries kept, the sum of whose signs is at most 1 from 0: bool `[n]`, int8 `[n]` of -1 and 1.
+
+    Of the sign that is too frequent those of the highest ranks go, of the other those of the lowest come, as far as
+    there are any.
+    """
+    found, excess = kept.copy(), int(signs[kept].sum())
+    sign = 1 if excess > 0 else -1
+    order = np.argsort(ranks, kind="stable")
+    going = [entry for entry in order[::-1] if kept[entry] and signs[entry] == sign]
+    coming = [entry for entry in order if not kept[entry] and signs[entry] != sign]
+    for gone, come in zip(going[: abs(excess) // 2], coming, strict=False):
+        found[gone], found[come] = False, True
+    return found
 
 
 def empty_tally(count: int, parts: int) -> Tally:
