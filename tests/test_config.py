@@ -54,7 +54,10 @@ def valid_settings(draw):
             "conditional": draw(st.booleans()),
         },
         "features": {"features": draw(texts), "layers": tuple(draw(st.lists(st.integers(0, 50), max_size=4)))},
-        "search": {"learning_rate": draw(floats(0.0, 1000.0)), "adam": draw(st.sampled_from(["reset", "keep"]))},
+        "search": {
+            "learning_rate": draw(floats(0.0, 1000.0)),
+            "adam": draw(st.sampled_from(["auto", "reset", "keep"])),
+        },
         "federation": {
             "cohort": draw(st.integers(0, clients)),
             "control_variate": draw(st.booleans()),
@@ -370,3 +373,19 @@ def test_private_settings_come_back_from_their_text(tmp_path):
         settings = settings_from({"privacy": {"epsilon": 3.0}, "features": features})
         path.write_text(to_toml(settings))
         assert load_settings(path) == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, True),
+        ({"federation": {"cohort": 10}}, True),
+        ({"federation": {"cohort": 5}}, False),
+        ({"federation": {"mode": "one-shot"}}, False),
+        ({"federation": {"cohort": 5}, "search": {"adam": "keep"}}, True),
+        ({"search": {"adam": "reset"}}, False),
+    ],
+    ids=str,
+)
+def test_adam_is_kept_where_all_clients_take_part_unless_told(changes, kept):
+    assert settings_from(changes).keeps_adam is kept

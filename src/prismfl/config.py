@@ -119,7 +119,9 @@ class Search:
     beta1: float = _setting(0.5, "Adam's first decay", least=0.0, most=0.9999)
     beta2: float = _setting(0.999, "Adam's second decay", least=0.0, most=0.999999)
     adam: str = _setting(
-        "reset", "Adam's moments between rounds: reset, or kept on the client's disk", choices=("reset", "keep")
+        "auto",
+        "Adam's moments between rounds: reset, or kept on the client's disk; auto keeps them where all take part",
+        choices=("auto", "reset", "keep"),
     )
     gradient: str = _setting(
         "sigmoid", "straight-through gradient: times θ(1 - θ), or passed on unscaled", choices=("sigmoid", "identity")
@@ -294,6 +296,16 @@ class Settings:
     def pixels(self) -> int:
         """Pixels a side of the images."""
         return self.generator.size or (16 if self.data.dataset == "digits" else 32)
+
+    @property
+    def keeps_adam(self) -> bool:
+        """Whether a client takes up Adam's moments where its last round left them.
+
+        `auto` does where that is the round before.  Of clients that are asked now and then, moments would be old, and a
+        simulator of very many would keep as many times eight bytes a parameter.
+        """
+        always = self.federation.cohort in (0, self.data.clients) and self.federation.mode != "one-shot"
+        return always if self.search.adam == "auto" else self.search.adam == "keep"
 
     def public(self) -> "Settings":
         """The settings without paths and machines, which change nothing and are nobody's business.
@@ -538,7 +550,7 @@ def _check_one_shot(settings: Settings) -> None:
         ("federation.mada", federation.mada, "off"),
         ("federation.alpha", federation.alpha, 0.0),
         ("federation.control_variate", federation.control_variate, False),
-        ("search.adam", settings.search.adam, "reset"),
+        ("search.adam", "reset" if settings.search.adam == "auto" else settings.search.adam, "reset"),
         ("privacy.mechanism", settings.privacy.mechanism, "release"),
     )
     for key, value, fitting in wanted:

@@ -80,7 +80,7 @@ class ClientDisk:
 
     def recall(self, client: int, round_index: int) -> Memory | None:
         """The client's memory of its last round before this one, and older ones removed."""
-        if self.agreement.settings.search.adam != "keep":
+        if not self.agreement.settings.keeps_adam:
             return None
         usable = [path for path in self._memories(client) if _round_of(path) < round_index]
         for path in usable[:-1]:
@@ -90,7 +90,7 @@ class ClientDisk:
 
     def remember(self, client: int, round_index: int, memory: Memory | None) -> None:
         """Write the client's memory of a round, where Adam is kept between rounds."""
-        if memory is not None and self.agreement.settings.search.adam == "keep":
+        if memory is not None and self.agreement.settings.keeps_adam:
             arrays = {"first": memory.first, "second": memory.second, "steps": np.array([memory.steps])}
             runfolder.save_arrays(self.folder.client(client) / f"adam-{round_index:08d}.safetensors", arrays)
 
