@@ -1,5 +1,7 @@
 """Kernels and torch compute the same, in every precision and on every kind of processor."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -148,5 +150,7 @@ def test_a_frozen_convolution_of_four_pixels_is_a_convolution(dtype):
         torch.testing.assert_close(unit(leaf).float(), plain.float(), **TOLERANCE[dtype])
         pair = [torch.autograd.grad(found, leaf, weights)[0].float() for found in (unit(leaf), plain)]
         torch.testing.assert_close(*pair, **TOLERANCE[dtype])
+    wider = copy.deepcopy(unit).double()  # what was kept of the weights does not go along
+    assert wider(images.double()).dtype == torch.float64
     unit.conv.weight.mul_(2)
     torch.testing.assert_close(unit(leaf).float(), unit.conv(leaf.expand(-1, 3, -1, -1)).float(), **TOLERANCE[dtype])

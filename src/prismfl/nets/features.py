@@ -39,7 +39,7 @@ class ConvUnit(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not norm)
         self.norm = nn.BatchNorm2d(outputs) if norm else None
-        self._dense: tuple[Tensor, int, Tensor] | None = None
+        self._dense: tuple[tuple[int, torch.dtype, torch.device], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, outputs, H', W']`; one channel serves for three equal ones."""
@@ -65,11 +65,12 @@ class ConvUnit(nn.Module):
     def _matrix(self) -> Tensor:
         """Takes four pixels of all channels to four: `[4 · inputs, 4 · outputs]`, kept until the weights change."""
         weight = self.conv.weight
-        if self._dense is None or self._dense[0] is not weight or self._dense[1] != weight._version:
+        made_of = weight._version, weight.dtype, weight.device
+        if self._dense is None or self._dense[0] != made_of:
             pixels = [(row, column) for row in range(2) for column in range(2)]
             taps = [[weight[:, :, 1 + a - c, 1 + b - d].T for c, d in pixels] for a, b in pixels]
-            self._dense = weight, weight._version, torch.cat([torch.cat(row, 1) for row in taps])
-        return self._dense[2]
+            self._dense = made_of, torch.cat([torch.cat(row, 1) for row in taps])
+        return self._dense[1]
 
 
 class FeatureNet(nn.Module):
