@@ -125,7 +125,8 @@ static PyObject *py_norm(PyObject *self, PyObject *args) {
     Norm n;
     double epsilon;
     int half, back;
-    if (!PyArg_ParseTuple(args, "(KKKK)nndpp", &x, &given, &into, &figures, &n.rows, &n.channels, &epsilon, &half, &back))
+    if (!PyArg_ParseTuple(args, "(KKKK)nndpp", &x, &given, &into, &figures, &n.rows, &n.channels, &epsilon, &half,
+                          &back))
         return NULL;
     n.x = at(x), n.tile = tile_of(n.channels);
     n.mean = at(figures), n.inverse = n.mean + n.tile;

@@ -1,6 +1,41 @@
-/* The kernels of _fast.c, which includes this once for each kind of processor: NAMED gives each its own name. */
+/* The kernels of _fast.c, which includes this once for each kind of processor: NAMED gives every function of this
+ * file a name of its own each time. */
 
-INLINE Floats NAMED(load)(const void *from, Py_ssize_t i, int half) {
+#define adam NAMED(adam)
+#define alongs NAMED(alongs)
+#define doubled NAMED(doubled)
+#define doubled_of NAMED(doubled_of)
+#define folded NAMED(folded)
+#define halved NAMED(halved)
+#define halved_of NAMED(halved_of)
+#define kept NAMED(kept)
+#define kept_of NAMED(kept_of)
+#define kept_some NAMED(kept_some)
+#define larger NAMED(larger)
+#define load NAMED(load)
+#define match NAMED(match)
+#define match_of NAMED(match_of)
+#define met NAMED(met)
+#define norm NAMED(norm)
+#define norm_of NAMED(norm_of)
+#define norms NAMED(norms)
+#define passed NAMED(passed)
+#define pooled NAMED(pooled)
+#define pooled_of NAMED(pooled_of)
+#define rectified NAMED(rectified)
+#define rests NAMED(rests)
+#define scored NAMED(scored)
+#define single NAMED(single)
+#define store NAMED(store)
+#define unmatch NAMED(unmatch)
+#define unmatch_of NAMED(unmatch_of)
+#define unmet NAMED(unmet)
+#define unnorm NAMED(unnorm)
+#define unnorm_of NAMED(unnorm_of)
+#define unpooled NAMED(unpooled)
+#define unpooled_of NAMED(unpooled_of)
+
+INLINE Floats load(const void *from, Py_ssize_t i, int half) {
     Floats found;
     if (half) {
         Halves raw;
@@ -12,7 +47,7 @@ INLINE Floats NAMED(load)(const void *from, Py_ssize_t i, int half) {
     return found;
 }
 
-INLINE float NAMED(single)(const void *from, Py_ssize_t i, int half) {
+INLINE float single(const void *from, Py_ssize_t i, int half) {
     if (!half) return ((const float *)from)[i];
     uint32_t bits = (uint32_t)((const uint16_t *)from)[i] << 16;
     float found;
@@ -20,7 +55,7 @@ INLINE float NAMED(single)(const void *from, Py_ssize_t i, int half) {
     return found;
 }
 
-INLINE void NAMED(store)(void *to, Py_ssize_t i, Floats values, int half) {
+INLINE void store(void *to, Py_ssize_t i, Floats values, int half) {
     if (half) {
         Words bits;
         memcpy(&bits, &values, sizeof bits);
@@ -33,12 +68,12 @@ INLINE void NAMED(store)(void *to, Py_ssize_t i, Floats values, int half) {
 }
 
 /* Values where they are above 0, else 0; of NaN, NaN. */
-INLINE Floats NAMED(rectified)(Floats values) { return (Floats)((Flags)values & ~(values < 0)); }
+INLINE Floats rectified(Floats values) { return (Floats)((Flags)values & ~(values < 0)); }
 
 /* Values where the others are above 0, else 0. */
-INLINE Floats NAMED(passed)(Floats values, Floats where) { return (Floats)((Flags)values & (where > 0)); }
+INLINE Floats passed(Floats values, Floats where) { return (Floats)((Flags)values & (where > 0)); }
 
-INLINE double NAMED(folded)(Floats lanes) {
+INLINE double folded(Floats lanes) {
     double sum = 0;
     for (int l = 0; l < LANES; l++) sum += lanes[l];
     return sum;
@@ -46,86 +81,86 @@ INLINE double NAMED(folded)(Floats lanes) {
 
 /* ------------------------------------------------------------------ squared distance of moments */
 
-INLINE void NAMED(norms)(const Match *m, Py_ssize_t row, int half, int rectify) {
+INLINE void norms(const Match *m, Py_ssize_t row, int half, int rectify) {
     Py_ssize_t start = row * m->width;
     double sum1 = 0, sum2 = 0;
     for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
         Py_ssize_t end = least(at + BLOCK, m->width);
         Floats first = {0}, second = {0};
         for (Py_ssize_t c = at; c < end; c += LANES) {
-            Floats value = NAMED(load)(m->phi, start + c, half);
+            Floats value = load(m->phi, start + c, half);
             if (rectify) {
-                value = NAMED(rectified)(value);
-                NAMED(store)(m->phi, start + c, value, half);
+                value = rectified(value);
+                store(m->phi, start + c, value, half);
             }
             Floats square = value * value;
             first += square;
             second += square * square;
         }
-        sum1 += NAMED(folded)(first);
-        sum2 += NAMED(folded)(second);
+        sum1 += folded(first);
+        sum2 += folded(second);
     }
     m->scales[4 * row] = (float)(m->scale1 * inverse(sum1));
     m->scales[4 * row + 2] = (float)(m->scale2 * inverse(sum2));
 }
 
 /* Sums of a group less its goal over some columns, and their squared norm. */
-INLINE double NAMED(rests)(const Match *m, Py_ssize_t group, Py_ssize_t at, Py_ssize_t end, int half, int seconds) {
+INLINE double rests(const Match *m, Py_ssize_t group, Py_ssize_t at, Py_ssize_t end, int half, int seconds) {
     Py_ssize_t place = group * m->width;
     Floats square = {0};
     for (Py_ssize_t c = at; c < end; c += LANES) {
-        Floats rest1 = -NAMED(load)(m->goals1, place + c, 0), rest2 = {0};
-        if (seconds) rest2 = -NAMED(load)(m->goals2, place + c, 0);
+        Floats rest1 = -load(m->goals1, place + c, 0), rest2 = {0};
+        if (seconds) rest2 = -load(m->goals2, place + c, 0);
         for (Py_ssize_t row = m->starts[group]; row < m->starts[group + 1]; row++) {
-            Floats value = NAMED(load)(m->phi, row * m->width + c, half);
+            Floats value = load(m->phi, row * m->width + c, half);
             rest1 += m->scales[4 * row] * value;
             if (seconds) rest2 += m->scales[4 * row + 2] * (value * value);
         }
-        NAMED(store)(m->rests1, place + c, rest1, 0);
-        if (seconds) NAMED(store)(m->rests2, place + c, rest2, 0);
+        store(m->rests1, place + c, rest1, 0);
+        if (seconds) store(m->rests2, place + c, rest2, 0);
         square += rest1 * rest1 + rest2 * rest2;
     }
-    return NAMED(folded)(square);
+    return folded(square);
 }
 
 /* Adds the products of a row's columns with its group's rests. */
-INLINE void NAMED(alongs)(const Match *m, Py_ssize_t group, Py_ssize_t row, Py_ssize_t at, Py_ssize_t end, double *along,
+INLINE void alongs(const Match *m, Py_ssize_t group, Py_ssize_t row, Py_ssize_t at, Py_ssize_t end, double *along,
                    int half, int seconds) {
     Floats first = {0}, second = {0};
     for (Py_ssize_t c = at; c < end; c += LANES) {
-        Floats value = NAMED(load)(m->phi, row * m->width + c, half);
-        first += value * NAMED(load)(m->rests1, group * m->width + c, 0);
-        if (seconds) second += value * value * NAMED(load)(m->rests2, group * m->width + c, 0);
+        Floats value = load(m->phi, row * m->width + c, half);
+        first += value * load(m->rests1, group * m->width + c, 0);
+        if (seconds) second += value * value * load(m->rests2, group * m->width + c, 0);
     }
-    along[0] += NAMED(folded)(first);
-    along[1] += NAMED(folded)(second);
+    along[0] += folded(first);
+    along[1] += folded(second);
 }
 
 /* Squared norm of the goal of a group without rows: nothing of it is needed later. */
-INLINE double NAMED(unmet)(const Match *m, Py_ssize_t group, int seconds) {
+INLINE double unmet(const Match *m, Py_ssize_t group, int seconds) {
     double total = 0;
     for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
         Floats square = {0};
         for (Py_ssize_t c = at; c < least(at + BLOCK, m->width); c += LANES) {
-            Floats goal = NAMED(load)(m->goals1, group * m->width + c, 0);
+            Floats goal = load(m->goals1, group * m->width + c, 0);
             square += goal * goal;
-            if (seconds) goal = NAMED(load)(m->goals2, group * m->width + c, 0), square += goal * goal;
+            if (seconds) goal = load(m->goals2, group * m->width + c, 0), square += goal * goal;
         }
-        total += NAMED(folded)(square);
+        total += folded(square);
     }
     return total;
 }
 
-INLINE double NAMED(met)(const Match *m, Py_ssize_t group, double *along, int half, int seconds, int rectify) {
+INLINE double met(const Match *m, Py_ssize_t group, double *along, int half, int seconds, int rectify) {
     Py_ssize_t begin = m->starts[group], rows = m->starts[group + 1] - begin;
     double total = 0;
-    for (Py_ssize_t row = begin; row < begin + rows; row++) NAMED(norms)(m, row, half, rectify);
+    for (Py_ssize_t row = begin; row < begin + rows; row++) norms(m, row, half, rectify);
     memset(along, 0, 2 * rows * sizeof(double));
     for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
         Py_ssize_t end = least(at + BLOCK, m->width);
-        total += NAMED(rests)(m, group, at, end, half, seconds);
+        total += rests(m, group, at, end, half, seconds);
         for (Py_ssize_t row = 0; row < rows; row++)
-            NAMED(alongs)(m, group, begin + row, at, end, along + 2 * row, half, seconds);
+            alongs(m, group, begin + row, at, end, along + 2 * row, half, seconds);
     }
     for (Py_ssize_t row = 0; row < rows; row++) {
         float *scale = m->scales + 4 * (begin + row);
@@ -135,21 +170,22 @@ INLINE double NAMED(met)(const Match *m, Py_ssize_t group, double *along, int ha
     return total;
 }
 
-INLINE void NAMED(match_of)(const Match *m, float *totals, double *along, int half, int seconds, int rectify) {
-    for (Py_ssize_t group = 0; group < m->groups; group++)
-        totals[group] = (float)(m->starts[group] == m->starts[group + 1] ? NAMED(unmet)(m, group, seconds)
-                                                                         : NAMED(met)(m, group, along, half, seconds, rectify));
+INLINE void match_of(const Match *m, float *totals, double *along, int half, int seconds, int rectify) {
+    for (Py_ssize_t group = 0; group < m->groups; group++) {
+        int empty = m->starts[group] == m->starts[group + 1];
+        totals[group] = (float)(empty ? unmet(m, group, seconds) : met(m, group, along, half, seconds, rectify));
+    }
 }
 
-static void NAMED(match)(const Match *m, float *totals, double *along, int half, int rectify) {
+static void match(const Match *m, float *totals, double *along, int half, int rectify) {
     int seconds = m->goals2 != NULL;
-    if (half && seconds && rectify) NAMED(match_of)(m, totals, along, 1, 1, 1); /* the usual case, by itself */
-    else if (half) seconds ? NAMED(match_of)(m, totals, along, 1, 1, rectify) : NAMED(match_of)(m, totals, along, 1, 0, rectify);
-    else seconds ? NAMED(match_of)(m, totals, along, 0, 1, rectify) : NAMED(match_of)(m, totals, along, 0, 0, rectify);
+    if (half && seconds && rectify) match_of(m, totals, along, 1, 1, 1); /* the usual case, by itself */
+    else if (half) seconds ? match_of(m, totals, along, 1, 1, rectify) : match_of(m, totals, along, 1, 0, rectify);
+    else seconds ? match_of(m, totals, along, 0, 1, rectify) : match_of(m, totals, along, 0, 0, rectify);
 }
 
 /* A group's factor times the gradient of its squared distance, and what comes from later layers. */
-INLINE void NAMED(unmatch_of)(const Match *m, const float *factors, const void *later, void *into, int half, int seconds,
+INLINE void unmatch_of(const Match *m, const float *factors, const void *later, void *into, int half, int seconds,
                     int rectify) {
     for (Py_ssize_t group = 0; group < m->groups; group++)
         for (Py_ssize_t row = m->starts[group]; row < m->starts[group + 1]; row++) {
@@ -158,23 +194,23 @@ INLINE void NAMED(unmatch_of)(const Match *m, const float *factors, const void *
             float by2 = 2 * factor * scale[2], along2 = 2 * factor * scale[3];
             for (Py_ssize_t c = 0; c < m->width; c += LANES) {
                 Py_ssize_t here = row * m->width + c, there = group * m->width + c;
-                Floats value = NAMED(load)(m->phi, here, half);
-                Floats found = by1 * NAMED(load)(m->rests1, there, 0) - along1 * value;
-                if (seconds) found += value * (by2 * NAMED(load)(m->rests2, there, 0) - along2 * (value * value));
-                if (later) found += NAMED(load)(later, here, half);
-                NAMED(store)(into, here, rectify ? NAMED(passed)(found, value) : found, half);
+                Floats value = load(m->phi, here, half);
+                Floats found = by1 * load(m->rests1, there, 0) - along1 * value;
+                if (seconds) found += value * (by2 * load(m->rests2, there, 0) - along2 * (value * value));
+                if (later) found += load(later, here, half);
+                store(into, here, rectify ? passed(found, value) : found, half);
             }
         }
 }
 
-static void NAMED(unmatch)(const Match *m, const float *factors, const void *later, void *into, int half,
+static void unmatch(const Match *m, const float *factors, const void *later, void *into, int half,
                                int rectify) {
     int seconds = m->goals2 != NULL;
-    if (half && seconds && rectify && later) NAMED(unmatch_of)(m, factors, later, into, 1, 1, 1);
-    else if (half && seconds) NAMED(unmatch_of)(m, factors, later, into, 1, 1, rectify);
-    else if (half) NAMED(unmatch_of)(m, factors, later, into, 1, 0, rectify);
-    else if (seconds) NAMED(unmatch_of)(m, factors, later, into, 0, 1, rectify);
-    else NAMED(unmatch_of)(m, factors, later, into, 0, 0, rectify);
+    if (half && seconds && rectify && later) unmatch_of(m, factors, later, into, 1, 1, 1);
+    else if (half && seconds) unmatch_of(m, factors, later, into, 1, 1, rectify);
+    else if (half) unmatch_of(m, factors, later, into, 1, 0, rectify);
+    else if (seconds) unmatch_of(m, factors, later, into, 0, 1, rectify);
+    else unmatch_of(m, factors, later, into, 0, 0, rectify);
 }
 
 /* ------------------------------------------------------------------ batch normalisation with ReLU */
@@ -191,8 +227,8 @@ static void NAMED(unmatch)(const Match *m, const float *factors, const void *lat
                 for (Py_ssize_t c = 0; c < least((n)->tile, count - at); c += LANES) {                      \
                     Floats one, other;                                                                      \
                     pair(at + c, c, one, other);                                                            \
-                    NAMED(store)(first, c, NAMED(load)(first, c, 0) + one, 0);                                            \
-                    NAMED(store)(second, c, NAMED(load)(second, c, 0) + other, 0);                                        \
+                    store(first, c, load(first, c, 0) + one, 0);                                            \
+                    store(second, c, load(second, c, 0) + other, 0);                                        \
                 }                                                                                           \
             for (Py_ssize_t c = 0; c < (n)->tile; c++) {                                                    \
                 (n)->sums[c % (n)->channels] += first[c];                                                   \
@@ -202,10 +238,10 @@ static void NAMED(unmatch)(const Match *m, const float *factors, const void *lat
     } while (0)
 
 /* About the first row, so that squares of a large mean do not drown the variance. */
-INLINE void NAMED(norm_of)(const Norm *n, void *y, double epsilon, int half) {
+INLINE void norm_of(const Norm *n, void *y, double epsilon, int half) {
     float *about = n->lanes + 2 * n->tile;
-    for (Py_ssize_t c = 0; c < n->tile; c++) about[c] = NAMED(single)(n->x, c % n->channels, half);
-#define SPREAD(here, c, one, other) one = NAMED(load)(n->x, here, half) - NAMED(load)(about, c, 0), other = one * one
+    for (Py_ssize_t c = 0; c < n->tile; c++) about[c] = single(n->x, c % n->channels, half);
+#define SPREAD(here, c, one, other) one = load(n->x, here, half) - load(about, c, 0), other = one * one
     SUMS(n, SPREAD);
     for (Py_ssize_t c = 0; c < n->tile; c++) {
         double shift = n->sums[c % n->channels] / n->rows;
@@ -216,19 +252,19 @@ INLINE void NAMED(norm_of)(const Norm *n, void *y, double epsilon, int half) {
     Py_ssize_t count = n->rows * n->channels;
     for (Py_ssize_t at = 0; at < count; at += n->tile)
         for (Py_ssize_t c = 0; c < least(n->tile, count - at); c += LANES) {
-            Floats value = (NAMED(load)(n->x, at + c, half) - NAMED(load)(n->mean, c, 0)) * NAMED(load)(n->inverse, c, 0);
-            NAMED(store)(y, at + c, NAMED(rectified)(value), half);
+            Floats value = (load(n->x, at + c, half) - load(n->mean, c, 0)) * load(n->inverse, c, 0);
+            store(y, at + c, rectified(value), half);
         }
 }
 
-static void NAMED(norm)(const Norm *n, void *y, double epsilon, int half) {
-    half ? NAMED(norm_of)(n, y, epsilon, 1) : NAMED(norm_of)(n, y, epsilon, 0);
+static void norm(const Norm *n, void *y, double epsilon, int half) {
+    half ? norm_of(n, y, epsilon, 1) : norm_of(n, y, epsilon, 0);
 }
 
-INLINE void NAMED(unnorm_of)(const Norm *n, const void *given, void *into, int half) {
+INLINE void unnorm_of(const Norm *n, const void *given, void *into, int half) {
     float *means = n->lanes + 2 * n->tile, *slopes = means + n->tile;
-#define VALUE(here, c) (NAMED(load)(n->x, here, half) - NAMED(load)(n->mean, c, 0)) * NAMED(load)(n->inverse, c, 0)
-#define PULL(here, c, one, other) other = VALUE(here, c), one = NAMED(passed)(NAMED(load)(given, here, half), other), other *= one
+#define VALUE(here, c) (load(n->x, here, half) - load(n->mean, c, 0)) * load(n->inverse, c, 0)
+#define PULL(here, c, one, other) other = VALUE(here, c), one = passed(load(given, here, half), other), other *= one
     SUMS(n, PULL);
     for (Py_ssize_t c = 0; c < n->tile; c++) {
         means[c] = (float)(n->sums[c % n->channels] / n->rows);
@@ -237,137 +273,137 @@ INLINE void NAMED(unnorm_of)(const Norm *n, const void *given, void *into, int h
     Py_ssize_t count = n->rows * n->channels;
     for (Py_ssize_t at = 0; at < count; at += n->tile)
         for (Py_ssize_t c = 0; c < least(n->tile, count - at); c += LANES) {
-            Floats value = VALUE(at + c, c), pull = NAMED(passed)(NAMED(load)(given, at + c, half), value);
-            Floats found = pull - NAMED(load)(means, c, 0) - value * NAMED(load)(slopes, c, 0);
-            NAMED(store)(into, at + c, NAMED(load)(n->inverse, c, 0) * found, half);
+            Floats value = VALUE(at + c, c), pull = passed(load(given, at + c, half), value);
+            Floats found = pull - load(means, c, 0) - value * load(slopes, c, 0);
+            store(into, at + c, load(n->inverse, c, 0) * found, half);
         }
 }
 
-static void NAMED(unnorm)(const Norm *n, const void *given, void *into, int half) {
-    half ? NAMED(unnorm_of)(n, given, into, 1) : NAMED(unnorm_of)(n, given, into, 0);
+static void unnorm(const Norm *n, const void *given, void *into, int half) {
+    half ? unnorm_of(n, given, into, 1) : unnorm_of(n, given, into, 0);
 }
 
 /* ------------------------------------------------------------------ doubling, and its transpose */
 
 /* y [images, 2 height, 2 width, channels] += x [images, height, width, channels], each entry of x four times. */
-INLINE void NAMED(doubled_of)(const void *x, void *y, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+INLINE void doubled_of(const void *x, void *y, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
     for (Py_ssize_t line = 0; line < 2 * lines; line++)
         for (Py_ssize_t column = 0; column < 2 * width; column++) {
             Py_ssize_t from = ((line / 2) * width + column / 2) * channels, to = (line * 2 * width + column) * channels;
             for (Py_ssize_t c = 0; c < channels; c += LANES)
-                NAMED(store)(y, to + c, NAMED(load)(y, to + c, half) + NAMED(load)(x, from + c, half), half);
+                store(y, to + c, load(y, to + c, half) + load(x, from + c, half), half);
         }
 }
 
-static void NAMED(doubled)(const void *x, void *y, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels,
+static void doubled(const void *x, void *y, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels,
                                int half) {
-    half ? NAMED(doubled_of)(x, y, lines, width, channels, 1) : NAMED(doubled_of)(x, y, lines, width, channels, 0);
+    half ? doubled_of(x, y, lines, width, channels, 1) : doubled_of(x, y, lines, width, channels, 0);
 }
 
 /* x = sums of the four entries of y that came of each. */
-INLINE void NAMED(halved_of)(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+INLINE void halved_of(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
     for (Py_ssize_t line = 0; line < lines; line++)
         for (Py_ssize_t column = 0; column < width; column++) {
             Py_ssize_t upper = (2 * line * 2 * width + 2 * column) * channels, lower = upper + 2 * width * channels;
             for (Py_ssize_t c = 0; c < channels; c += LANES) {
-                Floats above = NAMED(load)(y, upper + c, half) + NAMED(load)(y, upper + channels + c, half);
-                Floats below = NAMED(load)(y, lower + c, half) + NAMED(load)(y, lower + channels + c, half);
-                NAMED(store)(x, (line * width + column) * channels + c, above + below, half);
+                Floats above = load(y, upper + c, half) + load(y, upper + channels + c, half);
+                Floats below = load(y, lower + c, half) + load(y, lower + channels + c, half);
+                store(x, (line * width + column) * channels + c, above + below, half);
             }
         }
 }
 
-static void NAMED(halved)(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels,
+static void halved(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels,
                               int half) {
-    half ? NAMED(halved_of)(y, x, lines, width, channels, 1) : NAMED(halved_of)(y, x, lines, width, channels, 0);
+    half ? halved_of(y, x, lines, width, channels, 1) : halved_of(y, x, lines, width, channels, 0);
 }
 
 /* ------------------------------------------------------------------ largest of four pixels */
 
 /* The larger, and NaN of NaN. */
-INLINE Floats NAMED(larger)(Floats a, Floats b) {
+INLINE Floats larger(Floats a, Floats b) {
     Flags other = (b > a) | (b != b);
     return (Floats)(((Flags)b & other) | ((Flags)a & ~other));
 }
 
-INLINE void NAMED(pooled_of)(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+INLINE void pooled_of(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
     for (Py_ssize_t line = 0; line < lines; line++)
         for (Py_ssize_t column = 0; column < width; column++) {
             Py_ssize_t upper = (2 * line * 2 * width + 2 * column) * channels, lower = upper + 2 * width * channels;
             for (Py_ssize_t c = 0; c < channels; c += LANES) {
-                Floats above = NAMED(larger)(NAMED(load)(y, upper + c, half), NAMED(load)(y, upper + channels + c, half));
-                Floats below = NAMED(larger)(NAMED(load)(y, lower + c, half), NAMED(load)(y, lower + channels + c, half));
-                NAMED(store)(x, (line * width + column) * channels + c, NAMED(larger)(above, below), half);
+                Floats above = larger(load(y, upper + c, half), load(y, upper + channels + c, half));
+                Floats below = larger(load(y, lower + c, half), load(y, lower + channels + c, half));
+                store(x, (line * width + column) * channels + c, larger(above, below), half);
             }
         }
 }
 
-static void NAMED(pooled)(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    half ? NAMED(pooled_of)(y, x, lines, width, channels, 1) : NAMED(pooled_of)(y, x, lines, width, channels, 0);
+static void pooled(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+    half ? pooled_of(y, x, lines, width, channels, 1) : pooled_of(y, x, lines, width, channels, 0);
 }
 
 /* Gives each of four pixels what came for their largest, if it was the first that large. */
-INLINE void NAMED(unpooled_of)(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
+INLINE void unpooled_of(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
                                Py_ssize_t channels, int half) {
     for (Py_ssize_t line = 0; line < lines; line++)
         for (Py_ssize_t column = 0; column < width; column++)
             for (Py_ssize_t c = 0; c < channels; c += LANES) {
                 Py_ssize_t first = (2 * line * 2 * width + 2 * column) * channels + c, below = 2 * width * channels;
                 const Py_ssize_t places[4] = {first, first + channels, first + below, first + below + channels};
-                Floats left = NAMED(load)(given, (line * width + column) * channels + c, half), most = NAMED(load)(y, first, half);
-                for (int p = 1; p < 4; p++) most = NAMED(larger)(most, NAMED(load)(y, places[p], half));
+                Floats left = load(given, (line * width + column) * channels + c, half), most = load(y, first, half);
+                for (int p = 1; p < 4; p++) most = larger(most, load(y, places[p], half));
                 for (int p = 0; p < 4; p++) {
-                    Floats value = NAMED(load)(y, places[p], half);
+                    Floats value = load(y, places[p], half);
                     Flags here = (value == most) | (value != value);
-                    NAMED(store)(into, places[p], (Floats)((Flags)left & here), half);
+                    store(into, places[p], (Floats)((Flags)left & here), half);
                     left = (Floats)((Flags)left & ~here);
                 }
             }
 }
 
-static void NAMED(unpooled)(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
+static void unpooled(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
                             Py_ssize_t channels, int half) {
-    half ? NAMED(unpooled_of)(y, given, into, lines, width, channels, 1)
-         : NAMED(unpooled_of)(y, given, into, lines, width, channels, 0);
+    half ? unpooled_of(y, given, into, lines, width, channels, 1)
+         : unpooled_of(y, given, into, lines, width, channels, 0);
 }
 
 /* ------------------------------------------------------------------ scores */
 
 /* Weights that a draw keeps, w [u < theta]; the tail of fewer than sixteen goes by a copy. */
-INLINE void NAMED(kept_some)(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t at,
+INLINE void kept_some(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t at,
                              int half) {
-    Floats where = NAMED(load)(theta, at, 0) - NAMED(load)(uniform, at, 0);
-    NAMED(store)(into, at, NAMED(passed)(NAMED(load)(weights, at, 0), where), half);
+    Floats where = load(theta, at, 0) - load(uniform, at, 0);
+    store(into, at, passed(load(weights, at, 0), where), half);
 }
 
-INLINE void NAMED(kept_of)(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t count,
+INLINE void kept_of(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t count,
                            int half) {
     Py_ssize_t whole = count / LANES * LANES, rest = count - whole;
-    for (Py_ssize_t at = 0; at < whole; at += LANES) NAMED(kept_some)(weights, theta, uniform, into, at, half);
+    for (Py_ssize_t at = 0; at < whole; at += LANES) kept_some(weights, theta, uniform, into, at, half);
     float tails[3][LANES] = {{0}}, found[LANES];
     memcpy(tails[0], weights + whole, rest * sizeof(float));
     memcpy(tails[1], theta + whole, rest * sizeof(float));
     memcpy(tails[2], uniform + whole, rest * sizeof(float));
-    NAMED(kept_some)(tails[0], tails[1], tails[2], found, 0, half);
+    kept_some(tails[0], tails[1], tails[2], found, 0, half);
     memcpy((char *)into + whole * (half ? 2 : 4), found, rest * (half ? 2 : 4));
 }
 
-static void NAMED(kept)(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t count,
+static void kept(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t count,
                         int half) {
-    half ? NAMED(kept_of)(weights, theta, uniform, into, count, 1) : NAMED(kept_of)(weights, theta, uniform, into, count, 0);
+    half ? kept_of(weights, theta, uniform, into, count, 1) : kept_of(weights, theta, uniform, into, count, 0);
 }
 
 /* The gradient by the scores, g w theta (1 - theta), or g w. */
-static void NAMED(scored)(const void *gradient, const float *weights, const float *theta, float *into, Py_ssize_t count,
+static void scored(const void *gradient, const float *weights, const float *theta, float *into, Py_ssize_t count,
                           int half, int plain) {
     for (Py_ssize_t i = 0; i < count; i++) {
-        float found = NAMED(single)(gradient, i, half) * weights[i];
+        float found = single(gradient, i, half) * weights[i];
         into[i] = plain ? found : found * theta[i] * (1 - theta[i]);
     }
 }
 
 /* One step of Adam (Kingma, Ba 2015): scores -= rate · first / (sqrt(second / correction) + tiny). */
-static void NAMED(adam)(float *scores, const float *gradient, float *first, float *second, Py_ssize_t count,
+static void adam(float *scores, const float *gradient, float *first, float *second, Py_ssize_t count,
                         float beta1, float beta2, float rate, float correction, float tiny) {
     for (Py_ssize_t i = 0; i < count; i++) {
         float g = gradient[i];
@@ -381,3 +417,36 @@ static void NAMED(adam)(float *scores, const float *gradient, float *first, floa
 #undef VALUE
 #undef PULL
 #undef SUMS
+#undef adam
+#undef alongs
+#undef doubled
+#undef doubled_of
+#undef folded
+#undef halved
+#undef halved_of
+#undef kept
+#undef kept_of
+#undef kept_some
+#undef larger
+#undef load
+#undef match
+#undef match_of
+#undef met
+#undef norm
+#undef norm_of
+#undef norms
+#undef passed
+#undef pooled
+#undef pooled_of
+#undef rectified
+#undef rests
+#undef scored
+#undef single
+#undef store
+#undef unmatch
+#undef unmatch_of
+#undef unmet
+#undef unnorm
+#undef unnorm_of
+#undef unpooled
+#undef unpooled_of
