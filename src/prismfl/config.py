@@ -115,7 +115,7 @@ class Search:
     local_steps: int = _setting(20, "gradient steps a client and round", least=1, most=1_000_000)
     batch_size: int = _setting(32, "images a step", least=2, most=65536)
     learning_rate: float = _setting(1.0, "Adam's step on the scores", above=0.0, most=1000.0)
-    final_rate: float = _setting(0.1, "share of the learning rate left in the last round (cosine)", least=0.0, most=1.0)
+    final_rate: float = _setting(0.3, "share of the learning rate left in the last round (cosine)", least=0.0, most=1.0)
     beta1: float = _setting(0.5, "Adam's first decay", least=0.0, most=0.9999)
     beta2: float = _setting(0.999, "Adam's second decay", least=0.0, most=0.999999)
     adam: str = _setting(
