@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 
 EPSILON = {"epsilon-1": 1.0, "epsilon-3": 3.0, "epsilon-9-8": 9.8}
 NAMES = {
-    "yardstick": "default (2 parts)",
+    "today": "today's default (2 parts)",
+    "yardstick": "default before",
     "whole-masks-uncoded": "whole masks, uncoded",
     "parts-2": "2 parts, float32",
     "parts-3": "3 parts",
