@@ -2,8 +2,8 @@
 
 import os
 import platform
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,16 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "none"
     # They round otherwise than torch does, so a run's bytes depend on whether they were compiled.
-    found["kernels"] = "compiled" if find_spec("prismfl.nets._fast") else "none"
+    found["kernels"] = "compiled" if _loads("prismfl.nets._fast") else "none"
     return found
+
+
+def _loads(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:

@@ -315,6 +315,7 @@ class _Adam:
         """Move the scores in place by one step of size `rate`."""
         self.steps = [steps + 1 for steps in self.steps]
         rows, gradients = scores.view_as(self.first), gradient.view_as(self.first)
+        # A kernel takes all rows or none: they are of one kind.
         if self.counts or not all(self._stepped(rows[row], gradients[row], row, rate) for row in range(len(rows))):
             self._step_all(rows, gradients, rate)
 

@@ -1,14 +1,17 @@
 """Kernels and torch compute the same, in every precision and on every kind of processor."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from prismfl.config import Search
 from prismfl.mmd import _UnitDistance
 from prismfl.nets import fused
 from prismfl.nets.features import ConvUnit
+from prismfl.search import _Adam
 
 pytestmark = pytest.mark.skipif(fused._fast is None, reason="kernels were not compiled")
 
@@ -154,3 +157,25 @@ def test_a_frozen_convolution_of_four_pixels_is_a_convolution(dtype):
     assert wider(images.double()).dtype == torch.float64
     unit.conv.weight.mul_(2)
     torch.testing.assert_close(unit(leaf).float(), unit.conv(leaf.expand(-1, 3, -1, -1)).float(), **TOLERANCE[dtype])
+
+
+def test_a_frozen_convolution_that_strides_over_four_pixels_strides():
+    unit = ConvUnit(16, 16, stride=2, norm=False).requires_grad_(False)
+    x = maps(3, 16, 2, 2)
+    assert unit(x).shape == (3, 16, 1, 1)
+    torch.testing.assert_close(unit(x), unit.conv(x))
+
+
+@pytest.mark.parametrize("count", [1, 16, 1000])
+def test_adam_takes_the_same_steps(monkeypatch, count):
+    layout, draws = SimpleNamespace(count=count, layers=()), torch.Generator().manual_seed(count)
+    gradients = torch.randn(5, count, generator=draws) * 1e-4
+    found = []
+    for fast in (fused._fast, None):
+        monkeypatch.setattr(fused, "_fast", fast)
+        adam, scores = _Adam(Search(), layout, torch.device("cpu"), [None]), torch.linspace(-2, 2, count)
+        for gradient in gradients:
+            adam.step(scores, gradient, 0.3)
+        found.append((scores, adam.first, adam.second))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

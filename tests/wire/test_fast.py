@@ -184,7 +184,7 @@ def test_any_rungs_in_any_order_are_the_same_bytes(seed):
     def write():
         writer, seen = coder.writer(), np.zeros(2 * CELLS, np.int64)
         for flags, contexts, piece, values in calls:
-            writer.flags(flags, contexts, piece, rungs, seen)
+            writer.flags(flags, coder.Piece(contexts, piece, rungs, seen))
             writer.bits(values, 3, 1 + seed % 8)
         return writer.done(), seen
 
@@ -194,7 +194,7 @@ def test_any_rungs_in_any_order_are_the_same_bytes(seed):
         reader, counted, found = coder.reader(words), np.zeros(2 * CELLS, np.int64), []
         for flags, contexts, piece, values in calls:
             found.append(np.zeros(len(flags), np.bool_))
-            reader.flags(found[-1], contexts, piece, rungs, counted)
+            reader.flags(found[-1], coder.Piece(contexts, piece, rungs, counted))
             low = np.zeros(len(values), np.int64)
             reader.bits(low, 1 + seed % 8)
             found.append(low)

@@ -89,13 +89,14 @@ static Py_ssize_t tile_of(Py_ssize_t channels) {
     return tile;
 }
 
-/* match and unmatch take the same: totals or factors [groups], and of later and into what they need. */
-static PyObject *matching(PyObject *args, int back) {
+/* Forwards totals [groups] are written; back they are what a group's gradient is multiplied by. */
+static PyObject *py_match(PyObject *self, PyObject *args) {
+    (void)self;
     Match m;
     unsigned long long phi, starts, goals1, goals2, rests1, rests2, scales, totals, later, into;
-    int half, rectify;
-    if (!PyArg_ParseTuple(args, "(KKKKKKK)nnddKKKpp", &phi, &starts, &goals1, &goals2, &rests1, &rests2, &scales,
-                          &m.groups, &m.width, &m.scale1, &m.scale2, &totals, &later, &into, &half, &rectify))
+    int half, rectify, back;
+    if (!PyArg_ParseTuple(args, "(KKKKKKK)nndd(KKK)ppp", &phi, &starts, &goals1, &goals2, &rests1, &rests2, &scales,
+                          &m.groups, &m.width, &m.scale1, &m.scale2, &totals, &later, &into, &half, &rectify, &back))
         return NULL;
     m.phi = at(phi), m.starts = at(starts), m.goals1 = at(goals1), m.goals2 = at(goals2);
     m.rests1 = at(rests1), m.rests2 = at(rests2), m.scales = at(scales);
@@ -107,16 +108,6 @@ static PyObject *matching(PyObject *args, int back) {
     Py_END_ALLOW_THREADS
     PyMem_Free(along);
     Py_RETURN_NONE;
-}
-
-static PyObject *py_match(PyObject *self, PyObject *args) {
-    (void)self;
-    return matching(args, 0);
-}
-
-static PyObject *py_unmatch(PyObject *self, PyObject *args) {
-    (void)self;
-    return matching(args, 1);
 }
 
 static PyObject *py_norm(PyObject *self, PyObject *args) {
@@ -221,8 +212,7 @@ static PyObject *py_limit(PyObject *self, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"match", py_match, METH_VARARGS, "Squared distance of a map's moments by group; see fused.py."},
-    {"unmatch", py_unmatch, METH_VARARGS, "Its gradient."},
+    {"match", py_match, METH_VARARGS, "Squared distance of a map's moments by group, or its gradient; see fused.py."},
     {"norm", py_norm, METH_VARARGS, "Batch normalisation and ReLU, or their gradient."},
     {"tile", py_tile, METH_VARARGS, "Numbers that `norm` keeps of a mean."},
     {"doubled", py_doubled, METH_VARARGS, "Add a doubled map, or its transpose."},

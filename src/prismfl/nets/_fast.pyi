@@ -6,23 +6,10 @@ def match(
     width: int,
     scale1: float,
     scale2: float,
-    totals: int,
-    later: int,
-    into: int,
+    ends: tuple[int, ...],
     half: bool,
     rectify: bool,
-) -> None: ...
-def unmatch(
-    places: tuple[int, ...],
-    groups: int,
-    width: int,
-    scale1: float,
-    scale2: float,
-    totals: int,
-    later: int,
-    into: int,
-    half: bool,
-    rectify: bool,
+    back: bool,
 ) -> None: ...
 def norm(places: tuple[int, ...], rows: int, channels: int, epsilon: float, half: bool, back: bool) -> None: ...
 def tile(channels: int) -> int: ...

@@ -51,7 +51,8 @@ class ConvUnit(nn.Module):
 
     def _frozen_on_four(self, x: Tensor) -> bool:
         conv = self.conv
-        return x.shape[2:] == (2, 2) and conv.kernel_size == (3, 3) and not conv.weight.requires_grad
+        plain = conv.kernel_size == (3, 3) and conv.stride == (1, 1)
+        return plain and x.shape[2:] == (2, 2) and not conv.weight.requires_grad
 
     def _on_four(self, x: Tensor) -> Tensor:
         """A convolution of 2×2 pixels as one matrix product, which takes a tenth of its time."""
@@ -76,13 +77,11 @@ class ConvUnit(nn.Module):
 class FeatureNet(nn.Module):
     """What all networks share: `stages` gives the maps to match, `embed` one vector an image.
 
-    unit: standard deviation of pooled features on the public images, which `embed` divides by; rectifies: every map
-    is made by `activate`, by default ReLU.
+    unit: standard deviation of pooled features on the public images, which `embed` divides by.
     """
 
     width: int
     unit: float
-    rectifies = False
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -91,7 +90,7 @@ class FeatureNet(nn.Module):
     def walk(self, x: Tensor, activate: Activation = F.relu) -> Iterator[Tensor]:
         """Images as in `stages` → the maps one after another, each computed when it is asked for.
 
-        activate: makes each map of what its convolution gives, where the network `rectifies`.
+        activate: makes each map of what its convolution gives, in networks whose maps end in ReLU; others ignore it.
         """
         raise NotImplementedError
 
@@ -147,8 +146,6 @@ def vgg_units(plan: Sequence[int], *, norm: bool) -> nn.ModuleList:
 
 class Vgg(ClassifierNet):
     """A small VGG: 3×3 convolutions, ReLU, maximum pooling; every ReLU output is a stage."""
-
-    rectifies = True
 
     def __init__(self, classes: int = 10, *, norm: bool) -> None:
         super().__init__(classes, VGG_PLAN[-1])

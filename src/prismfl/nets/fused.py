@@ -215,6 +215,7 @@ def matched(
     group, and B; goals: float32 `[G, H · W · C]` each.
     """
     x = x.clone() if rectify and x._is_view() else x  # autograd lets no function change a view in place
+    goals = [goal.contiguous() for goal in goals]
     phi, totals = _Matched.apply(x, starts, tuple(scales), rectify, *goals)  # type: ignore[no-untyped-call]
     return phi, totals
 
@@ -231,8 +232,7 @@ class _Matched(torch.autograd.Function):
         ctx.scales, ctx.rectify = scales, rectify
         rests, figures = [torch.empty_like(goal) for goal in goals], torch.empty(len(phi), 4)
         totals = torch.empty(len(starts) - 1)
-        places, sizes = _match_places(phi, starts, goals, rests, figures), (len(totals), phi[0].numel())
-        _fast.match(places, *sizes, scales[0], (*scales, 1.0)[1], totals.data_ptr(), 0, 0, _half(phi), rectify)
+        _match((phi, starts, figures), goals, rests, scales, (totals.data_ptr(), 0, 0), rectify, back=False)
         ctx.save_for_backward(phi, starts, figures, *goals, *rests)
         return phi, totals
 
@@ -242,15 +242,22 @@ class _Matched(torch.autograd.Function):
         goals, rests = left[: len(left) // 2], left[len(left) // 2 :]
         later, found = None if later is None else _channels_last(later), torch.empty_like(phi)
         factors = torch.zeros(len(starts) - 1) if gradient is None else gradient.contiguous()
-        places, sizes = _match_places(phi, starts, goals, rests, figures), (len(factors), phi[0].numel())
-        scales, after = (*ctx.scales, 1.0), 0 if later is None else later.data_ptr()
-        ends = (factors.data_ptr(), after, found.data_ptr())
-        _fast.unmatch(places, *sizes, scales[0], scales[1], *ends, _half(phi), ctx.rectify)
+        ends = (factors.data_ptr(), 0 if later is None else later.data_ptr(), found.data_ptr())
+        _match((phi, starts, figures), goals, rests, ctx.scales, ends, ctx.rectify, back=True)
         return found, None, None, None, *[None] * len(goals)
 
 
-def _match_places(
-    phi: Tensor, starts: Tensor, goals: Sequence[Tensor], rests: Sequence[Tensor], figures: Tensor
-) -> tuple[int, ...]:
+def _match(
+    maps: tuple[Tensor, Tensor, Tensor],
+    goals: Sequence[Tensor],
+    rests: Sequence[Tensor],
+    scales: Sequence[float],
+    ends: tuple[int, int, int],
+    rectify: bool,
+    *,
+    back: bool,
+) -> None:
+    phi, starts, figures = maps
     first, second = ((*_places(*parts), 0)[:2] for parts in (goals, rests))
-    return (*_places(phi, starts), *first, *second, figures.data_ptr())
+    places, sizes = (*_places(phi, starts), *first, *second, figures.data_ptr()), (len(starts) - 1, phi[0].numel())
+    _fast.match(places, *sizes, scales[0], (*scales, 1.0)[1], ends, _half(phi), rectify, back)

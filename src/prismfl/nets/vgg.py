@@ -37,8 +37,6 @@ _REMEDY = "fetch one with `prismfl fetch-weights vgg19`"
 class HeadlessVgg(FeatureNet):
     """3×3 convolutions with biases, ReLU and maximum pooling; every ReLU output is a stage."""
 
-    rectifies = True
-
     def __init__(self, plan: Sequence[int]) -> None:
         super().__init__(plan[-1])
         self.plan, self.units = tuple(plan), vgg_units(plan, norm=False)

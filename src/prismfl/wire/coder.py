@@ -7,7 +7,7 @@ writes the same bytes.  `writer` and `reader` give whichever there is.
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,28 @@ from numpy.typing import NDArray
 from prismfl.errors import DependencyError, MessageError
 from prismfl.wire import native
 
-Seen = NDArray[np.int64] | None
-
 FINENESS = 8192  # probabilities of the ladder are multiples of 1 / 8192
 _PRECISION = 24  # bits of the models' probabilities
 _BUCKETS = 1024  # of quantiles, each with the symbol to start looking at
 _WORD, _STATE = 2**32 - 1, 2**64 - 1
+
+
+class Piece(NamedTuple):
+    """Which flags are coded together, and what both ends know of them.
+
+    contexts: uint16 `[n]`, the cell of each of all flags; place: which of them; rungs: uint8 `[cells]`; seen: int64
+    `[2 · cells]`, where unset and set flags of each cell are counted in turn, or None.
+    """
+
+    contexts: NDArray[np.uint16]
+    place: slice
+    rungs: NDArray[np.uint8]
+    seen: NDArray[np.int64] | None
+
+    @property
+    def parts(self) -> tuple[NDArray[np.uint16], int, int, int, NDArray[np.uint8], NDArray[np.int64] | None]:
+        """As the compiled loops take it."""
+        return self.contexts, self.place.start, self.place.stop, self.place.step, self.rungs, self.seen
 
 
 @lru_cache(maxsize=1)
@@ -92,21 +108,14 @@ class SlowWriter:
     def __init__(self) -> None:
         self._coder = _constriction().queue.RangeEncoder()
 
-    def flags(
-        self,
-        flags: NDArray[np.bool_],
-        contexts: NDArray[np.uint16],
-        piece: slice,
-        rungs: NDArray[np.uint8],
-        seen: Seen,
-    ) -> None:
-        """Write `flags[piece]`, bool `[n]`, whose cells uint16 `[n]` have rungs uint8 `[cells]`; count in `seen`."""
-        cells, bits = contexts[piece], np.ascontiguousarray(flags[piece])
-        rows = _by_rung(rungs.take(cells), bits)
+    def flags(self, flags: NDArray[np.bool_], piece: Piece) -> None:
+        """Write a piece of flags, bool `[n]`."""
+        cells, bits = piece.contexts[piece.place], np.ascontiguousarray(flags[piece.place])
+        rows = _by_rung(piece.rungs.take(cells), bits)
         for rung, span in _groups(rows.indptr):
             self._group(rows.data[span], rung)
-        if seen is not None:
-            count(seen, cells, bits)
+        if piece.seen is not None:
+            count(piece.seen, cells, bits)
 
     def _group(self, bits: NDArray[np.bool_], rung: int) -> None:
         eight, one = _models(rung)
@@ -131,24 +140,17 @@ class SlowReader:
     def __init__(self, words: NDArray[np.uint32]) -> None:
         self._coder = _constriction().queue.RangeDecoder(words)
 
-    def flags(
-        self,
-        found: NDArray[np.bool_],
-        contexts: NDArray[np.uint16],
-        piece: slice,
-        rungs: NDArray[np.uint8],
-        seen: Seen,
-    ) -> None:
-        """Read into `found[piece]`, bool `[n]`; the rest as for writing."""
-        cells = contexts[piece]
+    def flags(self, found: NDArray[np.bool_], piece: Piece) -> None:
+        """Read a piece into `found`, bool `[n]`."""
+        cells = piece.contexts[piece.place]
         ordered, bits = np.empty((2, len(cells)), np.bool_)
-        rows = _by_rung(rungs.take(cells), bits)
+        rows = _by_rung(piece.rungs.take(cells), bits)
         for rung, span in _groups(rows.indptr):
             ordered[span] = self._group(span.stop - span.start, rung)
         bits[rows.indices.astype(np.intp)] = ordered  # NumPy scatters by its own integers twice as fast
-        found[piece] = bits
-        if seen is not None:
-            count(seen, cells, bits)
+        found[piece.place] = bits
+        if piece.seen is not None:
+            count(piece.seen, cells, bits)
 
     def _group(self, size: int, rung: int) -> NDArray[np.bool_]:
         eight, one = _models(rung)
@@ -209,17 +211,9 @@ class FastWriter:
         self._state = np.array([0, _STATE, 0, 0], np.uint64)
         self._words: list[bytes] = []
 
-    def flags(
-        self,
-        flags: NDArray[np.bool_],
-        contexts: NDArray[np.uint16],
-        piece: slice,
-        rungs: NDArray[np.uint8],
-        seen: Seen,
-    ) -> None:
-        """Write `flags[piece]`."""
-        place = piece.start, piece.stop, piece.step
-        self._words.append(native.fast.write_flags(self._state, flags, contexts, *place, rungs, seen, *tables()))
+    def flags(self, flags: NDArray[np.bool_], piece: Piece) -> None:
+        """Write a piece of flags."""
+        self._words.append(native.fast.write_flags(self._state, flags, *piece.parts, *tables()))
 
     def bits(self, values: NDArray[np.int64], shift: int, bits: int) -> None:
         """Write some bits of each value."""
@@ -248,17 +242,9 @@ class FastReader:
         self._state = np.array([0, _STATE, high << 32 | low, len(begin)], np.uint64)
         self._words = words
 
-    def flags(
-        self,
-        found: NDArray[np.bool_],
-        contexts: NDArray[np.uint16],
-        piece: slice,
-        rungs: NDArray[np.uint8],
-        seen: Seen,
-    ) -> None:
-        """Read into `found[piece]`."""
-        place = found, contexts, piece.start, piece.stop, piece.step
-        if not native.fast.read_flags(self._state, self._words, *place, rungs, seen, *tables()):
+    def flags(self, found: NDArray[np.bool_], piece: Piece) -> None:
+        """Read a piece into `found`."""
+        if not native.fast.read_flags(self._state, self._words, found, *piece.parts, *tables()):
             raise _no_code()
 
     def bits(self, values: NDArray[np.int64], bits: int) -> None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.wire.coder import FINENESS, ladder, reader, refuse, writer
+from prismfl.wire.coder import FINENESS, Piece, ladder, reader, refuse, writer
 
 Shape = tuple[int, ...]
 
@@ -93,7 +93,7 @@ class FlagWriter:
         for part in _passes(len(flags)):
             rungs, seen = counts.rungs(), None if _is_last(part) else counts.seen
             for piece in _pieces(part):
-                self._coder.flags(flags, contexts, piece, rungs, seen)
+                self._coder.flags(flags, Piece(contexts, piece, rungs, seen))
 
     def integers(self, values: NDArray[np.int64], contexts: NDArray[np.uint16], shape: Shape) -> None:
         """Write int64 `[n]` of magnitude below 2^31: zero or not, sign, magnitude."""
@@ -139,7 +139,7 @@ class FlagReader:
         for part in _passes(len(contexts)):
             rungs, seen = counts.rungs(), None if _is_last(part) else counts.seen
             for piece in _pieces(part):
-                self._coder.flags(found, contexts, piece, rungs, seen)
+                self._coder.flags(found, Piece(contexts, piece, rungs, seen))
         return found
 
     def integers(self, contexts: NDArray[np.uint16], shape: Shape) -> NDArray[np.int64]:
