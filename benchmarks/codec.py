@@ -6,7 +6,7 @@ Masks are made as training makes them: θ settles towards 0 and 1, and a client 
 step on the scores.  Each line is one size of that step.  Seconds are the least of the repeats, one
 thread; zstd packs the same mask as plain bits, level 3.  `entropy` is that of flips given their
 contexts, counted over eight masks; `own` the same counted from the very mask, which is too low by what a code
-would spend on telling 12,288 frequencies; `mask` the mask's own given θ.  Ratios are of `entropy`.
+would spend on telling 3,072 frequencies; `mask` the mask's own given θ.  Ratios are of `entropy`.
 With --plain nothing compiled is used.
 """
 
@@ -50,7 +50,7 @@ def line(step: float, count: int, repeats: int) -> str:
     if not np.array_equal(back, mask):
         raise SystemExit("the mask did not come back")
     flips = mask ^ (u < known.q)
-    own, ideal = entropies(known, step, count)
+    own, ideal = entropies(known, step, count, raw[1])
     packed, zipping = zstd(codec.pack_mask(mask), repeats)
     theta = known.q / 65536
     plain = float(-(theta * np.log2(theta) + (1 - theta) * np.log2(1 - theta)).mean())
@@ -73,17 +73,19 @@ def made(step: float, count: int, number: int = 0) -> tuple[Entries, NDArray[np.
     return Entries(q, layers, LAYERS), mine, more.integers(0, 65536, count).astype(np.uint16)
 
 
-def entropies(known: Entries, step: float, count: int) -> tuple[float, float]:
+def entropies(known: Entries, step: float, count: int, width: int) -> tuple[float, float]:
     """Entropy of flips given their contexts, bits a parameter: counted from the first mask, and from all of them."""
-    counts = [counted(known, *made(step, count, number)[1:]) for number in range(MASKS)]
+    counts = [counted(known, width, *made(step, count, number)[1:]) for number in range(MASKS)]
     return entropy(counts[0]), entropy(np.sum(counts, axis=0))
 
 
-def counted(known: Entries, mine: NDArray[np.uint16], u: NDArray[np.uint16]) -> NDArray[np.float64]:
-    """Unset and set flags of each cell: float64 `[2, cells]`."""
-    _, contexts, shape = codec.flip_contexts(u, known)
+def counted(known: Entries, width: int, mine: NDArray[np.uint16], u: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """Unset and set flags of each cell, and of all entries beyond the bins: float64 `[2, cells + 1]`."""
+    near, contexts, shape = codec.flip_contexts(u, known, width)
     flips = (u < mine) ^ (u < known.q)
-    return np.stack([np.bincount(contexts, flips == kind, minlength=int(np.prod(shape))) for kind in (False, True)])
+    cells = np.full(len(u), int(np.prod(shape)))
+    cells[near] = contexts
+    return np.stack([np.bincount(cells[flips == kind], minlength=int(np.prod(shape)) + 1) for kind in (False, True)])
 
 
 def entropy(seen: NDArray[np.float64]) -> float:

@@ -1,6 +1,7 @@
 """Masks, steps and changes come back as they went, in few bytes, and nothing else comes back at all."""
 
 import contextlib
+import hashlib
 
 import numpy as np
 import pytest
@@ -169,24 +170,31 @@ def test_any_mask_comes_back_however_improbable(seed, count):
     np.testing.assert_array_equal(decode_mask(encode_mask(far, u, known), u, known), far)
 
 
-def ideal_bits(known, mine, u):
-    """Entropy of the flips of a receiver who knew each |θ_k - θ_t| to be normal, in bits an entry."""
+def searched(seed, count, step):
+    """θ_t, θ_k a normal `step` of log-odds away, u, and the flips' entropy, bits an entry, for who knows the step."""
+    from scipy.special import expit, logit
     from scipy.stats import norm
 
-    gap = (u.astype(float) - known.q) / 65536
-    spread = np.std((mine.astype(float) - known.q) / 65536)
-    share = np.clip(norm.sf(np.abs(gap) / spread), 1e-12, 1 - 1e-12)
-    return float(np.mean(-share * np.log2(share) - (1 - share) * np.log2(1 - share)))
+    known, _, u = world(seed, count, 0)
+    scores = logit(known.q / 65536)
+    mine = np.rint(65536 * expit(scores + np.random.default_rng((seed, 1)).normal(0, step, count)))
+    share = np.clip(norm.sf(np.abs(logit((u + 0.5) / 65536) - scores) / step), 1e-12, 1 - 1e-12)
+    bits = float(np.mean(-share * np.log2(share) - (1 - share) * np.log2(1 - share)))
+    return known, np.clip(mine, 1, 65535).astype(np.uint16), u, bits
 
 
 # The code learns its probabilities from the flags themselves, which takes the larger share of the few.
-@pytest.mark.parametrize(("moved", "most"), [(0.005, 1.2), (0.03, 1.12), (0.1, 1.12)])
-def test_a_coded_mask_takes_what_the_change_of_theta_is_worth(moved, most):
+@pytest.mark.parametrize(("step", "most"), [(0.03, 1.17), (0.2, 1.05), (1.0, 1.02), (3.0, 1.015)])
+def test_a_coded_mask_takes_what_the_change_of_theta_is_worth(step, most):
     count = 200_000
-    known, mine, u = world(1, count, moved)
+    known, mine, u, ideal = searched(1, count, step)
     bits = 8 * len(encode_mask(u < mine, u, known)) / count
-    assert 0.98 < bits / ideal_bits(known, mine, u) < most
-    assert bits < 3 * moved
+    assert 0.98 < bits / ideal < most
+
+
+def test_moves_in_theta_rather_than_log_odds_take_little_more():
+    known, mine, u = world(1, 200_000, 0.03)
+    assert 8 * len(encode_mask(u < mine, u, known)) < 3 * 0.03 * 200_000
 
 
 def test_no_news_takes_next_to_nothing():
@@ -200,12 +208,47 @@ def test_improbable_flips_are_listed_one_by_one():
     far = np.flatnonzero((np.abs(u.astype(int) - known.q) > 30_000) & (np.arange(50_000) % 16 > 0))[::3000]
     mask[far] ^= True
     raw = encode_mask(mask, u, known)
-    assert raw[0] == 1 and raw[1] < 32
+    assert raw[0] == 1 and raw[1] < len(codec._WIDTHS) - 1
     assert int.from_bytes(raw[2:6], "little") >= len(far) > 0
     np.testing.assert_array_equal(decode_mask(raw, u, known), mask)
 
 
-@pytest.mark.parametrize("raw", [b"", b"\x02abc", b"\x01", b"\x01\x21\0\0\0\0", b"\x01\x00\xff\xff\xff\xff", b"\x00"])
+@pytest.mark.parametrize("moved", [0.003, 0.03, 0.3])
+def test_the_width_that_is_chosen_is_about_the_best_there_is(moved, monkeypatch):
+    known, mine, u = world(7, 40_000, moved)
+    mask = u < mine
+    chosen, every = len(encode_mask(mask, u, known)), []
+    for index in range(len(codec._WIDTHS)):
+        monkeypatch.setattr(codec, "_width_for", lambda *_, index=index: index)
+        raw = encode_mask(mask, u, known)
+        np.testing.assert_array_equal(decode_mask(raw, u, known), mask)
+        every.append(len(raw))
+    assert chosen < 1.01 * min(every) + 4 < 1.3 * max(every)
+
+
+def test_levels_are_log_odds_that_every_machine_rounds_alike():
+    found = codec.levels()
+    exact = 2048 * np.log((np.arange(65536) + 0.5) / (65535.5 - np.arange(65536)))
+    np.testing.assert_array_equal(found, np.rint(exact))
+    assert np.abs(np.abs(exact - np.floor(exact)) - 0.5).min() > 1e-9
+    np.testing.assert_array_equal(found, -found[::-1])
+    assert hashlib.sha256(found.astype("<i2").tobytes()).hexdigest()[:16] == "d4fed7b051ab5359"
+
+
+def test_a_cell_tells_log_odds_theta_on_the_side_of_u_and_layer():
+    q = np.array([6554, 6554, 58982, 58982, 6554], np.uint16)
+    u = np.array([6553, 6555, 58983, 58981, 13107], np.uint16)
+    known = Entries(q, np.array([0, 1, 0, 1, 2], np.uint8), 3)
+    near, cells, shape = codec.flip_contexts(u, known, 0)
+    # Kept and improbable is like dropped and probable; from 0.1 to 0.2 is 0.81 of a nat, 16 bins are 64 / 2048.
+    assert near.tolist() == [True] * 4 + [False] and shape == (16, 16, 3)
+    assert np.stack(np.unravel_index(cells, shape), 1).tolist() == [[0, 1, 0], [0, 14, 1], [0, 1, 0], [0, 14, 1]]
+    near, cells, _ = codec.flip_contexts(u, known, 20)
+    step = int((np.log(13107.5 / 52428.5) - np.log(6554.5 / 58981.5)) * 2048) // 128
+    assert near.all() and np.unravel_index(cells[4], shape) == (step, 14, 2)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x02abc", b"\x01", b"\x01\x27\0\0\0\0", b"\x01\x00\xff\xff\xff\xff", b"\x00"])
 def test_what_is_no_coded_mask_is_refused(raw):
     known, _, u = world(4, 40, 0.1)
     with pytest.raises(MessageError):
@@ -216,13 +259,13 @@ def test_a_flip_listed_beyond_the_end_or_near_is_refused():
     known, _, u = world(5, 40, 0.1)
     near = int(np.argmin(np.abs(u.astype(int) - known.q)))
     for place in (39 + 10, near):
-        reach = 0 if place > 39 else 31
-        quiet, contexts, shape = codec.flip_contexts(u, known, reach)
+        width = 0 if place > 39 else 38
+        quiet, contexts, shape = codec.flip_contexts(u, known, width)
         writer = FlagWriter()
         writer.flags(np.zeros(quiet.sum(), np.bool_), contexts, shape)
         writer.positives(np.array([place + 1]), np.zeros(1, np.uint16), (1,))
         with pytest.raises(MessageError, match="flip beyond"):
-            decode_mask(codec._MASK.pack(1, reach, 1) + writer.done(), u, known)
+            decode_mask(codec._MASK.pack(1, width, 1) + writer.done(), u, known)
 
 
 @settings(max_examples=150, deadline=None)

@@ -260,7 +260,7 @@ def test_other_threads_run_meanwhile():
         go.set()
         for _ in range(500):
             if not turns:
-                native.fast.flip_cells(u, u, layers, 3, 9, layers, cells)
+                native.fast.flip_cells(u, u, layers, 3, codec.levels(), 9, layers, cells)
         assert turns
     finally:
         sys.setswitchinterval(interval)
@@ -281,7 +281,7 @@ def arguments():
         "read_flags": (state.copy(), words, *piece),
         "write_bits": (state.copy(), np.arange(9), 0, 8),
         "read_bits": (state.copy(), words, np.arange(9), 8),
-        "flip_cells": (u, u, layers, 3, 256, flags, contexts.copy()),
+        "flip_cells": (u, u, layers, 3, codec.levels(), 256, flags, contexts.copy()),
         "pick": (flags, flags, flags.copy()),
         "spread": (flags, flags.copy(), flags),
         "phase_cells": (u, u, u, layers, 3, contexts.copy()),

@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prismfl.config import Federation
+from prismfl.seeding import Purpose
+from prismfl.server import Step, advance, public_dither
 from prismfl.wire import message
-from prismfl.wire.codec import Entries, decode_mask, decode_step, encode_mask, encode_step
+from prismfl.wire.codec import Entries, decode_mask, decode_step, encode_mask, encode_step, flip_contexts
 from prismfl.wire.draws import Draws, baseline
 from prismfl.wire.message import Place
 
@@ -34,13 +37,15 @@ def frames():
 def test_the_update_is_the_one_on_the_page(frames):
     place = Place(message.run_id("example"), 0, 0)
     update = message.open_update(frames[0], place, 33, 0)
-    assert (len(frames[0]), update.weight, update.loss, update.alpha) == (74, 1, 0.5, b"")
+    assert (len(frames[0]), update.weight, update.loss, update.alpha) == (70, 1, 0.5, b"")
     assert update.digest == message.digest_of(Q)
     u = DRAWS.uniforms(0, 0)
     assert u[:4].tolist() == [29669, 11726, 57919, 4936]
     mask = decode_mask(update.mask, u, KNOWN)
     np.testing.assert_array_equal(mask, u < MINE)
     assert np.flatnonzero(mask != (u < Q)).tolist() == [*KEPT, *DROPPED]
+    near, _, _ = flip_contexts(u, KNOWN, update.mask[1])
+    assert (update.mask[:6], near.sum()) == (bytes((1, 6, 0, 0, 0, 0)), 10)
     assert encode_mask(mask, u, KNOWN) == update.mask
     assert message.seal_update(update, place) == frames[0]
 
@@ -55,3 +60,5 @@ def test_the_broadcast_is_the_one_on_the_page(frames):
     net, alpha = decode_step(body, base, KNOWN)
     assert np.flatnonzero(net > 0).tolist() == KEPT and np.flatnonzero(net < 0).tolist() == DROPPED
     assert encode_step(net, alpha, base, KNOWN) == body
+    dither = public_dither(0, Purpose.ROUNDING, 0, 256)
+    assert told.digest == message.digest_of(advance(Q, Step(net, alpha), base, Federation(), dither).q)

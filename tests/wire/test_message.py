@@ -122,7 +122,7 @@ def test_distances_come_back(place, distances, weight):
 
 def test_the_header_is_the_one_written_down():
     frame = message.seal(Kind.UPDATE, HERE, b"payload")
-    head = b"PRSM" + struct.pack("<HBB", 3, 2, 0) + HERE.run + struct.pack("<III", 3, 7, 7)
+    head = b"PRSM" + struct.pack("<HBB", 4, 2, 0) + HERE.run + struct.pack("<III", 3, 7, 7)
     check = zlib.crc32(head + bytes(4) + b"payload")
     assert frame == head + struct.pack("<I", check) + b"payload"
 

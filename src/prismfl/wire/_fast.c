@@ -16,7 +16,7 @@
 #define BUCKETS (1 << BUCKET_BITS)
 #define RUNGS 256
 #define BLOCK 512                    /* entries whose cells are computed before some are kept: what stays in the L1 */
-#define FIRST_BIN ((127 + 8) << 2)   /* of a float32's exponent and two bits: distances below 2^8 are together */
+#define BINS 16                      /* of differences of log-odds */
 
 /* ------------------------------------------------------------------------------------------------ arguments */
 
@@ -44,7 +44,7 @@ static int array(Args *a, int k, PyObject *object, Py_ssize_t size, int writable
 }
 
 /* One letter an argument: n an integer; b, h, i, q arrays of 1, 2, 4, 8 bytes, in capitals to be written to;
- * z is Q or None. */
+ * t is h, a table; z is Q or None. */
 static int parse(Args *a, PyObject *const *args, Py_ssize_t given, const char *kinds) {
     if (given != (Py_ssize_t)strlen(kinds)) return PyErr_SetString(PyExc_TypeError, "a wrong number of arguments"), 0;
     for (int k = 0; k < given; k++) {
@@ -54,7 +54,7 @@ static int parse(Args *a, PyObject *const *args, Py_ssize_t given, const char *k
             a->items[k] = PyLong_AsSsize_t(args[k]);
             if (a->items[k] == -1 && PyErr_Occurred()) return 0;
         } else if (!none) {
-            Py_ssize_t size = strchr("bB", kind) ? 1 : strchr("hH", kind) ? 2 : strchr("iI", kind) ? 4 : 8;
+            Py_ssize_t size = strchr("bB", kind) ? 1 : strchr("hHt", kind) ? 2 : strchr("iI", kind) ? 4 : 8;
             if (!array(a, k, args[k], size, kind < 'a' || kind == 'z')) return 0;
         }
     }
@@ -66,10 +66,10 @@ static int must(int holds, const char *what) {
     return holds;
 }
 
-/* The same of arrays of one length, that of the first argument. */
+/* The same of arrays of one length, that of the first argument, but for tables. */
 static int parse_even(Args *a, PyObject *const *args, Py_ssize_t given, const char *kinds) {
     int even = parse(a, args, given, kinds);
-    for (int k = 0; even && k < given; k++) even = kinds[k] == 'n' || a->items[k] == a->items[0];
+    for (int k = 0; even && k < given; k++) even = strchr("nt", kinds[k]) || a->items[k] == a->items[0];
     return must(even, "arrays of different lengths");
 }
 
@@ -377,37 +377,45 @@ METHOD(read_bits) {
 
 /* ------------------------------------------------------------------------------------- entries, one by one */
 
-/* Cells and near of at most a block.  The quarter-octave of |u - q| is read from a float32, which holds 16 bits
- * exactly.  `restrict`, and nothing else, lets a compiler take several entries at a time. */
+/* Cells and near of at most a block; width: (4 … 7) << octave.  `restrict`, and nothing else, lets a compiler take
+ * several entries at a time. */
 static void block_cells(const uint16_t *restrict u, const uint16_t *restrict q, const uint8_t *restrict layers,
-                        uint16_t depth, Py_ssize_t edge, Py_ssize_t size, uint8_t *restrict near,
-                        uint16_t *restrict cells) {
-    int32_t nearer = (int32_t)(edge < 0 ? 0 : edge > 65536 ? 65536 : edge);
+                        uint16_t depth, const int16_t *restrict levels, int octave, uint16_t inverse, Py_ssize_t size,
+                        uint8_t *restrict near, uint16_t *restrict cells) {
+    uint16_t far[BLOCK];
     for (Py_ssize_t i = 0; i < size; i++) {
-        int32_t distance = u[i] > q[i] ? u[i] - q[i] : q[i] - u[i], bits;
-        float exact = (float)distance;
-        memcpy(&bits, &exact, 4);
-        int32_t bin = (bits >> 21) - FIRST_BIN;
-        uint16_t side = (uint16_t)(2 * (bin > 0 ? bin : 0) + (u[i] < q[i]));
-        cells[i] = (uint16_t)((side << 4 | q[i] >> 12) * depth + layers[i]);
-        near[i] = distance < nearer;
+        int32_t difference = levels[u[i]] - levels[q[i]];
+        far[i] = (uint16_t)(difference < 0 ? -difference : difference);
+    }
+    for (Py_ssize_t i = 0; i < size; i++) {
+        uint16_t steps = far[i] >> octave, own = u[i] < q[i] ? q[i] : (uint16_t)-q[i];
+        uint16_t bin = (uint16_t)((uint32_t)steps * inverse >> 16);
+        cells[i] = (uint16_t)((bin << 4 | own >> 12) * depth + layers[i]);
+        near[i] = bin < BINS;
     }
 }
 
-METHOD(flip_cells) { /* u, q, layers, depth, edge, near, cells */
+METHOD(flip_cells) { /* u, q, layers, depth, levels of log-odds, width of a bin, near, cells */
     Args a = {.count = 0};
     uint16_t block[BLOCK];
     uint8_t here[BLOCK];
-    if (!parse_even(&a, args, given, "hhbnnBH")) return end(&a, NULL);
+    if (!parse_even(&a, args, given, "hhbntnBH") || !must(a.items[4] == 65536, "levels of other than 65536 numbers") ||
+        !must(a.items[5] >= 4 && a.items[5] < 65536, "a width that bins have not"))
+        return end(&a, NULL);
     const uint16_t *u = a.at[0], *q = a.at[1];
     const uint8_t *layers = a.at[2];
-    uint8_t *near = a.at[5];
-    uint16_t *cells = a.at[6];
-    Py_ssize_t count = a.items[0], filled = 0;
+    const int16_t *levels = a.at[4];
+    uint8_t *near = a.at[6];
+    uint16_t *cells = a.at[7];
+    Py_ssize_t count = a.items[0], width = a.items[5], filled = 0;
+    int octave = 0;
+    while (width >> octave > 7) octave++;
+    /* Rounded up it divides exactly whatever is nearer than the last bin. */
+    uint16_t inverse = (uint16_t)(65536 / (width >> octave) + (65536 % (width >> octave) != 0));
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t at = 0; at < count; at += BLOCK) {
         Py_ssize_t size = count - at < BLOCK ? count - at : BLOCK;
-        block_cells(u + at, q + at, layers + at, (uint16_t)a.items[3], a.items[4], size, here, block);
+        block_cells(u + at, q + at, layers + at, (uint16_t)a.items[3], levels, octave, inverse, size, here, block);
         memcpy(near + at, here, (size_t)size);
         for (Py_ssize_t i = 0; i < size; i++) { /* what is not near is written over, which takes no branch */
             cells[filled] = block[i];

@@ -50,12 +50,13 @@ def flip_cells(
     q: NDArray[np.uint16],
     layers: NDArray[np.uint8],
     depth: int,
-    edge: int,
+    levels: NDArray[np.int16],
+    width: int,
     near: NDArray[np.bool_],
     cells: NDArray[np.uint16],
     /,
 ) -> int:
-    """Which entries are nearer than the edge, and in front their cells: how many.  All `[n]`."""
+    """Which entries lie in the bins, and in front their cells: how many.  All `[n]`, levels `[65536]`."""
 
 def pick(values: NDArray[np.bool_], chosen: NDArray[np.bool_], found: NDArray[np.bool_], /) -> int:
     """The chosen values, in front of `found`: how many.  All `[n]`."""

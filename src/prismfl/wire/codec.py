@@ -2,9 +2,10 @@
 
 Both ends know θ_t = q / 65536 and the uniforms u that masks are drawn with, hence the mask
 M0 = [u < θ_t] of a client with no news.  Only flips against it are coded, and how likely a flip is
-follows from the distance |u - θ_t|, its side, θ_t, and the layer.
+follows from how far u is from θ_t in log-odds, from θ_t, and from the layer.
 """
 
+import math
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,12 +19,13 @@ from prismfl.wire.draws import Baseline
 from prismfl.wire.flags import FlagReader, FlagWriter
 
 _PACKED, _CODED = 0, 1
-_MASK = struct.Struct("<BBI")  # coding, bins of distance coded flag by flag, number of flips beyond
-_OCTAVES = range(8, 16)  # of distance; below 2^8 lies the first bin
-_BINS, _THETAS, _PHASES = 4 * len(_OCTAVES), 16, 8
-_EDGES = np.array([(4 + quarter) << (octave - 2) for octave in _OCTAVES for quarter in range(4)] + [65536])
-_RARE = 16384  # beyond some distance fewer than one entry in so many flips: these are listed one by one
-_SAMPLE = 16
+_MASK = struct.Struct("<BBI")  # coding, which width of bins, number of flips beyond them
+_UNIT = 2048  # steps of log-odds a nat
+_BINS, _THETAS, _PHASES = 16, 16, 8
+_WIDTHS = np.array([(4 + quarter) << octave for octave in range(10) for quarter in range(4)])[:39]  # of a bin
+_MOST = _BINS * int(_WIDTHS[-1])  # beyond any difference of log-odds
+_SAMPLE = 2**18  # entries by which a width is chosen
+_LISTED = 5  # bits that a flip listed by itself takes beyond what its place is worth
 _FEW = 16  # at most one entry in so many is listed by itself
 _STRETCHES = 256  # of moments, each with probabilities of its own
 _VALUES = 256  # of θ, that are told by their places
@@ -120,19 +122,19 @@ def _unpacked_theta(raw: bytes, count: int) -> NDArray[np.uint16]:
 def encode_mask(mask: NDArray[np.bool_], u: NDArray[np.uint16], known: Entries) -> bytes:
     """A mask bool `[n]` drawn with u uint16 `[n]`: its flips against `[u < θ_t]`, or packed where that is smaller."""
     flips = mask ^ (u < known.q)
-    reach = _reach(_distance(u[::_SAMPLE], known.q[::_SAMPLE]), flips[::_SAMPLE])
-    near, contexts, shape = flip_contexts(u, known, reach)
+    index = _width_for(flips, u, known.q)
+    near, contexts, shape = flip_contexts(u, known, index)
     far = np.flatnonzero(flips & ~near)
     if len(far) > len(mask) // _FEW:
-        near, contexts, shape = flip_contexts(u, known)
-        reach, far = _BINS, far[:0]
+        index, far = len(_WIDTHS) - 1, far[:0]
+        near, contexts, shape = flip_contexts(u, known, index)
     writer = FlagWriter()
     writer.flags(_picked(flips, near, len(contexts)), contexts, shape)
     writer.positives(np.diff(far, prepend=-1), np.zeros(len(far), np.uint16), (1,))
     coded = writer.done()
     if len(coded) + _MASK.size > -(-len(mask) // 8) + 1:
         return bytes([_PACKED]) + pack_mask(mask)
-    return _MASK.pack(_CODED, reach, len(far)) + coded
+    return _MASK.pack(_CODED, index, len(far)) + coded
 
 
 def decode_mask(raw: bytes, u: NDArray[np.uint16], known: Entries) -> NDArray[np.bool_]:
@@ -144,10 +146,12 @@ def decode_mask(raw: bytes, u: NDArray[np.uint16], known: Entries) -> NDArray[np
         return unpack_mask(raw[1:], len(u))
     if len(raw) < _MASK.size or raw[0] != _CODED:
         raise _refuse(f"a mask of {len(raw)} bytes, coding {raw[:1].hex()}", "a packed or coded mask")
-    _, reach, beyond = _MASK.unpack_from(raw)
-    if reach > _BINS or beyond > len(u) // _FEW:
-        raise _refuse(f"a mask of {reach} bins and {beyond} flips beyond", f"at most {_BINS} and {len(u) // _FEW}")
-    near, contexts, shape = flip_contexts(u, known, reach)
+    _, index, beyond = _MASK.unpack_from(raw)
+    if index >= len(_WIDTHS) or beyond > len(u) // _FEW:
+        raise _refuse(
+            f"a mask of width {index} and {beyond} flips beyond", f"below {len(_WIDTHS)}, at most {len(u) // _FEW}"
+        )
+    near, contexts, shape = flip_contexts(u, known, index)
     reader = FlagReader(raw[_MASK.size :])
     mask = (u < known.q) ^ _spread(reader.flags(contexts, shape), near)
     far = np.cumsum(reader.positives(np.zeros(beyond, np.uint16), (1,))) - 1
@@ -158,47 +162,69 @@ def decode_mask(raw: bytes, u: NDArray[np.uint16], known: Entries) -> NDArray[np
     return mask
 
 
-def _distance(u: NDArray[np.uint16], q: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    return np.maximum(u, q) - np.minimum(u, q)
+@lru_cache(maxsize=1)
+def levels() -> NDArray[np.int16]:
+    """Log-odds of (i + 1/2) / 65536 in steps of 1 / 2048, rounded: int16 `[65536]`, odd-symmetric.
+
+    None is near enough to half a step for a machine's logarithm to decide.
+    """
+    upper = [round(_UNIT * math.log((i + 0.5) / (65535.5 - i))) for i in range(32768, 65536)]
+    found = np.concatenate((np.negative(upper[::-1]), upper)).astype(np.int16)
+    found.setflags(write=False)
+    return found
 
 
-def _reach(distance: NDArray[np.uint16], flips: NDArray[np.bool_]) -> int:
-    """Bins of distance to be coded flag by flag, judged by a part of the entries."""
-    bins = _distance_bins(distance)
-    entries = np.bincount(bins, minlength=_BINS)[::-1].cumsum()[::-1]
-    flipped = np.bincount(bins[flips], minlength=_BINS)[::-1].cumsum()[::-1]
-    rare = flipped * _RARE <= entries
-    return int(np.argmax(rare)) if rare.any() else _BINS
+def _differences(u: NDArray[np.uint16], q: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """How far the log-odds of u are from those of θ, in steps."""
+    found: NDArray[np.int32] = np.abs(levels().take(u).astype(np.int32) - levels().take(q))
+    return found.astype(np.uint16)
 
 
-def _distance_bins(distance: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Quarter-octaves of distance, 0 … 31: exponent and two bits of a float32, which holds 16 bits exactly."""
-    bins = (distance.astype(np.float32).view(np.uint32) >> np.uint32(21)).astype(np.uint16)
-    first = np.uint16((127 + _OCTAVES[0]) << 2)
-    np.maximum(bins, first, out=bins)
-    bins -= first
-    return bins
+def _width_for(flips: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint16]) -> int:
+    """Which width of bins lets the flips take the fewest bits, judged by a part of the entries."""
+    some = slice(None, None, len(u) // _SAMPLE + 1)
+    far = _differences(u[some], q[some]).astype(np.intp)
+    edges = _WIDTHS[:, None] * np.arange(_BINS + 1)
+    all_of, flipped = (_nearer(part)[edges] for part in (far, far[flips[some]]))
+    beyond = np.count_nonzero(flips[some]) - flipped[:, -1]
+    listed = beyond * (np.log2(max(1, len(far)) / np.maximum(beyond, 1)) + _LISTED)
+    return int(np.argmin(_bits(np.diff(flipped), np.diff(all_of)).sum(1) + listed))
+
+
+def _nearer(differences: NDArray[np.intp]) -> NDArray[np.int64]:
+    """How many are below each of 0 … `_MOST`."""
+    return np.bincount(differences + 1, minlength=_MOST + 1).cumsum()
+
+
+def _bits(set_flags: NDArray[np.int64], flags: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What so many set ones among so many flags take at least, in bits."""
+    total = np.zeros(flags.shape)
+    for part in (set_flags, flags - set_flags):
+        total -= part * np.log2(np.maximum(part, 1) / np.maximum(flags, 1))
+    return total
 
 
 def flip_contexts(
-    u: NDArray[np.uint16], known: Entries, reach: int = _BINS
+    u: NDArray[np.uint16], known: Entries, index: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.uint16], tuple[int, ...]]:
-    """Which entries are nearer than the reach, bool `[n]`, their cells, uint16, and the shape of the cells.
+    """Which entries lie in the bins of a width, bool `[n]`, their cells, uint16, and the shape of the cells.
 
-    A cell is what the probability of a flip depends on.
+    A cell is what the probability of a flip depends on: how far it is from θ_t to u in log-odds, θ_t or, where u
+    lies above it, 1 - θ_t, and the layer.  A search steps in log-odds, and does not tell kept from dropped.
     """
     near, cells, filled = np.empty(len(u), np.bool_), np.empty(len(u), np.uint16), 0
-    shape = 2 * _BINS, _THETAS, known.depth
+    shape, width = (_BINS, _THETAS, known.depth), int(_WIDTHS[index])
     if native.fast:
         u, q, layers = np.ascontiguousarray(u), np.ascontiguousarray(known.q), np.ascontiguousarray(known.layers)
-        filled = native.fast.flip_cells(u, q, layers, known.depth, int(_EDGES[reach]), near, cells)
+        filled = native.fast.flip_cells(u, q, layers, known.depth, levels(), width, near, cells)
         return near, cells[:filled], shape
     for start in range(0, len(u), _CHUNK):
         chunk = slice(start, start + _CHUNK)
-        distance = _distance(u[chunk], known.q[chunk])
-        here = np.less(distance, _EDGES[reach], out=near[chunk])
+        bins = _differences(u[chunk], known.q[chunk]) // np.uint16(width)
+        here = np.less(bins, _BINS, out=near[chunk])
         # All cells and then some of them: picking out what cells are made of takes longer than cells.
-        found = _flip_cells(u[chunk], known.of(chunk), distance).take(np.flatnonzero(here))
+        own = np.where(u[chunk] < known.q[chunk], known.q[chunk], np.negative(known.q[chunk]))
+        found = _with_theta(bins, own, known.layers[chunk], known.depth).take(np.flatnonzero(here))
         cells[filled : filled + len(found)] = found
         filled += len(found)
     return near, cells[:filled], shape
@@ -228,13 +254,6 @@ def _spread(values: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> NDArray[np.
         found[start : start + _CHUNK][places] = values[filled : filled + len(places)]
         filled += len(places)
     return found
-
-
-def _flip_cells(u: NDArray[np.uint16], known: Entries, distance: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    cells = _distance_bins(distance)
-    cells += cells
-    cells += u < known.q
-    return _with_theta(cells, known.q, known.layers, known.depth)
 
 
 def _with_theta(

@@ -7,6 +7,7 @@ pass, flags of like probability are sorted together and coded eight at a time by
 range coder, which is what makes this fast.
 """
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -18,7 +19,7 @@ from prismfl.wire.coder import FINENESS, Piece, ladder, reader, refuse, writer
 Shape = tuple[int, ...]
 
 ONE = 65536
-_STRENGTH = 24  # flags' worth of belief in the coarser context
+_STRENGTHS = 2, 4, 8, 64  # flags' worth of belief in the coarser context, by the number of axes told
 _FIRST_PASS = 64  # about as many flags
 _PIECE = 262144  # flags that are sorted at a time: what fits a cache
 MOST_BITS = 31  # of an integer's magnitude
@@ -60,11 +61,18 @@ def _pieces(part: slice) -> Iterator[slice]:
     return (slice(start, min(start + step, part.stop), part.step) for start in range(part.start, part.stop, step))
 
 
+def _signed(
+    negative: NDArray[np.bool_], contexts: NDArray[np.uint16], shape: Shape
+) -> tuple[NDArray[np.uint16], Shape]:
+    """Contexts and shape with the sign as well, coarsest axis of all together with what was the first."""
+    return contexts + np.uint16(math.prod(shape)) * negative, (2 * shape[0], *shape[1:])
+
+
 class _Counts:
     """What was seen of each context so far, and the rungs that follow from it."""
 
     def __init__(self, shape: Shape) -> None:
-        self.shape, self.cells = shape, int(np.prod(shape, dtype=np.int64))
+        self.shape, self.cells = shape, math.prod(shape)
         self.seen = np.zeros(2 * self.cells, np.int64)  # unset and set flags of each cell in turn
 
     def rungs(self) -> NDArray[np.uint8]:
@@ -74,7 +82,7 @@ class _Counts:
             levels.append(levels[-1].sum(axis=-1))
         guess = np.array(ONE // 2, np.int64)
         for depth, (unset, is_set) in enumerate(reversed(levels)):
-            believed = _STRENGTH if depth > 1 else 2
+            believed = _STRENGTHS[depth]
             found = (is_set * ONE + believed * guess) // (unset + is_set + believed)
             guess = np.expand_dims(found, -1)
         return _rung_of().take(guess.reshape(-1))
@@ -100,8 +108,9 @@ class FlagWriter:
         self.flags(values != 0, contexts, shape)
         places = np.flatnonzero(values)  # NumPy indexes by places four times as fast as by a mask
         values, contexts = values.take(places), contexts.take(places)
-        self.flags(values < 0, contexts, shape)
-        self.positives(np.abs(values), contexts, shape)
+        negative = values < 0
+        self.flags(negative, contexts, shape)
+        self.positives(np.abs(values), *_signed(negative, contexts, shape))
 
     def positives(self, values: NDArray[np.int64], contexts: NDArray[np.uint16], shape: Shape) -> None:
         """Write int64 `[n]` in 1 … 2^31 - 1: the number of bits in unary, then the bits below the first."""
@@ -147,8 +156,9 @@ class FlagReader:
         values = np.zeros(len(contexts), np.int64)
         used = np.flatnonzero(self.flags(contexts, shape))
         contexts = contexts.take(used)
-        signs = 1 - 2 * self.flags(contexts, shape).astype(np.int64)
-        values[used] = signs * self.positives(contexts, shape)
+        negative = self.flags(contexts, shape)
+        sizes = self.positives(*_signed(negative, contexts, shape))
+        values[used] = np.where(negative, -sizes, sizes)
         return values
 
     def positives(self, contexts: NDArray[np.uint16], shape: Shape) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from prismfl.errors import MessageError
 from prismfl.wire.codec import pack_mask, pack_theta, unpack_mask, unpack_theta
 
 MAGIC = b"PRSM"
-VERSION = 3
+VERSION = 4
 # magic, version, kind, reserved, run id, round, client, payload length, CRC-32 of all before and after it
 _HEADER = struct.Struct("<4sHBB16sIIII")
 _BROADCAST = struct.Struct("<8sIIIH")  # digest of θ_t, rank, cohort, round that the steps start from, their number
