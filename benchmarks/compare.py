@@ -35,7 +35,13 @@ images = np.random.default_rng(0).integers(0, 256, (40, 1, layout.size, layout.s
 target = features.target(images, np.arange(40) % 10, 10)
 weights = torch.from_numpy(frozen_weights(layout, 0).copy())
 settings = Search(batch_size=4 if tiny else 32)
-searcher = Searcher(layout, weights, features, target, settings, torch.Generator().manual_seed(0))
+try:
+    from prismfl.nets.tape import Tape
+    from prismfl.seeding import Purpose, Stream
+    draws = Tape(Stream(0, Purpose.SEARCH))
+except ImportError:
+    draws = torch.Generator().manual_seed(0)
+searcher = Searcher(layout, weights, features, target, settings, draws)
 theta, found = torch.full((layout.count,), 0.5), []
 for _ in range(2 if tiny else 6):
     begun = time.process_time()

@@ -62,6 +62,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from prismfl.config import settings_from, toml_from
+from prismfl.nets.tape import Tape
 from prismfl.preparation import prepare
 from prismfl.search import local_search
 from prismfl.seeding import Purpose, Stream
@@ -81,7 +82,7 @@ def train(message, context):
     torch.set_num_threads(1)
     agreement, kit = ready.agreement, ready.kit
     q = (message.content["theta"]["q"].numpy() * 65536).clip(1, 65535).astype(np.uint16)
-    draws = Stream(0, Purpose.SEARCH, 0, client).torch_generator()
+    draws = Tape(Stream(0, Purpose.SEARCH, 0, client))
     found = local_search(agreement.layout, kit.weights, kit.features, q, target_of(text, client),
                          agreement.settings.search, 1.0, draws)
     theta = (found.q / 65536).astype(np.float32)

@@ -42,7 +42,9 @@ from prismfl.layout import Layout
 from prismfl.mmd import FeatureMap, Target
 from prismfl.nets.features import load_features
 from prismfl.nets.generator import check_device
+from prismfl.nets.tape import Tape
 from prismfl.search import BatchSearcher, Searcher, local_search, search_many
+from prismfl.seeding import Purpose, Stream
 
 # Largest relative error of a gradient that is still the same gradient, by precision.
 LIMITS = {"float32": 1e-3, "tf32": 0.1, "bfloat16": 0.6}
@@ -194,7 +196,7 @@ def checked(plan: Plan, device: torch.device, precision: str) -> Iterator[Check]
         yield check(f"moments, {precision}", there.features.moments((images * 2 - 1).to(device)), wanted, precision)
     gradient, _ = here.gradient(theta)
     yield check(f"gradient, {precision}", there.gradient(theta.to(device))[0], gradient, precision)
-    together = batched(there, 2, "cpu")
+    together = batched(moved(plan, device, precision), 2)
     found = together.gradient(theta.to(device).expand(2, -1).contiguous())[0]
     yield check(f"gradient in a batch, {precision}", found[0], gradient, precision)
 
@@ -206,17 +208,22 @@ def check(what: str, found: torch.Tensor, wanted: torch.Tensor, precision: str) 
 
 
 def moved(plan: Plan, device: torch.device, precision: str) -> Searcher:
-    """A client's search on the device, with draws of the processor's generator."""
+    """A client's search on the device."""
     layout, features, batch = plan.world()
     return made(layout, features, Search(batch_size=batch, precision=dtype_of(precision)), device)
 
 
-def batched(one: Searcher, clients: int, draws_on: str) -> BatchSearcher:
-    """So many clients like one, each with a generator of its own; the first draws as the one does."""
+def batched(one: Searcher, clients: int) -> BatchSearcher:
+    """So many clients like one, each with draws of its own; the first draws as the one does."""
     target = Target(one.target.cpu().numpy(), 64, one.shares.cpu().numpy())
-    draws = [torch.Generator(draws_on).manual_seed(client) for client in range(clients)]
+    draws = [tape(client, one.weights.device) for client in range(clients)]
     shared = one.layout, one.weights, one.features
     return BatchSearcher(*shared, [target] * clients, one.settings, draws)
+
+
+def tape(client: int, device: torch.device) -> Tape:
+    """A client's draws."""
+    return Tape(Stream(0, Purpose.SEARCH, 0, client), device)
 
 
 # ------------------------------------------------------------------------------------------- fast
@@ -225,14 +232,12 @@ def batched(one: Searcher, clients: int, draws_on: str) -> BatchSearcher:
 def timed_row(plan: Plan, device: torch.device, precision: str, batching: str, rate: float, bandwidth: float) -> Row:
     """A step and a round of all clients."""
     one = moved(plan, device, precision)
-    one.draws = torch.Generator(device).manual_seed(0)
-    one.shares = one.shares.to(device)
     alone = torch.full((one.layout.count,), 0.5, device=device)
     operations, moved_bytes = (plan.clients * total for total in work_of(lambda: one.gradient(alone)))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if batching == "vmap":
-        many, thetas = batched(one, plan.clients, str(device)), alone.expand(plan.clients, -1).contiguous()
+        many, thetas = batched(one, plan.clients), alone.expand(plan.clients, -1).contiguous()
         seconds = timed(lambda: many.gradient(thetas), plan.repeats, device)
     else:
         seconds = plan.clients * timed(lambda: one.gradient(alone), plan.repeats, device)
@@ -248,7 +253,7 @@ def round_seconds(plan: Plan, one: Searcher, batching: str) -> float:
     settings = replace(one.settings, local_steps=plan.steps)
     target = Target(one.target.cpu().numpy(), 64, one.shares.cpu().numpy())
     q = np.full(layout.count, 32768, np.uint16)
-    draws = [torch.Generator(device).manual_seed(client) for client in range(plan.clients)]
+    draws = [tape(client, device) for client in range(plan.clients)]
     shared = layout, one.weights, one.features
     begun = time.perf_counter()
     if batching == "vmap":

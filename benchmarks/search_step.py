@@ -27,8 +27,10 @@ from prismfl.engines.inprocess import keep_freed_memory
 from prismfl.layout import Layout, frozen_weights
 from prismfl.mmd import FeatureMap, label_shares
 from prismfl.nets.features import LoadedNet, load_features
+from prismfl.nets.tape import Tape
 from prismfl.nets.vgg import VGG19_PLAN, HeadlessVgg
 from prismfl.search import Searcher
+from prismfl.seeding import Purpose, Stream
 
 PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm")
 
@@ -91,7 +93,7 @@ def made(layout: Layout, features: FeatureMap, settings: Search, device: torch.d
     target = replace(features.target(images, labels, layout.classes), shares=label_shares(labels, layout.classes))
     weights = torch.from_numpy(frozen_weights(layout, 0).copy()).to(device or "cpu")
     features.to(str(device or "cpu"))
-    return Searcher(layout, weights, features, target, settings, torch.Generator().manual_seed(0))
+    return Searcher(layout, weights, features, target, settings, Tape(Stream(0, Purpose.SEARCH), device or "cpu"))
 
 
 def timed(call: Callable[[], Any], repeats: int) -> float:

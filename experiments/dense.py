@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.config import Settings
+from prismfl.config import Search, Settings
 from prismfl.engines.clientdisk import ClientDisk
 from prismfl.engines.inprocess import keep_freed_memory
 from prismfl.metrics.embedding import judge_features
 from prismfl.metrics.frechet import frechet
 from prismfl.metrics.neighbours import balls, compare
 from prismfl.nets.generator import label_turns, latent_batch, recompute_statistics, render
+from prismfl.nets.tape import Tape
 from prismfl.preparation import Prepared, prepare
 from prismfl.runfolder import RunFolder
 from prismfl.sampling import labels_like
@@ -57,26 +58,39 @@ def averaged(ready: Prepared, rate: float, folder: Path) -> torch.Tensor:
     search, weights, rounds = agreement.settings.search, kit.weights.clone(), agreement.settings.federation.rounds
     disk = ClientDisk(agreement, kit, RunFolder(folder))
     targets = [disk.target(client, mine) for client, mine in enumerate(ready.clients)]
-    draws = [torch.Generator().manual_seed(1000 * agreement.settings.seed + client) for client in range(len(targets))]
+    draws = [Tape(Stream(agreement.settings.seed, Purpose.SEARCH, 0, client)) for client in range(len(targets))]
     pairs = zip(targets, draws, strict=True)
     searchers = [Searcher(agreement.layout, weights, kit.features, target, search, one) for target, one in pairs]
+    adams = [adam_of(search, weights) for _ in searchers]
     for index in range(rounds):
         size = rate * rate_at(search, index, rounds) / search.learning_rate
-        weights = torch.stack([descended(one, weights, size, search.local_steps) for one in searchers]).mean(0)
+        if search.adam == "reset":
+            adams = [adam_of(search, weights) for _ in searchers]
+        clients = zip(searchers, adams, strict=True)
+        weights = torch.stack([descended(*client, weights, size, search.local_steps) for client in clients]).mean(0)
         print(f"dense round {index + 1}/{rounds}", flush=True)
     return weights
 
 
-def descended(searcher: Searcher, weights: torch.Tensor, rate: float, steps: int) -> torch.Tensor:
-    """One client's weights `[N]` after its local steps of Adam."""
-    mine = weights.clone().requires_grad_()
-    settings = searcher.settings
-    adam = torch.optim.Adam([mine], lr=rate, betas=(settings.beta1, settings.beta2), eps=1e-16)
+def adam_of(settings: Search, weights: torch.Tensor) -> torch.optim.Adam:
+    """A client's Adam, on weights `[N]` of its own."""
+    return torch.optim.Adam([weights.clone().requires_grad_()], betas=(settings.first_decay, settings.beta2), eps=1e-16)
+
+
+def descended(
+    searcher: Searcher, adam: torch.optim.Adam, weights: torch.Tensor, rate: float, steps: int
+) -> torch.Tensor:
+    """One client's weights `[N]` after its local steps of Adam from the server's."""
+    (group,) = adam.param_groups
+    (mine,) = group["params"]
+    group["lr"] = rate
+    with torch.no_grad():
+        mine.copy_(weights)
     for _ in range(steps):
         adam.zero_grad()
         searcher.losses(mine)[0].backward()
         adam.step()
-    return mine.detach()
+    return mine.detach().clone()
 
 
 def measured(ready: Prepared, weights: torch.Tensor, count: int, manifold: bool) -> dict[str, float]:

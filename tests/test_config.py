@@ -389,3 +389,8 @@ def test_private_settings_come_back_from_their_text(tmp_path):
 )
 def test_adam_is_kept_where_all_clients_take_part_unless_told(changes, kept):
     assert settings_from(changes).keeps_adam is kept
+
+
+def test_adams_first_decay_is_longer_where_it_is_kept_unless_told():
+    assert Search(adam="keep").first_decay == 0.9 and Search(adam="reset").first_decay == 0.5
+    assert Search(adam="reset", beta1=0.25).first_decay == Search(adam="keep", beta1=0.25).first_decay == 0.25

@@ -13,6 +13,8 @@ import torch
 
 from prismfl import evaluation
 from prismfl.metrics.readability import Classifier
+from prismfl.nets.tape import Tape
+from prismfl.seeding import Purpose, Stream
 
 RUN = Path(__file__).parent.parent / "experiments" / "run.py"
 ROW = """
@@ -144,8 +146,11 @@ def test_a_step_of_dense_weights_is_repeatable_and_as_long_as_its_rate(runner, t
     mine = ready.clients[0]
     target = ready.kit.features.target(mine.images, mine.labels, ready.agreement.layout.classes)
     made = (ready.agreement.layout, ready.kit.weights, ready.kit.features, target, ready.agreement.settings.search)
+    search, weights = ready.agreement.settings.search, ready.kit.weights
     found = [
-        dense.descended(dense.Searcher(*made, torch.Generator().manual_seed(1)), ready.kit.weights, 0.01, 2)
+        dense.descended(
+            dense.Searcher(*made, Tape(Stream(1, Purpose.SEARCH))), dense.adam_of(search, weights), weights, 0.01, 2
+        )
         for _ in range(2)
     ]
     assert torch.equal(*found)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from prismfl import seeding
 from prismfl.errors import SettingError
 from prismfl.seeding import Purpose, Stream, normal_table, philox, torch_philox
 
@@ -129,6 +130,49 @@ def test_permutations_are_fair():
     for turn in range(2000):
         places[np.arange(4), Stream(0, Purpose.RANKS, turn).permutation(4)] += 1
     assert stats.chisquare(places.reshape(-1)).pvalue > 1e-4
+
+
+@given(streams, st.integers(0, 300), st.integers(0, 2**31))
+def test_compiled_words_are_numpys(stream, count, block):
+    compiled = stream.words(count, block)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seeding, "_philox", None)
+        np.testing.assert_array_equal(compiled, stream.words(count, block))
+        np.testing.assert_array_equal(stream.halves(count, block), stream.torch_halves(count, block=block))
+    np.testing.assert_array_equal(compiled, stream.torch_words(count, block=block))
+
+
+@given(streams, st.integers(0, 90), st.integers(0, 40))
+def test_a_block_is_where_a_stream_is_read_on(stream, count, block):
+    np.testing.assert_array_equal(stream.words(count, block), stream.words(4 * block + count)[4 * block :])
+    np.testing.assert_array_equal(stream.halves(count, block), stream.halves(8 * block + count)[8 * block :])
+
+
+@pytest.mark.skipif(seeding._philox is None, reason="no compiler was there")
+@pytest.mark.parametrize(
+    ("out", "block", "error"),
+    [
+        (np.zeros(4, np.uint64), 0, ValueError),
+        (np.zeros(9, np.uint8)[1:], 0, ValueError),
+        (np.zeros(8, np.uint32)[::2], 0, TypeError),
+        (np.frombuffer(bytes(16), np.uint32), 0, TypeError),
+        (np.zeros(64, np.uint32), 2**32 - 2, ValueError),
+        (np.zeros(4, np.uint32), -1, ValueError),
+        (np.zeros(4, np.uint32), 2**40, ValueError),
+    ],
+    ids=[
+        "eight bytes",
+        "unaligned",
+        "strided",
+        "constant",
+        "to beyond the last block",
+        "negative",
+        "beyond the last block",
+    ],
+)
+def test_what_the_compiled_words_cannot_be_written_to_is_refused(out, block, error):
+    with pytest.raises(error):
+        seeding._philox.words(out, block, 0, 0, 0, 0, 0)
 
 
 def test_torch_generator_repeats_itself_and_differs_between_streams():

@@ -18,9 +18,11 @@ from prismfl.federation import Agreement, ClientKit, Reply, agree, client_update
 from prismfl.layout import frozen_weights
 from prismfl.mmd import PRECISIONS, FeatureMap, Target
 from prismfl.nets.features import load_features
+from prismfl.nets.tape import Tape
 from prismfl.privacy.release import noisy
 from prismfl.sampling import Sampler, finish
 from prismfl.search import Searcher, processor_threads
+from prismfl.seeding import Purpose, Stream
 from prismfl.wire.codec import Entries, decode_mask, encode_mask
 
 _SCALE = 10**6  # σ of the noise that is timed, in steps of the grid: it makes no difference
@@ -122,7 +124,7 @@ def _target(agreement: Agreement, kit: ClientKit) -> Target:
 
 def _searcher(agreement: Agreement, kit: ClientKit, target: Target, precision: str) -> Searcher:
     search = replace(agreement.settings.search, precision=precision)
-    draws = torch.Generator().manual_seed(0)
+    draws = Tape(Stream(0, Purpose.SEARCH))
     return Searcher(agreement.layout, kit.weights, kit.features, target, search, draws)
 
 

@@ -116,7 +116,12 @@ class Search:
     batch_size: int = _setting(32, "images a step", least=2, most=65536)
     learning_rate: float = _setting(1.0, "Adam's step on the scores", above=0.0, most=1000.0)
     final_rate: float = _setting(0.3, "share of the learning rate left in the last round (cosine)", least=0.0, most=1.0)
-    beta1: float = _setting(0.5, "Adam's first decay", least=0.0, most=0.9999)
+    beta1: float = _setting(
+        0.0,
+        "Adam's first decay; 0: 0.9 where its moments are kept between rounds, 0.5 where they are not",
+        least=0.0,
+        most=0.9999,
+    )
     beta2: float = _setting(0.999, "Adam's second decay", least=0.0, most=0.999999)
     adam: str = _setting(
         "auto",
@@ -158,6 +163,11 @@ class Search:
         0, "most clients in one batch; 0 takes as many as a share of the memory holds", least=0, most=32767
     )
     client_threads: int = _setting(1, "processor threads a client's search uses", least=1, most=1024)
+
+    @property
+    def first_decay(self) -> float:
+        """β₁ of Adam, once `adam` says whether it is kept."""
+        return self.beta1 or (0.5 if self.adam == "reset" else 0.9)
 
 
 @dataclass(frozen=True)
@@ -203,7 +213,7 @@ class Federation:
     )
     initial_theta: float = _setting(0.5, "keep-probability before the first round", above=0.0, most=0.9999)
     initial_certainty: float = _setting(
-        0.8,
+        0.95,
         "how far towards 1 or 0 an entry begins, by a public draw at that probability; 0: all begin alike",
         least=0.0,
         most=1.0,

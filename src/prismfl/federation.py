@@ -23,6 +23,7 @@ from prismfl.layout import Layout, frozen_weights
 from prismfl.mmd import FeatureMap, Target, distance, label_means
 from prismfl.nets.generator import generate, label_turns, latent_batch
 from prismfl.nets.masked import mask_of
+from prismfl.nets.tape import Tape
 from prismfl.search import Found, Memory, local_search, rate_at, search_many
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import (
@@ -487,12 +488,12 @@ def _outcome(part: Callable[..., Any], *args: Any) -> Any:
         return error
 
 
-def _search_of(agreement: Agreement, kit: ClientKit, place: message.Place) -> tuple[Search, float, torch.Generator]:
-    """How a client searches in a round: settings, rate, and a generator where the kit computes."""
+def _search_of(agreement: Agreement, kit: ClientKit, place: message.Place) -> tuple[Search, float, Tape]:
+    """How a client searches in a round: settings, rate, and draws where the kit computes."""
     settings = agreement.settings
     stream = Stream(settings.seed, Purpose.SEARCH, place.round, place.client)
     rate = rate_at(settings.search, place.round, settings.federation.rounds)
-    return settings.search, rate, stream.torch_generator(kit.weights.device)
+    return settings.search, rate, Tape(stream, kit.weights.device)
 
 
 def _answer(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from prismfl.federation import Agreement, Reply, cohort, init, seal_found, seal_target, server_update
 from prismfl.mmd import Target
+from prismfl.nets.tape import Tape
 from prismfl.preparation import Prepared
 from prismfl.search import local_search, processor_threads, rate_at
 from prismfl.seeding import Purpose, Stream
@@ -106,7 +107,7 @@ def _timed_search(ready: Prepared, target: Target) -> tuple[float, NDArray[np.ui
     steps = min(_TRIAL_STEPS, search.local_steps)
     for trial in (replace(search, local_steps=1), replace(search, local_steps=steps)):
         begun, kit, q = time.perf_counter(), ready.kit, init(agreement).q
-        draws = Stream(agreement.settings.seed, Purpose.SEARCH).torch_generator(kit.weights.device)
+        draws = Tape(Stream(agreement.settings.seed, Purpose.SEARCH), kit.weights.device)
         found = local_search(agreement.layout, kit.weights, kit.features, q, target, trial, search.learning_rate, draws)
     return (time.perf_counter() - begun) / steps, found.q
 

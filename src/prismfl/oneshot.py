@@ -29,6 +29,7 @@ from prismfl.federation import (
     mean_by_layer,
 )
 from prismfl.mmd import Target
+from prismfl.nets.tape import Tape
 from prismfl.search import local_search, processor_threads, rate_at
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import ONE, ServerState
@@ -105,7 +106,7 @@ def search_round(
     Bytes of the exchange stand in the first round.  Raises ClientError when the search diverges.
     """
     settings, first = agreement.settings, state.round == 0
-    draws = Stream(settings.seed, Purpose.SEARCH, state.round).torch_generator()
+    draws = Tape(Stream(settings.seed, Purpose.SEARCH, state.round), kit.weights.device)
     rate = rate_at(settings.search, state.round, settings.federation.rounds)
     with processor_threads(settings.search.client_threads):
         found = local_search(

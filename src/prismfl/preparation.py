@@ -88,11 +88,13 @@ def prepare(
 
 
 def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
-    """The settings with what depends on files and machine written down: a resumed run goes on as it began."""
+    """The settings with what depends on files, machine and others of them written down: a run is resumed as it began."""
+    precision = precision_of(settings.search.precision, settings.output.device)
+    search = replace(settings.search, precision=precision, adam="keep" if settings.keeps_adam else "reset")
     return replace(
         settings,
         features=replace(settings.features, features_sha256=loaded.sha256),
-        search=replace(settings.search, precision=precision_of(settings.search.precision, settings.output.device)),
+        search=replace(search, beta1=search.first_decay),
     )
 
 

@@ -16,7 +16,9 @@ from prismfl.layout import Layout
 from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, batch_groups, distance, label_groups
 from prismfl.nets.fused import adam_step
 from prismfl.nets.generator import generate, generate_many
-from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of, uniforms
+from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of
+from prismfl.nets.tape import Tape
+from prismfl.seeding import Purpose, Stream
 
 # Gradients of single scores are as small as 1e-9: Adam's usual 1e-8 would drown them.
 _TINY = 1e-16
@@ -87,7 +89,7 @@ def faster_together(layout: Layout, weights: Tensor, features: FeatureMap, setti
     many = min(clients, _TRIED)
     classes = max(1, layout.classes)
     nothing = Target(np.zeros(classes * features.dimension, np.float32), 1, np.full(classes, 1 / classes))
-    draws = [torch.Generator(weights.device).manual_seed(client) for client in range(many)]
+    draws = [Tape(Stream(0, Purpose.SEARCH, 0, client), weights.device) for client in range(many)]
     theta = torch.full((many, layout.count), 0.5, device=weights.device)
     alone = Searcher(layout, weights, features, nothing, settings, draws[0])
     together = BatchSearcher(layout, weights, features, [nothing] * many, settings, draws)
@@ -123,7 +125,7 @@ def local_search(
     target: Target,
     settings: Search,
     rate: float,
-    draws: torch.Generator,
+    draws: Tape,
     memory: Memory | None = None,
 ) -> Found:
     """Search from θ = q / 65536 for `local_steps` steps of Adam on the scores.
@@ -147,12 +149,12 @@ def search_many(
     targets: Sequence[Target],
     settings: Search,
     rate: float,
-    draws: Sequence[torch.Generator],
+    draws: Sequence[Tape],
     memories: Sequence[Memory | None],
 ) -> list[Found]:
     """`local_search` of K clients as one batch: what each would find alone, up to rounding.
 
-    The clients share frozen weights and feature network; each has its own θ, target, Adam and generator, from
+    The clients share frozen weights and feature network; each has its own θ, target, Adam and tape, from
     which it draws the same numbers in the same order as it would alone.
     """
     searcher = BatchSearcher(layout, weights, features, targets, settings, draws)
@@ -198,7 +200,7 @@ class Searcher:
         features: FeatureMap,
         target: Target,
         settings: Search,
-        draws: torch.Generator,
+        draws: Tape,
     ) -> None:
         self.layout, self.settings, self.draws = layout, settings, draws
         precision = precision_of(settings.precision, weights.device.type)
@@ -206,7 +208,7 @@ class Searcher:
         self.features = features.in_precision(precision)
         self.target = torch.from_numpy(target.moments).to(weights.device)
         self.blocks = self.features.split(self.target)
-        self.shares = torch.from_numpy(target.shares).to(draws.device)
+        self.shares = torch.from_numpy(target.shares).to(weights.device)
         self.moving = MovingResidual(self.target, settings.moving_rate)
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,7 +221,6 @@ class Searcher:
     def losses(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """What is descended, and the squared distance, of a batch made with weights `[N]`."""
         latents, labels = _inputs(self.layout, self.settings.batch_size, self.shares, self.draws)
-        latents, labels = latents.to(flat.device), labels.to(flat.device)
         images = generate(self.layout, flat.to(self.dtype), latents.to(self.dtype), labels=labels)
         if self.settings.loss == "squared":
             measured = self.features.squared_distance(images, labels, self.blocks)
@@ -238,7 +239,7 @@ class BatchSearcher:
         features: FeatureMap,
         targets: Sequence[Target],
         settings: Search,
-        draws: Sequence[torch.Generator],
+        draws: Sequence[Tape],
     ) -> None:
         self.layout, self.settings, self.draws = layout, settings, draws
         precision = precision_of(settings.precision, weights.device.type)
@@ -247,7 +248,7 @@ class BatchSearcher:
         self.targets = torch.stack([torch.from_numpy(target.moments) for target in targets]).to(weights.device)
         split = [self.features.split(target) for target in self.targets]
         self.blocks = [torch.stack(parts) for parts in zip(*split, strict=True)]
-        self.shares = [torch.from_numpy(one.shares).to(own.device) for one, own in zip(targets, draws, strict=True)]
+        self.shares = [torch.from_numpy(target.shares).to(weights.device) for target in targets]
         self.moving = [MovingResidual(target, settings.moving_rate) for target in self.targets]
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,12 +262,12 @@ class BatchSearcher:
         return score_gradient(weight_gradient, self.weights, theta, self.settings.gradient), measured.detach()
 
     def _draw(self) -> tuple[Tensor, ...]:
-        """Uniforms `[K, N]`, latents `[K, B, latent]` and labels `[K, B]`, each client's by its own generator."""
+        """Uniforms `[K, N]`, latents `[K, B, latent]` and labels `[K, B]`, each client's from its own tape."""
         rows = [
-            (uniforms(len(self.weights), draws), *_inputs(self.layout, self.settings.batch_size, shares, draws))
+            (draws.uniforms(len(self.weights)), *_inputs(self.layout, self.settings.batch_size, shares, draws))
             for draws, shares in zip(self.draws, self.shares, strict=True)
         ]
-        return tuple(torch.stack(parts).to(self.weights.device) for parts in zip(*rows, strict=True))
+        return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
 
     def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What is descended, and the squared distances, `[K]` each."""
@@ -278,22 +279,20 @@ class BatchSearcher:
         return torch.stack(losses), (moments - self.targets).square().sum(1)
 
 
-def _inputs(layout: Layout, size: int, shares: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Latents `[B, latent]` and labels `[B]`, ascending, drawn where the generator is."""
-    latents = torch.randn(size, layout.latent, generator=draws, device=draws.device)
+def _inputs(layout: Layout, size: int, shares: Tensor, draws: Tape) -> tuple[Tensor, Tensor]:
+    """Latents `[B, latent]` and labels `[B]`, ascending."""
+    latents = draws.normals(size, layout.latent)
     return latents, batch_labels(shares, size, draws).sort().values
 
 
-def batch_labels(shares: Tensor, count: int, draws: torch.Generator) -> Tensor:
+def batch_labels(shares: Tensor, count: int, draws: Tape) -> Tensor:
     """Labels of a batch by systematic sampling: int64 `[count]`, each label's number within 1 of its share.
 
     shares: float64 `[G]` of sum 1.  The order of labels is shuffled first, so that none is favoured.
     """
-    device = draws.device
-    order = torch.randperm(len(shares), generator=draws, device=device)
+    order = draws.order(len(shares))
     edges = shares[order].cumsum(0)
-    start = torch.rand((), generator=draws, device=device)
-    points = (torch.arange(count, dtype=torch.float64, device=device) + start) * (edges[-1] / count)
+    points = (torch.arange(count, dtype=torch.float64, device=shares.device) + draws.uniforms(1)) * (edges[-1] / count)
     return order[torch.searchsorted(edges, points, right=True).clamp_(max=len(shares) - 1)]
 
 
@@ -303,7 +302,7 @@ class _Adam:
     def __init__(
         self, settings: Search, layout: Layout, device: torch.device, memories: Sequence[Memory | None]
     ) -> None:
-        self.betas, self.steps = (settings.beta1, settings.beta2), [one.steps if one else 0 for one in memories]
+        self.betas, self.steps = (settings.first_decay, settings.beta2), [one.steps if one else 0 for one in memories]
         self.counts = [layer.count for layer in layout.layers] if settings.scale == "layer" else []
         self.first, self.second = (torch.zeros(len(memories), layout.count, device=device) for _ in range(2))
         for row, memory in enumerate(memories):

@@ -19,6 +19,13 @@ from prismfl.errors import SettingError
 if TYPE_CHECKING:
     import torch
 
+    from prismfl import _philox
+else:
+    try:
+        from prismfl import _philox
+    except ImportError:  # no compiler was there at installation
+        _philox = None
+
 _MULTIPLY = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
@@ -76,16 +83,20 @@ class Stream:
         """The seed as two 32-bit words, low word first."""
         return self.seed & _LOW, self.seed >> 32
 
-    def words(self, count: int) -> NDArray[np.uint32]:
-        """The first `count` words: uint32 `[count]`."""
-        blocks = np.arange(-(-count // 4), dtype=np.uint64)
+    def words(self, count: int, block: int = 0) -> NDArray[np.uint32]:
+        """`count` words from word 0 of a block on: uint32 `[count]`."""
+        if _philox is not None:
+            found = np.empty(count, np.uint32)
+            _philox.words(found, block, self.round, self.client, self.purpose, *self.key)
+            return found
+        blocks = np.arange(block, block - (-count // 4), dtype=np.uint64)
         fixed = (np.uint64(self.round), np.uint64(self.client), np.uint64(self.purpose))
         counter = (blocks, *(np.full_like(blocks, word) for word in fixed))
         return philox(counter, self.key).reshape(-1)[:count]
 
-    def halves(self, count: int) -> NDArray[np.uint16]:
+    def halves(self, count: int, block: int = 0) -> NDArray[np.uint16]:
         """Uniform 16-bit integers, two a word, low half first: uint16 `[count]`."""
-        words = self.words(-(-count // 2)).astype("<u4", copy=False)
+        words = self.words(-(-count // 2), block).astype("<u4", copy=False)
         return words.view("<u2")[:count].astype(np.uint16, copy=False)
 
     def bits(self, count: int) -> NDArray[np.uint8]:
@@ -102,20 +113,20 @@ class Stream:
         keys = self.words(2 * count).astype("<u4", copy=False).view("<u8")
         return np.argsort(keys, kind="stable").astype(np.int64)
 
-    def torch_words(self, count: int, device: "torch.device | str" = "cpu") -> "torch.Tensor":
+    def torch_words(self, count: int, device: "torch.device | str" = "cpu", block: int = 0) -> "torch.Tensor":
         """The same words as `words`, computed by torch on `device`: int64 `[count]`."""
         import torch
 
-        blocks = torch.arange(-(-count // 4), dtype=torch.int64, device=device)
+        blocks = torch.arange(block, block - (-count // 4), dtype=torch.int64, device=device)
         fixed = (self.round, self.client, int(self.purpose))
         counter = (blocks, *(torch.full_like(blocks, word) for word in fixed))
         return torch_philox(counter, self.key).reshape(-1)[:count]
 
-    def torch_halves(self, count: int, device: "torch.device | str" = "cpu") -> "torch.Tensor":
+    def torch_halves(self, count: int, device: "torch.device | str" = "cpu", block: int = 0) -> "torch.Tensor":
         """The same integers as `halves`, computed by torch on `device`: int64 `[count]`."""
         import torch
 
-        words = self.torch_words(-(-count // 2), device)
+        words = self.torch_words(-(-count // 2), device, block)
         return torch.stack((words & 0xFFFF, words >> 16), 1).reshape(-1)[:count]
 
     def torch_normals(self, count: int, device: "torch.device | str" = "cpu") -> "torch.Tensor":
@@ -124,14 +135,11 @@ class Stream:
 
         return torch.from_numpy(normal_table().copy()).to(device)[self.torch_halves(count, device)]
 
-    def torch_generator(self, device: "torch.device | str" = "cpu") -> "torch.Generator":
-        """A torch generator seeded from this stream, for draws that nobody else repeats.
-
-        Its numbers are those of the device's own generator: a GPU's are not the processor's.
-        """
+    def torch_generator(self) -> "torch.Generator":
+        """A torch generator on the processor seeded from this stream, for draws that nobody else repeats."""
         import torch
 
-        return torch.Generator(device).manual_seed(int(self.words(2).astype("<u4").view("<u8")[0]) >> 1)
+        return torch.Generator().manual_seed(int(self.words(2).astype("<u4").view("<u8")[0]) >> 1)
 
 
 def philox(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> NDArray[np.uint32]:

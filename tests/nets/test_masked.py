@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from prismfl.nets.masked import integers_of, mask_of, masked_weights, score_gradient, scores_of
+from prismfl.nets.tape import Tape
+from prismfl.seeding import Purpose, Stream
 
 
 def test_scores_and_integers_are_inverse_for_every_value():
@@ -37,7 +39,7 @@ def test_the_mask_is_an_exact_bernoulli_sample(q):
 def test_masked_weights_keep_each_weight_with_its_probability():
     theta = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]).repeat(20_000)
     weights = torch.full_like(theta, -0.25)
-    flat = masked_weights(weights, theta, torch.Generator().manual_seed(1))
+    flat = masked_weights(weights, theta, Tape(Stream(1, Purpose.SEARCH)))
     assert set(flat.detach().unique().tolist()) <= {-0.25, 0.0}
     shares = (flat.detach() != 0).view(-1, 5).float().mean(0)
     torch.testing.assert_close(shares, torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0]), atol=0.018, rtol=0)
@@ -49,7 +51,7 @@ def test_masked_weights_keep_each_weight_with_its_probability():
 
 def test_masked_weights_repeat_themselves_from_an_equal_generator():
     theta, weights = torch.full((1000,), 0.5), torch.ones(1000)
-    once, again, other = (masked_weights(weights, theta, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    once, again, other = (masked_weights(weights, theta, Tape(Stream(s, Purpose.SEARCH))) for s in (1, 1, 2))
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
 

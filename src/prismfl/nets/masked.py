@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prismfl.nets.fused import by_scores, kept
+from prismfl.nets.tape import Tape
 
 ONE = 65536  # keep-probabilities travel and rest as q / 65536
 
@@ -25,17 +26,9 @@ def integers_of(scores: Tensor) -> NDArray[np.uint16]:
     return q.to(torch.int32).cpu().numpy().astype(np.uint16)
 
 
-def masked_weights(
-    weights: Tensor, theta: Tensor, draws: torch.Generator, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def masked_weights(weights: Tensor, theta: Tensor, draws: Tape, dtype: torch.dtype = torch.float32) -> Tensor:
     """`W ⊙ M` with `M ~ Bernoulli(θ)`, a new leaf that takes gradients: `[N]` of a dtype."""
-    uniform = uniforms(len(theta), draws).to(theta.device)
-    return kept(weights, theta, uniform, dtype).requires_grad_()
-
-
-def uniforms(count: int, draws: torch.Generator) -> Tensor:
-    """Uniform numbers in [0, 1), drawn where the generator is: float32 `[count]`."""
-    return torch.empty(count, device=draws.device).uniform_(generator=draws)
+    return kept(weights, theta, draws.uniforms(len(theta)), dtype).requires_grad_()
 
 
 def score_gradient(weight_gradient: Tensor, weights: Tensor, theta: Tensor, form: str) -> Tensor:
