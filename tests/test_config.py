@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prismfl import cli
-from prismfl.config import SECTIONS, Settings, load_settings, merged, read_toml, settings_from, to_toml
+from prismfl.config import SECTIONS, Search, Settings, load_settings, merged, read_toml, settings_from, to_toml
 from prismfl.errors import SettingError
 
 HARD_TEXTS = [

@@ -88,7 +88,7 @@ def prepare(
 
 
 def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
-    """The settings with what depends on files, machine and others of them written down: a run is resumed as it began."""
+    """The settings with what follows from files, machine and each other written down: a resumed run goes on alike."""
     precision = precision_of(settings.search.precision, settings.output.device)
     search = replace(settings.search, precision=precision, adam="keep" if settings.keeps_adam else "reset")
     return replace(
