@@ -95,7 +95,7 @@ class _UnitDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, phi: Tensor, labels: Tensor, scales: Sequence[float], *targets: Tensor) -> Tensor:
-        own = F.one_hot(labels, targets[0].shape[1]).float()  # [K, B, G]
+        own = _own(labels, targets[0].shape[1]).float()  # [K, B, G]
         rows = phi.view(*labels.shape, -1).float()
         total, gradient = _first_moments(rows, own, scales[0], targets[0])
         if len(targets) > 1:
@@ -154,7 +154,12 @@ def label_groups(labels: Tensor, classes: int) -> Tensor:
     """
     if not classes:
         return torch.full((1, len(labels)), 1 / len(labels), device=labels.device)
-    return F.one_hot(labels, classes).T.float() / len(labels)
+    return _own(labels, classes).T.float() / len(labels)
+
+
+def _own(labels: Tensor, classes: int) -> Tensor:
+    """Whether a label is an image's: int64 `[…]` → bool `[…, classes]`; `F.one_hot`, which waits for the device."""
+    return labels[..., None] == torch.arange(classes, device=labels.device)
 
 
 def batch_groups(labels: Tensor, classes: int) -> Tensor:
@@ -444,7 +449,7 @@ class _Passing:
     @cached_property
     def _starts(self) -> Tensor:
         """The first image of each batch's labels, and their number: int64 `[K · G + 1]`."""
-        counts = F.one_hot(self.labels, self.groups).sum(1).flatten()
+        counts = _own(self.labels, self.groups).sum(1).flatten()
         return F.pad(counts.cumsum(0), (1, 0))
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from prismfl.config import Search
 from prismfl.layout import Layout
 from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, batch_groups, distance, label_groups
-from prismfl.nets.fused import adam_step
+from prismfl.nets.fused import adam_step, flat_floats
 from prismfl.nets.generator import generate, generate_many
 from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of
+from prismfl.nets.replay import repeat
 from prismfl.nets.tape import Tape
 from prismfl.seeding import Purpose, Stream
 
@@ -173,12 +174,16 @@ def _searched(
     """Scores after the local steps, and mean losses in float64.  Nothing here waits for the device."""
     scores = start.clone()
     total = torch.zeros(start.shape[:-1], dtype=torch.float64, device=start.device)
-    for _ in range(settings.local_steps):
+
+    def step() -> None:
         gradient, loss = searcher.gradient(torch.sigmoid(scores))
         adam.step(scores, gradient, rate)
         if settings.hold:
             scores.lerp_(start, min(1.0, settings.hold * rate))
-        total += loss
+        total.add_(loss)
+
+    # A moving average counts its own steps, outside of tensors.
+    repeat(step, settings.local_steps, start.device, recorded=settings.loss == "squared")
     return scores, total / settings.local_steps
 
 
@@ -302,7 +307,8 @@ class _Adam:
     def __init__(
         self, settings: Search, layout: Layout, device: torch.device, memories: Sequence[Memory | None]
     ) -> None:
-        self.betas, self.steps = (settings.first_decay, settings.beta2), [one.steps if one else 0 for one in memories]
+        self.betas = settings.first_decay, settings.beta2
+        self.steps = torch.tensor([one.steps if one else 0 for one in memories], dtype=torch.float64, device=device)
         self.counts = [layer.count for layer in layout.layers] if settings.scale == "layer" else []
         self.first, self.second = (torch.zeros(len(memories), layout.count, device=device) for _ in range(2))
         for row, memory in enumerate(memories):
@@ -312,7 +318,7 @@ class _Adam:
 
     def step(self, scores: Tensor, gradient: Tensor, rate: float) -> None:
         """Move the scores in place by one step of size `rate`."""
-        self.steps = [steps + 1 for steps in self.steps]
+        self.steps += 1
         rows, gradients = scores.view_as(self.first), gradient.view_as(self.first)
         # A kernel takes all rows or none: they are of one kind.
         if self.counts or not all(self._stepped(rows[row], gradients[row], row, rate) for row in range(len(rows))):
@@ -320,7 +326,9 @@ class _Adam:
 
     def _stepped(self, scores: Tensor, gradient: Tensor, row: int, rate: float) -> bool:
         """One client's step in one pass, where there is a kernel for it."""
-        (beta1, beta2), steps = self.betas, self.steps[row]
+        if not flat_floats(scores, gradient):
+            return False
+        (beta1, beta2), steps = self.betas, int(self.steps[row])
         moments = self.first[row], self.second[row]
         return adam_step(scores, gradient, *moments, self.betas, rate / (1 - beta1**steps), 1 - beta2**steps, _TINY)
 
@@ -328,13 +336,10 @@ class _Adam:
         beta1, beta2 = self.betas
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        variances = self._variances()
-        # Clients that have come equally far, as most have, take their steps together.
-        alike = [slice(None)] if len(set(self.steps)) == 1 else [slice(row, row + 1) for row in range(len(rows))]
-        for part in alike:
-            steps = self.steps[part][0]
-            root = (variances[part] / (1 - beta2**steps)).sqrt_().add_(_TINY)
-            rows[part].addcdiv_(self.first[part], root, value=-rate / (1 - beta1**steps))
+        # As numbers on the device, which a recorded step computes anew each time.
+        lengths, corrections = (1 - beta ** self.steps[:, None] for beta in self.betas)
+        root = (self._variances() / corrections.float()).sqrt_().add_(_TINY)
+        rows.sub_(self.first / root * (rate / lengths).float())
 
     def _variances(self) -> Tensor:
         """What steps are divided by, squared: each entry's second moment, or its layer's mean of them."""
@@ -345,4 +350,4 @@ class _Adam:
 
     def memory(self, row: int) -> Memory:
         """A client's moments as NumPy arrays."""
-        return Memory(self.first[row].cpu().numpy(), self.second[row].cpu().numpy(), self.steps[row])
+        return Memory(self.first[row].cpu().numpy(), self.second[row].cpu().numpy(), int(self.steps[row]))

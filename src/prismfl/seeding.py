@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 from prismfl.errors import SettingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from prismfl import _philox
+
+    TorchPhilox = Callable[[tuple[torch.Tensor, ...], tuple[int, int]], torch.Tensor]
 else:
     try:
         from prismfl import _philox
@@ -113,16 +117,24 @@ class Stream:
         keys = self.words(2 * count).astype("<u4", copy=False).view("<u8")
         return np.argsort(keys, kind="stable").astype(np.int64)
 
-    def torch_words(self, count: int, device: "torch.device | str" = "cpu", block: int = 0) -> "torch.Tensor":
-        """The same words as `words`, computed by torch on `device`: int64 `[count]`."""
+    def torch_words(
+        self,
+        count: int,
+        device: "torch.device | str" = "cpu",
+        block: "int | torch.Tensor" = 0,
+        generator: "TorchPhilox | None" = None,
+    ) -> "torch.Tensor":
+        """The same words as `words`, by torch on `device`: int64 `[count]`; generator: `torch_philox`, or its equal."""
         import torch
 
-        blocks = torch.arange(block, block - (-count // 4), dtype=torch.int64, device=device)
+        blocks = torch.arange(-(-count // 4), dtype=torch.int64, device=device) + block
         fixed = (self.round, self.client, int(self.purpose))
         counter = (blocks, *(torch.full_like(blocks, word) for word in fixed))
-        return torch_philox(counter, self.key).reshape(-1)[:count]
+        return (generator or torch_philox)(counter, self.key).reshape(-1)[:count]
 
-    def torch_halves(self, count: int, device: "torch.device | str" = "cpu", block: int = 0) -> "torch.Tensor":
+    def torch_halves(
+        self, count: int, device: "torch.device | str" = "cpu", block: "int | torch.Tensor" = 0
+    ) -> "torch.Tensor":
         """The same integers as `halves`, computed by torch on `device`: int64 `[count]`."""
         import torch
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from prismfl.nets.tape import Tape
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding import Purpose, Stream, torch_philox
 
 STREAM = Stream(7, Purpose.SEARCH, 2, 5)
 
@@ -36,7 +36,7 @@ def test_a_device_draws_what_a_processor_draws(calls):
     there.by_torch = True
     for one, two in zip(played(here, calls), played(there, calls), strict=True):
         assert one.dtype == two.dtype and torch.equal(one, two)
-    assert here.block == there.block
+    assert torch.equal(here.block, there.block)
 
 
 @settings(max_examples=40, deadline=None)
@@ -85,3 +85,12 @@ def test_draws_are_what_they_are_called(by_torch):
     for _ in range(2000):
         places[np.arange(3), tape.order(3).numpy()] += 1
     assert stats.chisquare(places.reshape(-1)).pvalue > 1e-4
+
+
+@pytest.mark.slow
+def test_the_compiled_generator_makes_the_same_words():
+    compiled = torch.compile(torch_philox, dynamic=False)
+    for count in (64, 1000):
+        counter = tuple(torch.arange(4 * count).view(4, -1))
+        for key in ((1, 2), (2**32 - 1, 0)):
+            assert torch.equal(compiled(counter, key), torch_philox(counter, key))

@@ -156,7 +156,7 @@ def _pool(x: Tensor, given: int, into: Tensor, *, back: bool) -> None:
 
 def kept(weights: Tensor, theta: Tensor, uniform: Tensor, dtype: torch.dtype) -> Tensor:
     """`W [u < θ]`, float32 `[N]` each → `[N]` of a dtype."""
-    if not _flat_floats(weights, theta, uniform) or dtype not in (torch.float32, torch.bfloat16):
+    if not flat_floats(weights, theta, uniform) or dtype not in (torch.float32, torch.bfloat16):
         return (weights * (uniform < theta)).to(dtype)
     found = torch.empty_like(weights, dtype=dtype)
     _fast.kept(_places(weights, theta, uniform, found), len(weights), _half(found))
@@ -165,7 +165,7 @@ def kept(weights: Tensor, theta: Tensor, uniform: Tensor, dtype: torch.dtype) ->
 
 def by_scores(gradient: Tensor, weights: Tensor, theta: Tensor, *, identity: bool) -> Tensor:
     """`g W θ (1 - θ)`, or `g W`: the gradient by the scores of one by the weights; all `[N]`, g of any dtype."""
-    if not _flat_floats(weights, theta) or gradient.dtype not in (torch.float32, torch.bfloat16):
+    if not flat_floats(weights, theta) or gradient.dtype not in (torch.float32, torch.bfloat16):
         found = gradient.to(weights.dtype) * weights
         return found if identity else found * theta * (1 - theta)
     found, gradient = torch.empty_like(weights), gradient.contiguous()
@@ -187,13 +187,14 @@ def adam_step(
 
     rate: of the step, over `1 - β₁^t`; correction: `1 - β₂^t`.
     """
-    if not _flat_floats(scores, gradient, first, second):
+    if not flat_floats(scores, gradient, first, second):
         return False
     _fast.adam(_places(scores, gradient, first, second), len(scores), *betas, rate, correction, tiny)
     return True
 
 
-def _flat_floats(*vectors: Tensor) -> bool:
+def flat_floats(*vectors: Tensor) -> bool:
+    """Whether the kernels take vectors: on the processor, float32, one number after another."""
     return _fast is not None and all(
         one.device.type == "cpu" and one.dtype == torch.float32 and one.dim() == 1 and one.is_contiguous()
         for one in vectors

@@ -1,12 +1,14 @@
 """Draws of a search: a public stream read on and on, the same numbers on every device."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prismfl.seeding import Stream, normal_table
+from prismfl.seeding import Stream, normal_table, torch_philox
 
 _ONE = 65536
 
@@ -15,18 +17,20 @@ class Tape:
     """A stream's numbers, one draw after another, where they are needed.
 
     Each draw begins with a new block of the stream.  On a processor NumPy or the compiled loop makes the words,
-    elsewhere torch does, without waiting for the device; they are equal.
+    elsewhere torch does, without waiting for the device; they are equal.  What was read is a number on the device,
+    so that a recorded step reads on each time it is replayed.
     """
 
     def __init__(self, stream: Stream, device: torch.device | str = "cpu") -> None:
-        self.stream, self.device, self.block = stream, torch.device(device), 0
+        self.stream, self.device = stream, torch.device(device)
         self.by_torch = self.device.type != "cpu"
+        self.block = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def uniforms(self, count: int) -> Tensor:
         """Uniform numbers i / 65536: float32 `[count]`."""
         if self.by_torch:
             return self._halves(count) * (1 / _ONE)
-        halves = self.stream.halves(count, self._next(-(-count // 2)))
+        halves = self.stream.halves(count, int(self._next(-(-count // 2))))
         return torch.from_numpy(np.multiply(halves, np.float32(1 / _ONE), dtype=np.float32))
 
     def normals(self, *shape: int) -> Tensor:
@@ -45,13 +49,27 @@ class Tape:
         """int64 `[count]`."""
         block = self._next(count)
         if self.by_torch:
-            return self.stream.torch_words(count, self.device, block)
-        return torch.from_numpy(self.stream.words(count, block).astype(np.int64))
+            return self.stream.torch_words(count, self.device, block, philox_on(self.device))
+        return torch.from_numpy(self.stream.words(count, int(block)).astype(np.int64))
 
-    def _next(self, words: int) -> int:
+    def _next(self, words: int) -> Tensor:
         """The block at which so many words begin."""
-        begin, self.block = self.block, self.block + -(-words // 4)
+        begin = self.block.clone()
+        self.block += -(-words // 4)
         return begin
+
+
+@lru_cache(maxsize=4)
+def philox_on(device: torch.device) -> Callable[[tuple[Tensor, ...], tuple[int, int]], Tensor]:
+    """`torch_philox`, on a GPU as one kernel where torch can compile that: by itself it is some hundred."""
+    if device.type != "cuda":
+        return torch_philox
+    trial, compiled = tuple(torch.arange(4 * 64, device=device).view(4, -1)), torch.compile(torch_philox, dynamic=False)
+    # Compilers fail in ways of their own; without one the words are the same.
+    with suppress(Exception):
+        if torch.equal(compiled(trial, (1, 2)), torch_philox(trial, (1, 2))):
+            return compiled
+    return torch_philox
 
 
 @lru_cache(maxsize=4)
