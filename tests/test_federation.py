@@ -111,7 +111,7 @@ def drifting(spread, offset=0):
     """Searches that wander at random, for tests of what is sent: far quicker than real ones."""
 
     def wander(layout, weights, features, q, target, settings, rate, draws, memory=None):
-        moved = q + offset + spread * torch.randn(len(q), generator=draws).double().numpy()
+        moved = q + offset + spread * draws.normals(len(q)).double().numpy()
         nothing = np.zeros(1, np.float32)
         return Found(np.clip(moved.round(), 1, 65535).astype(np.uint16), 0.25, Memory(nothing, nothing, 1))
 

@@ -43,7 +43,6 @@ class Forecast:
 
 def forecast(ready: Prepared, workers: int) -> Forecast:
     """Search as one client of the first round would, timed after a warm-up, and code masks that moved as far."""
-    ready = replace(ready, agreement=_undecided(ready.agreement))
     settings = ready.agreement.settings
     with processor_threads(settings.search.client_threads):
         moments_seconds, target = _timed_target(ready)
@@ -61,16 +60,6 @@ def forecast(ready: Prepared, workers: int) -> Forecast:
         len(target.moments),
         (min(sizes), max(sizes)),
     )
-
-
-def _undecided(agreement: Agreement) -> Agreement:
-    """The same with θ_0 undecided: from there a first round moves θ as far as the later ones, whose θ is in between.
-
-    From a decided θ_0 the first moves are the shortest.
-    """
-    settings = agreement.settings
-    federation = replace(settings.federation, initial_certainty=0.0)
-    return replace(agreement, settings=replace(settings, federation=federation))
 
 
 def _bytes_of_masks(agreement: Agreement, moved: NDArray[np.uint16]) -> tuple[int, int]:
@@ -129,9 +118,13 @@ def _round_bytes(agreement: Agreement, moved: NDArray[np.uint16]) -> tuple[float
 
 
 def _shuffled(agreement: Agreement, moved: NDArray[np.uint16], client: int) -> NDArray[np.uint16]:
-    """The same changes in each layer, at other entries: θ_0 is the same everywhere."""
-    rng = np.random.default_rng(client)
-    return np.concatenate([rng.permutation(moved[layer.span]) for layer in agreement.layout.layers])
+    """The same changes in each layer, at other entries that begin alike."""
+    rng, begun, found = np.random.default_rng(client), init(agreement).q, moved.copy()
+    for layer in agreement.layout.layers:
+        for value in np.unique(begun[layer.span]):
+            alike = layer.offset + np.flatnonzero(begun[layer.span] == value)
+            found[alike] = moved[rng.permutation(alike)]
+    return found
 
 
 def _heard(agreement: Agreement, step: int) -> float:
