@@ -2,7 +2,7 @@
 
     python benchmarks/aggregate.py [--messages 100]
 
-Every client's θ moves at random from θ_0; its frame is made, opened, decoded and added to the tally
+Every client's θ moves at random from θ_0, its log-odds by half a nat; its frame is made, opened, decoded and added to the tally
 one after the other.  Prints the largest resident memory after 5, 10, 20, … messages: it must not grow.
 Making a frame takes as long as reading one, and is not part of the seconds.
 """
@@ -18,6 +18,8 @@ from prismfl.config import settings_from
 from prismfl.federation import Agreement, Reply, agree, init, seal_found, server_update
 from prismfl.wire import message
 
+STEP = 0.5
+
 
 def main() -> None:
     """Command line."""
@@ -28,7 +30,9 @@ def main() -> None:
     agreement = paper_size(args.messages, args.parts)
     state = init(agreement)
     rng = np.random.default_rng(0)
-    mine = np.clip(state.q + rng.normal(0, 3000, len(state.q)), 1, 65535).astype(np.uint16)
+    theta = state.q / 65536
+    odds = theta / (1 - theta) * np.exp(rng.normal(0, STEP, len(state.q)))
+    mine = np.clip(65536 * odds / (1 + odds), 1, 65535).astype(np.uint16)
     making = 0.0
 
     def exchange(frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:

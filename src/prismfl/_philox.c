@@ -6,48 +6,59 @@
 #include <string.h>
 
 #define ROUNDS 10
-#define LANES 16 /* blocks that are worked on together; loops over them are left to the compiler's vectors */
+#define LOW 0xFFFFFFFFu
+#define TOGETHER 2 /* vectors of blocks: one waits for its products while the other multiplies */
 
 typedef struct {
     uint32_t fixed[3]; /* words 1 … 3 of every counter */
     uint32_t key[2];
 } Stream;
 
-/* fill: `count` words of blocks `block`, `block` + 1, …; once for each kind of processor. */
-#define FILL(name)                                                                                                    \
+/* name: `count` words of blocks `block`, `block` + 1, …; once for each kind of processor.  A lane of a vector is a word of
+ * one block in its low half; TIMES multiplies low halves, so that nobody cares for what is in the others. */
+#define FILL(name, vector, TIMES)                                                                                     \
     static void name(uint32_t *out, Py_ssize_t count, uint32_t block, const Stream *stream) {                         \
-        uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];                                                          \
-        for (Py_ssize_t at = 0; at < count; at += 4 * LANES, block += LANES) {                                        \
+        enum { LANES = sizeof(vector) / 8, WORDS = 4 * LANES * TOGETHER };                                            \
+        vector c[TOGETHER][4], lanes = {0}, first, third;                                                             \
+        uint32_t found[WORDS];                                                                                        \
+        for (int i = 0; i < LANES; i++) lanes[i] = (uint64_t)i;                                                       \
+        for (Py_ssize_t at = 0; at < count; at += WORDS, block += WORDS / 4) {                                        \
             uint32_t k0 = stream->key[0], k1 = stream->key[1];                                                        \
-            for (int i = 0; i < LANES; i++) {                                                                         \
-                c0[i] = block + (uint32_t)i, c1[i] = stream->fixed[0];                                                \
-                c2[i] = stream->fixed[1], c3[i] = stream->fixed[2];                                                   \
+            for (int v = 0; v < TOGETHER; v++) {                                                                      \
+                c[v][0] = lanes + (block + (uint64_t)(v * LANES));                                                    \
+                for (int word = 1; word < 4; word++) c[v][word] = lanes - lanes + stream->fixed[word - 1];            \
             }                                                                                                         \
             for (int round = 0; round < ROUNDS; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)                        \
-                for (int i = 0; i < LANES; i++) {                                                                     \
-                    uint64_t p0 = (uint64_t)c0[i] * 0xD2511F53u, p1 = (uint64_t)c2[i] * 0xCD9E8D57u;                  \
-                    c0[i] = (uint32_t)(p1 >> 32) ^ c1[i] ^ k0, c1[i] = (uint32_t)p1;                                  \
-                    c2[i] = (uint32_t)(p0 >> 32) ^ c3[i] ^ k1, c3[i] = (uint32_t)p0;                                  \
+                for (int v = 0; v < TOGETHER; v++) {                                                                  \
+                    vector p0 = TIMES(c[v][0], 0xD2511F53u), p1 = TIMES(c[v][2], 0xCD9E8D57u);                        \
+                    first = p1 >> 32 ^ c[v][1] ^ k0, third = p0 >> 32 ^ c[v][3] ^ k1;                                 \
+                    c[v][0] = first, c[v][1] = p1, c[v][2] = third, c[v][3] = p0;                                     \
                 }                                                                                                     \
-            uint32_t found[4 * LANES];                                                                                \
-            for (int i = 0; i < LANES; i++) {                                                                         \
-                found[4 * i] = c0[i], found[4 * i + 1] = c1[i];                                                       \
-                found[4 * i + 2] = c2[i], found[4 * i + 3] = c3[i];                                                   \
-            }                                                                                                         \
-            memcpy(out + at, found, 4 * (size_t)(count - at < 4 * LANES ? count - at : 4 * LANES));                   \
+            for (int i = 0; i < LANES * TOGETHER; i++)                                                                \
+                for (int word = 0; word < 4; word++) found[4 * i + word] = (uint32_t)c[i / LANES][word][i % LANES];   \
+            memcpy(out + at, found, 4 * (size_t)(count - at < WORDS ? count - at : WORDS));                           \
         }                                                                                                             \
     }
 
-FILL(fill_any)
+#if defined(__GNUC__)
+typedef uint64_t Two __attribute__((vector_size(16)));
+#define ANY(a, b) (((a) & LOW) * (b))
+FILL(fill_any, Two, ANY)
+#endif
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+typedef uint64_t Eight __attribute__((vector_size(64)));
+typedef uint64_t Four __attribute__((vector_size(32)));
 #pragma GCC push_options
-#pragma GCC target("arch=skylake-avx512,prefer-vector-width=512")
-FILL(fill_512)
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq")
+#define EIGHT(a, b) ((Eight)_mm512_mul_epu32((__m512i)(a), _mm512_set1_epi64(b)))
+FILL(fill_512, Eight, EIGHT)
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("arch=haswell")
-FILL(fill_256)
+#pragma GCC target("avx2")
+#define FOUR(a, b) ((Four)_mm256_mul_epu32((__m256i)(a), _mm256_set1_epi64x(b)))
+FILL(fill_256, Four, FOUR)
 #pragma GCC pop_options
 
 static void fill_best(uint32_t *out, Py_ssize_t count, uint32_t block, const Stream *s) {
