@@ -2,8 +2,8 @@
 
     python benchmarks/aggregate.py [--messages 100]
 
-Every client's θ moves at random from θ_0, its log-odds by half a nat; its frame is made, opened, decoded and added to the tally
-one after the other.  Prints the largest resident memory after 5, 10, 20, … messages: it must not grow.
+Every client's θ moves at random from θ_0, its log-odds by half a nat; its frame is made, opened, decoded and added to
+the tally one after the other.  Prints the largest resident memory after 5, 10, 20, … messages: it must not grow.
 Making a frame takes as long as reading one, and is not part of the seconds.
 """
 
