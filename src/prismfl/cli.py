@@ -181,12 +181,11 @@ def _closing(folder: Any, found: Any, report: str) -> None:
 
 
 def _forecast(settings: Settings) -> None:
-    import os
-
+    from prismfl.engines.inprocess import workers_of
     from prismfl.forecast import forecast
     from prismfl.preparation import prepare
 
-    workers = settings.output.workers or max(1, (os.cpu_count() or 1) // settings.search.client_threads)
+    workers = workers_of(settings)
     ready = prepare(settings)
     for line in ready.warnings:
         print(line)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from prismfl import coordinator, runfolder
+from prismfl.config import settings_from
 from prismfl.coordinator import Silent
 from prismfl.data.datasets import ImageSet
 from prismfl.engines import inprocess
@@ -532,3 +533,21 @@ def test_a_run_with_another_network_is_not_resumed(run_settings, blobs, tmp_path
         resume(tmp_path / "run", blobs)
     path.write_bytes(raw)
     resume(tmp_path / "run", blobs)
+
+
+@pytest.mark.parametrize(
+    ("output", "threads", "wanted"),
+    [
+        ({}, 1, 6),
+        ({}, 4, 1),
+        ({}, 9, 1),
+        ({"workers": 3}, 1, 3),
+        ({"device": "cuda"}, 1, 1),
+        ({"device": "cuda", "workers": 2}, 1, 2),
+    ],
+    ids=str,
+)
+def test_clients_are_searched_one_a_core_and_one_on_a_gpu(monkeypatch, output, threads, wanted):
+    monkeypatch.setattr(inprocess.os, "cpu_count", lambda: 6)
+    settings = settings_from({"output": output, "search": {"client_threads": threads}})
+    assert inprocess.workers_of(settings) == wanted

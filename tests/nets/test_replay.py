@@ -79,7 +79,7 @@ def test_on_a_gpu_a_step_is_recorded_once_and_replayed_or_taken_where_it_cannot_
             calls.append("replayed")
 
     class Nothing:
-        def __init__(self, *_):
+        def __init__(self, *_, **__):
             pass
 
         def __enter__(self):

@@ -47,6 +47,14 @@ Worker = Callable[[int, bytes], bytes]
 Crew = Callable[[Mapping[int, bytes]], Mapping[int, Reply]]
 
 
+def workers_of(settings: Settings) -> int:
+    """Clients searched at a time: one a core, and one on a GPU, whose work is done in turn anyway."""
+    if settings.output.workers:
+        return settings.output.workers
+    cores = (os.cpu_count() or 1) // settings.search.client_threads
+    return max(1, cores) if settings.output.device == "cpu" else 1
+
+
 class InProcess:
     """An engine whose clients are threads of this process.
 
@@ -62,7 +70,7 @@ class InProcess:
     def __init__(self, agreement: Agreement, kit: ClientKit, clients: Sequence[ImageSet], folder: RunFolder) -> None:
         self.agreement, self.kit, self.clients, self.folder = agreement, kit, clients, folder
         threads = agreement.settings.search.client_threads
-        workers = agreement.settings.output.workers or max(1, (os.cpu_count() or 1) // threads)
+        workers = workers_of(agreement.settings)
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
         self.disk = ClientDisk(agreement, kit, folder)
         self.targets, self.held = KeptTargets(_MOST_TARGETS), KeptThetas(_MOST_THETAS)

@@ -37,7 +37,8 @@ def _recording(step: Step) -> Step:
     """The step as a CUDA graph; recording does not take it."""
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        # Other threads may search meanwhile: what they ask of the device is not part of the recording.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step()
     except RuntimeError:
         return step
