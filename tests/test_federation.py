@@ -1024,3 +1024,17 @@ def test_a_single_candidate_asks_nobody(make_agreement):
 def test_from_eight_clients_a_round_a_mask_is_dealt_in_two(make_agreement, asked, clients, taken, parts):
     data = {"clients": clients, "shards": clients}
     assert make_agreement(data=data, federation={"parts": asked, "cohort": taken}).parts == parts
+
+
+@pytest.mark.parametrize("stream", ["own", "shared"])
+def test_clients_of_one_target_find_the_same_where_they_share_what_a_search_draws(make_world, stream):
+    agreement, kit, targets = make_world(federation={"alpha": 1.0, "alpha_bits": 16}, search={"stream": stream})
+    alike = agreement, kit, dict.fromkeys(targets, targets[0])
+    _, state, _, replies = round_of(alike)
+    found = [opened(agreement, state, client, frame)[3] for client, frame in sorted(replies.items())]
+    # An α layer's change is rounded by each client's own dither.
+    same = all(np.abs(one - found[0]).max() <= 1 for one in found[1:])
+    assert same == (stream == "shared")
+    later = round_of(alike, state_at(agreement, state.q, 1))
+    found = opened(agreement, later[1], 0, later[3][0])[3] - found[0]
+    assert np.abs(found).max() > 1

@@ -148,6 +148,11 @@ class Search:
         0.0, "pull of the scores back to where the round began, a share of each step's rate", least=0.0, most=1.0
     )
     reach: float = _setting(1.0, "θ moves at most this far in a round", above=0.0, most=1.0)
+    stream: str = _setting(
+        "own",
+        "numbers that a search draws: a client's own, or shared by all of a round, for the fewest votes (parts ≥ 4)",
+        choices=("own", "shared"),
+    )
     precision: str = _setting(
         "auto",
         "numbers that generator and feature network compute in while searching; auto: bfloat16 where it is fast",
