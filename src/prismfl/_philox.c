@@ -80,7 +80,8 @@ static PyObject *words(PyObject *Py_UNUSED(self), PyObject *args) {
     if (!PyArg_ParseTuple(args, "w*nIIIII", &out, &block, &stream.fixed[0], &stream.fixed[1], &stream.fixed[2],
                           &stream.key[0], &stream.key[1]))
         return NULL;
-    if (out.itemsize != 4 || (uintptr_t)out.buf % 4 || block < 0 || block > UINT32_MAX || out.len / 16 > UINT32_MAX - block) {
+    if (out.itemsize != 4 || (uintptr_t)out.buf % 4 || block < 0 || block > UINT32_MAX ||
+        out.len / 16 > UINT32_MAX - block) {
         PyBuffer_Release(&out);
         return PyErr_Format(PyExc_ValueError, "aligned words of 4 bytes are needed, of blocks below 2^32");
     }
