@@ -158,7 +158,7 @@ def label_groups(labels: Tensor, classes: int) -> Tensor:
 
 
 def _own(labels: Tensor, classes: int) -> Tensor:
-    """Whether a label is an image's: int64 `[…]` → bool `[…, classes]`; `F.one_hot`, which waits for the device."""
+    """Whether a label is an image's: int64 `[…]` → bool `[…, classes]`, without waiting as `F.one_hot` does."""
     return labels[..., None] == torch.arange(classes, device=labels.device)
 
 
