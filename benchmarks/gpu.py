@@ -1,16 +1,17 @@
 """A machine with a GPU in one call of at most ten minutes: is it right, how fast is it, and how fast could it be.
 
-    python benchmarks/gpu.py [--device cuda] [--out results] [--minutes 9.5] [--train MNIST_DIR]
+    python benchmarks/gpu.py [--device cuda] [--out results] [--minutes 9.5] [--train MNIST_DIR [--settings FILE]]
 
-Right: moments and the gradient of one step against the processor's, with the same draws.
-Fast: a local step of all clients, and a round of theirs (draws, steps and Adam; no coding), at the paper's sizes (see
-`search_step.py`; 10 clients, 100 steps), one client after another and as one batch, in each precision.
+Right: moments and the gradient of one step against the processor's, with the same draws; and a search whose step is
+compiled and recorded against the processor's, on a small network.
+Fast: a round of searches (draws, steps and Adam; no coding) at the paper's sizes (see `search_step.py`; 10 clients,
+100 steps), as it is run by default and in other ways, beside one client's step.
 Could be: the larger of the step's operations over the rate of a large matrix product, and of the bytes that its
 products must read and write over the rate of a large copy.
 
-Prints a table, and writes it with hardware and date as gpu.md and gpu.json into --out.  With --train it then trains the
-paper's settings on MNIST's IDX files for as many rounds as fit into the time that is left.  `--device cpu --tiny`
-runs all of it on a processor in seconds.
+Prints a table, and writes it with hardware and date as gpu.md and gpu.json into --out.  With --train it then trains at
+the paper's sizes on MNIST's IDX files, as many rounds as fit into the time that is left; --settings lays a TOML file of
+settings over these.  `--device cpu --tiny` runs all of it on a processor in seconds.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -34,7 +36,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from prismfl.bench import hardware
-from prismfl.config import Features, Search, settings_from
+from prismfl.config import Features, Search, merged, read_toml, settings_from
 from prismfl.coordinator import Silent
 from prismfl.engines import inprocess
 from prismfl.errors import PrismError
@@ -48,6 +50,8 @@ from prismfl.seeding import Purpose, Stream
 
 # Largest relative error of a gradient that is still the same gradient, by precision.
 LIMITS = {"float32": 1e-3, "tf32": 0.1, "bfloat16": 0.6}
+# Adam's first steps are as long for the least gradients as for the largest: what rounding turns shows.
+SEARCH_LIMIT = 0.1
 World = tuple[Layout, FeatureMap, int]
 
 
@@ -61,18 +65,39 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Way:
+    """One way to search a round's clients: numbers, clients at a time, as one batch or not, step compiled or not."""
+
+    precision: str
+    workers: int
+    batching: str
+    compile: str
+
+
+@dataclass(frozen=True)
 class Row:
-    """One way to search, timed: ms of a step and seconds of a round, of all clients."""
+    """A way, timed: seconds of a round of all clients after the first, which is apart, and ms of a client's step."""
 
     clients: int
-    precision: str
-    batching: str
-    step_ms: float
+    way: Way
+    first_s: float
     round_s: float
+    step_ms: float
     operations: float
     bytes: float
     floor_ms: float
     peak_gb: float
+
+
+WAYS = (
+    Way("bfloat16", 4, "none", "on"),
+    Way("bfloat16", 1, "none", "on"),
+    Way("bfloat16", 4, "none", "off"),
+    Way("bfloat16", 1, "none", "off"),
+    Way("bfloat16", 1, "vmap", "off"),
+    Way("tf32", 4, "none", "off"),
+    Way("float32", 4, "none", "off"),
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +113,8 @@ class Plan:
 
 
 PLANS = {
-    "paper": Plan(paper_size, 10, 100, 9, 8192, 2**30),
-    "default": Plan(default_size, 10, 20, 9, 8192, 2**30),
+    "paper": Plan(paper_size, 10, 100, 3, 8192, 2**30),
+    "default": Plan(default_size, 10, 20, 3, 8192, 2**30),
     "tiny": Plan(
         lambda: (Layout(16, 1, 2, 8), FeatureMap(load_features("vgg"), Features(layers=(0, 1)), 1, 16), 8),
         3,
@@ -110,6 +135,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--minutes", type=float, default=9.5)
     parser.add_argument("--train", type=Path, metavar="MNIST_DIR")
+    parser.add_argument("--settings", type=Path, metavar="FILE")
     args = parser.parse_args(words)
     ends = time.monotonic() + 60 * args.minutes
     try:
@@ -121,7 +147,9 @@ def main(words: Sequence[str] | None = None) -> None:
     found = measured(plan, torch.device(args.device), ends - 20)
     write(found, args.out)
     if args.train:
-        found["training"] = trained(args.train, args.device, ends - 15, args.tiny, args.out)
+        tables = read_toml(args.settings) if args.settings else {}
+        values = {name: value for table in tables.values() for name, value in table.items()}
+        found["training"] = trained(args.train, args.device, ends - 30, args.tiny, args.out, values)
         write(found, args.out)
 
 
@@ -144,11 +172,13 @@ def measured(plan: Plan, device: torch.device, ends: float) -> dict[str, Any]:
     for precision in precisions:
         with multiplying(precision):
             checks += list(checked(plan, device, precision))
-            for batching in ("none", "vmap"):
-                if time.monotonic() > ends:
-                    left_out.append(f"{precision}, {batching}")
-                else:
-                    rows.append(timed_row(plan, device, precision, batching, rates[precision], bandwidth))
+    checks += list(searched(device))
+    for way in WAYS:
+        if way.precision in precisions and time.monotonic() <= ends:
+            with multiplying(way.precision):
+                rows.append(timed_row(plan, device, way, rates[way.precision], bandwidth))
+        else:
+            left_out.append(name_of(way))
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else hardware(),
         "date": datetime.now(UTC).date().isoformat(),
@@ -160,6 +190,12 @@ def measured(plan: Plan, device: torch.device, ends: float) -> dict[str, Any]:
         "rows": [asdict(one) for one in rows],
         "left_out": left_out,
     }
+
+
+def name_of(way: Way) -> str:
+    """A way in words."""
+    how = "one batch" if way.batching == "vmap" else f"{way.workers} at a time"
+    return f"{way.precision}, {how}" + (", compiled" if way.compile == "on" else "")
 
 
 @contextmanager
@@ -201,10 +237,28 @@ def checked(plan: Plan, device: torch.device, precision: str) -> Iterator[Check]
     yield check(f"gradient in a batch, {precision}", found[0], gradient, precision)
 
 
+def searched(device: torch.device) -> Iterator[Check]:
+    """A short search of a small network on the device, its step compiled and recorded, against the processor's."""
+    layout, features, batch = PLANS["tiny"].world()
+    settings = Search(local_steps=20, batch_size=batch, precision="float32", compile="on")
+    with multiplying("float32"):
+        moved_by = []
+        for place in (torch.device("cpu"), device, device):
+            one = made(layout, features, settings, place)
+            target = Target(one.target.cpu().numpy(), 64, one.shares.cpu().numpy())
+            q = np.full(layout.count, 32768, np.uint16)
+            # The second search of a device replays what the first recorded.
+            found = local_search(layout, one.weights, features, q, target, settings, 0.02, tape(1, place))
+            moved_by.append(torch.from_numpy(found.q.astype(np.float32) - 32768))
+    yield check("a search, compiled, float32", moved_by[1], moved_by[0], "search")
+    again = float((moved_by[1] != moved_by[2]).float().mean())
+    yield Check("the same search again", again, again == 0)
+
+
 def check(what: str, found: torch.Tensor, wanted: torch.Tensor, precision: str) -> Check:
     """The relative error of a vector."""
     error = float((found.cpu() - wanted).norm() / wanted.norm())
-    return Check(what, error, error <= LIMITS[precision])
+    return Check(what, error, error <= LIMITS.get(precision, SEARCH_LIMIT))
 
 
 def moved(plan: Plan, device: torch.device, precision: str) -> Searcher:
@@ -229,40 +283,47 @@ def tape(client: int, device: torch.device) -> Tape:
 # ------------------------------------------------------------------------------------------- fast
 
 
-def timed_row(plan: Plan, device: torch.device, precision: str, batching: str, rate: float, bandwidth: float) -> Row:
-    """A step and a round of all clients."""
-    one = moved(plan, device, precision)
+def timed_row(plan: Plan, device: torch.device, way: Way, rate: float, bandwidth: float) -> Row:
+    """Rounds of all clients, and a client's step alone."""
+    one = moved(plan, device, way.precision)
     alone = torch.full((one.layout.count,), 0.5, device=device)
-    operations, moved_bytes = (plan.clients * total for total in work_of(lambda: one.gradient(alone)))
+    operations, moved_bytes = work_of(lambda: one.gradient(alone))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    if batching == "vmap":
-        many, thetas = batched(one, plan.clients), alone.expand(plan.clients, -1).contiguous()
-        seconds = timed(lambda: many.gradient(thetas), plan.repeats, device)
-    else:
-        seconds = plan.clients * timed(lambda: one.gradient(alone), plan.repeats, device)
+    seconds = rounds_of(plan, one, way)
     peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
     floor = max(operations / rate, moved_bytes / bandwidth)
-    whole = round_seconds(plan, one, batching)
-    return Row(plan.clients, precision, batching, seconds * 1e3, whole, operations, moved_bytes, floor * 1e3, peak)
+    whole = median(seconds[1:])
+    step = whole / plan.clients / plan.steps
+    return Row(plan.clients, way, seconds[0], whole, step * 1e3, operations, moved_bytes, floor * 1e3, peak)
 
 
-def round_seconds(plan: Plan, one: Searcher, batching: str) -> float:
-    """Seconds of all clients' searches of a round."""
-    layout, device = one.layout, one.weights.device
-    settings = replace(one.settings, local_steps=plan.steps)
+def rounds_of(plan: Plan, one: Searcher, way: Way) -> list[float]:
+    """Seconds of rounds of all clients' searches, the first with all that is made once."""
+    settings = replace(one.settings, local_steps=plan.steps, compile=way.compile, adam="reset")
     target = Target(one.target.cpu().numpy(), 64, one.shares.cpu().numpy())
-    q = np.full(layout.count, 32768, np.uint16)
-    draws = [tape(client, device) for client in range(plan.clients)]
-    shared = layout, one.weights, one.features
-    begun = time.perf_counter()
-    if batching == "vmap":
-        many = plan.clients
+    q, device = np.full(one.layout.count, 32768, np.uint16), one.weights.device
+    shared = one.layout, one.weights, one.features
+
+    def alone(draws: Tape) -> None:
+        local_search(*shared, q, target, settings, 0.1, draws)
+
+    def together(draws: list[Tape]) -> None:
+        many = len(draws)
         search_many(*shared, [q] * many, [target] * many, settings, 0.1, draws, [None] * many)
-    else:
-        for mine in draws:
-            local_search(*shared, q, target, settings, 0.1, mine)
-    return time.perf_counter() - begun
+
+    found = []
+    with ThreadPoolExecutor(way.workers, initializer=inprocess.begin_worker, initargs=(1, device)) as pool:
+        for _ in range(plan.repeats + 1):
+            draws = [tape(client, device) for client in range(plan.clients)]
+            wait(device)
+            begun = time.perf_counter()
+            if way.batching == "vmap":
+                pool.submit(together, draws).result()
+            else:
+                list(pool.map(alone, draws))
+            found.append(time.perf_counter() - begun)
+    return found
 
 
 def timed(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
@@ -329,52 +390,55 @@ class Bytes(TorchDispatchMode):
 # ------------------------------------------------------------------------------------------ train
 
 
-class EnoughError(Exception):
-    """The time is over."""
+class Kept(Silent):
+    """Keeps what rounds were like."""
 
-
-class Until(Silent):
-    """Ends a run after the last round that fits, and keeps what rounds were like."""
-
-    def __init__(self, ends: float) -> None:
-        self.ends, self.records = ends, list[dict[str, Any]]()
+    def __init__(self) -> None:
+        self.records = list[dict[str, Any]]()
 
     def round_done(self, record: Any, *_: int) -> None:
         """Note a round."""
         self.records.append(dict(record))
-        if time.monotonic() + 1.2 * record["seconds"] > self.ends:
-            raise EnoughError
 
 
-def trained(folder: Path, device: str, ends: float, tiny: bool, out: Path | None) -> dict[str, Any]:
-    """Rounds of the paper's settings on MNIST; the run folder is kept in --out and can be resumed."""
-    values: dict[str, dict[str, Any]] = {
-        "data": {"dataset": "mnist", "data_dir": str(folder)},
-        "generator": {"width": 64, "latent": 128, "conditional": False},
-        "search": {"local_steps": 100, "batch_size": 64, "learning_rate": 0.1, "final_rate": 1.0, "batching": "auto"},
-        "federation": {"rounds": 500, "mada": "published", "parts": 1},
-        "output": {"device": device, "grid_every": 10, "distance_samples": 2000, "distance_every": 25},
+def trained(
+    folder: Path, device: str, ends: float, tiny: bool, out: Path | None, changes: dict[str, Any]
+) -> dict[str, Any]:
+    """A run at the paper's sizes on MNIST of so many rounds as fit, kept in --out."""
+    values: dict[str, Any] = {
+        "data": {"dataset": "mnist", "data_dir": str(folder), "clients": 10, "partition": "shards", "shards": 40},
+        "generator": {"width": 64, "latent": 128},
+        "search": {"local_steps": 100, "batch_size": 64},
+        "federation": {"rounds": 4},
+        "output": {"device": device, "grid_every": 0, "distance_samples": 0},
     }
     if tiny:
         values["generator"] |= {"size": 16, "width": 2, "latent": 8}
         values["search"] |= {"local_steps": 1, "batch_size": 4}
-        values["output"] |= {"distance_samples": 0}
-    watcher, why = Until(ends), ""
+    values, records, why = merged(values, changes), list[dict[str, Any]](), ""
     try:
         with tempfile.TemporaryDirectory(prefix="prismfl-gpu-") as scratch:
-            inprocess.train(settings_from(values), out=(out or Path(scratch)) / "run", watcher=watcher)
-    except EnoughError:
-        pass
+            # A few rounds first say what the others take.
+            seconds = [one["seconds"] for one in rounds_done(values, Path(scratch) / "run")]
+            left = ends - time.monotonic() - (seconds[0] - seconds[-1])
+            rounds = max(1, int(left / median(seconds[2:])))
+            values = merged(values, {"rounds": rounds})
+            records = rounds_done(values, (out or Path(scratch) / "whole") / "run")
     except PrismError as error:
         why = str(error)
-    records = watcher.records
     return {
         "rounds": len(records),
         "seconds_a_round": median([one["seconds"] for one in records]) if records else None,
         "loss": [one["loss"] for one in records],
-        "distances": {one["round"]: one["distance"] for one in records if "distance" in one},
         "why_none": why,
     }
+
+
+def rounds_done(values: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    """What the rounds of a run were like."""
+    watcher = Kept()
+    inprocess.train(settings_from(values), out=out, watcher=watcher)
+    return watcher.records
 
 
 # ----------------------------------------------------------------------------------------- report
@@ -394,7 +458,8 @@ def as_markdown(found: dict[str, Any]) -> str:
             for one in found["checks"]
         ),
         "",
-        f"| clients | precision | batching | step, ms | floor, ms | share | {found['steps_a_round']} steps, s | GB |",
+        f"| clients | how | a round of {found['steps_a_round']} steps, s | the first, s | a step, ms | floor, ms "
+        "| share | GB |",
         "|---|---|---|---|---|---|---|---|",
         *map(as_line, found["rows"]),
     ]
@@ -406,8 +471,9 @@ def as_markdown(found: dict[str, Any]) -> str:
 def as_line(row: dict[str, Any]) -> str:
     """A row of the table."""
     return (
-        f"| {row['clients']} | {row['precision']} | {row['batching']} | {row['step_ms']:.3g} | {row['floor_ms']:.3g} "
-        f"| {row['floor_ms'] / row['step_ms']:.2f} | {row['round_s']:.3g} | {row['peak_gb']:.1f} |"
+        f"| {row['clients']} | {name_of(Way(**row['way']))} | {row['round_s']:.3g} | {row['first_s']:.3g} "
+        f"| {row['step_ms']:.3g} | {row['floor_ms']:.3g} | {row['floor_ms'] / row['step_ms']:.2f} "
+        f"| {row['peak_gb']:.1f} |"
     )
 
 
@@ -415,8 +481,9 @@ def as_sentence(done: dict[str, Any]) -> str:
     """What came of the training."""
     if not done["rounds"]:
         return f"\ntraining: no round ({done['why_none']})"
-    told = f"{done['seconds_a_round']:.2f} s each, last loss {done['loss'][-1]:.4g}, distances {done['distances']}"
-    return f"\ntraining: {done['rounds']} rounds, {told}"
+    return (
+        f"\ntraining: {done['rounds']} rounds, {done['seconds_a_round']:.2f} s each, last loss {done['loss'][-1]:.4g}"
+    )
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ def paper_size() -> tuple[Layout, FeatureMap, int]:
     net = HeadlessVgg(VGG19_PLAN).eval().requires_grad_(False)
     for unit in net.units:
         torch.nn.init.kaiming_normal_(unit.conv.weight, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.zeros_(unit.conv.bias)
     return Layout(32, 1, 64, 128), FeatureMap(LoadedNet(net, "0" * 64, {}), Features(), 1, 32), 64
 
 

@@ -167,6 +167,11 @@ class Search:
     batch_clients: int = _setting(
         0, "most clients in one batch; 0 takes as many as a share of the memory holds", least=0, most=32767
     )
+    compile: str = _setting(
+        "auto",
+        "a step compiled by torch before it is recorded, on a GPU (other roundings); auto: where a run is long enough",
+        choices=("auto", "on", "off"),
+    )
     client_threads: int = _setting(1, "processor threads a client's search uses", least=1, most=1024)
 
     @property

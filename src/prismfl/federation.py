@@ -465,19 +465,13 @@ def _found_together(agreement: Agreement, kit: ClientKit, opened: Sequence[_Open
         [one.member.memory for one in opened],
     )
     # Infinities of one client can spill over to its neighbours in a grouped convolution: these search again.
-    return [
-        mine if _is_finite(mine) else _found_alone(agreement, kit, one) for mine, one in zip(found, opened, strict=True)
-    ]
+    return [mine if mine.finite else _found_alone(agreement, kit, one) for mine, one in zip(found, opened, strict=True)]
 
 
 def _found_alone(agreement: Agreement, kit: ClientKit, one: _Opened) -> Found:
     search, rate, draws = _search_of(agreement, kit, one.place)
     target, memory = one.member.target, one.member.memory
     return local_search(agreement.layout, kit.weights, kit.features, one.now.q, target, search, rate, draws, memory)
-
-
-def _is_finite(found: Found) -> bool:
-    return bool(np.isfinite(found.loss) and np.isfinite(found.memory.first).all())
 
 
 def _outcome(part: Callable[..., Any], *args: Any) -> Any:
@@ -508,7 +502,7 @@ def _answer(
     noise: Callable[[NDArray[np.uint16]], NDArray[np.uint16]] | None,
 ) -> "Answer":
     """Step 3 of a client whose search is done.  Raises ClientError when it diverged."""
-    if not _is_finite(found):
+    if not found.finite:
         raise ClientError(
             f"client {place.client}'s search diverged (loss {found.loss})",
             "finite numbers",

@@ -29,6 +29,7 @@ from prismfl.config import Features
 from prismfl.errors import DataError, SettingError
 from prismfl.nets.features import Activation, LoadedNet
 from prismfl.nets.fused import fusible, matched
+from prismfl.nets.replay import settle
 from prismfl.seeding import Purpose, Stream
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -95,11 +96,11 @@ class _UnitDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, phi: Tensor, labels: Tensor, scales: Sequence[float], *targets: Tensor) -> Tensor:
-        own = _own(labels, targets[0].shape[1]).float()  # [K, B, G]
         rows = phi.view(*labels.shape, -1).float()
-        total, gradient = _first_moments(rows, own, scales[0], targets[0])
+        total, gradient = _unit_distance(rows, labels, scales[0], targets[0])
         if len(targets) > 1:
-            total += _second_moments(rows, own, scales[1], targets[1], gradient)
+            more, by_square = _unit_distance(rows * rows, labels, scales[1], targets[1])
+            total, gradient = total + more, gradient + 2 * rows * by_square
         ctx.save_for_backward(gradient.view_as(phi).to(phi.dtype))
         return total
 
@@ -111,34 +112,22 @@ class _UnitDistance(torch.autograd.Function):
         return scaled, None, None, *[None] * (len(ctx.needs_input_grad) - 3)
 
 
-def _first_moments(phi: Tensor, own: Tensor, scale: float, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances `[K]` of `scale · Σ f` by label, and half the gradient by phi `[K, B, d]`.
+def _unit_distance(phi: Tensor, labels: Tensor, scale: float, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances `[K]` of `scale · Σ f` by label, `f = φ / ‖φ‖`, and half the gradient by phi `[K, B, d]`.
 
-    own: float32 `[K, B, G]`, 1 at each image's label.  With `rest = Σ f - target` of its label, an image's gradient is
-    `(rest - f ⟨f, rest⟩) / ‖φ‖`: all of it matrix products of few rows.
+    With `rest = Σ f - target` of its label, an image's gradient is `(rest - f ⟨f, rest⟩) / ‖φ‖`.  Of one group
+    all is sums and products of entries, which a compiler makes few passes of.
     """
-    inverse = _inverse(torch.linalg.vector_norm(phi, dim=2)) * scale
-    rest, along = _rests(phi, own * inverse[:, :, None], target)
-    along = (along * own).sum(2) * (inverse**3 / scale**2)
-    gradient = torch.mul(phi, -along[:, :, None])
-    return rest.square().sum((1, 2)), gradient.baddbmm_(own * inverse[:, :, None], rest)
+    inverse = _inverse(torch.linalg.vector_norm(phi, dim=2, keepdim=True)) * scale
+    rest = _sums(phi * inverse, labels, target.shape[1]) - target
+    mine = rest if rest.shape[1] == 1 else rest[torch.arange(len(rest), device=rest.device)[:, None], labels]
+    along = (phi * mine).sum(2, keepdim=True) * (inverse**3 / scale**2)
+    return rest.square().sum((1, 2)), mine * inverse - phi * along
 
 
-def _second_moments(phi: Tensor, own: Tensor, scale: float, target: Tensor, gradient: Tensor) -> Tensor:
-    """The same of `scale · Σ g` with `g = φ² / ‖φ²‖`; its half gradient is added to `gradient`."""
-    square = phi * phi
-    inverse = _inverse(torch.linalg.vector_norm(square, dim=2)) * scale
-    rest, along = _rests(square, own * inverse[:, :, None], target)
-    along = (along * own).sum(2) * (inverse**3 / scale**2)
-    by_square = square.mul_((-2 * along)[:, :, None]).baddbmm_(own * (2 * inverse)[:, :, None], rest)
-    gradient.addcmul_(by_square, phi)
-    return rest.square().sum((1, 2))
-
-
-def _rests(rows: Tensor, weighted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted sums of rows by label less their target, `[K, G, d]`, and their product with each row, `[K, B, G]`."""
-    rest = torch.baddbmm(target, weighted.transpose(1, 2), rows, beta=-1)
-    return rest, torch.bmm(rows, rest.transpose(1, 2))
+def _sums(rows: Tensor, labels: Tensor, groups: int) -> Tensor:
+    """Sums of rows `[K, B, d]` by label: `[K, G, d]`."""
+    return rows.sum(1, keepdim=True) if groups == 1 else torch.bmm(_own(labels, groups).float().mT, rows)
 
 
 def label_means(labels: Tensor, classes: int) -> Tensor:
@@ -289,6 +278,7 @@ class FeatureMap:
             found = copy.copy(self)
             found.net = copy.deepcopy(self.net).to(dtype=PRECISIONS[name])
             found.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            settle(next(found.net.parameters()).device)
             self._others[name] = found
         return self._others[name]
 

@@ -112,7 +112,7 @@ def search_round(
         found = local_search(
             agreement.layout, kit.weights, kit.features, state.q, gathered.target, settings.search, rate, draws
         )
-    if not (np.isfinite(found.loss) and np.isfinite(found.memory.first).all()):
+    if not found.finite:
         raise ClientError(f"the search diverged (loss {found.loss})", "finite numbers", "lower search.learning_rate")
     low = math.ceil(settings.federation.clip * ONE)
     q = np.clip(found.q, low, ONE - low)

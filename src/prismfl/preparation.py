@@ -23,7 +23,7 @@ from prismfl.nets.generator import check_device
 from prismfl.nets.matched import load_matched
 from prismfl.nets.overlap import overlap_note, overlaps
 from prismfl.privacy.release import check_sizes
-from prismfl.search import batching_of, precision_of
+from prismfl.search import batching_of, compile_of, precision_of
 
 _TEST_EVERY = 10
 _PLAIN_MOMENTS = (
@@ -78,7 +78,7 @@ def prepare(
     loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_private(settings, loaded, train.classes, [len(part) for part in parts])
-    settings = _settled(settings, loaded)
+    settings = _compiled(_settled(settings, loaded))
     layout = agree(settings, train.images.shape[1], train.classes).layout
     features = FeatureMap(loaded, settings.features, layout.channels, layout.size)
     settings = replace(settings, search=_batched(settings, layout, features))
@@ -96,6 +96,13 @@ def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
         features=replace(settings.features, features_sha256=loaded.sha256),
         search=replace(search, beta1=search.first_decay),
     )
+
+
+def _compiled(settings: Settings) -> Settings:
+    """The settings with `search.compile` as it will be: a simulator's searches share what was compiled once."""
+    clients = 1 if settings.federation.mode == "one-shot" else settings.federation.cohort or settings.data.clients
+    found = compile_of(settings.search, settings.output.device, settings.federation.rounds * clients)
+    return replace(settings, search=replace(settings.search, compile=found))
 
 
 def _batched(settings: Settings, layout: Layout, features: FeatureMap) -> Search:

@@ -1,10 +1,13 @@
 """Local mask search: (θ, target, settings, draws) → θ_k.  It never sees images or raw moments."""
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, batch_gr
 from prismfl.nets.fused import adam_step, flat_floats
 from prismfl.nets.generator import generate, generate_many
 from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of
-from prismfl.nets.replay import repeat
+from prismfl.nets.replay import Programs, Repeated
 from prismfl.nets.tape import Tape
 from prismfl.seeding import Purpose, Stream
 
@@ -26,7 +29,8 @@ _TINY = 1e-16
 _BFLOAT16 = "_is_avx512_bf16_supported"
 _ROOM = 2**30  # bytes that a batch of clients may take of a processor's memory
 _COPIES = 8  # of each map and weight that a step holds at its peak
-_TRIED = 4  # clients whose steps are timed together
+_TRIED, _TRIAL_STEPS = 4, 20  # clients that are timed together, and steps of theirs
+_WORTH_COMPILING = 20_000  # steps that take longer, together, than a compiler for one
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Found:
-    """Result of a local search: θ_k as integers uint16 `[N]`, the mean loss, Adam's memory."""
+    """Result of a local search: θ_k as integers uint16 `[N]`, the mean loss, Adam's memory unless it begins anew.
+
+    finite: whether all numbers were; otherwise the search diverged.
+    """
 
     q: NDArray[np.uint16]
     loss: float
-    memory: Memory
+    memory: Memory | None
+    finite: bool = True
 
 
 def rate_at(settings: Search, round_index: int, rounds: int) -> float:
@@ -63,18 +71,26 @@ def precision_of(name: str, device: str) -> str:
     return "bfloat16" if told() else "float32"
 
 
+def compile_of(settings: Search, device: str, searches: int) -> str:
+    """`compile` as it stands for a run of so many searches: `on` where it gains more time than it takes."""
+    if settings.compile != "auto":
+        return settings.compile
+    return "on" if device.startswith("cuda") and searches * settings.local_steps >= _WORTH_COMPILING else "off"
+
+
 def batching_of(
     settings: Search, layout: Layout, features: FeatureMap, weights: Tensor, clients: int
 ) -> tuple[str, int]:
     """`batching` and `batch_clients` as they stand for a run: `none` or `vmap`, and clients in one batch.
 
-    `auto` is `none` on a processor, where batches were never faster (docs/decisions.md), and elsewhere what a
-    short measurement with a few of the round's clients found faster.
+    `auto` is `none` on a processor and where steps are compiled, for there batches were never faster
+    (docs/decisions.md), and elsewhere what a short measurement with a few of the round's clients found faster.
     """
     most = min(clients, settings.batch_clients or _clients_in_room(settings, layout, features, weights.device))
     if settings.batching != "auto":
         return settings.batching, most
-    faster = weights.device.type != "cpu" and most > 1 and faster_together(layout, weights, features, settings, most)
+    open_to_both = weights.device.type != "cpu" and settings.compile != "on" and most > 1
+    faster = open_to_both and faster_together(layout, weights, features, settings, most)
     return ("vmap" if faster else "none"), most
 
 
@@ -86,23 +102,28 @@ def _clients_in_room(settings: Search, layout: Layout, features: FeatureMap, dev
 
 
 def faster_together(layout: Layout, weights: Tensor, features: FeatureMap, settings: Search, clients: int) -> bool:
-    """Whether a few clients take a step together in less time than one after another, here and now."""
-    many = min(clients, _TRIED)
+    """Whether a few clients search together in less time than one after another, here and now."""
+    many, trial = min(clients, _TRIED), replace(settings, local_steps=_TRIAL_STEPS, compile="off", adam="reset")
     classes = max(1, layout.classes)
     nothing = Target(np.zeros(classes * features.dimension, np.float32), 1, np.full(classes, 1 / classes))
+    q = np.full(layout.count, 32768, np.uint16)
     draws = [Tape(Stream(0, Purpose.SEARCH, 0, client), weights.device) for client in range(many)]
-    theta = torch.full((many, layout.count), 0.5, device=weights.device)
-    alone = Searcher(layout, weights, features, nothing, settings, draws[0])
-    together = BatchSearcher(layout, weights, features, [nothing] * many, settings, draws)
-    return _seconds(lambda: together.gradient(theta)) < many * _seconds(lambda: alone.gradient(theta[0]))
+
+    def together() -> None:
+        search_many(layout, weights, features, [q] * many, [nothing] * many, trial, 1.0, draws, [None] * many)
+
+    def alone() -> None:
+        local_search(layout, weights, features, q, nothing, trial, 1.0, draws[0])
+
+    return _seconds(together) < many * _seconds(alone)
 
 
-def _seconds(step: Callable[[], tuple[Tensor, Tensor]]) -> float:
-    """The least time of a step over a few, which include waiting for the device."""
+def _seconds(search: Callable[[], None]) -> float:
+    """Least time of a search, after one that makes what is made once."""
     found = []
-    for _ in range(4):
+    for _ in range(3):
         begun = time.perf_counter()
-        step()[1].cpu()
+        search()
         found.append(time.perf_counter() - begun)
     return min(found[1:])
 
@@ -135,11 +156,8 @@ def local_search(
     and latents from `draws`, and descends the squared MMD straight through the draw (paper,
     local step).  Same inputs, threads and machine: same bytes out.
     """
-    searcher = Searcher(layout, weights, features, target, settings, draws)
-    adam = _Adam(settings, layout, weights.device, [memory])
-    start = scores_of(q).to(weights.device)
-    scores, losses = _searched(searcher, adam, start, settings, rate)
-    return Found(_within_reach(integers_of(scores), q, settings.reach), float(losses), adam.memory(0))
+    station = _station(False, layout, weights, features, [target], settings, [draws])
+    return station.search([q], [target], rate, [draws], [memory])[0]
 
 
 def search_many(
@@ -158,37 +176,106 @@ def search_many(
     The clients share frozen weights and feature network; each has its own θ, target, Adam and tape, from
     which it draws the same numbers in the same order as it would alone.
     """
-    searcher = BatchSearcher(layout, weights, features, targets, settings, draws)
-    adam = _Adam(settings, layout, weights.device, memories)
-    start = torch.stack([scores_of(q) for q in qs]).to(weights.device)
-    scores, losses = _searched(searcher, adam, start, settings, rate)
-    return [
-        Found(_within_reach(integers_of(found), q, settings.reach), loss, adam.memory(place))
-        for place, (found, q, loss) in enumerate(zip(scores, qs, losses.tolist(), strict=True))
-    ]
+    station = _station(True, layout, weights, features, targets, settings, draws)
+    return station.search(qs, targets, rate, draws, memories)
 
 
-def _searched(
-    searcher: "Searcher | BatchSearcher", adam: "_Adam", start: Tensor, settings: Search, rate: float
-) -> tuple[Tensor, Tensor]:
-    """Scores after the local steps, and mean losses in float64.  Nothing here waits for the device."""
-    scores = start.clone()
-    total = torch.zeros(start.shape[:-1], dtype=torch.float64, device=start.device)
+class _Station:
+    """Where searches take place, one after another, in tensors that stay: on a GPU one recorded step serves them all.
 
-    def step() -> None:
-        gradient, loss = searcher.gradient(torch.sigmoid(scores))
-        adam.step(scores, gradient, rate)
-        if settings.hold:
-            scores.lerp_(start, min(1.0, settings.hold * rate))
-        total.add_(loss)
+    targets, draws: of the sizes and the seed of those that searches come with.
+    """
 
-    # A moving average counts its own steps, outside of tensors.
-    repeat(step, settings.local_steps, start.device, recorded=settings.loss == "squared")
-    return scores, total / settings.local_steps
+    def __init__(
+        self,
+        searcher: "Searcher | BatchSearcher",
+        layout: Layout,
+        settings: Search,
+        device: torch.device,
+        clients: int,
+        programs: Programs | None,
+    ) -> None:
+        self.searcher, self.settings, self.device = searcher, settings, device
+        self.adam = _Adam(settings, layout, device, clients)
+        self.start, self.scores = (torch.zeros(clients, layout.count, device=device) for _ in range(2))
+        self.rate = torch.zeros((), dtype=torch.float64, device=device)
+        self.total = torch.zeros(clients, dtype=torch.float64, device=device)
+        told = [self.start, self.scores, self.rate, self.total, *self.adam.tensors, *searcher.tensors]
+        # A moving average counts its own steps, outside of tensors.
+        self.repeated = Repeated(self._step, told, programs, recorded=settings.loss == "squared")
+
+    def search(
+        self,
+        qs: Sequence[NDArray[np.uint16]],
+        targets: Sequence[Target],
+        rate: float,
+        draws: Sequence[Tape],
+        memories: Sequence[Memory | None],
+    ) -> list[Found]:
+        """One search of each client.  Nothing waits for the device before all steps are taken."""
+        self.searcher.turn_to(targets, draws)
+        self.adam.load(memories)
+        for row, q in enumerate(qs):
+            self.start[row].copy_(scores_of(q, self.device))
+        self.scores.copy_(self.start)
+        self.rate.fill_(rate)
+        self.total.zero_()
+        self.repeated.take(self.settings.local_steps)
+        for mine, theirs in zip(self.searcher.tapes, draws, strict=True):
+            theirs.follow(mine)
+        losses = (self.total / self.settings.local_steps).tolist()
+        return [self._found(row, q, losses[row]) for row, q in enumerate(qs)]
+
+    def _step(self) -> None:
+        gradient, loss = self.searcher.gradient(torch.sigmoid(self.scores).view(self.searcher.shape))
+        self.adam.step(self.scores, gradient.view_as(self.scores), self.rate)
+        if self.settings.hold:
+            self.scores.lerp_(self.start, (self.rate * self.settings.hold).clamp_(max=1).float())
+        self.total.add_(loss)
+
+    def _found(self, row: int, q: NDArray[np.uint16], loss: float) -> Found:
+        found = _within_reach(integers_of(self.scores[row]), q, self.settings.reach)
+        finite = math.isfinite(loss) and bool(self.adam.first[row].isfinite().all())
+        return Found(found, loss, None if self.settings.adam == "reset" else self.adam.memory(row), finite)
+
+
+_here = threading.local()  # a thread's own station: its tensors are in use while it searches
+_programs: "WeakKeyDictionary[FeatureMap, dict[Any, Programs]]" = WeakKeyDictionary()
+
+
+def _station(
+    together: bool,
+    layout: Layout,
+    weights: Tensor,
+    features: FeatureMap,
+    targets: Sequence[Target],
+    settings: Search,
+    draws: Sequence[Tape],
+) -> _Station:
+    """A new station; on a GPU this thread's last one, where it was for the same world."""
+    stream = draws[0].stream
+    world = layout, settings, together, len(targets), stream.seed, stream.purpose, weights.data_ptr()
+    kept: tuple[Any, FeatureMap, _Station] | None = getattr(_here, "station", None)
+    if kept is not None and kept[0] == world and kept[1] is features:
+        return kept[2]
+    stays = weights.device.type != "cpu" and settings.loss == "squared"  # a moving average begins anew
+    mine = [Tape(one.stream, one.device) for one in draws] if stays else draws
+    searcher: Searcher | BatchSearcher
+    if together:
+        searcher = BatchSearcher(layout, weights, features, targets, settings, mine)
+    else:
+        searcher = Searcher(layout, weights, features, targets[0], settings, mine[0])
+    programs = _programs.setdefault(features, {}).setdefault(world, {}) if settings.compile == "on" else None
+    station = _Station(searcher, layout, settings, weights.device, len(targets), programs)
+    if stays:
+        _here.station = world, features, station
+    return station
 
 
 def _within_reach(found: NDArray[np.uint16], q: NDArray[np.uint16], reach: float) -> NDArray[np.uint16]:
     """θ_k no further than `reach` from θ: beyond it, a flip would be improbable and so dear to send."""
+    if reach >= 1:
+        return found
     most = round(reach * 65536)
     return np.clip(
         found, np.maximum(q.astype(np.int64) - most, 1), np.minimum(q.astype(np.int64) + most, 65535)
@@ -211,10 +298,20 @@ class Searcher:
         precision = precision_of(settings.precision, weights.device.type)
         self.weights, self.dtype = weights, PRECISIONS[precision]
         self.features = features.in_precision(precision)
-        self.target = torch.from_numpy(target.moments).to(weights.device)
+        self.target = torch.tensor(target.moments, device=weights.device)
         self.blocks = self.features.split(self.target)
-        self.shares = torch.from_numpy(target.shares).to(weights.device)
+        self.shares = torch.tensor(target.shares, device=weights.device)
         self.moving = MovingResidual(self.target, settings.moving_rate)
+        self.shape, self.tapes = (layout.count,), (draws,)
+        self.tensors = [*self.blocks, self.shares, *draws.tensors]
+
+    def turn_to(self, targets: Sequence[Target], draws: Sequence[Tape]) -> None:
+        """Another client's target and draws, in the tensors that are there."""
+        self.target.copy_(torch.from_numpy(targets[0].moments))
+        for block, part in zip(self.blocks, self.features.split(self.target), strict=True):
+            block.copy_(part)
+        self.shares.copy_(torch.from_numpy(targets[0].shares))
+        self.draws.follow(draws[0])
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient by the scores `[N]` and the squared distance of one batch, a scalar."""
@@ -250,11 +347,25 @@ class BatchSearcher:
         precision = precision_of(settings.precision, weights.device.type)
         self.weights, self.dtype = weights, PRECISIONS[precision]
         self.features = features.in_precision(precision)
-        self.targets = torch.stack([torch.from_numpy(target.moments) for target in targets]).to(weights.device)
-        split = [self.features.split(target) for target in self.targets]
-        self.blocks = [torch.stack(parts) for parts in zip(*split, strict=True)]
-        self.shares = [torch.from_numpy(target.shares).to(weights.device) for target in targets]
+        self.targets = torch.stack([torch.from_numpy(one.moments) for one in targets]).to(weights.device)
+        self.blocks = self._blocks()
+        self.shares = torch.stack([torch.from_numpy(one.shares) for one in targets]).to(weights.device)
         self.moving = [MovingResidual(target, settings.moving_rate) for target in self.targets]
+        self.shape, self.tapes = (len(targets), layout.count), tuple(draws)
+        self.tensors = [*self.blocks, self.shares, *(one for tape in draws for one in tape.tensors)]
+
+    def turn_to(self, targets: Sequence[Target], draws: Sequence[Tape]) -> None:
+        """Other clients' targets and draws, in the tensors that are there."""
+        for row, (target, theirs) in enumerate(zip(targets, draws, strict=True)):
+            self.targets[row].copy_(torch.from_numpy(target.moments))
+            self.shares[row].copy_(torch.from_numpy(target.shares))
+            self.draws[row].follow(theirs)
+        for block, now in zip(self.blocks, self._blocks(), strict=True):
+            block.copy_(now)
+
+    def _blocks(self) -> list[Tensor]:
+        split = [self.features.split(target) for target in self.targets]
+        return [torch.stack(parts) for parts in zip(*split, strict=True)]
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients by the scores `[K, N]` and the squared distances of one batch each, `[K]`."""
@@ -302,37 +413,41 @@ def batch_labels(shares: Tensor, count: int, draws: Tape) -> Tensor:
 
 
 class _Adam:
-    """Adam (Kingma, Ba 2015) on one flat vector `[N]`, or on a client's each, `[K, N]`."""
+    """Adam (Kingma, Ba 2015) on a client's scores each, `[K, N]`."""
 
-    def __init__(
-        self, settings: Search, layout: Layout, device: torch.device, memories: Sequence[Memory | None]
-    ) -> None:
+    def __init__(self, settings: Search, layout: Layout, device: torch.device, clients: int) -> None:
         self.betas = settings.first_decay, settings.beta2
-        self.steps = torch.tensor([one.steps if one else 0 for one in memories], dtype=torch.float64, device=device)
+        self.steps = torch.zeros(clients, dtype=torch.float64, device=device)
         self.counts = [layer.count for layer in layout.layers] if settings.scale == "layer" else []
-        self.first, self.second = (torch.zeros(len(memories), layout.count, device=device) for _ in range(2))
+        self.first, self.second = (torch.zeros(clients, layout.count, device=device) for _ in range(2))
+        self.tensors = [self.steps, self.first, self.second]
+
+    def load(self, memories: Sequence[Memory | None]) -> None:
+        """Go on from what clients keep, or begin anew."""
         for row, memory in enumerate(memories):
-            if memory is not None:
-                self.first[row].copy_(torch.from_numpy(memory.first))
-                self.second[row].copy_(torch.from_numpy(memory.second))
+            self.steps[row] = memory.steps if memory else 0
+            for into, kept in ((self.first, memory and memory.first), (self.second, memory and memory.second)):
+                if kept is None:
+                    into[row].zero_()
+                else:
+                    into[row].copy_(torch.from_numpy(kept))
 
-    def step(self, scores: Tensor, gradient: Tensor, rate: float) -> None:
-        """Move the scores in place by one step of size `rate`."""
+    def step(self, scores: Tensor, gradients: Tensor, rate: Tensor) -> None:
+        """Move the scores `[K, N]` in place by one step of size `rate`, float64."""
         self.steps += 1
-        rows, gradients = scores.view_as(self.first), gradient.view_as(self.first)
         # A kernel takes all rows or none: they are of one kind.
-        if self.counts or not all(self._stepped(rows[row], gradients[row], row, rate) for row in range(len(rows))):
-            self._step_all(rows, gradients, rate)
+        if self.counts or not all(self._stepped(scores[row], gradients[row], row, rate) for row in range(len(scores))):
+            self._step_all(scores, gradients, rate)
 
-    def _stepped(self, scores: Tensor, gradient: Tensor, row: int, rate: float) -> bool:
+    def _stepped(self, scores: Tensor, gradient: Tensor, row: int, rate: Tensor) -> bool:
         """One client's step in one pass, where there is a kernel for it."""
         if not flat_floats(scores, gradient):
             return False
         (beta1, beta2), steps = self.betas, int(self.steps[row])
-        moments = self.first[row], self.second[row]
-        return adam_step(scores, gradient, *moments, self.betas, rate / (1 - beta1**steps), 1 - beta2**steps, _TINY)
+        lengths, moments = float(rate) / (1 - beta1**steps), (self.first[row], self.second[row])
+        return adam_step(scores, gradient, *moments, self.betas, lengths, 1 - beta2**steps, _TINY)
 
-    def _step_all(self, rows: Tensor, gradient: Tensor, rate: float) -> None:
+    def _step_all(self, rows: Tensor, gradient: Tensor, rate: Tensor) -> None:
         beta1, beta2 = self.betas
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prismfl.errors import SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -123,13 +123,17 @@ class Stream:
         device: "torch.device | str" = "cpu",
         block: "int | torch.Tensor" = 0,
         generator: "TorchPhilox | None" = None,
+        place: "Sequence[int | torch.Tensor] | None" = None,
     ) -> "torch.Tensor":
-        """The same words as `words`, by torch on `device`: int64 `[count]`; generator: `torch_philox`, or its equal."""
+        """The same words as `words`, by torch on `device`: int64 `[count]`.
+
+        generator: `torch_philox`, or its equal; place: round and client, where the device is to know them.
+        """
         import torch
 
         blocks = torch.arange(-(-count // 4), dtype=torch.int64, device=device) + block
-        fixed = (self.round, self.client, int(self.purpose))
-        counter = (blocks, *(torch.full_like(blocks, word) for word in fixed))
+        fixed = (*(place or (self.round, self.client)), int(self.purpose))
+        counter = (blocks, *(torch.zeros_like(blocks) + word for word in fixed))
         return (generator or torch_philox)(counter, self.key).reshape(-1)[:count]
 
     def torch_halves(

@@ -173,9 +173,9 @@ def test_adam_takes_the_same_steps(monkeypatch, count):
     found = []
     for fast in (fused._fast, None):
         monkeypatch.setattr(fused, "_fast", fast)
-        adam, scores = _Adam(Search(), layout, torch.device("cpu"), [None]), torch.linspace(-2, 2, count)
+        adam, scores = _Adam(Search(), layout, torch.device("cpu"), 1), torch.linspace(-2, 2, count)[None]
         for gradient in gradients:
-            adam.step(scores, gradient, 0.3)
+            adam.step(scores, gradient[None], torch.tensor(0.3, dtype=torch.float64))
         found.append((scores, adam.first, adam.second))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)

@@ -1,11 +1,11 @@
 """A step that is recorded and replayed finds what the same step finds taken again and again."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from prismfl import search
 from prismfl.config import Search
@@ -18,12 +18,11 @@ SETTINGS = Search(local_steps=5, batch_size=6, precision="float32")
 CPU = torch.device("cpu")
 
 
-def traced(step, count, device, *, recorded):
+def as_recorded(repeated, count):
     """As a CUDA graph does it: one list of operations on the same memory, without Python.  Tracing takes the step."""
-    assert recorded and device.type == "cpu"
-    graph = make_fx(step)()
+    graph = replay.traced(repeated.step, repeated.tensors)
     for _ in range(count - 1):
-        graph()
+        graph(*repeated.tensors)
 
 
 @pytest.fixture(params=[0, 3], ids=["no labels", "three labels"])
@@ -41,8 +40,8 @@ def run(request, feature_map, blobs, monkeypatch):
         found.by_torch = True
         return found
 
-    def found(clients, settings, repeat=replay.repeat):
-        monkeypatch.setattr(search, "repeat", repeat)
+    def found(clients, settings, take=replay.Repeated.take):
+        monkeypatch.setattr(replay.Repeated, "take", take)
         shared, draws = (layout, weights, feature_map), [tape(client) for client in range(clients)]
         if clients == 1:
             return [search.local_search(*shared, q, target, settings, 0.3, draws[0])]
@@ -55,7 +54,7 @@ def run(request, feature_map, blobs, monkeypatch):
 @pytest.mark.parametrize("clients", [1, 2])
 def test_a_replayed_step_is_the_step(run, clients, changes):
     settings = replace(SETTINGS, **changes)
-    for one, two in zip(run(clients, settings), run(clients, settings, traced), strict=True):
+    for one, two in zip(run(clients, settings), run(clients, settings, as_recorded), strict=True):
         np.testing.assert_array_equal(one.q, two.q)
         np.testing.assert_array_equal(one.memory.second, two.memory.second)
         assert (one.loss, one.memory.steps) == (two.loss, two.memory.steps) == (one.loss, 5)
@@ -65,36 +64,54 @@ def test_steps_are_taken_as_often_as_asked_on_a_processor():
     taken = []
     for count in (0, 1, 40):
         taken.clear()
-        replay.repeat(lambda: taken.append(1), count, CPU)
+        replay.Repeated(lambda: taken.append(1), [torch.zeros(1)]).take(count)
         assert len(taken) == count
 
 
-@pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("count", [15, 16, 40])
-def test_on_a_gpu_a_step_is_recorded_once_and_replayed_or_taken_where_it_cannot_be(monkeypatch, count, fails):
-    calls = []
+def test_what_was_traced_runs_on_other_tensors():
+    one, two, fixed = torch.zeros(3), torch.ones(3), torch.full((3,), 2.0)
+
+    def step():
+        one.add_(two * fixed)
+        two.mul_(3)
+
+    graph = replay.traced(step, [one, two])
+    assert one.tolist() == [2.0] * 3 and two.tolist() == [3.0] * 3  # tracing takes the step
+    others = torch.full((3,), 10.0), torch.full((3,), 5.0)
+    graph(*others)
+    assert others[0].tolist() == [20.0] * 3 and others[1].tolist() == [15.0] * 3
+    assert one.tolist() == [2.0] * 3 and two.tolist() == [3.0] * 3
+
+
+class Nothing:
+    """Stands for streams and their contexts."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+    def wait_stream(self, _):
+        pass
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """What is asked of a GPU that is not there, in order; `fails` makes recordings fail."""
+    calls, state = [], SimpleNamespace(fails=False)
 
     class Graph:
         def replay(self):
             calls.append("replayed")
 
-    class Nothing:
-        def __init__(self, *_, **__):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return False
-
-        def wait_stream(self, _):
-            pass
-
     class Capture(Nothing):
         def __enter__(self):
             calls.append("recorded")
-            if fails:
+            if state.fails:
                 raise RuntimeError("operation not permitted when stream is capturing")
 
         def __exit__(self, *_):
@@ -103,7 +120,54 @@ def test_on_a_gpu_a_step_is_recorded_once_and_replayed_or_taken_where_it_cannot_
     for name, stub in {"CUDAGraph": Graph, "Stream": Nothing, "stream": Nothing, "graph": Capture}.items():
         monkeypatch.setattr(torch.cuda, name, stub)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Nothing())
-    replay.repeat(lambda: calls.append("taken"), count, torch.device("cuda"))
-    done = [call for call in calls if call != "recorded"]
-    assert len(done) == count and calls.count("recorded") == (count >= 16)
-    assert done.count("replayed") == (0 if fails or count < 16 else count - 3)
+    monkeypatch.setattr(replay, "settle", lambda _: None)
+    state.calls = calls
+    return state
+
+
+def on_a_gpu(step, tensors=(), programs=None):
+    found = replay.Repeated(step, tensors or [torch.zeros(1)], programs)
+    found.recorded = True
+    return found
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("count", [15, 16, 40])
+def test_on_a_gpu_a_step_is_recorded_once_and_replayed_or_taken_where_it_cannot_be(gpu, count, fails):
+    gpu.fails = fails
+    repeated = on_a_gpu(lambda: gpu.calls.append("taken"))
+    repeated.take(count)
+    done = [call for call in gpu.calls if call != "recorded"]
+    assert len(done) == count and gpu.calls.count("recorded") == (count >= 16)
+    assert done.count("replayed") == (0 if fails or count < 16 else count - 4)
+    gpu.calls.clear()
+    repeated.take(20)
+    assert len(gpu.calls) - gpu.calls.count("recorded") == 20
+    assert gpu.calls.count("replayed") == (0 if fails else 20 if count >= 16 else 16)
+
+
+def test_a_step_is_compiled_once_for_all_that_share_it_and_each_writes_its_own_tensors(gpu, monkeypatch):
+    made, programs, counters = [], {}, [torch.zeros(1), torch.zeros(1)]
+
+    def compiled(step, tensors):
+        made.append(1)
+        return replay.traced(step, tensors)
+
+    monkeypatch.setattr(replay, "compiled", compiled)
+    for counter in counters:
+        on_a_gpu(lambda counter=counter: counter.add_(1), [counter], programs).take(30)
+        assert counter.item() + gpu.calls.count("replayed") == 30
+        gpu.calls.clear()
+    assert len(made) == 1 and programs["step"] is not None
+
+
+def test_a_step_that_no_compiler_takes_is_taken_as_it_is(gpu, monkeypatch):
+    programs, counter = {}, torch.zeros(1)
+
+    def compiled(step, _):
+        step()
+        raise AssertionError("no compiler")
+
+    monkeypatch.setattr(replay, "compiled", compiled)
+    on_a_gpu(lambda: counter.add_(1), [counter], programs).take(30)
+    assert programs == {"step": None} and counter.item() + gpu.calls.count("replayed") == 30

@@ -39,6 +39,7 @@ from prismfl.search import Memory
 # glibc's numbers for mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
+_ON_A_GPU = 4  # workers: more gain nothing (docs/speed.md)
 _MOST_COUNTS = 100_000  # of labels at clients, in the run folder
 _MOST_TARGETS, _MOST_THETAS = 2**29, 2**28  # bytes in memory, of all clients together
 
@@ -48,11 +49,18 @@ Crew = Callable[[Mapping[int, bytes]], Mapping[int, Reply]]
 
 
 def workers_of(settings: Settings) -> int:
-    """Clients searched at a time: one a core, and one on a GPU, whose work is done in turn anyway."""
+    """Clients searched at a time: one a core, and a few on a GPU, which one alone leaves partly idle."""
     if settings.output.workers:
         return settings.output.workers
-    cores = (os.cpu_count() or 1) // settings.search.client_threads
-    return max(1, cores) if settings.output.device == "cpu" else 1
+    cores = max(1, (os.cpu_count() or 1) // settings.search.client_threads)
+    return cores if settings.output.device == "cpu" else min(cores, _ON_A_GPU)
+
+
+def begin_worker(threads: int, device: torch.device) -> None:
+    """A worker's processor threads, and on a GPU a queue of its own: what others do there it need not wait for."""
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))
 
 
 class InProcess:
@@ -71,7 +79,10 @@ class InProcess:
         self.agreement, self.kit, self.clients, self.folder = agreement, kit, clients, folder
         threads = agreement.settings.search.client_threads
         workers = workers_of(agreement.settings)
-        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+        device = kit.weights.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the workers read what was put there
+        self.pool = ThreadPoolExecutor(workers, initializer=begin_worker, initargs=(threads, device))
         self.disk = ClientDisk(agreement, kit, folder)
         self.targets, self.held = KeptTargets(_MOST_TARGETS), KeptThetas(_MOST_THETAS)
         self.memories: dict[int, Memory | None] = {}
@@ -126,8 +137,8 @@ class InProcess:
 
     def keep(self, round_index: int, clients: Iterable[int]) -> None:
         """Write the memories of a round's clients, where Adam is kept between rounds."""
-        for client in clients:
-            self.disk.remember(client, round_index, self.memories[client])
+        # Side by side: at the paper's sizes a client's are 28 MB.
+        list(self.pool.map(lambda client: self.disk.remember(client, round_index, self.memories[client]), clients))
         self.memories.clear()
 
     def close(self) -> None:

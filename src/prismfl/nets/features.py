@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from prismfl.errors import ModelFileError
 from prismfl.nets.fused import pooled
+from prismfl.nets.replay import settle
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -70,7 +71,9 @@ class ConvUnit(nn.Module):
         if self._dense is None or self._dense[0] != made_of:
             pixels = [(row, column) for row in range(2) for column in range(2)]
             taps = [[weight[:, :, 1 + a - c, 1 + b - d].T for c, d in pixels] for a, b in pixels]
-            self._dense = made_of, torch.cat([torch.cat(row, 1) for row in taps])
+            matrix = torch.cat([torch.cat(row, 1) for row in taps])
+            settle(weight.device)
+            self._dense = made_of, matrix
         return self._dense[1]
 
 

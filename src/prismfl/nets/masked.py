@@ -11,19 +11,20 @@ from prismfl.nets.tape import Tape
 ONE = 65536  # keep-probabilities travel and rest as q / 65536
 
 
-def scores_of(q: NDArray[np.uint16]) -> Tensor:
-    """Scores `logit(q / 65536)` of integer keep-probabilities: float32 `[N]`.
+def scores_of(q: NDArray[np.uint16], device: torch.device | str = "cpu") -> Tensor:
+    """Scores `logit(q / 65536)` of integer keep-probabilities, computed on a device: float32 `[N]`.
 
     q = 0 stands for half a step, so that every score is finite.
     """
-    theta = torch.from_numpy(np.maximum(q.astype(np.float64), 0.5) / ONE)
+    theta = torch.from_numpy(q.astype(np.int32)).to(device).double().clamp_(min=0.5) / ONE
     return torch.logit(theta).float()
 
 
 def integers_of(scores: Tensor) -> NDArray[np.uint16]:
     """Keep-probabilities `sigmoid(s)` rounded to `q / 65536`, q in 1 … 65535: uint16 `[N]`."""
     q = torch.sigmoid(scores.double()).mul_(ONE).round_().clamp_(1, ONE - 1)
-    return q.to(torch.int32).cpu().numpy().astype(np.uint16)
+    halves = (q - ONE / 2).to(torch.int16).cpu().numpy()  # half the bytes to fetch from a device
+    return halves.view(np.uint16) ^ np.uint16(ONE // 2)
 
 
 def masked_weights(weights: Tensor, theta: Tensor, draws: Tape, dtype: torch.dtype = torch.float32) -> Tensor:

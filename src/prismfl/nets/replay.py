@@ -1,36 +1,122 @@
-"""The same step many times: on a GPU recorded once and replayed, so that no kernel waits for the interpreter."""
+"""The same step many times: on a GPU compiled and recorded once, so that no kernel waits for the interpreter."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+Step = Callable[[], None]
+Program = Callable[..., object]
+Programs = dict[str, Program | None]  # "step": the compiled step, or None where it cannot be compiled
 
 _FIRST = 3  # steps taken one by one: libraries choose their kernels and reserve memory in them
 _WORTH = 16  # steps from which on recording one pays
 
-Step = Callable[[], None]
+# Compiling and recording are no work for two threads at once; searches of others go on meanwhile.
+_preparing = threading.RLock()
 
 
-def repeat(step: Step, count: int, device: torch.device, *, recorded: bool = True) -> None:
-    """Take a step `count` times.
+class Repeated:
+    """A step on tensors that stay where they are, taken as often as asked.
 
-    Where `recorded` and on a GPU, the step must read and write tensors alone, the same ones each time, and never wait
-    for the device.  A step that cannot be recorded is taken as it is.
+    On a GPU it is recorded as a CUDA graph when it is first taken often enough, and replayed from then on; the step
+    must read and write tensors alone, the same ones each time, and never wait for the device.  A step that cannot be
+    recorded is taken as it is.
+
+    tensors: what the step writes, and what is written between calls of `take`; compiled: whether torch may compile
+    the step first (`programs`: what was compiled, for all whose steps are the same but for these tensors).
     """
-    first = _FIRST if recorded and device.type == "cuda" and count >= _WORTH else count
-    if first == count:
-        _taken(step, count)
-        return
-    aside = torch.cuda.Stream(device)
-    aside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(aside):
-        _taken(step, first)
-    torch.cuda.current_stream(device).wait_stream(aside)
-    _taken(_recording(step), count - first)
+
+    def __init__(
+        self,
+        step: Step,
+        tensors: Sequence[Tensor],
+        programs: Programs | None = None,
+        *,
+        recorded: bool = True,
+    ) -> None:
+        self.step, self.tensors, self.programs = step, list(tensors), programs
+        self.device = self.tensors[0].device
+        self.recorded = recorded and self.device.type == "cuda"
+        self.replay: Step | None = None
+
+    def take(self, count: int) -> None:
+        """Take the step so many times."""
+        if self.recorded and self.replay is None and count >= _WORTH:
+            with _preparing:
+                count -= self._prepare()
+        for _ in range(count):
+            (self.replay or self.step)()
+
+    def _prepare(self) -> int:
+        """Record the step; how many times it was taken for that."""
+        step, taken = self.step, 1
+        self.step()  # what is made once and kept is made now
+        if self.programs is not None:
+            made, traced = self._compiled(self.programs)
+            step, taken = made, taken + traced
+        aside = torch.cuda.Stream(self.device)
+        aside.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(aside):
+            for _ in range(_FIRST):
+                step()
+        torch.cuda.current_stream(self.device).wait_stream(aside)
+        self.replay = _recording(step)
+        settle(self.device)
+        return taken + _FIRST
+
+    def _compiled(self, programs: Programs) -> tuple[Step, int]:
+        """The step compiled, where that works, and how often it was taken for that."""
+        before, taken = [one.clone() for one in self.tensors], 0
+        if "step" not in programs:
+            try:
+                programs["step"], taken = compiled(self.step, self.tensors), 1
+            except Exception:  # compilers fail in ways of their own; without one the step is the same
+                programs["step"] = None
+                for one, was in zip(self.tensors, before, strict=True):
+                    one.copy_(was)
+        program = programs["step"]
+        return self.step if program is None else lambda: self._run(program), taken
+
+    def _run(self, program: Program) -> None:
+        with torch.no_grad():
+            program(*self.tensors)
 
 
-def _taken(step: Step, count: int) -> None:
-    for _ in range(count):
-        step()
+def compiled(step: Step, tensors: Sequence[Tensor]) -> Program:
+    """A step, taken once to see what it does, as a compiled function of the tensors that it reads and writes."""
+    program: Program = torch.compile(traced(step, tensors), dynamic=False)
+    return program
+
+
+def traced(step: Step, tensors: Sequence[Tensor]) -> GraphModule:
+    """What a step does, gradients included, as one list of operations, with some of its tensors as arguments.
+
+    The step is taken once.  Other tensors that it reads are part of the list.
+    """
+    graph = make_fx(lambda: step())()  # as it is, a method would be asked for its self
+    first = next(iter(graph.graph.nodes))
+    with graph.graph.inserting_before(first):
+        inputs = [graph.graph.placeholder(f"given_{index}") for index in range(len(tensors))]
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            held = getattr(graph, node.target)
+            place = next((index for index, one in enumerate(tensors) if one is held), None)
+            if place is not None:
+                node.replace_all_uses_with(inputs[place])
+                graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph
+
+
+def settle(device: torch.device) -> None:
+    """Wait until what this thread asked of a GPU is done, so that other threads can use it."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _recording(step: Step) -> Step:

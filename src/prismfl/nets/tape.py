@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from prismfl.seeding import Stream, normal_table, torch_philox
 
@@ -25,6 +26,18 @@ class Tape:
         self.stream, self.device = stream, torch.device(device)
         self.by_torch = self.device.type != "cpu"
         self.block = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.place = torch.tensor((stream.round, stream.client), device=self.device)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What says where it is."""
+        return [self.block, self.place]
+
+    def follow(self, other: "Tape") -> None:
+        """Read on where another tape of the same seed and purpose is."""
+        self.stream = other.stream
+        self.block.copy_(other.block)
+        self.place.copy_(other.place)
 
     def uniforms(self, count: int) -> Tensor:
         """Uniform numbers i / 65536: float32 `[count]`."""
@@ -49,7 +62,9 @@ class Tape:
         """int64 `[count]`."""
         block = self._next(count)
         if self.by_torch:
-            return self.stream.torch_words(count, self.device, block, philox_on(self.device))
+            # What is traced is compiled as a whole.
+            generator = torch_philox if get_proxy_mode() else philox_on(self.device)
+            return self.stream.torch_words(count, self.device, block, generator, self.place.unbind())
         return torch.from_numpy(self.stream.words(count, int(block)).astype(np.int64))
 
     def _next(self, words: int) -> Tensor:
