@@ -66,11 +66,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to search a round's clients: numbers, clients at a time, as one batch or not, step compiled or not."""
+    """One way to search a round's clients: numbers, searches at a time, clients in each, step compiled or not."""
 
     precision: str
     workers: int
-    batching: str
+    together: int
     compile: str
 
 
@@ -90,13 +90,14 @@ class Row:
 
 
 WAYS = (
-    Way("bfloat16", 4, "none", "on"),
-    Way("bfloat16", 1, "none", "on"),
-    Way("bfloat16", 4, "none", "off"),
-    Way("bfloat16", 1, "none", "off"),
-    Way("bfloat16", 1, "vmap", "off"),
-    Way("tf32", 4, "none", "off"),
-    Way("float32", 4, "none", "off"),
+    Way("bfloat16", 4, 1, "on"),
+    Way("bfloat16", 1, 1, "on"),
+    Way("bfloat16", 2, 5, "on"),
+    Way("bfloat16", 4, 1, "off"),
+    Way("bfloat16", 1, 1, "off"),
+    Way("bfloat16", 2, 5, "off"),
+    Way("tf32", 4, 1, "off"),
+    Way("float32", 4, 1, "off"),
 )
 
 
@@ -173,10 +174,12 @@ def measured(plan: Plan, device: torch.device, ends: float) -> dict[str, Any]:
         with multiplying(precision):
             checks += list(checked(plan, device, precision))
     checks += list(searched(device))
+    worlds = {name: moved(plan, device, name) for name in ("float32", "bfloat16")}
     for way in WAYS:
         if way.precision in precisions and time.monotonic() <= ends:
             with multiplying(way.precision):
-                rows.append(timed_row(plan, device, way, rates[way.precision], bandwidth))
+                one = worlds[dtype_of(way.precision)]
+                rows.append(timed_row(plan, one, way, rates[way.precision], bandwidth))
         else:
             left_out.append(name_of(way))
     return {
@@ -194,7 +197,7 @@ def measured(plan: Plan, device: torch.device, ends: float) -> dict[str, Any]:
 
 def name_of(way: Way) -> str:
     """A way in words."""
-    how = "one batch" if way.batching == "vmap" else f"{way.workers} at a time"
+    how = f"{way.workers} at a time" if way.together == 1 else f"{way.workers} × {way.together} at a time"
     return f"{way.precision}, {how}" + (", compiled" if way.compile == "on" else "")
 
 
@@ -283,9 +286,9 @@ def tape(client: int, device: torch.device) -> Tape:
 # ------------------------------------------------------------------------------------------- fast
 
 
-def timed_row(plan: Plan, device: torch.device, way: Way, rate: float, bandwidth: float) -> Row:
-    """Rounds of all clients, and a client's step alone."""
-    one = moved(plan, device, way.precision)
+def timed_row(plan: Plan, one: Searcher, way: Way, rate: float, bandwidth: float) -> Row:
+    """Rounds of all clients, and what they need at least."""
+    device = one.weights.device
     alone = torch.full((one.layout.count,), 0.5, device=device)
     operations, moved_bytes = work_of(lambda: one.gradient(alone))
     if device.type == "cuda":
@@ -305,12 +308,12 @@ def rounds_of(plan: Plan, one: Searcher, way: Way) -> list[float]:
     q, device = np.full(one.layout.count, 32768, np.uint16), one.weights.device
     shared = one.layout, one.weights, one.features
 
-    def alone(draws: Tape) -> None:
-        local_search(*shared, q, target, settings, 0.1, draws)
-
-    def together(draws: list[Tape]) -> None:
+    def search(draws: list[Tape]) -> None:
         many = len(draws)
-        search_many(*shared, [q] * many, [target] * many, settings, 0.1, draws, [None] * many)
+        if many == 1:
+            local_search(*shared, q, target, settings, 0.1, draws[0])
+        else:
+            search_many(*shared, [q] * many, [target] * many, settings, 0.1, draws, [None] * many)
 
     found = []
     with ThreadPoolExecutor(way.workers, initializer=inprocess.begin_worker, initargs=(1, device)) as pool:
@@ -318,10 +321,9 @@ def rounds_of(plan: Plan, one: Searcher, way: Way) -> list[float]:
             draws = [tape(client, device) for client in range(plan.clients)]
             wait(device)
             begun = time.perf_counter()
-            if way.batching == "vmap":
-                pool.submit(together, draws).result()
-            else:
-                list(pool.map(alone, draws))
+            list(
+                pool.map(search, (draws[start : start + way.together] for start in range(0, len(draws), way.together)))
+            )
             found.append(time.perf_counter() - begun)
     return found
 

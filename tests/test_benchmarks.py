@@ -100,11 +100,12 @@ gpu.main(["--device", "cpu", "--tiny", "--out", {str(tmp_path)!r}])
     assert found["device"] and found["date"] and found["torch"]
     assert {check["what"] for check in found["checks"]} >= {"gradient, float32", "moments, float32"}
     assert all(check["passed"] for check in found["checks"])
-    assert {row["batching"] for row in found["rows"]} == {"none", "vmap"}
-    assert {row["precision"] for row in found["rows"]} == {"float32", "bfloat16"}  # TF32 is a GPU's
+    ways = [row["way"] for row in found["rows"]]
+    assert {way["together"] for way in ways} == {1, 5}
+    assert {way["precision"] for way in ways} == {"float32", "bfloat16"}  # TF32 is a GPU's
     for row in found["rows"]:
         assert row["step_ms"] > 0 and row["floor_ms"] > 0 and row["operations"] > 0 and row["bytes"] > 0
-        assert row["round_s"] > 0 and f"| {row['clients']} | {row['precision']} | {row['batching']} |" in table
+        assert row["round_s"] > 0 and f"| {row['clients']} | {row['way']['precision']}, " in table
 
 
 def test_the_gpu_benchmark_refuses_a_device_that_is_not_there(load, capsys):
@@ -125,8 +126,9 @@ def test_the_gpu_benchmark_trains_as_long_as_there_is_time(load, tmp_path, capsy
         labels = (np.arange(40) % 10).astype(np.uint8)
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">BBBBI", 0, 0, 8, 1, 40) + labels.tobytes())
     gpu = load("gpu")
-    found = gpu.trained(folder, "cpu", 0.0, True, tmp_path / "out")
+    changes = {"clients": 2, "partition": "iid", "local_steps": 2}
+    found = gpu.trained(folder, "cpu", 0.0, True, tmp_path / "out", changes)
     assert found["rounds"] == len(found["loss"]) == 1 and found["seconds_a_round"] > 0
     assert "training: 1 rounds" in gpu.as_sentence(found)
-    again = gpu.trained(folder, "cpu", 0.0, True, tmp_path / "out")  # a run is there already
+    again = gpu.trained(folder, "cpu", 0.0, True, tmp_path / "out", changes)  # a run is there already
     assert again["rounds"] == 0 and "--resume" in gpu.as_sentence(again)

@@ -454,7 +454,7 @@ def _opened(agreement: Agreement, kit: ClientKit, round_index: int, member: Memb
 
 def _found_together(agreement: Agreement, kit: ClientKit, opened: Sequence[_Opened]) -> list[Found]:
     asked = [_search_of(agreement, kit, one.place) for one in opened]
-    found = search_many(
+    return search_many(
         agreement.layout,
         kit.weights,
         kit.features,
@@ -464,8 +464,6 @@ def _found_together(agreement: Agreement, kit: ClientKit, opened: Sequence[_Open
         [draws for _, _, draws in asked],
         [one.member.memory for one in opened],
     )
-    # Infinities of one client can spill over to its neighbours in a grouped convolution: these search again.
-    return [mine if mine.finite else _found_alone(agreement, kit, one) for mine, one in zip(found, opened, strict=True)]
 
 
 def _found_alone(agreement: Agreement, kit: ClientKit, one: _Opened) -> Found:

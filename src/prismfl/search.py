@@ -259,7 +259,7 @@ def _station(
     if kept is not None and kept[0] == world and kept[1] is features:
         return kept[2]
     stays = weights.device.type != "cpu" and settings.loss == "squared"  # a moving average begins anew
-    mine = [Tape(one.stream, one.device) for one in draws] if stays else draws
+    mine = [Tape(one.stream, one.device, plain=settings.compile == "on") for one in draws] if stays else draws
     searcher: Searcher | BatchSearcher
     if together:
         searcher = BatchSearcher(layout, weights, features, targets, settings, mine)

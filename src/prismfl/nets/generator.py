@@ -86,62 +86,35 @@ def generate(
 
 
 def generate_many(layout: Layout, flats: Tensor, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Images of K networks, `[K, B, C, H, W]`: `generate` of each, as one batch of grouped convolutions.
+    """Images of K networks, `[K, B, C, H, W]`: `generate` of each.
 
     flats: `[K, N]`; latents: `[K, B, latent]`; labels: int64 `[K, B]`.  BatchNorm uses each network's own batch.
+    One after another: as groups of one convolution they took several times as long, on processors and on a GPU.
     """
-    many, count = latents.shape[:2]
-    weights, norm = _stacked_views(layout, flats), _Norm(layout, None, None, None)
-    x = torch.bmm(latents, weights["input"].flatten(2)).view(many, count, layout.widths[0], 4, 4)
-    if layout.classes:
-        x = x + _of_labels(weights["input.label"], labels)
-    # Networks side by side as groups of channels: [B, K · C, H, W].
-    x = x.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-    folded = {name: part.flatten(0, 1) for name, part in weights.items()}
-    for index in range(len(layout.widths) - 1):
-        shift = None
-        if layout.classes:
-            shift = _of_labels(weights[f"block{index}.label"], labels).transpose(0, 1).flatten(1)[:, :, None, None]
-        x = _block(x, folded, f"block{index}", norm, shift, many)
-    x = torch.tanh(F.conv2d(norm(x), folded["output"], padding=1, groups=many))
-    return x.view(count, many, layout.channels, *x.shape[2:]).transpose(0, 1)
+    each = zip(flats, latents, labels if labels is not None else [None] * len(flats), strict=True)
+    return torch.stack([generate(layout, flat, mine, labels=tags) for flat, mine, tags in each])
 
 
-def _stacked_views(layout: Layout, flats: Tensor) -> dict[str, Tensor]:
-    """Each layer's weights of K networks, `[K, …]`."""
-    parts = flats.split([layer.count for layer in layout.layers], 1)
-    return {layer.name: part.view(len(flats), *layer.shape) for layer, part in zip(layout.layers, parts, strict=True)}
-
-
-def _of_labels(shifts: Tensor, labels: Tensor | None) -> Tensor:
-    """Each image's shift by its own network: `[K, classes, …]` and int64 `[K, B]` → `[K, B, …]`."""
-    return shifts[torch.arange(len(shifts), device=shifts.device)[:, None], labels]
-
-
-def _block(
-    x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm, shift: Tensor | None, groups: int = 1
-) -> Tensor:
-    """Upsampling residual block `[B, C, H, W]` → `[B, C / 2, 2H, 2W]`, of as many networks as groups.
+def _block(x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm, shift: Tensor | None) -> Tensor:
+    """Upsampling residual block `[B, C, H, W]` → `[B, C / 2, 2H, 2W]`.
 
     The 1×1 shortcut and the labels' shift `[B, C / 2, 1, 1]` commute with nearest-neighbour upsampling, so they are
     computed at the small size.
     """
-    kernel = _doubling(weights[f"{name}.first"], groups)
-    h = F.conv_transpose2d(norm(x), kernel, stride=2, padding=1, groups=groups)
-    h = F.conv2d(norm(h), weights[f"{name}.second"], padding=1, groups=groups)
-    short = F.conv2d(x, weights[f"{name}.short"], groups=groups)
+    h = F.conv_transpose2d(norm(x), _doubling(weights[f"{name}.first"]), stride=2, padding=1)
+    h = F.conv2d(norm(h), weights[f"{name}.second"], padding=1)
+    short = F.conv2d(x, weights[f"{name}.short"])
     return plus_doubled(h, short if shift is None else short + shift)
 
 
-def _doubling(kernel: Tensor, groups: int = 1) -> Tensor:
+def _doubling(kernel: Tensor) -> Tensor:
     """The 4×4 transposed kernel equal to nearest-neighbour doubling, then this 3×3 convolution.
 
     Doubling is a transposed convolution with a 2×2 box; convolved with the (flipped) kernel it
     takes four products an output where doubling first would take nine.
     """
     outputs, inputs = kernel.shape[:2]
-    wide = (kernel.reshape(-1, 9) @ _spread(kernel.device, kernel.dtype)).view(groups, outputs // groups, inputs, 4, 4)
-    return wide.transpose(1, 2).flatten(0, 1)
+    return (kernel.reshape(-1, 9) @ _spread(kernel.device, kernel.dtype)).view(outputs, inputs, 4, 4).transpose(0, 1)
 
 
 @cache  # on its device, or every step would wait for the copy

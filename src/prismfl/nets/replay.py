@@ -47,39 +47,38 @@ class Repeated:
         """Take the step so many times."""
         if self.recorded and self.replay is None and count >= _WORTH:
             with _preparing:
-                count -= self._prepare()
+                self.replay = self._prepared()
         for _ in range(count):
             (self.replay or self.step)()
 
-    def _prepare(self) -> int:
-        """Record the step; how many times it was taken for that."""
-        step, taken = self.step, 1
+    def _prepared(self) -> Step:
+        """The step as a recording, and all as it was before: the first search rounds like every other."""
+        before = [one.clone() for one in self.tensors]
         self.step()  # what is made once and kept is made now
-        if self.programs is not None:
-            made, traced = self._compiled(self.programs)
-            step, taken = made, taken + traced
+        program = None if self.programs is None else self._program(self.programs)
+        step = self.step if program is None else lambda: self._run(program)
         aside = torch.cuda.Stream(self.device)
         aside.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(aside):
             for _ in range(_FIRST):
                 step()
         torch.cuda.current_stream(self.device).wait_stream(aside)
-        self.replay = _recording(step)
+        found = _recording(step)
+        for one, was in zip(self.tensors, before, strict=True):
+            one.copy_(was)
         settle(self.device)
-        return taken + _FIRST
+        return found
 
-    def _compiled(self, programs: Programs) -> tuple[Step, int]:
-        """The step compiled, where that works, and how often it was taken for that."""
-        before, taken = [one.clone() for one in self.tensors], 0
+    def _program(self, programs: Programs) -> Program | None:
+        """The step compiled, where that works."""
         if "step" not in programs:
             try:
-                programs["step"], taken = compiled(self.step, self.tensors), 1
+                program = compiled(self.step, self.tensors)
+                self._run(program)
+                programs["step"] = program
             except Exception:  # compilers fail in ways of their own; without one the step is the same
                 programs["step"] = None
-                for one, was in zip(self.tensors, before, strict=True):
-                    one.copy_(was)
-        program = programs["step"]
-        return self.step if program is None else lambda: self._run(program), taken
+        return programs["step"]
 
     def _run(self, program: Program) -> None:
         with torch.no_grad():

@@ -7,7 +7,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from prismfl.seeding import Stream, normal_table, torch_philox
 
@@ -19,11 +18,12 @@ class Tape:
 
     Each draw begins with a new block of the stream.  On a processor NumPy or the compiled loop makes the words,
     elsewhere torch does, without waiting for the device; they are equal.  What was read is a number on the device,
-    so that a recorded step reads on each time it is replayed.
+    so that a recorded step reads on each time it is replayed.  plain: as single operations, for a step that is
+    compiled as a whole.
     """
 
-    def __init__(self, stream: Stream, device: torch.device | str = "cpu") -> None:
-        self.stream, self.device = stream, torch.device(device)
+    def __init__(self, stream: Stream, device: torch.device | str = "cpu", *, plain: bool = False) -> None:
+        self.stream, self.device, self.plain = stream, torch.device(device), plain
         self.by_torch = self.device.type != "cpu"
         self.block = torch.zeros((), dtype=torch.int64, device=self.device)
         self.place = torch.tensor((stream.round, stream.client), device=self.device)
@@ -62,8 +62,7 @@ class Tape:
         """int64 `[count]`."""
         block = self._next(count)
         if self.by_torch:
-            # What is traced is compiled as a whole.
-            generator = torch_philox if get_proxy_mode() else philox_on(self.device)
+            generator = torch_philox if self.plain else philox_on(self.device)
             return self.stream.torch_words(count, self.device, block, generator, self.place.unbind())
         return torch.from_numpy(self.stream.words(count, int(block)).astype(np.int64))
 
@@ -79,7 +78,7 @@ def philox_on(device: torch.device) -> Callable[[tuple[Tensor, ...], tuple[int, 
     """`torch_philox`, on a GPU as one kernel where torch can compile that: by itself it is some hundred."""
     if device.type != "cuda":
         return torch_philox
-    trial, compiled = tuple(torch.arange(4 * 64, device=device).view(4, -1)), torch.compile(torch_philox, dynamic=False)
+    trial, compiled = tuple(torch.arange(4 * 64, device=device).view(4, -1)), torch.compile(torch_philox, dynamic=True)
     # Compilers fail in ways of their own; without one the words are the same.
     with suppress(Exception):
         if torch.equal(compiled(trial, (1, 2)), torch_philox(trial, (1, 2))):
