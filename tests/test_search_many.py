@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from prismfl import search
 from prismfl.config import Features, Search
 from prismfl.layout import Layout, frozen_weights
 from prismfl.mmd import FeatureMap, Target
@@ -193,3 +194,44 @@ def test_the_measurement_decides_one_way_or_the_other_and_draws_nothing(world):
     assert faster_together(world.layout, world.weights, world.features, EXACT, 2) in (True, False)
     assert torch.equal(torch.get_rng_state(), before)
     assert isinstance(world.targets[0], Target)
+
+
+# -------------------------------------------------------------------------- tensors that are kept
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss": "moving"}, {"hold": 0.2, "scale": "layer"}], ids=str)
+def test_searches_in_kept_tensors_find_what_they_find_in_new_ones(world, monkeypatch, changes):
+    settings = replace(EXACT, local_steps=3, **changes)
+    memories = [one.memory for one in world.alone(settings)]
+    wanted = world.alone(settings, 0.1, memories) + world.together(settings, 0.2, memories)
+    targets = [target.moments.copy() for target in world.targets]
+    monkeypatch.setattr(search, "_reusable", lambda _: True)
+    monkeypatch.setattr(search, "_here", search.threading.local())
+    found = world.alone(settings, 0.1, memories) + world.together(settings, 0.2, memories)
+    for one, two in zip(wanted, found, strict=True):
+        np.testing.assert_array_equal(one.q, two.q)
+        np.testing.assert_array_equal(one.memory.first, two.memory.first)
+        assert (one.loss, one.memory.steps) == (two.loss, two.memory.steps)
+    for target, before in zip(world.targets, targets, strict=True):
+        np.testing.assert_array_equal(target.moments, before)  # nobody's target was written over
+
+
+def test_tensors_are_kept_for_one_world_alone_and_a_callers_tape_reads_on(world, monkeypatch):
+    monkeypatch.setattr(search, "_reusable", lambda _: True)
+    monkeypatch.setattr(search, "_here", search.threading.local())
+    world.alone(EXACT)
+    kept = search._here.station[2]
+    world.alone(EXACT)
+    assert search._here.station[2] is kept
+    world.alone(replace(EXACT, local_steps=2))
+    assert search._here.station[2] is not kept
+    draws, shared = world.draws()[1], (world.layout, world.weights, world.features)
+    halves = [local_search(*shared, world.qs[1], world.targets[1], EXACT, 0.3, draws) for _ in range(2)]
+    again = world.draws()[1]
+    local_search(*shared, world.qs[1], world.targets[1], replace(EXACT, local_steps=2), 0.3, again)
+    assert halves[0].q.tolist() != halves[1].q.tolist() and int(draws.block) == int(again.block)
+
+
+def test_adams_memory_is_kept_to_itself_where_it_begins_anew(world):
+    kept, anew = (world.alone(replace(EXACT, adam=adam))[0] for adam in ("keep", "reset"))
+    assert kept.memory is not None and anew.memory is None and anew.finite

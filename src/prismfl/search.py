@@ -243,6 +243,11 @@ _here = threading.local()  # a thread's own station: its tensors are in use whil
 _programs: "WeakKeyDictionary[FeatureMap, dict[Any, Programs]]" = WeakKeyDictionary()
 
 
+def _reusable(device: torch.device) -> bool:
+    """Whether a search of another client pays for keeping tensors: what is recorded there can be replayed."""
+    return device.type != "cpu"
+
+
 def _station(
     together: bool,
     layout: Layout,
@@ -258,7 +263,7 @@ def _station(
     kept: tuple[Any, FeatureMap, _Station] | None = getattr(_here, "station", None)
     if kept is not None and kept[0] == world and kept[1] is features:
         return kept[2]
-    stays = weights.device.type != "cpu" and settings.loss == "squared"  # a moving average begins anew
+    stays = _reusable(weights.device) and settings.loss == "squared"  # a moving average begins anew
     mine = [Tape(one.stream, one.device, plain=settings.compile == "on") for one in draws] if stays else draws
     searcher: Searcher | BatchSearcher
     if together:
@@ -465,4 +470,5 @@ class _Adam:
 
     def memory(self, row: int) -> Memory:
         """A client's moments as NumPy arrays."""
-        return Memory(self.first[row].cpu().numpy(), self.second[row].cpu().numpy(), int(self.steps[row]))
+        first, second = (kept[row].to("cpu", copy=True).numpy() for kept in (self.first, self.second))
+        return Memory(first, second, int(self.steps[row]))

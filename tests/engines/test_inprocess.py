@@ -542,12 +542,13 @@ def test_a_run_with_another_network_is_not_resumed(run_settings, blobs, tmp_path
         ({}, 4, 1),
         ({}, 9, 1),
         ({"workers": 3}, 1, 3),
-        ({"device": "cuda"}, 1, 1),
-        ({"device": "cuda", "workers": 2}, 1, 2),
+        ({"device": "cuda"}, 1, 4),
+        ({"device": "cuda"}, 3, 2),
+        ({"device": "cuda", "workers": 1}, 1, 1),
     ],
     ids=str,
 )
-def test_clients_are_searched_one_a_core_and_one_on_a_gpu(monkeypatch, output, threads, wanted):
+def test_clients_are_searched_one_a_core_and_a_few_on_a_gpu(monkeypatch, output, threads, wanted):
     monkeypatch.setattr(inprocess.os, "cpu_count", lambda: 6)
     settings = settings_from({"output": output, "search": {"client_threads": threads}})
     assert inprocess.workers_of(settings) == wanted
