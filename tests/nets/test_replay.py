@@ -68,6 +68,20 @@ def test_steps_are_taken_as_often_as_asked_on_a_processor():
         assert len(taken) == count
 
 
+@pytest.mark.slow
+def test_a_compiled_step_is_the_step_up_to_rounding(run):
+    def as_compiled(repeated, count):
+        program = replay.compiled(repeated.step, repeated.tensors)
+        with torch.no_grad():
+            for _ in range(count - 1):
+                program(*repeated.tensors)
+
+    for one, two in zip(run(2, SETTINGS), run(2, SETTINGS, as_compiled), strict=True):
+        moved = [found.q.astype(int) - 32768 for found in (one, two)]
+        assert np.linalg.norm(moved[0] - moved[1]) < 0.02 * np.linalg.norm(moved[0])
+        assert one.loss == pytest.approx(two.loss, rel=1e-4) and two.memory.steps == 5
+
+
 def test_what_was_traced_runs_on_other_tensors():
     one, two, fixed = torch.zeros(3), torch.ones(3), torch.full((3,), 2.0)
 

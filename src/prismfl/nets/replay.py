@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 Step = Callable[[], None]
 Program = Callable[..., object]
@@ -87,8 +86,16 @@ class Repeated:
 
 def compiled(step: Step, tensors: Sequence[Tensor]) -> Program:
     """A step, taken once to see what it does, as a compiled function of the tensors that it reads and writes."""
-    program: Program = torch.compile(traced(step, tensors), dynamic=False)
+    program: Program = torch.compile(traced(step, tensors), dynamic=False, options=_options())
     return program
+
+
+def _options() -> dict[str, str | int | bool | Callable[..., object]]:
+    """Kernels chosen by rule where torch can: chosen by timing them, they would round sums otherwise each time."""
+    import torch._inductor  # takes a second: not for those who only want a model's samples
+
+    known: list[str] = torch._inductor.list_options()
+    return {"deterministic": True} if "deterministic" in known else {}
 
 
 def traced(step: Step, tensors: Sequence[Tensor]) -> GraphModule:
@@ -96,6 +103,8 @@ def traced(step: Step, tensors: Sequence[Tensor]) -> GraphModule:
 
     The step is taken once.  Other tensors that it reads are part of the list.
     """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     graph = make_fx(lambda: step())()  # as it is, a method would be asked for its self
     first = next(iter(graph.graph.nodes))
     with graph.graph.inserting_before(first):

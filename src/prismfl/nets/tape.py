@@ -11,6 +11,7 @@ from torch import Tensor
 from prismfl.seeding import Stream, normal_table, torch_philox
 
 _ONE = 65536
+_LEAST = 4096  # words, of a draw by torch
 
 
 class Tape:
@@ -62,8 +63,10 @@ class Tape:
         """int64 `[count]`."""
         block = self._next(count)
         if self.by_torch:
+            # Small draws are all of one size: each size is compiled anew.
             generator = torch_philox if self.plain else philox_on(self.device)
-            return self.stream.torch_words(count, self.device, block, generator, self.place.unbind())
+            words = self.stream.torch_words(max(count, _LEAST), self.device, block, generator, self.place.unbind())
+            return words[:count]
         return torch.from_numpy(self.stream.words(count, int(block)).astype(np.int64))
 
     def _next(self, words: int) -> Tensor:
@@ -78,7 +81,8 @@ def philox_on(device: torch.device) -> Callable[[tuple[Tensor, ...], tuple[int, 
     """`torch_philox`, on a GPU as one kernel where torch can compile that: by itself it is some hundred."""
     if device.type != "cuda":
         return torch_philox
-    trial, compiled = tuple(torch.arange(4 * 64, device=device).view(4, -1)), torch.compile(torch_philox, dynamic=True)
+    trial = tuple(torch.arange(_LEAST, device=device).view(4, -1))
+    compiled = torch.compile(torch_philox, dynamic=False)
     # Compilers fail in ways of their own; without one the words are the same.
     with suppress(Exception):
         if torch.equal(compiled(trial, (1, 2)), torch_philox(trial, (1, 2))):
