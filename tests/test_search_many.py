@@ -18,6 +18,7 @@ from prismfl.search import (
     Memory,
     Searcher,
     batching_of,
+    compile_of,
     faster_together,
     local_search,
     search_many,
@@ -194,6 +195,30 @@ def test_the_measurement_decides_one_way_or_the_other_and_draws_nothing(world):
     assert faster_together(world.layout, world.weights, world.features, EXACT, 2) in (True, False)
     assert torch.equal(torch.get_rng_state(), before)
     assert isinstance(world.targets[0], Target)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "searches", "wanted"),
+    [
+        ("auto", "cpu", 10**9, "off"),
+        ("auto", "cuda", 10, "off"),
+        ("auto", "cuda:1", 10_000, "on"),
+        ("on", "cuda", 1, "on"),
+        ("off", "cuda", 10**9, "off"),
+    ],
+)
+def test_steps_are_compiled_on_a_gpu_where_there_are_many(asked, device, searches, wanted):
+    assert compile_of(replace(EXACT, compile=asked, local_steps=20), device, searches) == wanted
+
+
+def test_auto_takes_no_batches_where_steps_are_compiled(world, monkeypatch):
+    monkeypatch.setattr(search, "faster_together", lambda *_: True)
+    elsewhere = torch.empty(1, device="meta")
+    found = [
+        batching_of(replace(EXACT, batching="auto", compile=one), world.layout, world.features, elsewhere, 3)[0]
+        for one in ("on", "off")
+    ]
+    assert found == ["none", "vmap"]
 
 
 # -------------------------------------------------------------------------- tensors that are kept

@@ -78,7 +78,7 @@ def prepare(
     loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_private(settings, loaded, train.classes, [len(part) for part in parts])
-    settings = _compiled(_settled(settings, loaded))
+    settings = _settled(_compiled(settings), loaded)
     layout = agree(settings, train.images.shape[1], train.classes).layout
     features = FeatureMap(loaded, settings.features, layout.channels, layout.size)
     settings = replace(settings, search=_batched(settings, layout, features))
@@ -91,6 +91,8 @@ def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
     """The settings with what follows from files, machine and each other written down: a resumed run goes on alike."""
     precision = precision_of(settings.search.precision, settings.output.device)
     search = replace(settings.search, precision=precision, adam="keep" if settings.keeps_adam else "reset")
+    # Of searches that share nothing, as those of a client that lives for one message, each would compile anew.
+    search = replace(search, compile="off" if search.compile == "auto" else search.compile)
     return replace(
         settings,
         features=replace(settings.features, features_sha256=loaded.sha256),
