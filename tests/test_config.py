@@ -167,7 +167,7 @@ IMPOSSIBLE = [
     ("features", "second_weight", -0.1, "≥ 0"),
     ("search", "local_steps", 0, "≥ 1"),
     ("search", "batch_size", 1, "≥ 2"),
-    ("search", "learning_rate", 0.0, "> 0"),
+    ("search", "learning_rate", -0.1, "≥ 0"),
     ("search", "learning_rate", math.inf, "≤ 1000"),
     ("search", "learning_rate", math.nan, "float"),
     ("search", "final_rate", 1.5, "≤ 1"),

@@ -283,5 +283,14 @@ def test_the_rate_falls_from_the_first_to_the_last_round(rounds, final, rate):
     assert np.mean(rates) == pytest.approx(rate * (1 + final) / 2)
 
 
+@pytest.mark.parametrize(
+    ("rounds", "steps", "wanted"), [(1, 1, 1.0), (20, 10, 1.0), (20, 50, 0.25), (50, 20, 0.25), (10_000, 100, 0.05)]
+)
+def test_long_runs_take_short_steps(rounds, steps, wanted):
+    settings = Search(local_steps=steps)
+    assert rate_at(settings, 0, rounds) == settings.first_rate(rounds) == wanted
+    assert replace(settings, learning_rate=0.7).first_rate(rounds) == 0.7
+
+
 def test_a_single_round_has_the_whole_rate():
     assert rate_at(Search(learning_rate=0.7, final_rate=0.1), 0, 1) == pytest.approx(0.7)

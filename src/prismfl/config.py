@@ -108,13 +108,21 @@ class Features:
     )
 
 
+_WHOLE_RATE, _LEAST_RATE = 250, 0.05  # steps up to which the rate is 1, and the least that longer runs come to
+
+
 @dataclass(frozen=True)
 class Search:
     """A client's local mask search."""
 
-    local_steps: int = _setting(20, "gradient steps a client and round", least=1, most=1_000_000)
+    local_steps: int = _setting(50, "gradient steps a client and round", least=1, most=1_000_000)
     batch_size: int = _setting(32, "images a step", least=2, most=65536)
-    learning_rate: float = _setting(1.0, "Adam's step on the scores", above=0.0, most=1000.0)
+    learning_rate: float = _setting(
+        0.0,
+        f"Adam's step on the scores; 0: 1, or {_WHOLE_RATE} over the steps of all rounds where these are more",
+        least=0.0,
+        most=1000.0,
+    )
     final_rate: float = _setting(0.3, "share of the learning rate left in the last round (cosine)", least=0.0, most=1.0)
     beta1: float = _setting(
         0.0,
@@ -174,6 +182,10 @@ class Search:
     )
     client_threads: int = _setting(1, "processor threads a client's search uses", least=1, most=1024)
 
+    def first_rate(self, rounds: int) -> float:
+        """The learning rate of a run of so many rounds, before it falls."""
+        return self.learning_rate or max(_LEAST_RATE, min(1.0, _WHOLE_RATE / (rounds * self.local_steps)))
+
     @property
     def first_decay(self) -> float:
         """β₁ of Adam, once `adam` says whether it is kept."""
@@ -190,7 +202,7 @@ class Federation:
         "searches alone",
         choices=("masks", "one-shot"),
     )
-    rounds: int = _setting(50, "rounds", least=1, most=10_000_000)
+    rounds: int = _setting(20, "rounds", least=1, most=10_000_000)
     cohort: int = _setting(0, "clients a round; 0 takes all", least=0, most=32767)
     draws: str = _setting("stratified", "mask draws of a round's clients", choices=("stratified", "independent"))
     parts: int = _setting(

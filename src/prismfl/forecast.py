@@ -18,7 +18,7 @@ from prismfl.search import local_search, processor_threads, rate_at
 from prismfl.seeding import Purpose, Stream
 from prismfl.wire import message
 
-_TRIAL_IMAGES, _TRIAL_STEPS = 200, 20
+_TRIAL_IMAGES, _TRIAL_STEPS = 200, 50
 _TRIAL_CLIENTS = 16  # whose masks are coded
 _SPARE = 1.25  # of memory: what the rounds take beyond the trial
 
@@ -67,7 +67,7 @@ def _bytes_of_masks(agreement: Agreement, moved: NDArray[np.uint16]) -> tuple[in
     settings, members = agreement.settings, len(cohort(agreement, 0))
     rounds = settings.federation.rounds
     up, step = _round_bytes(agreement, moved)
-    rates = np.array([rate_at(settings.search, t, rounds) for t in range(rounds)]) / settings.search.learning_rate
+    rates = np.array([rate_at(settings.search, t, rounds) for t in range(rounds)]) / settings.search.first_rate(rounds)
     down = _heard(agreement, step) * members * np.sqrt(rates[:-1]).sum()
     return round(up * members * rates.sum()), round(down)
 
@@ -97,7 +97,8 @@ def _timed_search(ready: Prepared, target: Target) -> tuple[float, NDArray[np.ui
     for trial in (replace(search, local_steps=1), replace(search, local_steps=steps)):
         begun, kit, q = time.perf_counter(), ready.kit, init(agreement).q
         draws = Tape(Stream(agreement.settings.seed, Purpose.SEARCH), kit.weights.device)
-        found = local_search(agreement.layout, kit.weights, kit.features, q, target, trial, search.learning_rate, draws)
+        rate = search.first_rate(agreement.settings.federation.rounds)
+        found = local_search(agreement.layout, kit.weights, kit.features, q, target, trial, rate, draws)
     return (time.perf_counter() - begun) / steps, found.q
 
 

@@ -56,10 +56,10 @@ class Found:
 
 
 def rate_at(settings: Search, round_index: int, rounds: int) -> float:
-    """Learning rate of a round: half a cosine from `learning_rate` to `final_rate` of it."""
+    """Learning rate of a round: half a cosine from the first to `final_rate` of it."""
     done = round_index / max(1, rounds - 1)
     low = settings.final_rate
-    return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    return settings.first_rate(rounds) * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def precision_of(name: str, device: str) -> str:

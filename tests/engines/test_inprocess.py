@@ -122,7 +122,7 @@ def test_a_run_leaves_what_it_promises(finished, run_settings):
     kept = replace(
         kept,
         features=replace(kept.features, features_sha256=""),
-        search=replace(kept.search, precision="auto", beta1=0.0, compile="auto"),
+        search=replace(kept.search, precision="auto", beta1=0.0, compile="auto", learning_rate=0.0),
     )
     assert kept == for_arrays(run_settings(), np.zeros((1, 1, 16, 16), np.uint8))
     images = load(folder.model).sample(5, seed=1)
