@@ -83,7 +83,7 @@ def batching_of(
 ) -> tuple[str, int]:
     """`batching` and `batch_clients` as they stand for a run: `none` or `vmap`, and clients in one batch.
 
-    `auto` is `none` on a processor and where steps are compiled, for there batches were never faster
+    `auto` is `none` on a processor and where steps are compiled, for there batches gained a tenth at most
     (docs/decisions.md), and elsewhere what a short measurement with a few of the round's clients found faster.
     """
     most = min(clients, settings.batch_clients or _clients_in_room(settings, layout, features, weights.device))

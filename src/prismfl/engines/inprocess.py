@@ -39,7 +39,7 @@ from prismfl.search import Memory
 # glibc's numbers for mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
-_ON_A_GPU = 4  # workers: more gain nothing (docs/speed.md)
+_ON_A_GPU = 4  # workers: more gain little (docs/speed.md)
 _MOST_COUNTS = 100_000  # of labels at clients, in the run folder
 _MOST_TARGETS, _MOST_THETAS = 2**29, 2**28  # bytes in memory, of all clients together
 

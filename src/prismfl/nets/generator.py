@@ -89,7 +89,7 @@ def generate_many(layout: Layout, flats: Tensor, latents: Tensor, labels: Tensor
     """Images of K networks, `[K, B, C, H, W]`: `generate` of each.
 
     flats: `[K, N]`; latents: `[K, B, latent]`; labels: int64 `[K, B]`.  BatchNorm uses each network's own batch.
-    One after another: as groups of one convolution they took several times as long, on processors and on a GPU.
+    One after another: as groups of one convolution a GPU took several times as long.
     """
     each = zip(flats, latents, labels if labels is not None else [None] * len(flats), strict=True)
     return torch.stack([generate(layout, flat, mine, labels=tags) for flat, mine, tags in each])

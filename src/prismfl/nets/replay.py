@@ -25,8 +25,8 @@ class Repeated:
     must read and write tensors alone, the same ones each time, and never wait for the device.  A step that cannot be
     recorded is taken as it is.
 
-    tensors: what the step writes, and what is written between calls of `take`; compiled: whether torch may compile
-    the step first (`programs`: what was compiled, for all whose steps are the same but for these tensors).
+    tensors: what the step writes, and what is written between calls of `take`; programs: what torch compiled, shared
+    by all whose steps are the same but for these tensors, and None where it shall not.
     """
 
     def __init__(
