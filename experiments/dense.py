@@ -63,7 +63,7 @@ def averaged(ready: Prepared, rate: float, folder: Path) -> torch.Tensor:
     searchers = [Searcher(agreement.layout, weights, kit.features, target, search, one) for target, one in pairs]
     adams = [adam_of(search, weights) for _ in searchers]
     for index in range(rounds):
-        size = rate * rate_at(search, index, rounds) / search.first_rate(rounds)
+        size = rate * rate_at(agreement.settings, index) / agreement.settings.first_rate
         if search.adam == "reset":
             adams = [adam_of(search, weights) for _ in searchers]
         clients = zip(searchers, adams, strict=True)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prismfl.config import Search
+from prismfl.config import Search, merged, settings_from
 from prismfl.layout import Layout, frozen_weights
 from prismfl.nets.generator import generate, layer_views
 from prismfl.nets.masked import scores_of
@@ -275,8 +275,9 @@ def test_over_many_batches_labels_have_their_shares_in_all_company():
 
 @given(st.integers(2, 500), st.floats(0, 1), st.floats(0.01, 10))
 def test_the_rate_falls_from_the_first_to_the_last_round(rounds, final, rate):
-    settings = Search(learning_rate=rate, final_rate=final)
-    rates = [rate_at(settings, turn, rounds) for turn in range(rounds)]
+    search = {"learning_rate": rate, "final_rate": final}
+    settings = settings_from({"search": search, "federation": {"rounds": rounds}})
+    rates = [rate_at(settings, turn) for turn in range(rounds)]
     assert rates[0] == pytest.approx(rate)
     assert rates[-1] == pytest.approx(rate * final)
     assert all(later <= earlier + 1e-12 for earlier, later in pairwise(rates))
@@ -287,10 +288,13 @@ def test_the_rate_falls_from_the_first_to_the_last_round(rounds, final, rate):
     ("rounds", "steps", "wanted"), [(1, 1, 1.0), (20, 10, 1.0), (20, 50, 0.25), (50, 20, 0.25), (10_000, 100, 0.05)]
 )
 def test_long_runs_take_short_steps(rounds, steps, wanted):
-    settings = Search(local_steps=steps)
-    assert rate_at(settings, 0, rounds) == settings.first_rate(rounds) == wanted
-    assert replace(settings, learning_rate=0.7).first_rate(rounds) == 0.7
+    values = {"search": {"local_steps": steps}, "federation": {"rounds": rounds}}
+    settings = settings_from(values)
+    assert rate_at(settings, 0) == settings.first_rate == wanted
+    assert settings_from(merged(values, {"learning_rate": 0.7})).first_rate == 0.7
+    assert settings_from(merged(values, {"mode": "one-shot", "mada": "off"})).first_rate == 1.0  # nothing is averaged
 
 
 def test_a_single_round_has_the_whole_rate():
-    assert rate_at(Search(learning_rate=0.7, final_rate=0.1), 0, 1) == pytest.approx(0.7)
+    settings = settings_from({"search": {"learning_rate": 0.7, "final_rate": 0.1}, "federation": {"rounds": 1}})
+    assert rate_at(settings, 0) == pytest.approx(0.7)

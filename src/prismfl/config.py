@@ -119,7 +119,7 @@ class Search:
     batch_size: int = _setting(32, "images a step", least=2, most=65536)
     learning_rate: float = _setting(
         0.0,
-        f"Adam's step on the scores; 0: 1, or {_WHOLE_RATE} over the steps of all rounds where these are more",
+        f"Adam's step on the scores; 0: 1, with masks {_WHOLE_RATE} over the steps of all rounds where these are more",
         least=0.0,
         most=1000.0,
     )
@@ -181,10 +181,6 @@ class Search:
         choices=("auto", "on", "off"),
     )
     client_threads: int = _setting(1, "processor threads a client's search uses", least=1, most=1024)
-
-    def first_rate(self, rounds: int) -> float:
-        """The learning rate of a run of so many rounds, before it falls."""
-        return self.learning_rate or max(_LEAST_RATE, min(1.0, _WHOLE_RATE / (rounds * self.local_steps)))
 
     @property
     def first_decay(self) -> float:
@@ -328,6 +324,15 @@ class Settings:
     def pixels(self) -> int:
         """Pixels a side of the images."""
         return self.generator.size or (16 if self.data.dataset == "digits" else 32)
+
+    @property
+    def first_rate(self) -> float:
+        """The learning rate before it falls."""
+        if self.search.learning_rate:
+            return self.search.learning_rate
+        # A server alone has no masks of others to average: there large steps were better in long runs as well.
+        steps = 1 if self.federation.mode == "one-shot" else self.federation.rounds * self.search.local_steps
+        return max(_LEAST_RATE, min(1.0, _WHOLE_RATE / steps))
 
     @property
     def keeps_adam(self) -> bool:

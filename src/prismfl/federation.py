@@ -486,7 +486,7 @@ def _search_of(agreement: Agreement, kit: ClientKit, place: message.Place) -> tu
     # What all draw alike is noise that few votes need not average.
     client = place.client if settings.search.stream == "own" else 0
     stream = Stream(settings.seed, Purpose.SEARCH, place.round, client)
-    rate = rate_at(settings.search, place.round, settings.federation.rounds)
+    rate = rate_at(settings, place.round)
     return settings.search, rate, Tape(stream, kit.weights.device)
 
 

@@ -67,7 +67,7 @@ def _bytes_of_masks(agreement: Agreement, moved: NDArray[np.uint16]) -> tuple[in
     settings, members = agreement.settings, len(cohort(agreement, 0))
     rounds = settings.federation.rounds
     up, step = _round_bytes(agreement, moved)
-    rates = np.array([rate_at(settings.search, t, rounds) for t in range(rounds)]) / settings.search.first_rate(rounds)
+    rates = np.array([rate_at(settings, t) for t in range(rounds)]) / settings.first_rate
     down = _heard(agreement, step) * members * np.sqrt(rates[:-1]).sum()
     return round(up * members * rates.sum()), round(down)
 
@@ -97,7 +97,7 @@ def _timed_search(ready: Prepared, target: Target) -> tuple[float, NDArray[np.ui
     for trial in (replace(search, local_steps=1), replace(search, local_steps=steps)):
         begun, kit, q = time.perf_counter(), ready.kit, init(agreement).q
         draws = Tape(Stream(agreement.settings.seed, Purpose.SEARCH), kit.weights.device)
-        rate = search.first_rate(agreement.settings.federation.rounds)
+        rate = agreement.settings.first_rate
         found = local_search(agreement.layout, kit.weights, kit.features, q, target, trial, rate, draws)
     return (time.perf_counter() - begun) / steps, found.q
 

@@ -107,7 +107,7 @@ def search_round(
     """
     settings, first = agreement.settings, state.round == 0
     draws = Tape(Stream(settings.seed, Purpose.SEARCH, state.round), kit.weights.device)
-    rate = rate_at(settings.search, state.round, settings.federation.rounds)
+    rate = rate_at(settings, state.round)
     with processor_threads(settings.search.client_threads):
         found = local_search(
             agreement.layout, kit.weights, kit.features, state.q, gathered.target, settings.search, rate, draws

@@ -96,7 +96,7 @@ def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
     return replace(
         settings,
         features=replace(settings.features, features_sha256=loaded.sha256),
-        search=replace(search, beta1=search.first_decay, learning_rate=search.first_rate(settings.federation.rounds)),
+        search=replace(search, beta1=search.first_decay, learning_rate=settings.first_rate),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prismfl.config import Search
+from prismfl.config import Search, Settings
 from prismfl.layout import Layout
 from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, batch_groups, distance, label_groups
 from prismfl.nets.fused import adam_step, flat_floats
@@ -55,11 +55,11 @@ class Found:
     finite: bool = True
 
 
-def rate_at(settings: Search, round_index: int, rounds: int) -> float:
+def rate_at(settings: Settings, round_index: int) -> float:
     """Learning rate of a round: half a cosine from the first to `final_rate` of it."""
-    done = round_index / max(1, rounds - 1)
-    low = settings.final_rate
-    return settings.first_rate(rounds) * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    done = round_index / max(1, settings.federation.rounds - 1)
+    low = settings.search.final_rate
+    return settings.first_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def precision_of(name: str, device: str) -> str:
