@@ -108,7 +108,7 @@ class Features:
     )
 
 
-_WHOLE_RATE, _LEAST_RATE = 250, 0.05  # steps up to which the rate is 1, and the least that longer runs come to
+_WHOLE_RATE, _LEAST_RATE = 300, 0.05  # steps up to which the rate is 1, and the least that longer runs come to
 
 
 @dataclass(frozen=True)
