@@ -115,7 +115,7 @@ class Plan:
 
 PLANS = {
     "paper": Plan(paper_size, 10, 100, 3, 8192, 2**30),
-    "default": Plan(default_size, 10, 20, 3, 8192, 2**30),
+    "default": Plan(default_size, 10, 50, 3, 8192, 2**30),
     "tiny": Plan(
         lambda: (Layout(16, 1, 2, 8), FeatureMap(load_features("vgg"), Features(layers=(0, 1)), 1, 16), 8),
         3,
@@ -175,11 +175,12 @@ def measured(plan: Plan, device: torch.device, ends: float) -> dict[str, Any]:
             checks += list(checked(plan, device, precision))
     checks += list(searched(device))
     worlds = {name: moved(plan, device, name) for name in ("float32", "bfloat16")}
-    for way in WAYS:
-        if way.precision in precisions and time.monotonic() <= ends:
+    for way in (one for one in WAYS if one.precision in precisions):
+        if time.monotonic() <= ends:
             with multiplying(way.precision):
                 one = worlds[dtype_of(way.precision)]
                 rows.append(timed_row(plan, one, way, rates[way.precision], bandwidth))
+            print(as_line(asdict(rows[-1])), file=sys.stderr, flush=True)
         else:
             left_out.append(name_of(way))
     return {
