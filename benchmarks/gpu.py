@@ -246,12 +246,13 @@ def searched(device: torch.device) -> Iterator[Check]:
     layout, features, batch = PLANS["tiny"].world()
     settings = Search(local_steps=20, batch_size=batch, precision="float32", compile="on")
     with multiplying("float32"):
-        moved_by = []
+        moved_by, target = [], None
         for place in (torch.device("cpu"), device, device):
             one = made(layout, features, settings, place)
-            target = Target(one.target.cpu().numpy(), 64, one.shares.cpu().numpy())
+            # A target computed elsewhere would be another one, in its last bits.
+            target = target or Target(one.target.cpu().numpy(), 64, one.shares.cpu().numpy())
             q = np.full(layout.count, 32768, np.uint16)
-            # The second search of a device replays what the first recorded.
+            # Other weights, if equal ones: the second search of a device compiles and records anew.
             found = local_search(layout, one.weights, features, q, target, settings, 0.02, tape(1, place))
             moved_by.append(torch.from_numpy(found.q.astype(np.float32) - 32768))
     yield check("a search, compiled, float32", moved_by[1], moved_by[0], "search")

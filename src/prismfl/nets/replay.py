@@ -56,13 +56,14 @@ class Repeated:
         self.step()  # what is made once and kept is made now
         program = None if self.programs is None else self._program(self.programs)
         step = self.step if program is None else lambda: self._run(program)
-        aside = torch.cuda.Stream(self.device)
-        aside.wait_stream(torch.cuda.current_stream(self.device))
+        queue = torch.cuda.current_stream(self.device)
+        aside = _own_queue(queue)
+        aside.wait_stream(queue)
         with torch.cuda.stream(aside):
             for _ in range(_FIRST):
                 step()
-        torch.cuda.current_stream(self.device).wait_stream(aside)
-        found = _recording(step)
+        queue.wait_stream(aside)
+        found = _recording(step, aside)
         for one, was in zip(self.tensors, before, strict=True):
             one.copy_(was)
         settle(self.device)
@@ -127,12 +128,21 @@ def settle(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def _recording(step: Step) -> Step:
-    """The step as a CUDA graph; recording does not take it."""
+def _own_queue(queue: torch.cuda.Stream) -> torch.cuda.Stream:
+    """This thread's queue, or another where that is the device's default, in which nothing can be recorded.
+
+    torch deals out the same few dozen queues in turn, so that a new one may be another thread's: what that thread
+    asks for while this one records there would fail.
+    """
+    return torch.cuda.Stream(queue.device) if queue == torch.cuda.default_stream(queue.device) else queue
+
+
+def _recording(step: Step, queue: torch.cuda.Stream) -> Step:
+    """The step as a CUDA graph, recorded in a queue; recording does not take it."""
     graph = torch.cuda.CUDAGraph()
     try:
         # Other threads may search meanwhile: what they ask of the device is not part of the recording.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=queue, capture_error_mode="thread_local"):
             step()
     except RuntimeError:
         return step
