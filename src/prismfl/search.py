@@ -30,7 +30,7 @@ _BFLOAT16 = "_is_avx512_bf16_supported"
 _ROOM = 2**30  # bytes that a batch of clients may take of a processor's memory
 _COPIES = 8  # of each map and weight that a step holds at its peak
 _TRIED, _TRIAL_STEPS = 4, 20  # clients that are timed together, and steps of theirs
-_WORTH_COMPILING = 100_000  # steps in which what a compiler takes is gained back
+_WORTH_COMPILING = 40_000  # steps in which what a compiler takes is gained back (docs/speed.md)
 
 
 @dataclass(frozen=True)
