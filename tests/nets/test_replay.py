@@ -101,6 +101,8 @@ def test_what_was_traced_runs_on_other_tensors():
 class Nothing:
     """Stands for streams and their contexts."""
 
+    device = torch.device("cuda", 0)
+
     def __init__(self, *_, **__):
         pass
 
@@ -117,13 +119,16 @@ class Nothing:
 @pytest.fixture
 def gpu(monkeypatch):
     """What is asked of a GPU that is not there, in order; `fails` makes recordings fail."""
-    calls, state = [], SimpleNamespace(fails=False)
+    calls, state = [], SimpleNamespace(fails=False, queue=Nothing(), queues=[])
 
     class Graph:
         def replay(self):
             calls.append("replayed")
 
     class Capture(Nothing):
+        def __init__(self, _, *, stream, **__):
+            state.queues.append(stream)
+
         def __enter__(self):
             calls.append("recorded")
             if state.fails:
@@ -134,7 +139,9 @@ def gpu(monkeypatch):
 
     for name, stub in {"CUDAGraph": Graph, "Stream": Nothing, "stream": Nothing, "graph": Capture}.items():
         monkeypatch.setattr(torch.cuda, name, stub)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Nothing())
+    state.first = Nothing()
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: state.first)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: state.queue)
     monkeypatch.setattr(replay, "settle", lambda _: None)
     state.calls = calls
     return state
@@ -158,6 +165,14 @@ def test_on_a_gpu_a_step_is_recorded_once_and_replayed_or_taken_where_it_cannot_
     repeated.take(20)
     assert gpu.calls[-20:] == ["taken" if fails else "replayed"] * 20
     assert gpu.calls.count("recorded") == (count < 16)
+
+
+def test_a_step_is_recorded_in_the_threads_own_queue_but_never_in_the_devices_first(gpu):
+    mine = gpu.queue
+    on_a_gpu(lambda: None).take(20)
+    gpu.queue = gpu.first
+    on_a_gpu(lambda: None).take(20)
+    assert gpu.queues[0] is mine and gpu.queues[1] not in (mine, gpu.first)
 
 
 def test_a_step_is_compiled_once_for_all_that_share_it_and_each_writes_its_own_tensors(gpu, monkeypatch):
