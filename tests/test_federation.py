@@ -322,6 +322,32 @@ def test_how_far_masks_are_from_theta_is_recorded(make_world):
     assert list(record.theta_by_layer) == [layer.name for layer in agreement.layout.layers]
 
 
+@pytest.mark.parametrize("alpha", [0, 0.4, 1])
+def test_stages_are_dealt_by_their_size_and_labels_weights_not_at_all(make_world, alpha):
+    agreement = make_world(federation={"parts": 3, "deal": "stages", "alpha": alpha})[0]
+    labelled = replace(agreement, layout=replace(agreement.layout, classes=4))
+    for one in (agreement, labelled):
+        draws, layout = one.draws(2, 3), one.layout
+        senders = np.sum([draws.sent(rank) for rank in range(3)], 0)
+        assert len(senders) == draws.count == one.masked
+        for layer, (_, parts) in zip(layout.layers, layout.dealt(3), strict=True):
+            assert (senders[layer.span] == 3 // parts if parts in (1, 3) else senders[layer.span] >= 1).all()
+
+
+def test_a_mean_over_stages_is_that_of_the_clients_that_sent_an_entry(make_world):
+    """By images: of each entry, the weighted share of the masks sent that keep it, to an eighth of a client."""
+    few = {"parts": 2, "deal": "stages", "client_weights": "size", "clip": 0.0001}
+    agreement, state, _, replies = round_of(make_world(federation=few))
+    after, _ = server_update(agreement, state, said(replies))
+    votes, weights = np.zeros((2, agreement.layout.count))
+    for client, frame in replies.items():
+        update, mask, sent, _ = opened(agreement, state, client, frame)
+        votes += update.weight * mask
+        weights += update.weight * sent
+    assert len(set(np.round(weights))) > 2
+    np.testing.assert_allclose(after.q / 65536, np.clip(votes / weights, 0.0001, 0.9999), atol=1 / 8)
+
+
 def test_local_divergence_is_the_expected_distance_from_a_mask_drawn_of_theta():
     rng = np.random.default_rng(0)
     q, mine, u = (rng.integers(1, 65536, 40_000).astype(np.uint16) for _ in range(3))

@@ -101,6 +101,31 @@ def test_cached_signs_cannot_be_changed():
     assert not frozen_signs(Layout(16, 1, 2, 8), 0).flags.writeable
 
 
+def test_smaller_stages_are_dealt_into_fewer_parts():
+    layout = Layout(32, 1, 16, 64, 10)
+    parts = {layer.name: parts for layer, (_, parts) in zip(layout.layers, layout.dealt(10), strict=True)}
+    assert {name: number for name, number in parts.items() if ".label" not in name} == {
+        "input": 10,
+        **dict.fromkeys(("block0.first", "block0.second", "block0.short"), 9),
+        **dict.fromkeys(("block1.first", "block1.second", "block1.short"), 2),
+        **dict.fromkeys(("block2.first", "block2.second", "block2.short", "output"), 1),
+    }
+    assert {number for name, number in parts.items() if ".label" in name} == {1}
+
+
+@given(layouts, st.integers(1, 40))
+def test_a_client_sends_about_as_many_weights_of_each_large_stage(layout, parts):
+    dealt = layout.dealt(parts)
+    assert [count for count, _ in dealt] == [layer.count for layer in layout.layers]
+    assert min(number for _, number in dealt) >= 1 and max(number for _, number in dealt) == parts
+    sizes, sent = {}, {}
+    for layer, (count, number) in zip(layout.layers, dealt, strict=True):
+        if not layer.of_labels:
+            sizes[layer.stage] = sizes.get(layer.stage, 0) + count
+            sent[layer.stage] = sent.get(layer.stage, 0) + count / number
+    assert max(sent.values()) <= 1.5 * max(sizes.values()) / parts + 1e-9
+
+
 @pytest.mark.parametrize(("alpha", "taken"), [(0, 0), (0.01, 1), (1 / 8, 1), (0.126, 2), (0.5, 4), (0.8, 7), (1, 8)])
 def test_alpha_takes_its_share_of_the_layers_from_the_output(alpha, taken):
     layout = Layout(16, 1, 2, 8)

@@ -43,16 +43,18 @@ class Round:
     def __init__(self, q, replies, settings=None, seed=0, turn=0, parts=None, control=None):
         settings, masked = settings or Federation(), len(replies[0][0])
         mine, dealt = parts or ([0] * len(replies), np.zeros(masked, np.uint16))
-        tally = empty_tally(len(q), max(1, settings.parts))
+        tally = empty_tally(len(q), len(replies))
         clients, kept = np.zeros((2, masked), np.uint16)
+        total = np.zeros(masked, np.int64)
         for index, (mask, alpha, weight) in enumerate(replies):
             sent = np.equal(dealt, mine[index])
-            tally = add_reply(tally, mask & sent, alpha, weight, mine[index])
+            tally = add_reply(tally, mask & sent, alpha, weight, index)
+            total += weight * sent
             clients += sent
             kept += sent & (np.zeros(masked, np.bool_) if control is None else control[index])
         self.base = Baseline(clients, kept, np.zeros(masked, np.uint16), np.zeros(masked, np.uint16))
         words = [public_dither(seed, purpose, turn, len(q)) for purpose in (Purpose.TALLY, Purpose.ROUNDING)]
-        self.step = settle(q, tally, self.base, dealt, settings, words[0])
+        self.step = settle(q, tally, self.base, total, settings, words[0])
         self.done = advance(q, self.step, self.base, settings, words[1])
         self.q = self.done.q
 
@@ -377,10 +379,10 @@ def test_means_over_parts_are_unbiased_over_many_rounds(clients, parts, control)
     chosen = Federation(parts=parts, clip=0.0001, control_variate=control)
     q, sums = flat(start, count), []
     for turn in range(rounds):
-        draws = Draws("stratified", parts, 9, turn, clients, count)
+        draws = Draws("stratified", ((count, parts),), 9, turn, clients)
         us = [draws.uniforms(client, client) for client in range(clients)]
         replies = [((u < theta), NONE, 1) for u, theta in zip(us, mine, strict=True)]
-        places = [draws.part(client) for client in range(clients)]
+        places = [draws.place(client) % parts for client in range(clients)]
         played = Round(q, replies, replace(chosen), 9, turn, (places, draws.dealt()), [u < start for u in us])
         sent = np.isin(draws.dealt(), places)
         # Before clipping: θ̄ with the control variate may lie beyond 0 … 1.
@@ -538,7 +540,7 @@ def test_the_largest_cohort_is_exact(weights, control):
     q = flat(40000, 6)
     base = Baseline(flat(clients, 4), np.array([0, clients, 20000, 20000], np.uint16), flat(0, 4), flat(0, 4))
     chosen = Federation(client_weights=weights, control_variate=control, clip=0.0001, alpha_bits=1)
-    step = settle(q, tally, base, np.zeros(4, np.uint16), chosen, public_dither(0, Purpose.TALLY, 0, 6))
+    step = settle(q, tally, base, np.full(4, clients * weight), chosen, public_dither(0, Purpose.TALLY, 0, 6))
     np.testing.assert_array_equal(step.net, (votes - base.kept.astype(int)) * (8 if weights == "size" else 1))
     found = advance(q, step, base, chosen, public_dither(0, Purpose.ROUNDING, 0, 6)).q.astype(int)
     exact = votes / clients * ONE + ((40000 - base.kept / clients * ONE) if control else 0)
@@ -550,16 +552,16 @@ def test_the_largest_cohort_is_exact(weights, control):
 def test_the_control_variate_of_a_state_is_its_baseline():
     """The masks without news that a step is counted from are those of the clients that replied."""
     draws, q = (
-        Draws("stratified", 2, 1, 4, 5, 300),
+        Draws("stratified", ((200, 2), (100, 3)), 1, 4, 5),
         np.random.default_rng(1).integers(656, 64881, 300).astype(np.uint16),
     )
     replied = [(client, client) for client in (0, 2, 3)]
-    base, tally = baseline(draws, q, replied), empty_tally(300, 2)
+    base, tally = baseline(draws, q, replied), empty_tally(300, 5)
     for client, rank in replied:
         mask = (draws.uniforms(client, rank) < q) & draws.sent(rank)
-        tally = add_reply(tally, mask, NONE, 1, draws.part(rank))
+        tally = add_reply(tally, mask, NONE, 1, draws.place(rank))
     chosen = Federation(parts=2, control_variate=True)
-    step = settle(q, tally, base, draws.dealt(), chosen, public_dither(1, Purpose.TALLY, 4, 300))
+    step = settle(q, tally, base, draws.by_entry(tally.weights), chosen, public_dither(1, Purpose.TALLY, 4, 300))
     assert not step.net.any() and len(step.alpha) == 0
     state = ServerState(advance(q, step, base, chosen, public_dither(1, Purpose.ROUNDING, 4, 300)).q, 5)
     np.testing.assert_array_equal(state.q, q)

@@ -161,6 +161,11 @@ class Search:
         "numbers that a search draws: a client's own, or shared by all of a round, for the fewest votes (parts ≥ 4)",
         choices=("own", "shared"),
     )
+    latents: str = _setting(
+        "spread",
+        "latents of a step's images: independent, or spread evenly (in opposite pairs of orthogonal directions)",
+        choices=("spread", "independent"),
+    )
     precision: str = _setting(
         "auto",
         "numbers that generator and feature network compute in while searching; auto: bfloat16 where it is fast",
@@ -206,6 +211,12 @@ class Federation:
         "entries of the mask are dealt publicly into this many parts, a client sends one; 0: 2 from 8 clients a round",
         least=0,
         most=32767,
+    )
+    deal: str = _setting(
+        "even",
+        "how entries are dealt: all into as many parts, or by stages: smaller ones of the generator into fewer parts, "
+        "the labels' weights into one (for the fewest bits)",
+        choices=("even", "stages"),
     )
     control_variate: bool = _setting(False, "average differences to the mask without news")
     mada: str = _setting(

@@ -55,7 +55,7 @@ from prismfl.wire.codec import (
     encode_moments,
     encode_step,
 )
-from prismfl.wire.draws import Baseline, Draws, baseline
+from prismfl.wire.draws import Baseline, Draws, baseline, stretches
 
 Reply = bytes | PrismError
 Exchange = Callable[[Mapping[int, bytes]], Iterator[tuple[int, Reply]]]
@@ -90,13 +90,15 @@ class Agreement:
 
     @property
     def parts(self) -> int:
-        """Number of parts that the entries of a mask are dealt into."""
+        """Number of parts that the entries of a mask are dealt into: by stages, those of the largest."""
         federation = self.settings.federation
         return federation.parts or (2 if (federation.cohort or self.settings.data.clients) >= _MANY else 1)
 
     def draws(self, round_index: int, cohort: int) -> Draws:
         """How a round's masks are drawn."""
-        return Draws(self.settings.federation.draws, self.parts, self.settings.seed, round_index, cohort, self.masked)
+        settings, layers = self.settings, self.layout.dealt(self.parts)
+        dealt = stretches(layers, self.masked) if settings.federation.deal == "stages" else ((self.masked, self.parts),)
+        return Draws(settings.federation.draws, dealt, settings.seed, round_index, cohort)
 
     def place(self, round_index: int, client: int) -> message.Place:
         """Where a frame of this run belongs."""
@@ -634,7 +636,7 @@ def server_update(
     members = cohort(agreement, state.round)
     traffic = Traffic() if traffic is None else traffic
     ranks = {client: rank for rank, client in enumerate(members)}
-    tally = empty_tally(agreement.layout.count, agreement.parts)
+    tally = empty_tally(agreement.layout.count, len(members))
     screen = Screen(agreement.settings.federation.screen)
     heard: dict[int, News] = {}
     left_out: dict[int, str] = {}
@@ -715,7 +717,7 @@ def _settled(
     draws = agreement.draws(state.round, size)
     base = baseline(draws, state.q[: agreement.masked], replied.items())
     words = public_dither(settings.seed, Purpose.TALLY, state.round, len(state.q))
-    step = settle(state.q, tally, base, draws.dealt(), settings.federation, words)
+    step = settle(state.q, tally, base, draws.by_entry(tally.weights), settings.federation, words)
     coded = message.pack_step(
         size, list(replied.values()), encode_step(step.net, step.alpha, base, agreement.known(state.q))
     )
@@ -760,7 +762,7 @@ def _heard(
     changes = decode_changes(update.alpha, alpha) * alpha_step(settings)
     theta = np.clip(alpha.q + changes, 0, 65535).astype(np.uint16)
     news = News(update.loss, distance_of(drawn, u, entries.q))
-    return Vote(mask, theta, update.weight, draws.part(rank), surprise(drawn, u, entries.q)), news
+    return Vote(mask, theta, update.weight, draws.place(rank), surprise(drawn, u, entries.q)), news
 
 
 def check_weight(agreement: Agreement, client: int, weight: int, size: int) -> None:

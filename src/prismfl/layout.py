@@ -36,6 +36,16 @@ class Layer:
         return math.prod(self.shape)
 
     @property
+    def stage(self) -> str:
+        """What it belongs to: `input`, `block0` …, `output`."""
+        return self.name.partition(".")[0]
+
+    @property
+    def of_labels(self) -> bool:
+        """Whether its weights say what a label changes."""
+        return self.name.endswith(".label")
+
+    @property
     def span(self) -> slice:
         """Where the layer lies in the flat vector."""
         return slice(self.offset, self.offset + self.count)
@@ -108,6 +118,21 @@ class Layout:
     def layer_numbers(self) -> NDArray[np.uint8]:
         """The number of each weight's layer, in forward order: uint8 `[N]`."""
         return np.repeat(np.arange(len(self.layers), dtype=np.uint8), [layer.count for layer in self.layers])
+
+    def dealt(self, parts: int) -> tuple[tuple[int, int], ...]:
+        """Weights and parts of each layer, where a client's part has as many of each stage's weights as there are.
+
+        A stage is what has one map size: the input, a block, the output.  The largest is dealt into `parts`, others by
+        their size into fewer; the labels' weights, which few clients move, into one.
+        """
+        sizes: dict[str, int] = {}
+        for layer in self.layers:
+            sizes[layer.stage] = sizes.get(layer.stage, 0) + layer.count * (not layer.of_labels)
+        most = max(sizes.values())
+        return tuple(
+            (layer.count, 1 if layer.of_labels else max(1, round(parts * sizes[layer.stage] / most)))
+            for layer in self.layers
+        )
 
     @cached_property
     def norms(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from prismfl.layout import Layout
 from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, batch_groups, distance, label_groups
 from prismfl.nets.fused import adam_step, flat_floats
 from prismfl.nets.generator import generate, generate_many
+from prismfl.nets.latents import spread_normals
 from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of
 from prismfl.nets.replay import Programs, Repeated
 from prismfl.nets.tape import Tape
@@ -327,7 +328,7 @@ class Searcher:
 
     def losses(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """What is descended, and the squared distance, of a batch made with weights `[N]`."""
-        latents, labels = _inputs(self.layout, self.settings.batch_size, self.shares, self.draws)
+        latents, labels = _inputs(self.layout, self.settings, self.shares, self.draws)
         images = generate(self.layout, flat.to(self.dtype), latents.to(self.dtype), labels=labels)
         if self.settings.loss == "squared":
             measured = self.features.squared_distance(images, labels, self.blocks)
@@ -385,7 +386,7 @@ class BatchSearcher:
     def _draw(self) -> tuple[Tensor, ...]:
         """Uniforms `[K, N]`, latents `[K, B, latent]` and labels `[K, B]`, each client's from its own tape."""
         rows = [
-            (draws.uniforms(len(self.weights)), *_inputs(self.layout, self.settings.batch_size, shares, draws))
+            (draws.uniforms(len(self.weights)), *_inputs(self.layout, self.settings, shares, draws))
             for draws, shares in zip(self.draws, self.shares, strict=True)
         ]
         return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
@@ -400,9 +401,11 @@ class BatchSearcher:
         return torch.stack(losses), (moments - self.targets).square().sum(1)
 
 
-def _inputs(layout: Layout, size: int, shares: Tensor, draws: Tape) -> tuple[Tensor, Tensor]:
+def _inputs(layout: Layout, settings: Search, shares: Tensor, draws: Tape) -> tuple[Tensor, Tensor]:
     """Latents `[B, latent]` and labels `[B]`, ascending."""
-    latents = draws.normals(size, layout.latent)
+    size = settings.batch_size
+    spread = settings.latents == "spread"
+    latents = spread_normals(draws, size, layout.latent) if spread else draws.normals(size, layout.latent)
     return latents, batch_labels(shares, size, draws).sort().values
 
 

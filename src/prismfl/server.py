@@ -48,10 +48,10 @@ class ServerState:
 
 @dataclass(frozen=True)
 class Tally:
-    """Sums over the clients that replied: memory does not grow with their number.
+    """Sums over the clients that replied: of each but its weight, eight bytes, is kept.
 
-    votes: int64 `[N]`, Σ w_k M_k (α layers: Σ w_k q_k); weights: int64 `[parts]`, Σ w_k of the clients that
-    sent each part; weight, clients: totals.
+    votes: int64 `[N]`, Σ w_k M_k (α layers: Σ w_k q_k); weights: int64 `[cohort]`, w_k by a client's place among
+    the draws; weight, clients: totals.
     """
 
     votes: NDArray[np.int64]
@@ -118,9 +118,9 @@ def balanced(kept: NDArray[np.bool_], signs: NDArray[np.int8], ranks: NDArray[np
     return found
 
 
-def empty_tally(count: int, parts: int) -> Tally:
+def empty_tally(count: int, cohort: int) -> Tally:
     """No reply yet."""
-    return Tally(np.zeros(count, np.int64), np.zeros(parts, np.int64))
+    return Tally(np.zeros(count, np.int64), np.zeros(cohort, np.int64))
 
 
 def add_reply(
@@ -128,11 +128,11 @@ def add_reply(
     mask: NDArray[np.bool_],
     alpha: NDArray[np.uint16],
     weight: int,
-    part: int = 0,
+    place: int = 0,
 ) -> Tally:
     """A tally with one more client: mask bool `[A]`, α layers uint16 `[N - A]`, its weight.
 
-    part: which part of the entries the client sent; the mask is unset elsewhere.  The votes are added in
+    place: the client's among the draws, which says what it sent; the mask is unset elsewhere.  The votes are added in
     place; use the returned tally only.  Raises MessageError when the weights of a round together exceed
     `MOST_WEIGHT`.
     """
@@ -141,7 +141,7 @@ def add_reply(
     _vote(tally.votes[: len(mask)], mask, weight)
     if len(alpha):
         tally.votes[len(mask) :] += alpha.astype(np.int64) * weight
-    tally.weights[part] += weight
+    tally.weights[place] += weight
     return replace(tally, weight=tally.weight + weight, clients=tally.clients + 1)
 
 
@@ -155,7 +155,7 @@ def _vote(votes: NDArray[np.int64], mask: NDArray[np.bool_], weight: int) -> Non
 
 @dataclass(frozen=True)
 class Vote:
-    """A client's reply, decoded: its mask bool `[A]`, its α layers uint16 `[N - A]`, its weight and part.
+    """A client's reply, decoded: its mask bool `[A]`, its α layers uint16 `[N - A]`, its weight and place.
 
     surprise: how improbable its mask is (see there).
     """
@@ -163,12 +163,12 @@ class Vote:
     mask: NDArray[np.bool_]
     alpha: NDArray[np.uint16]
     weight: int
-    part: int
+    place: int
     surprise: float
 
     def added(self, tally: Tally) -> Tally:
         """The tally with this vote in it; use the returned one only."""
-        return add_reply(tally, self.mask, self.alpha, self.weight, self.part)
+        return add_reply(tally, self.mask, self.alpha, self.weight, self.place)
 
 
 def surprise(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint16]) -> float:
@@ -223,17 +223,17 @@ def settle(
     q: NDArray[np.uint16],
     tally: Tally,
     base: Baseline,
-    parts: NDArray[np.uint16],
+    total: NDArray[np.int64],
     settings: Federation,
     dither: NDArray[np.uint32],
 ) -> Step:
     """The step of a round's tally: its means on the grid that travels, rounded without bias.
 
-    parts: uint16 `[A]`, each entry's part; dither: public 32-bit words `[N]`.  With equal weights the mean
-    of masks is on the grid already.
+    total: int64 `[A]`, Σ w_k of the clients that sent each entry; dither: public 32-bit words `[N]`.  With
+    equal weights the mean of masks is on the grid already.
     """
     masked = len(base.clients)
-    grain, total = grain_of(settings), tally.weights[parts]
+    grain = grain_of(settings)
     units = tally.votes[:masked] * (base.clients.astype(np.int64) * grain)
     kept = (units + _share(dither[:masked], total)) // np.maximum(total, 1)
     net = kept - base.kept.astype(np.int64) * grain

@@ -297,11 +297,10 @@ def test_a_run_with_labels_makes_a_model_of_them_and_resumes_to_the_same_bytes(r
     same_run(tmp_path / "run", RunFolder(tmp_path / "whole"), 2)
 
 
-def test_parts_alpha_layers_and_a_held_search_resume_to_the_same_bytes(tiny, blobs, tmp_path):
-    settings = tiny(
-        search={"adam": "keep", "hold": 0.1, "reach": 0.2},
-        federation={"rounds": ROUNDS, "parts": 2, "alpha": 0.3, "mada": "coupled", "control_variate": True},
-    )
+@pytest.mark.parametrize("deal", ["even", "stages"])
+def test_parts_alpha_layers_and_a_held_search_resume_to_the_same_bytes(tiny, blobs, tmp_path, deal):
+    few = {"parts": 2, "deal": deal, "alpha": 0.3, "mada": "coupled", "control_variate": True}
+    settings = tiny(search={"adam": "keep", "hold": 0.1, "reach": 0.2}, federation={"rounds": ROUNDS, **few})
     train(settings, blobs, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(settings, blobs, out=tmp_path / "run", watcher=Kill(2))

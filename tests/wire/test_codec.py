@@ -286,7 +286,7 @@ def round_of(seed, count, clients, parts=1):
     """A baseline and the net flips of clients that moved alike."""
     rng = np.random.default_rng(seed)
     known, mine, _ = world(seed, count, 0.1)
-    draws = Draws("stratified", parts, seed, 3, clients, count)
+    draws = Draws("stratified", ((count, parts),), seed, 3, clients)
     base = baseline(draws, known.q, [(k, k) for k in range(clients)])
     kept = np.zeros(count, np.int64)
     for rank in range(clients):

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from prismfl.seeding import Purpose, Stream
 from prismfl.wire import draws
-from prismfl.wire.draws import Draws, baseline
+from prismfl.wire.draws import Draws, baseline, stretches
 
 KINDS = ("stratified", "independent")
 
 
 def drawn(kind, seed, turn, client, rank, cohort, count):
-    return Draws(kind, 1, seed, turn, cohort, count).uniforms(client, rank)
+    return Draws(kind, ((count, 1),), seed, turn, cohort).uniforms(client, rank)
 
 
 # ------------------------------------------------------------------------------------------ uniforms
@@ -82,7 +82,7 @@ def test_a_caller_cannot_change_what_another_one_is_given():
         first[:] = 0
         np.testing.assert_array_equal(drawn(kind, 6, 0, 1, 1, 2, 50), before)
     with pytest.raises(ValueError, match="read-only"):
-        Draws("stratified", 3, 6, 0, 2, 50).dealt()[:] = 0
+        Draws("stratified", ((50, 3),), 6, 0, 2).dealt()[:] = 0
 
 
 @pytest.mark.parametrize("cohort", [2, 3, 10, 37])
@@ -116,47 +116,58 @@ def test_stratified_masks_of_a_cohort_are_less_noisy_and_unbiased():
 def test_nothing_to_draw_gives_nothing():
     for kind in KINDS:
         assert drawn(kind, 0, 0, 0, 0, 2, 0).shape == (0,)
-    assert Draws("stratified", 4, 0, 0, 2, 0).dealt().shape == (0,)
+    assert all(Draws("stratified", dealt, 0, 0, 2).dealt().shape == (0,) for dealt in ((), ((0, 4),)))
 
 
 # -------------------------------------------------------------------------------------------- parts
 
+stretched = st.lists(st.tuples(st.integers(0, 90), st.integers(1, 9)), max_size=4)
+
 
 @given(st.integers(1, 80), st.integers(0, 2**64 - 1), st.integers(0, 2**31))
 def test_places_are_a_permutation_of_the_ranks(cohort, seed, turn):
-    mine = Draws("stratified", 1, seed, turn, cohort, 1)
+    mine = Draws("stratified", ((1, 1),), seed, turn, cohort)
     assert sorted(mine.place(rank) for rank in range(cohort)) == list(range(cohort))
 
 
 @settings(max_examples=50)
-@given(st.sampled_from(KINDS), st.integers(1, 9), st.integers(1, 12), st.integers(0, 200), st.integers(0, 2**32))
-def test_each_entry_is_in_one_part_and_sent_by_the_clients_whose_place_is_that_part(kind, parts, cohort, count, seed):
-    mine = Draws(kind, parts, seed, 3, cohort, count)
-    dealt = mine.dealt()
-    assert dealt.shape == (count,) and (dealt < parts).all()
+@given(st.sampled_from(KINDS), stretched, st.integers(1, 12), st.integers(0, 2**32))
+def test_each_entry_is_in_one_part_and_sent_by_the_clients_whose_place_is_that_part(kind, stretches, cohort, seed):
+    mine = Draws(kind, tuple(stretches), seed, 3, cohort)
+    dealt, parts = mine.dealt(), np.repeat(*np.array(stretches, int).reshape(-1, 2).T[::-1])
+    assert dealt.shape == (mine.count,) and (dealt < parts).all()
     for rank in range(cohort):
-        assert mine.part(rank) == mine.place(rank) % parts
         np.testing.assert_array_equal(mine.sent(rank), dealt == mine.place(rank) % parts)
-    senders = np.sum([mine.sent(rank) for rank in range(cohort)], 0)
-    np.testing.assert_array_equal(senders, [len(range(int(part), cohort, parts)) for part in dealt])
+        np.testing.assert_array_equal(np.arange(mine.count)[mine.chosen(rank)], np.flatnonzero(mine.sent(rank)))
+    weights = np.random.default_rng(seed).integers(0, 9, cohort)
+    by_rank = sum(weights[mine.place(rank)] * mine.sent(rank) for rank in range(cohort))
+    np.testing.assert_array_equal(mine.by_entry(weights), by_rank)
+
+
+def test_stretches_are_layers_cut_off_and_neighbours_of_one_kind_together():
+    layers = [(5, 3), (4, 3), (2, 1), (6, 2), (1, 2)]
+    assert stretches(layers, 18) == ((9, 3), (2, 1), (7, 2))
+    assert stretches(layers, 11) == ((9, 3), (2, 1))
+    assert stretches(layers, 7) == ((7, 3),)
+    assert stretches(layers, 0) == ()
 
 
 def test_one_part_is_every_entry():
-    assert Draws("independent", 1, 8, 2, 5, 70).sent(3).all()
+    assert Draws("independent", ((70, 1),), 8, 2, 5).sent(3).all()
 
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
 def test_parts_are_of_like_size_and_dealt_anew_each_round(parts):
-    rounds = np.array([Draws("stratified", parts, 2, turn, 4, 3000).dealt() for turn in range(8)])
+    rounds = np.array([Draws("stratified", ((3000, parts),), 2, turn, 4).dealt() for turn in range(8)])
     sizes = [np.bincount(dealt, minlength=parts) for dealt in rounds]
     assert np.abs(np.array(sizes) - 3000 / parts).max() < 5 * (3000 / parts) ** 0.5
     agreeing = [(one == other).mean() for one, other in zip(rounds[1:], rounds[:-1], strict=True)]
     np.testing.assert_allclose(agreeing, 1 / parts, atol=0.06)
-    assert not np.array_equal(rounds[0], Draws("stratified", parts, 3, 0, 4, 3000).dealt())
+    assert not np.array_equal(rounds[0], Draws("stratified", ((3000, parts),), 3, 0, 4).dealt())
 
 
 def test_the_part_of_an_entry_says_nothing_of_its_uniform():
-    mine = Draws("stratified", 2, 4, 0, 3, 20_000)
+    mine = Draws("stratified", ((20_000, 2),), 4, 0, 3)
     assert abs(np.corrcoef(mine.dealt(), mine.uniforms(0, 0))[0, 1]) < 5 / 20_000**0.5
 
 
@@ -184,7 +195,8 @@ def recount(mine, q, replied):
     st.integers(0, 2**32),
 )
 def test_the_baseline_is_a_plain_recount(kind, parts, ranks, thetas, seed):
-    mine, q = Draws(kind, parts, seed, 1, 7, len(thetas)), np.array(thetas, np.uint16)
+    halves = ((len(thetas) // 2, parts), (len(thetas) - len(thetas) // 2, 1 + parts % 3))
+    mine, q = Draws(kind, halves, seed, 1, 7), np.array(thetas, np.uint16)
     replied = [(10 * rank, rank) for rank in sorted(ranks)]
     found = baseline(mine, q, replied)
     columns = (found.clients, found.kept, found.below, found.above)
@@ -197,7 +209,7 @@ def test_the_baseline_is_a_plain_recount(kind, parts, ranks, thetas, seed):
 
 def test_a_uniform_at_theta_is_above_it_at_no_distance(monkeypatch):
     monkeypatch.setattr(draws, "Stream", Every)
-    mine = Draws("independent", 1, 0, 0, 1, 4)  # u = 0, 1, 2, 3
+    mine = Draws("independent", ((4, 1),), 0, 0, 1)  # u = 0, 1, 2, 3
     found = baseline(mine, np.array([0, 2, 2, 0], np.uint16), [(0, 0)])
     assert found.kept.tolist() == [0, 1, 0, 0]
     assert found.below.tolist() == [65535, 0, 65535, 65532]

@@ -91,7 +91,7 @@ def test_large_masks_are_the_same_bytes(moved):
 @given(seeds, st.integers(0, 1500), st.integers(0, 7), st.integers(1, 3), st.sampled_from(draws_kinds))
 def test_baselines_and_steps_are_the_same(seed, count, clients, parts, kind):
     known, mine, _ = world(seed, count)
-    drawn = Draws(kind, parts, seed, 1, 7, count)
+    drawn = Draws(kind, ((count // 3, parts), (count - count // 3, 4 - parts)), seed, 1, 7)
     replied = [(k, k) for k in range(clients)]
 
     def based():

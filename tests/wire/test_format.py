@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "wire-format.md"
 Q = np.full(256, 32768, np.uint16)
 MINE = np.repeat(np.array([34000, 31500], np.uint16), 128)
 KNOWN = Entries(Q, np.repeat(np.array([0, 1], np.uint8), 128), 2)
-DRAWS = Draws("stratified", 1, 0, 0, 1, 256)
+DRAWS = Draws("stratified", ((256, 1),), 0, 0, 1)
 KEPT, DROPPED = [41, 70, 91, 99], [174, 243]
 
 
