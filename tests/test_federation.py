@@ -1053,14 +1053,23 @@ def test_from_eight_clients_a_round_a_mask_is_dealt_in_two(make_agreement, asked
 
 
 @pytest.mark.parametrize("stream", ["own", "shared"])
-def test_clients_of_one_target_find_the_same_where_they_share_what_a_search_draws(make_world, stream):
-    agreement, kit, targets = make_world(federation={"alpha": 1.0, "alpha_bits": 16}, search={"stream": stream})
-    alike = agreement, kit, dict.fromkeys(targets, targets[0])
-    _, state, _, replies = round_of(alike)
-    found = [opened(agreement, state, client, frame)[3] for client, frame in sorted(replies.items())]
-    # An α layer's change is rounded by each client's own dither.
-    same = all(np.abs(one - found[0]).max() <= 1 for one in found[1:])
-    assert same == (stream == "shared")
-    later = round_of(alike, state_at(agreement, state.q, 1))
-    found = opened(agreement, later[1], 0, later[3][0])[3] - found[0]
-    assert np.abs(found).max() > 1
+def test_what_masks_are_drawn_with_is_shared_where_it_is_asked_for_and_nothing_else(make_world, stream):
+    agreement, kit, _ = make_world(search={"stream": stream})
+    masks, latents = {}, {}
+    for turn, client in ((0, 0), (0, 1), (1, 1)):
+        _, _, draws = federation._search_of(agreement, kit, agreement.place(turn, client))
+        masks[turn, client], latents[turn, client] = draws.masks(500), draws.normals(500)
+    assert torch.equal(masks[0, 0], masks[0, 1]) == (stream == "shared")
+    assert not torch.equal(masks[0, 1], masks[1, 1])
+    assert not any(torch.equal(latents[0, 1], latents[other]) for other in ((0, 0), (1, 1)))
+
+
+def test_clients_of_one_target_find_nearly_the_same_where_they_draw_masks_alike(make_world):
+    apart = {}
+    for stream in ("own", "shared"):
+        search = {"stream": stream, "local_steps": 3, "batch_size": 64}
+        agreement, kit, targets = make_world(federation={"alpha": 1.0, "alpha_bits": 16}, search=search)
+        _, state, _, replies = round_of((agreement, kit, dict.fromkeys(targets, targets[0])))
+        one, other = (opened(agreement, state, client, replies[client])[3] - state.q.astype(int) for client in (0, 1))
+        apart[stream] = np.corrcoef(one, other)[0, 1]
+    assert apart["shared"] > apart["own"] + 0.05

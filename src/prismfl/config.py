@@ -158,7 +158,7 @@ class Search:
     reach: float = _setting(1.0, "θ moves at most this far in a round", above=0.0, most=1.0)
     stream: str = _setting(
         "own",
-        "numbers that a search draws: a client's own, or shared by all of a round, for the fewest votes (parts ≥ 4)",
+        "what a search draws masks with: numbers of its own, or shared by all of a round, for few votes (parts ≥ 4)",
         choices=("own", "shared"),
     )
     latents: str = _setting(

@@ -485,11 +485,10 @@ def _outcome(part: Callable[..., Any], *args: Any) -> Any:
 def _search_of(agreement: Agreement, kit: ClientKit, place: message.Place) -> tuple[Search, float, Tape]:
     """How a client searches in a round: settings, rate, and draws where the kit computes."""
     settings = agreement.settings
+    stream = Stream(settings.seed, Purpose.SEARCH, place.round, place.client)
     # What all draw alike is noise that few votes need not average.
-    client = place.client if settings.search.stream == "own" else 0
-    stream = Stream(settings.seed, Purpose.SEARCH, place.round, client)
-    rate = rate_at(settings, place.round)
-    return settings.search, rate, Tape(stream, kit.weights.device)
+    draws = Tape(stream, kit.weights.device, common=settings.search.stream == "shared")
+    return settings.search, rate_at(settings, place.round), draws
 
 
 def _answer(

@@ -120,17 +120,17 @@ class Layout:
         return np.repeat(np.arange(len(self.layers), dtype=np.uint8), [layer.count for layer in self.layers])
 
     def dealt(self, parts: int) -> tuple[tuple[int, int], ...]:
-        """Weights and parts of each layer, where a client's part has as many of each stage's weights as there are.
+        """Weights and parts of each layer where they are dealt by stages.
 
-        A stage is what has one map size: the input, a block, the output.  The largest is dealt into `parts`, others by
-        their size into fewer; the labels' weights, which few clients move, into one.
+        A stage is what has one map size: the input, a block, the output.  The largest is dealt into `parts`, others
+        into fewer by the square root of their size; the labels' weights, which few clients move, into one.
         """
         sizes: dict[str, int] = {}
         for layer in self.layers:
             sizes[layer.stage] = sizes.get(layer.stage, 0) + layer.count * (not layer.of_labels)
         most = max(sizes.values())
         return tuple(
-            (layer.count, 1 if layer.of_labels else max(1, round(parts * sizes[layer.stage] / most)))
+            (layer.count, 1 if layer.of_labels else max(1, round(parts * (sizes[layer.stage] / most) ** 0.5)))
             for layer in self.layers
         )
 

@@ -265,7 +265,8 @@ def _station(
     if kept is not None and kept[0] == world and kept[1] is features:
         return kept[2]
     stays = _reusable(weights.device) and settings.loss == "squared"  # a moving average begins anew
-    mine = [Tape(one.stream, one.device, plain=settings.compile == "on") for one in draws] if stays else draws
+    plain = settings.compile == "on"
+    mine = [Tape(one.stream, one.device, plain=plain, common=one.common) for one in draws] if stays else draws
     searcher: Searcher | BatchSearcher
     if together:
         searcher = BatchSearcher(layout, weights, features, targets, settings, mine)
@@ -386,7 +387,7 @@ class BatchSearcher:
     def _draw(self) -> tuple[Tensor, ...]:
         """Uniforms `[K, N]`, latents `[K, B, latent]` and labels `[K, B]`, each client's from its own tape."""
         rows = [
-            (draws.uniforms(len(self.weights)), *_inputs(self.layout, self.settings, shares, draws))
+            (draws.masks(len(self.weights)), *_inputs(self.layout, self.settings, shares, draws))
             for draws, shares in zip(self.draws, self.shares, strict=True)
         ]
         return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))

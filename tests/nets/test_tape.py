@@ -1,5 +1,6 @@
 """Draws of a search: the numbers of a stream, the same wherever they are made, and never twice."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +22,7 @@ def played(tape, calls):
 
 calls = st.lists(
     st.one_of(
-        st.tuples(st.just("uniforms"), st.tuples(st.integers(1, 70))),
+        st.tuples(st.sampled_from(("uniforms", "masks")), st.tuples(st.integers(1, 70))),
         st.tuples(st.just("normals"), st.tuples(st.integers(1, 7), st.integers(1, 9))),
         st.tuples(st.just("order"), st.tuples(st.integers(1, 40))),
     ),
@@ -30,9 +31,9 @@ calls = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(calls)
-def test_a_device_draws_what_a_processor_draws(calls):
-    here, there = Tape(STREAM), Tape(STREAM)
+@given(calls, st.booleans())
+def test_a_device_draws_what_a_processor_draws(calls, common):
+    here, there = Tape(STREAM, common=common), Tape(STREAM, common=common)
     there.by_torch = True
     for one, two in zip(played(here, calls), played(there, calls), strict=True):
         assert one.dtype == two.dtype and torch.equal(one, two)
@@ -63,6 +64,17 @@ class Recorder:
     def halves(self, count, block=0):
         self.taken.append((block, -(-count // 2)))
         return STREAM.halves(count, block)
+
+
+def test_masks_alone_are_drawn_with_numbers_in_common():
+    tapes = [Tape(replace(STREAM, client=client), common=True) for client in (0, 5)]
+    others = [Tape(tape.stream) for tape in tapes]
+    for _ in range(2):
+        (one, two), (plain, own) = ([tape.masks(90) for tape in some] for some in (tapes, others))
+        assert torch.equal(one, two) and torch.equal(one, plain) and not torch.equal(two, own)
+        for tape, other in zip(tapes, others, strict=True):
+            assert torch.equal(tape.normals(2, 9), other.normals(2, 9))
+            assert torch.equal(tape.uniforms(7), other.uniforms(7))
 
 
 def test_a_tape_begins_with_its_streams_first_numbers():

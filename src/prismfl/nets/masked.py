@@ -29,7 +29,7 @@ def integers_of(scores: Tensor) -> NDArray[np.uint16]:
 
 def masked_weights(weights: Tensor, theta: Tensor, draws: Tape, dtype: torch.dtype = torch.float32) -> Tensor:
     """`W ⊙ M` with `M ~ Bernoulli(θ)`, a new leaf that takes gradients: `[N]` of a dtype."""
-    return kept(weights, theta, draws.uniforms(len(theta)), dtype).requires_grad_()
+    return kept(weights, theta, draws.masks(len(theta)), dtype).requires_grad_()
 
 
 def score_gradient(weight_gradient: Tensor, weights: Tensor, theta: Tensor, form: str) -> Tensor:

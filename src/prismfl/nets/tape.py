@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -20,11 +21,13 @@ class Tape:
     Each draw begins with a new block of the stream.  On a processor NumPy or the compiled loop makes the words,
     elsewhere torch does, without waiting for the device; they are equal.  What was read is a number on the device,
     so that a recorded step reads on each time it is replayed.  plain: as single operations, for a step that is
-    compiled as a whole.
+    compiled as a whole; common: draws for masks are those of the round's client 0, whoever reads.
     """
 
-    def __init__(self, stream: Stream, device: torch.device | str = "cpu", *, plain: bool = False) -> None:
-        self.stream, self.device, self.plain = stream, torch.device(device), plain
+    def __init__(
+        self, stream: Stream, device: torch.device | str = "cpu", *, plain: bool = False, common: bool = False
+    ) -> None:
+        self.stream, self.device, self.plain, self.common = stream, torch.device(device), plain, common
         self.by_torch = self.device.type != "cpu"
         self.block = torch.zeros((), dtype=torch.int64, device=self.device)
         self.place = torch.tensor((stream.round, stream.client), device=self.device)
@@ -40,12 +43,17 @@ class Tape:
         self.block.copy_(other.block)
         self.place.copy_(other.place)
 
-    def uniforms(self, count: int) -> Tensor:
+    def uniforms(self, count: int, *, common: bool = False) -> Tensor:
         """Uniform numbers i / 65536: float32 `[count]`."""
         if self.by_torch:
-            return self._halves(count) * (1 / _ONE)
-        halves = self.stream.halves(count, int(self._next(-(-count // 2))))
+            return self._halves(count, common) * (1 / _ONE)
+        stream = replace(self.stream, client=0) if common else self.stream
+        halves = stream.halves(count, int(self._next(-(-count // 2))))
         return torch.from_numpy(np.multiply(halves, np.float32(1 / _ONE), dtype=np.float32))
+
+    def masks(self, count: int) -> Tensor:
+        """The uniform numbers that a mask is drawn with: float32 `[count]`."""
+        return self.uniforms(count, common=self.common)
 
     def normals(self, *shape: int) -> Tensor:
         """Standard normals at mid-quantiles (see `Stream.normals`): float32 of a shape."""
@@ -55,17 +63,19 @@ class Tape:
         """A permutation of 0 … count - 1, in the order of 32-bit words: int64 `[count]`."""
         return torch.argsort(self._words(count), stable=True)
 
-    def _halves(self, count: int) -> Tensor:
-        words = self._words(-(-count // 2))
+    def _halves(self, count: int, common: bool = False) -> Tensor:
+        words = self._words(-(-count // 2), common)
         return torch.stack((words & 0xFFFF, words >> 16), 1).flatten()[:count]
 
-    def _words(self, count: int) -> Tensor:
+    def _words(self, count: int, common: bool = False) -> Tensor:
         """int64 `[count]`."""
         block = self._next(count)
         if self.by_torch:
             # Small draws are all of one size: each size is compiled anew.
             generator = torch_philox if self.plain else philox_on(self.device)
-            words = self.stream.torch_words(max(count, _LEAST), self.device, block, generator, self.place.unbind())
+            turn, client = self.place.unbind()
+            place = turn, client * (not common)
+            words = self.stream.torch_words(max(count, _LEAST), self.device, block, generator, place)
             return words[:count]
         return torch.from_numpy(self.stream.words(count, int(block)).astype(np.int64))
 
