@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("tables", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     args = parser.parse_args()
-    runs = [row for path in args.tables for row in csv.DictReader(path.open(encoding="utf-8"))]
+    runs = [row for path in args.tables for row in csv.DictReader(path.open(encoding="utf-8")) if "row" in row]
     figure, axes = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
     bytes_of_runs(axes, runs)
     figure.savefig(args.out / "bytes.png", dpi=110)
