@@ -889,6 +889,16 @@ def test_candidates_are_draws_and_the_likelier_half(make_agreement):
     np.testing.assert_array_equal(half, masks[-1])
 
 
+@pytest.mark.parametrize("shipped", ["draw", "half"])
+def test_no_distance_is_told_where_the_choice_of_the_mask_asks_nobody(make_world, shipped):
+    """With noise on θ alone nothing protects the moments that distances are from."""
+    agreement, kit, targets = make_world(federation={"shipped": shipped})
+    state = state_at(agreement, np.full(agreement.layout.count, 40000, np.uint16), 2)
+    for client, frame in broadcast(agreement, state, Kind.CANDIDATES).items():
+        with pytest.raises(ClientError, match="distances"):
+            client_distances(agreement, kit, frame, client, targets[client])
+
+
 @pytest.fixture(scope="module")
 def compared(make_world):
     """(agreement, state, distances frames by client) of a finished run with three candidates."""

@@ -558,8 +558,13 @@ def client_distances(
 ) -> bytes:
     """Squared distances of each candidate mask's moments from the client's target, framed.
 
-    Each label counts by its share of the client's images, as if the fakes had these shares.
+    Each label counts by its share of the client's images, as if the fakes had these shares.  Raises ClientError where
+    the agreed choice of the finished mask asks no client: with noise on θ alone they are of moments that none protects.
     """
+    if (shipped := agreement.settings.federation.shipped) != "best":
+        raise ClientError(
+            f"a request for distances where federation.shipped is {shipped!r}", "none", "ask whoever runs the server"
+        )
     place = agreement.place(agreement.settings.federation.rounds, client)
     _, now = hear(agreement, kit, frame, place, held, message.Kind.CANDIDATES)
     if now is None:
