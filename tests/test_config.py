@@ -176,6 +176,8 @@ IMPOSSIBLE = [
     ("search", "hold", 1.1, "≤ 1"),
     ("search", "reach", 0.0, "> 0"),
     ("search", "reach", 1.5, "≤ 1"),
+    ("search", "shrinkage", -0.1, "≥ 0"),
+    ("search", "shrinkage", 0.6, "≤ 0.5"),
     ("search", "client_threads", 0, "≥ 1"),
     ("federation", "rounds", 0, "≥ 1"),
     ("federation", "cohort", -1, "≥ 0"),

@@ -172,8 +172,28 @@ def test_a_search_moves_no_keep_probability_beyond_its_reach(search, layout, rea
     assert found.min() >= 1
 
 
+@pytest.mark.parametrize("shrinkage", [1 / 65536, 0.1])
+@pytest.mark.parametrize("start", [1, 32768, 65535])
+def test_moves_are_shorter_by_the_shrinkage_and_short_ones_left_out(search, layout, shrinkage, start):
+    q = np.full(layout.count, start, np.uint16)
+    free = search(rate=2.0, q=q)
+    found = search(replace(SETTINGS, shrinkage=shrinkage), 2.0, q=q)
+    before, after = free.q.astype(int) - start, found.q.astype(int) - start
+    by = round(shrinkage * 65536)
+    np.testing.assert_array_equal(np.abs(after), np.maximum(np.abs(before) - by, 0))
+    assert (before * after >= 0).all()
+    assert start != 32768 or np.count_nonzero(after) > 100
+    assert found.memory.first.tobytes() == free.memory.first.tobytes()
+
+
+def test_a_move_is_shrunk_before_it_is_held_within_reach(search):
+    free = search(replace(SETTINGS, shrinkage=0.1), 2.0).q.astype(int)
+    found = search(replace(SETTINGS, shrinkage=0.1, reach=0.2), 2.0).q.astype(int)
+    np.testing.assert_array_equal(found, np.clip(free, 32768 - 13107, 32768 + 13107))
+
+
 def test_by_default_nothing_holds_a_search_back(search):
-    wide = search(replace(SETTINGS, reach=1.0, hold=0.0), 2.0)
+    wide = search(replace(SETTINGS, reach=1.0, hold=0.0, shrinkage=0.0), 2.0)
     assert wide.q.tobytes() == search(SETTINGS, 2.0).q.tobytes()
     assert np.abs(wide.q.astype(int) - 32768).max() > 30000
 

@@ -121,7 +121,9 @@ def test_every_client_draws_what_it_draws_alone(world):
         assert torch.equal(draws.uniforms(9), searcher.draws[client].uniforms(9))
 
 
-@pytest.mark.parametrize("changes", [{}, {"scale": "layer", "hold": 0.1, "reach": 0.2}, {"loss": "moving"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"scale": "layer", "hold": 0.1, "reach": 0.2, "shrinkage": 0.01}, {"loss": "moving"}], ids=str
+)
 def test_searches_together_find_what_each_finds_alone(world, changes):
     settings = replace(EXACT, local_steps=4, **changes)
     for one, two in zip(world.alone(settings, 0.05), world.together(settings, 0.05), strict=True):

@@ -156,6 +156,9 @@ class Search:
         0.0, "pull of the scores back to where the round began, a share of each step's rate", least=0.0, most=1.0
     )
     reach: float = _setting(1.0, "θ moves at most this far in a round", above=0.0, most=1.0)
+    shrinkage: float = _setting(
+        0.0, "each move of θ in a round is made this much shorter; shorter ones are left out", least=0.0, most=0.5
+    )
     stream: str = _setting(
         "own",
         "what a search draws masks with: numbers of its own, or shared by all of a round, for few votes (parts ≥ 4)",

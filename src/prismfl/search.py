@@ -235,7 +235,8 @@ class _Station:
         self.total.add_(loss)
 
     def _found(self, row: int, q: NDArray[np.uint16], loss: float) -> Found:
-        found = _within_reach(integers_of(self.scores[row]), q, self.settings.reach)
+        shrunk = _shrunk(integers_of(self.scores[row]), q, self.settings.shrinkage)
+        found = _within_reach(shrunk, q, self.settings.reach)
         finite = math.isfinite(loss) and bool(self.adam.first[row].isfinite().all())
         return Found(found, loss, None if self.settings.adam == "reset" else self.adam.memory(row), finite)
 
@@ -277,6 +278,18 @@ def _station(
     if stays:
         _here.station = world, features, station
     return station
+
+
+def _shrunk(found: NDArray[np.uint16], q: NDArray[np.uint16], by: float) -> NDArray[np.uint16]:
+    """θ_k nearer to θ by `by`, and θ where it was nearer than that: soft thresholding (Donoho 1995).
+
+    Short moves are mostly noise, and say so little that their flips are not worth their bits.
+    """
+    if not by:
+        return found
+    most, begun = round(by * 65536), q.astype(np.int64)
+    taken: NDArray[np.int64] = np.clip(found - begun, -most, most)
+    return (found - taken).astype(np.uint16)
 
 
 def _within_reach(found: NDArray[np.uint16], q: NDArray[np.uint16], reach: float) -> NDArray[np.uint16]:
