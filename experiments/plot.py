@@ -19,8 +19,9 @@ from matplotlib.axes import Axes
 EPSILON = {"epsilon-1": 1.0, "epsilon-3": 3.0, "epsilon-9-8": 9.8}
 NAMES = {
     "spread": "today's default (2 parts)",
+    "spread-whole": "whole masks, coded",
     "few-bits": "dealt by stages, masks alike",
-    "few-bits-shrunk": "the same, moves shrunk",
+    "few-bits-shrunk": "so dealt, moves shrunk",
     "today": "independent latents",
     "today-parts-3": "today, 3 parts, clip 0.02",
     "shared-10": "10 parts, shared search draws",
