@@ -281,7 +281,7 @@ def _station(
 
 
 def _shrunk(found: NDArray[np.uint16], q: NDArray[np.uint16], by: float) -> NDArray[np.uint16]:
-    """θ_k nearer to θ by `by`, and θ where it was nearer than that: soft thresholding (Donoho 1995).
+    """θ_k nearer to θ by `by`, and θ where it was nearer than that, uint16 `[N]`: soft thresholding (Donoho 1995).
 
     Short moves are mostly noise, and say so little that their flips are not worth their bits.
     """
