@@ -30,11 +30,13 @@ from prismfl.federation import (
 )
 from prismfl.mmd import Target
 from prismfl.nets.generator import generate, latent_batch
+from prismfl.oneshot import pool
 from prismfl.search import Found, Memory
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import ServerState, alpha_step
 from prismfl.wire import message
-from prismfl.wire.codec import decode_changes, decode_mask, pack_theta
+from prismfl.wire.codec import decode_changes, decode_mask, encode_step, pack_theta
+from prismfl.wire.draws import baseline
 from prismfl.wire.message import HEADER_BYTES, Kind
 
 
@@ -693,6 +695,48 @@ def test_every_client_comes_to_the_servers_theta_whatever_it_missed(crowd, case)
             state = after
 
 
+@contextmanager
+def learning_labels(held, by):
+    """Searches that raise θ by `by` in the weights of the labels that a client holds; images tell clients apart."""
+
+    def learn(layout, weights, features, q, target, settings, rate, draws, memory=None):
+        moved = q.astype(np.int64)
+        for span in layout.label_spans:
+            rows = moved[span].reshape(layout.classes, -1)  # a view
+            rows[list(held[target.images - 1])] += by
+        return Found(np.clip(moved, 1, 65535).astype(np.uint16), 0.25, None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federation, "local_search", learn)
+        yield
+
+
+@pytest.mark.parametrize(("label_votes", "expected"), [("holders", (0.125, 0.125)), ("all", (0.025, 0.125))])
+def test_a_lone_holder_moves_its_labels_weights_as_far_as_all_would(tiny, feature_map, label_votes, expected):
+    chosen = tiny(data={"clients": 5}, generator={"width": 8}, federation={"label_votes": label_votes})
+    agreement = agree(chosen, 1, ("a", "b", "c"))
+    targets = {client: Target(np.zeros(3 * feature_map.dimension, np.float32), client + 1) for client in range(5)}
+    party = Party((agreement, make_kit(agreement, feature_map), targets))
+    with learning_labels([{0, 1}, {1}, {1}, {1}, {1}], 16384):
+        state = init(agreement)
+        after, record = party.play(state)
+    assert record.replied == (0, 1, 2, 3, 4)
+    assert next_theta(agreement, state.q, 0, after.steps[-1]).tobytes() == after.q.tobytes()
+    moved = (after.q.astype(float) - state.q) / 65536  # of the half of θ that begins at 0.025, by a quarter
+    by_label = np.concatenate([moved[span].reshape(3, -1) for span in agreement.layout.label_spans], 1).mean(1)
+    np.testing.assert_allclose(by_label, (*expected, 0), atol=0.04)
+
+
+def test_factors_below_one_are_refused(tiny):
+    agreement = agree(tiny(federation={"label_votes": "holders"}), 1, ("a", "b"))
+    state, nothing = init(agreement), np.zeros(agreement.layout.count, np.int64)
+    base = baseline(agreement.draws(0, 3), state.q, [(client, client) for client in range(3)])
+    body = encode_step(nothing, nothing[:0], base, agreement.known(state.q))
+    assert len(next_theta(agreement, state.q, 0, message.pack_step(3, [0, 1, 2], np.array([256, 768]), body)))
+    with pytest.raises(MessageError, match="more holders than clients"):
+        next_theta(agreement, state.q, 0, message.pack_step(3, [0, 1, 2], np.array([256, 255]), body))
+
+
 def told_to(party, state, client):
     place = party.agreement.place(state.round, client)
     return message.open_broadcast(broadcast(party.agreement, state)[client], place, party.agreement.layout.count)
@@ -1027,11 +1071,24 @@ def test_labels_weigh_by_their_share_of_a_clients_images(labelled):
     agreement, kit, q, targets = labelled
     fakes = [fake.numpy().astype(float).reshape(3, -1) for fake in kit.candidate_moments(agreement, q)]
     for client, target in targets.items():
+        held = [label for label, share in enumerate(target.shares) if share > 0]
         real, wanted = target.moments.reshape(3, -1), []
         for fake in fakes:
-            parts = [((share * f - r) ** 2).sum() for share, f, r in zip(target.shares, fake, real, strict=True)]
+            parts = [target.shares[c] * ((fake[c] - real[c] / target.shares[c]) ** 2).sum() for c in held]
             wanted.append(sum(parts))
         np.testing.assert_allclose(distances_heard(agreement, kit, q, client, target), wanted, rtol=1e-4)
+
+
+def test_clients_distances_tell_candidates_apart_as_the_pooled_images_do(labelled):
+    """However the labels' images are dealt to clients: the means differ by the same for every candidate."""
+    agreement, kit, q, targets = labelled
+    told = np.mean([distances_heard(agreement, kit, q, client, target) for client, target in targets.items()], 0)
+    pooled = pool(list(targets.values()))
+    means = pooled.moments.reshape(3, -1) / pooled.shares[:, None]
+    fakes = [fake.numpy().astype(float).reshape(3, -1) for fake in kit.candidate_moments(agreement, q)]
+    exact = [(pooled.shares[:, None] * (fake - means) ** 2).sum() for fake in fakes]
+    np.testing.assert_allclose(told - told[0], np.array(exact) - exact[0], rtol=1e-3, atol=1e-6)
+    assert np.ptp(exact) > 1e-3
 
 
 @pytest.mark.parametrize("shares", [[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])

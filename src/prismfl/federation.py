@@ -27,6 +27,7 @@ from prismfl.nets.tape import Tape
 from prismfl.search import Found, Memory, local_search, rate_at, search_many
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import (
+    FACTOR,
     MOST_WEIGHT,
     Average,
     Screen,
@@ -39,6 +40,7 @@ from prismfl.server import (
     empty_tally,
     grain_of,
     initial_state,
+    moved_labels,
     public_dither,
     rounded,
     settle,
@@ -87,6 +89,11 @@ class Agreement:
     def known(self, q: NDArray[np.uint16]) -> Entries:
         """What both ends know of all weights when θ_t = q / 65536."""
         return Entries(q, self.layout.layer_numbers, len(self.layout.layers))
+
+    @property
+    def labels_told(self) -> int:
+        """Number of labels of which a step says how far their weights move: none where all clients' votes count."""
+        return self.layout.classes if self.settings.federation.holders_alone else 0
 
     @property
     def parts(self) -> int:
@@ -248,7 +255,7 @@ def next_theta(agreement: Agreement, q: NDArray[np.uint16], round_index: int, ra
 
     Raises MessageError when the step cannot be one of this round.
     """
-    cohort_size, replied, body = message.unpack_step(raw)
+    cohort_size, replied, factors, body = message.unpack_step(raw, agreement.labels_told)
     members = cohort(agreement, round_index)
     if cohort_size != len(members):
         raise MessageError(f"a step of a cohort of {cohort_size}", f"{len(members)} clients", "ask for a snapshot")
@@ -257,16 +264,18 @@ def next_theta(agreement: Agreement, q: NDArray[np.uint16], round_index: int, ra
         q[: agreement.masked],
         ((members[rank], rank) for rank in replied),
     )
-    step = Step(*decode_step(body, base, agreement.known(q)))
+    step = Step(*decode_step(body, base, agreement.known(q)), factors)
     kept = step.net + base.kept.astype(np.int64) * (grain := grain_of(agreement.settings.federation))
     if (kept < 0).any() or (kept > base.clients.astype(np.int64) * grain).any():
         raise MessageError("a step of more masks than were sent", "0 … the clients that replied", "ask for a snapshot")
+    if (factors < FACTOR).any():
+        raise MessageError("a label with more holders than clients", "as many at most", "ask for a snapshot")
     return _advanced(agreement, q, round_index, step, base).q
 
 
 def _advanced(agreement: Agreement, q: NDArray[np.uint16], round_index: int, step: Step, base: Baseline) -> Average:
     dither = public_dither(agreement.settings.seed, Purpose.ROUNDING, round_index, len(q))
-    return advance(q, step, base, agreement.settings.federation, dither)
+    return advance(q, step, base, agreement.settings.federation, dither, agreement.layout.label_spans)
 
 
 # --------------------------------------------------------------------------------------- client
@@ -558,7 +567,7 @@ def client_distances(
 ) -> bytes:
     """Squared distances of each candidate mask's moments from the client's target, framed.
 
-    Each label counts by its share of the client's images, as if the fakes had these shares.  Raises ClientError where
+    Each label counts by its share of the client's images.  Raises ClientError where
     the agreed choice of the finished mask asks no client: with noise on θ alone they are of moments that none protects.
     """
     if (shipped := agreement.settings.federation.shipped) != "best":
@@ -576,11 +585,17 @@ def client_distances(
 def candidate_distances(
     agreement: Agreement, kit: ClientKit, q: NDArray[np.uint16], target: Target
 ) -> NDArray[np.float64]:
-    """Squared distance of each candidate mask's moments from a target: float64 `[candidates]`."""
-    real = torch.from_numpy(target.moments).to(kit.weights.device)
-    shares = torch.from_numpy(target.shares).float().to(real.device).repeat_interleave(kit.features.dimension)
-    fakes = kit.candidate_moments(agreement, q)
-    return np.array([float(distance((fake * shares).double(), real.double())) for fake in fakes])
+    """Squared distance of each candidate mask's moments from a target, label by label: float64 `[candidates]`.
+
+    Of labels c with shares s_c, means f_c of fakes and t_c of images it is Σ s_c ‖f_c - t_c‖²: the mean over clients is
+    then that of their images together, but for a constant.  By squares of shares, as in ‖Σ s_c (f_c - t_c)‖² of their
+    blocks, a label of few clients would count for more than one of many.
+    """
+    held = np.flatnonzero(target.shares)
+    shares = torch.from_numpy(target.shares[held])[:, None]
+    real = torch.from_numpy(target.moments).view(len(target.shares), -1)[held] / shares
+    fakes = (fake.double().cpu().view(len(target.shares), -1)[held] for fake in kit.candidate_moments(agreement, q))
+    return np.array([float(distance(fake * shares.sqrt(), real * shares.sqrt())) for fake in fakes])
 
 
 def _weight(settings: Settings, target: Target) -> int:
@@ -640,7 +655,7 @@ def server_update(
     members = cohort(agreement, state.round)
     traffic = Traffic() if traffic is None else traffic
     ranks = {client: rank for rank, client in enumerate(members)}
-    tally = empty_tally(agreement.layout.count, len(members))
+    tally = empty_tally(agreement.layout.count, len(members), agreement.labels_told)
     screen = Screen(agreement.settings.federation.screen)
     heard: dict[int, News] = {}
     left_out: dict[int, str] = {}
@@ -723,7 +738,7 @@ def _settled(
     words = public_dither(settings.seed, Purpose.TALLY, state.round, len(state.q))
     step = settle(state.q, tally, base, draws.by_entry(tally.weights), settings.federation, words)
     coded = message.pack_step(
-        size, list(replied.values()), encode_step(step.net, step.alpha, base, agreement.known(state.q))
+        size, list(replied.values()), step.factors, encode_step(step.net, step.alpha, base, agreement.known(state.q))
     )
     done = _advanced(agreement, state.q, state.round, step, base)
     held = state.held.copy()
@@ -766,7 +781,19 @@ def _heard(
     changes = decode_changes(update.alpha, alpha) * alpha_step(settings)
     theta = np.clip(alpha.q + changes, 0, 65535).astype(np.uint16)
     news = News(update.loss, distance_of(drawn, u, entries.q))
-    return Vote(mask, theta, update.weight, draws.place(rank), surprise(drawn, u, entries.q)), news
+    moved = _moved(agreement, drawn != (u < entries.q), sent, changes)
+    return Vote(mask, theta, update.weight, draws.place(rank), surprise(drawn, u, entries.q), moved), news
+
+
+def _moved(
+    agreement: Agreement, flips: NDArray[np.bool_], sent: "NDArray[np.intp] | slice", changes: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Labels whose weights a client moved, bool `[labels told]`, from its flips among those sent and its α layers."""
+    if not agreement.labels_told:
+        return np.zeros(0, np.bool_)
+    flipped = np.flatnonzero(flips)
+    places = flipped if isinstance(sent, slice) else sent[flipped]
+    return moved_labels(np.concatenate((places, agreement.masked + np.flatnonzero(changes))), agreement.layout)
 
 
 def check_weight(agreement: Agreement, client: int, weight: int, size: int) -> None:
@@ -804,8 +831,8 @@ def shipped_mask(
     """The finished model's mask: bool `[N]`; what is asked for it is added to the traffic.
 
     With several candidates, the last cohort's clients send each one's squared distance from
-    their targets, and the least mean wins: it differs from the distance to the pooled moments
-    by a constant only.
+    their targets, and the least mean wins: it differs from the distance to the pooled images'
+    moments, label by label, by a constant only.
     """
     masks = candidates(agreement, state.q)
     if len(masks) == 1:
