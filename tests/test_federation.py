@@ -35,8 +35,7 @@ from prismfl.search import Found, Memory
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import ServerState, alpha_step
 from prismfl.wire import message
-from prismfl.wire.codec import decode_changes, decode_mask, encode_step, pack_theta
-from prismfl.wire.draws import baseline
+from prismfl.wire.codec import decode_changes, decode_mask, pack_theta
 from prismfl.wire.message import HEADER_BYTES, Kind
 
 
@@ -693,48 +692,6 @@ def test_every_client_comes_to_the_servers_theta_whatever_it_missed(crowd, case)
                 assert party.held[client].q.tobytes() == state.q.tobytes()
             assert len(party.up) <= len(members) and max(map(len, party.down)) <= longest  # nobody was lost
             state = after
-
-
-@contextmanager
-def learning_labels(held, by):
-    """Searches that raise θ by `by` in the weights of the labels that a client holds; images tell clients apart."""
-
-    def learn(layout, weights, features, q, target, settings, rate, draws, memory=None):
-        moved = q.astype(np.int64)
-        for span in layout.label_spans:
-            rows = moved[span].reshape(layout.classes, -1)  # a view
-            rows[list(held[target.images - 1])] += by
-        return Found(np.clip(moved, 1, 65535).astype(np.uint16), 0.25, None)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(federation, "local_search", learn)
-        yield
-
-
-@pytest.mark.parametrize(("label_votes", "expected"), [("holders", (0.125, 0.125)), ("all", (0.025, 0.125))])
-def test_a_lone_holder_moves_its_labels_weights_as_far_as_all_would(tiny, feature_map, label_votes, expected):
-    chosen = tiny(data={"clients": 5}, generator={"width": 8}, federation={"label_votes": label_votes})
-    agreement = agree(chosen, 1, ("a", "b", "c"))
-    targets = {client: Target(np.zeros(3 * feature_map.dimension, np.float32), client + 1) for client in range(5)}
-    party = Party((agreement, make_kit(agreement, feature_map), targets))
-    with learning_labels([{0, 1}, {1}, {1}, {1}, {1}], 16384):
-        state = init(agreement)
-        after, record = party.play(state)
-    assert record.replied == (0, 1, 2, 3, 4)
-    assert next_theta(agreement, state.q, 0, after.steps[-1]).tobytes() == after.q.tobytes()
-    moved = (after.q.astype(float) - state.q) / 65536  # of the half of θ that begins at 0.025, by a quarter
-    by_label = np.concatenate([moved[span].reshape(3, -1) for span in agreement.layout.label_spans], 1).mean(1)
-    np.testing.assert_allclose(by_label, (*expected, 0), atol=0.04)
-
-
-def test_factors_below_one_are_refused(tiny):
-    agreement = agree(tiny(federation={"label_votes": "holders"}), 1, ("a", "b"))
-    state, nothing = init(agreement), np.zeros(agreement.layout.count, np.int64)
-    base = baseline(agreement.draws(0, 3), state.q, [(client, client) for client in range(3)])
-    body = encode_step(nothing, nothing[:0], base, agreement.known(state.q))
-    assert len(next_theta(agreement, state.q, 0, message.pack_step(3, [0, 1, 2], np.array([256, 768]), body)))
-    with pytest.raises(MessageError, match="more holders than clients"):
-        next_theta(agreement, state.q, 0, message.pack_step(3, [0, 1, 2], np.array([256, 255]), body))
 
 
 def told_to(party, state, client):

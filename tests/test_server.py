@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prismfl.config import Federation, settings_from
-from prismfl.errors import MessageError, SettingError
+from prismfl.config import Federation
+from prismfl.errors import MessageError
 from prismfl.layout import Layout, frozen_signs
 from prismfl.seeding import Purpose
 from prismfl.server import (
@@ -21,9 +21,7 @@ from prismfl.server import (
     alpha_step,
     balanced,
     empty_tally,
-    factors_of,
     initial_state,
-    moved_labels,
     moved_share,
     public_dither,
     rounded,
@@ -567,91 +565,6 @@ def test_the_control_variate_of_a_state_is_its_baseline():
     assert not step.net.any() and len(step.alpha) == 0
     state = ServerState(advance(q, step, base, chosen, public_dither(1, Purpose.ROUNDING, 4, 300)).q, 5)
     np.testing.assert_array_equal(state.q, q)
-
-
-# ----------------------------------------------------------------------------------------- labels
-
-LABELLED = Layout(16, 1, 2, 8, 3)
-
-
-def rows_of(label):
-    """Places of a label's weights, by layer."""
-    return [np.arange(span.start, span.stop).reshape(LABELLED.classes, -1)[label] for span in LABELLED.label_spans]
-
-
-@given(st.sets(st.integers(0, 2)), st.data())
-def test_a_client_moved_the_labels_among_whose_weights_it_flipped_one(labels, data):
-    places = set(data.draw(st.sets(st.integers(0, LABELLED.layers[0].count - 1))))  # of no label
-    places |= {LABELLED.count - 1}
-    for label in labels:
-        layer = data.draw(st.sampled_from(rows_of(label)))
-        places.add(int(data.draw(st.sampled_from(layer.tolist()))))
-    found = moved_labels(np.array(sorted(places), np.intp), LABELLED)
-    assert set(np.flatnonzero(found).tolist()) == labels
-
-
-def test_without_labels_none_was_moved():
-    assert moved_labels(np.arange(5), Layout(16, 1, 2, 8)).shape == (0,)
-
-
-def labelled_round(held, settings, alpha=0.0, seed=0):
-    """Clients that flip weights of the labels they hold and of no label: θ_0, moves `[K, N]` (1 is all), θ_1."""
-    rng, count = np.random.default_rng(seed), LABELLED.count
-    masked = LABELLED.alpha_start(alpha)
-    q = rng.integers(20000, 45000, count).astype(np.uint16)
-    without = rng.random((len(held), masked)) < q[:masked] / ONE
-    tally, moves = empty_tally(count, len(held), LABELLED.classes), np.zeros((len(held), count))
-    for client, labels in enumerate(held):
-        free = ~np.isin(np.arange(count), np.concatenate([np.concatenate(rows_of(label)) for label in range(3)]))
-        for label in labels:
-            free[np.concatenate(rows_of(label))] = True
-        flips, changes = free & (rng.random(count) < 0.3), free * rng.integers(-9000, 9000, count)
-        mask, theta = without[client] ^ flips[:masked], (q[masked:] + changes[masked:]).astype(np.uint16)
-        moves[client] = np.concatenate((mask.astype(float) - without[client], changes[masked:] / ONE))
-        moved = moved_labels(np.flatnonzero(moves[client]), LABELLED)
-        assert set(np.flatnonzero(moved).tolist()) == set(labels)
-        tally = add_reply(tally, mask, theta, 1, client, moved)
-    clients = np.full(masked, len(held), np.uint16)
-    base = Baseline(clients, without.sum(0).astype(np.uint16), np.zeros(masked, np.uint16), np.zeros(masked, np.uint16))
-    step = settle(q, tally, base, clients.astype(np.int64), settings, public_dither(seed, Purpose.TALLY, 0, count))
-    words = public_dither(seed, Purpose.ROUNDING, 0, count)
-    return q, moves, advance(q, step, base, settings, words, LABELLED.label_spans).q, step
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("label_votes", ["holders", "all"])
-def test_a_labels_weights_move_by_the_mean_over_its_holders(label_votes, alpha):
-    held = [{0, 1}, {0}, {0, 1}, {0, 2}]
-    chosen = Federation(control_variate=True, clip=1e-4, label_votes=label_votes, alpha_bits=16)
-    q, moves, found, step = labelled_round(held, chosen, alpha)
-    voters = np.full(LABELLED.count, len(held))
-    if label_votes == "holders":
-        assert step.factors.tolist() == [256, 512, 1024]
-        for label, holders in enumerate((4, 2, 1)):
-            voters[np.concatenate(rows_of(label))] = holders
-    expected = np.clip(q / ONE + moves.sum(0) / voters, 1e-4, 1 - 1e-4)
-    np.testing.assert_allclose(found / ONE, expected, atol=6 / ONE)
-
-
-def test_a_label_that_nobody_holds_stays_and_odd_shares_are_near():
-    chosen = Federation(control_variate=True, clip=1e-4, label_votes="holders")
-    q, moves, found, step = labelled_round([{0}, {0}, {1}], chosen)
-    assert step.factors.tolist() == [384, 768, 256]
-    rows = np.concatenate(rows_of(2))
-    np.testing.assert_array_equal(found[rows], q[rows])
-    rows = np.concatenate(rows_of(0))
-    expected = np.clip(q[rows] / ONE + moves[:2, rows].mean(0), 1e-4, 1 - 1e-4)
-    np.testing.assert_allclose(found[rows] / ONE, expected, atol=1 / 256)
-
-
-def test_holders_are_refused_where_clients_weigh_by_their_images():
-    with pytest.raises(SettingError, match="clients of equal weight"):
-        settings_from({"federation": {"client_weights": "size", "label_votes": "holders"}})
-
-
-def test_a_lone_holder_among_very_many_is_held_within_sixteen_bits():
-    tally = replace(empty_tally(1, 1, 2), weight=30000, holders=np.array([1, 30000]))
-    assert factors_of(tally).tolist() == [65535, 256]
 
 
 # ----------------------------------------------------------------------------------------- screen

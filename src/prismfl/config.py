@@ -221,11 +221,6 @@ class Federation:
         "the labels' weights into one (for the fewest bits)",
         choices=("even", "stages"),
     )
-    label_votes: str = _setting(
-        "all",
-        "whose masks a label's weights are the mean of: all clients', or its holders', who flip some (for few bits)",
-        choices=("all", "holders"),
-    )
     control_variate: bool = _setting(False, "average differences to the mask without news")
     mada: str = _setting(
         "off",
@@ -262,11 +257,6 @@ class Federation:
         choices=("draw", "half", "best"),
     )
     shipped_draws: int = _setting(8, "draws compared when shipped is best", least=1, most=1000)
-
-    @property
-    def holders_alone(self) -> bool:
-        """Whether a label's weights move by its holders' votes alone."""
-        return self.label_votes == "holders"
 
 
 @dataclass(frozen=True)
@@ -584,13 +574,12 @@ def _check_together(settings: Settings) -> None:
             f"{federation.clip} … {1 - federation.clip}, the clip range",
             "change one of the two",
         )
-    for key, chosen in (("control_variate", federation.control_variate), ("label_votes", federation.holders_alone)):
-        if chosen and federation.client_weights == "size":
-            raise SettingError(
-                f"federation.{key} = {getattr(federation, key)!r} with client_weights = 'size'",
-                "clients of equal weight: the average travels less their unweighted masks",
-                "change one of the two",
-            )
+    if federation.control_variate and federation.client_weights == "size":
+        raise SettingError(
+            "federation.control_variate with client_weights = 'size'",
+            "clients of equal weight: the average travels less their unweighted masks",
+            "change one of the two",
+        )
     if federation.mode == "one-shot":
         _check_one_shot(settings)
     if settings.privacy.epsilon and settings.privacy.mechanism == "theta" and federation.shipped == "best":

@@ -27,7 +27,6 @@ from prismfl.nets.tape import Tape
 from prismfl.search import Found, Memory, local_search, rate_at, search_many
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import (
-    FACTOR,
     MOST_WEIGHT,
     Average,
     Screen,
@@ -40,7 +39,6 @@ from prismfl.server import (
     empty_tally,
     grain_of,
     initial_state,
-    moved_labels,
     public_dither,
     rounded,
     settle,
@@ -89,11 +87,6 @@ class Agreement:
     def known(self, q: NDArray[np.uint16]) -> Entries:
         """What both ends know of all weights when θ_t = q / 65536."""
         return Entries(q, self.layout.layer_numbers, len(self.layout.layers))
-
-    @property
-    def labels_told(self) -> int:
-        """Number of labels of which a step says how far their weights move: none where all clients' votes count."""
-        return self.layout.classes if self.settings.federation.holders_alone else 0
 
     @property
     def parts(self) -> int:
@@ -255,7 +248,7 @@ def next_theta(agreement: Agreement, q: NDArray[np.uint16], round_index: int, ra
 
     Raises MessageError when the step cannot be one of this round.
     """
-    cohort_size, replied, factors, body = message.unpack_step(raw, agreement.labels_told)
+    cohort_size, replied, body = message.unpack_step(raw)
     members = cohort(agreement, round_index)
     if cohort_size != len(members):
         raise MessageError(f"a step of a cohort of {cohort_size}", f"{len(members)} clients", "ask for a snapshot")
@@ -264,18 +257,16 @@ def next_theta(agreement: Agreement, q: NDArray[np.uint16], round_index: int, ra
         q[: agreement.masked],
         ((members[rank], rank) for rank in replied),
     )
-    step = Step(*decode_step(body, base, agreement.known(q)), factors)
+    step = Step(*decode_step(body, base, agreement.known(q)))
     kept = step.net + base.kept.astype(np.int64) * (grain := grain_of(agreement.settings.federation))
     if (kept < 0).any() or (kept > base.clients.astype(np.int64) * grain).any():
         raise MessageError("a step of more masks than were sent", "0 … the clients that replied", "ask for a snapshot")
-    if (factors < FACTOR).any():
-        raise MessageError("a label with more holders than clients", "as many at most", "ask for a snapshot")
     return _advanced(agreement, q, round_index, step, base).q
 
 
 def _advanced(agreement: Agreement, q: NDArray[np.uint16], round_index: int, step: Step, base: Baseline) -> Average:
     dither = public_dither(agreement.settings.seed, Purpose.ROUNDING, round_index, len(q))
-    return advance(q, step, base, agreement.settings.federation, dither, agreement.layout.label_spans)
+    return advance(q, step, base, agreement.settings.federation, dither)
 
 
 # --------------------------------------------------------------------------------------- client
@@ -567,8 +558,8 @@ def client_distances(
 ) -> bytes:
     """Squared distances of each candidate mask's moments from the client's target, framed.
 
-    Each label counts by its share of the client's images.  Raises ClientError where
-    the agreed choice of the finished mask asks no client: with noise on θ alone they are of moments that none protects.
+    Each label counts by its share of the client's images.  Raises ClientError where the agreed choice of the finished
+    mask asks no client: with noise on θ alone they are of moments that none protects.
     """
     if (shipped := agreement.settings.federation.shipped) != "best":
         raise ClientError(
@@ -655,7 +646,7 @@ def server_update(
     members = cohort(agreement, state.round)
     traffic = Traffic() if traffic is None else traffic
     ranks = {client: rank for rank, client in enumerate(members)}
-    tally = empty_tally(agreement.layout.count, len(members), agreement.labels_told)
+    tally = empty_tally(agreement.layout.count, len(members))
     screen = Screen(agreement.settings.federation.screen)
     heard: dict[int, News] = {}
     left_out: dict[int, str] = {}
@@ -738,7 +729,7 @@ def _settled(
     words = public_dither(settings.seed, Purpose.TALLY, state.round, len(state.q))
     step = settle(state.q, tally, base, draws.by_entry(tally.weights), settings.federation, words)
     coded = message.pack_step(
-        size, list(replied.values()), step.factors, encode_step(step.net, step.alpha, base, agreement.known(state.q))
+        size, list(replied.values()), encode_step(step.net, step.alpha, base, agreement.known(state.q))
     )
     done = _advanced(agreement, state.q, state.round, step, base)
     held = state.held.copy()
@@ -781,19 +772,7 @@ def _heard(
     changes = decode_changes(update.alpha, alpha) * alpha_step(settings)
     theta = np.clip(alpha.q + changes, 0, 65535).astype(np.uint16)
     news = News(update.loss, distance_of(drawn, u, entries.q))
-    moved = _moved(agreement, drawn != (u < entries.q), sent, changes)
-    return Vote(mask, theta, update.weight, draws.place(rank), surprise(drawn, u, entries.q), moved), news
-
-
-def _moved(
-    agreement: Agreement, flips: NDArray[np.bool_], sent: "NDArray[np.intp] | slice", changes: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Labels whose weights a client moved, bool `[labels told]`, from its flips among those sent and its α layers."""
-    if not agreement.labels_told:
-        return np.zeros(0, np.bool_)
-    flipped = np.flatnonzero(flips)
-    places = flipped if isinstance(sent, slice) else sent[flipped]
-    return moved_labels(np.concatenate((places, agreement.masked + np.flatnonzero(changes))), agreement.layout)
+    return Vote(mask, theta, update.weight, draws.place(rank), surprise(drawn, u, entries.q)), news
 
 
 def check_weight(agreement: Agreement, client: int, weight: int, size: int) -> None:

@@ -82,11 +82,6 @@ class Layout:
                 "raise them",
             )
 
-    @cached_property
-    def label_spans(self) -> tuple[slice, ...]:
-        """Where the weights of labels lie: of each such layer as many for one label as for another, label by label."""
-        return tuple(layer.span for layer in self.layers if layer.of_labels)
-
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels before the first block and after each: `(8w, 4w, 2w, w)` at 32 pixels."""

@@ -5,7 +5,6 @@ and a step, for the server and every client alike.  All arithmetic is in 64-bit 
 result is exact, the same on every machine, and independent of the order in which clients arrive.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
@@ -22,10 +21,8 @@ from prismfl.wire.draws import Baseline
 from prismfl.wire.message import digest_of
 
 ONE = 65536
-FACTOR, MOST_FACTOR = 256, 65535  # 1 and the largest of a label's factors, in their steps
 MOST_WEIGHT = 2**30  # of a round's clients together: keeps every product below 2^63
 _NO_MASK = np.zeros(0, np.bool_)
-_NO_LABELS = np.zeros(0, np.int64)
 _CHUNK = 65536  # votes that are counted at a time: what fits a cache
 _GRAIN = 8  # of a mean over clients of unequal weight: steps a client
 
@@ -54,12 +51,11 @@ class Tally:
     """Sums over the clients that replied: of each but its weight, eight bytes, is kept.
 
     votes: int64 `[N]`, Σ w_k M_k (α layers: Σ w_k q_k); weights: int64 `[cohort]`, w_k by a client's place among
-    the draws; holders: int64 `[classes]`, Σ w_k of those that moved a label's weights; weight, clients: totals.
+    the draws; weight, clients: totals.
     """
 
     votes: NDArray[np.int64]
     weights: NDArray[np.int64]
-    holders: NDArray[np.int64]
     weight: int = 0
     clients: int = 0
 
@@ -69,13 +65,11 @@ class Step:
     """What a round changed.
 
     net: int64 `[A]`, kept masks less those kept without news, in `1 / grain` of a mask; alpha: int64
-    `[N - A]`, changes of the α layers in steps of `2^(16 - alpha_bits)`; factors: int64 `[classes]`, by which a
-    label's weights move further, in 1 / 256, or none of them.
+    `[N - A]`, changes of the α layers in steps of `2^(16 - alpha_bits)`.
     """
 
     net: NDArray[np.int64]
     alpha: NDArray[np.int64]
-    factors: NDArray[np.int64] = field(default_factory=lambda: _NO_LABELS)
 
 
 @dataclass(frozen=True)
@@ -124,9 +118,9 @@ def balanced(kept: NDArray[np.bool_], signs: NDArray[np.int8], ranks: NDArray[np
     return found
 
 
-def empty_tally(count: int, cohort: int, classes: int = 0) -> Tally:
+def empty_tally(count: int, cohort: int) -> Tally:
     """No reply yet."""
-    return Tally(np.zeros(count, np.int64), np.zeros(cohort, np.int64), np.zeros(classes, np.int64))
+    return Tally(np.zeros(count, np.int64), np.zeros(cohort, np.int64))
 
 
 def add_reply(
@@ -135,13 +129,12 @@ def add_reply(
     alpha: NDArray[np.uint16],
     weight: int,
     place: int = 0,
-    moved: NDArray[np.bool_] = _NO_MASK,
 ) -> Tally:
     """A tally with one more client: mask bool `[A]`, α layers uint16 `[N - A]`, its weight.
 
-    place: the client's among the draws, which says what it sent; the mask is unset elsewhere; moved: bool
-    `[classes]`, the labels whose weights it moved.  The votes are added in place; use the returned tally only.
-    Raises MessageError when the weights of a round together exceed `MOST_WEIGHT`.
+    place: the client's among the draws, which says what it sent; the mask is unset elsewhere.  The votes are added in
+    place; use the returned tally only.  Raises MessageError when the weights of a round together exceed
+    `MOST_WEIGHT`.
     """
     if tally.weight + weight > MOST_WEIGHT:
         raise MessageError(f"client weights of {tally.weight + weight}", f"at most {MOST_WEIGHT}", "use equal weights")
@@ -149,7 +142,6 @@ def add_reply(
     if len(alpha):
         tally.votes[len(mask) :] += alpha.astype(np.int64) * weight
     tally.weights[place] += weight
-    tally.holders[: len(moved)] += moved * np.int64(weight)
     return replace(tally, weight=tally.weight + weight, clients=tally.clients + 1)
 
 
@@ -165,7 +157,7 @@ def _vote(votes: NDArray[np.int64], mask: NDArray[np.bool_], weight: int) -> Non
 class Vote:
     """A client's reply, decoded: its mask bool `[A]`, its α layers uint16 `[N - A]`, its weight and place.
 
-    surprise: how improbable its mask is (see there); moved: see `moved_labels`.
+    surprise: how improbable its mask is (see there).
     """
 
     mask: NDArray[np.bool_]
@@ -173,11 +165,10 @@ class Vote:
     weight: int
     place: int
     surprise: float
-    moved: NDArray[np.bool_] = field(default_factory=lambda: _NO_MASK)
 
     def added(self, tally: Tally) -> Tally:
         """The tally with this vote in it; use the returned one only."""
-        return add_reply(tally, self.mask, self.alpha, self.weight, self.place, self.moved)
+        return add_reply(tally, self.mask, self.alpha, self.weight, self.place)
 
 
 def surprise(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint16]) -> float:
@@ -192,18 +183,6 @@ def surprise(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint1
         flips = np.flatnonzero(mask != (u < q))
         total = int(np.abs(u[flips].astype(np.int64) - q[flips]).sum())
     return total / 65536 / max(1, len(mask))
-
-
-def moved_labels(moves: NDArray[np.intp], layout: Layout) -> NDArray[np.bool_]:
-    """The labels among whose weights are any of the places `moves`, ascending: bool `[classes]`.
-
-    A client without images of a label has no gradient of its weights, and never moves one.
-    """
-    found = np.zeros(layout.classes, np.bool_)
-    for span in layout.label_spans:
-        first, last = np.searchsorted(moves, (span.start, span.stop))
-        found[(moves[first:last] - span.start) // ((span.stop - span.start) // layout.classes)] = True
-    return found
 
 
 class Screen:
@@ -259,18 +238,7 @@ def settle(
     kept = (units + _share(dither[:masked], total)) // np.maximum(total, 1)
     net = kept - base.kept.astype(np.int64) * grain
     changes = tally.votes[masked:] - q[masked:].astype(np.int64) * tally.weight
-    alpha = rounded(changes, tally.weight * alpha_step(settings), dither[masked:])
-    return Step(net, alpha, factors_of(tally) if settings.holders_alone else _NO_LABELS)
-
-
-def factors_of(tally: Tally) -> NDArray[np.int64]:
-    """What makes a mean over all clients one over a label's holders, in 1 / 256: int64 `[classes]`.
-
-    The others, who know nothing of the label, would hold its weights back: of ten clients a lone holder could move
-    them a tenth of its way a round.  A label that nobody moved has a factor of 1.
-    """
-    found = (tally.weight * FACTOR + tally.holders // 2) // np.maximum(tally.holders, 1)
-    return np.where(tally.holders > 0, np.minimum(found, MOST_FACTOR), FACTOR)
+    return Step(net, rounded(changes, tally.weight * alpha_step(settings), dither[masked:]))
 
 
 def rounded(values: NDArray[np.int64], step: int, dither: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -296,22 +264,16 @@ def alpha_step(settings: Federation) -> int:
 
 
 def advance(
-    q: NDArray[np.uint16],
-    step: Step,
-    base: Baseline,
-    settings: Federation,
-    dither: NDArray[np.uint32],
-    labels: Sequence[slice] = (),
+    q: NDArray[np.uint16], step: Step, base: Baseline, settings: Federation, dither: NDArray[np.uint32]
 ) -> Average:
     """θ_{t+1} = λ θ_t + (1 - λ) θ̄, rounded by the public dither (32-bit words `[N]`), then clipped.
 
     The mean before clipping is exact (paper, server step; 1 - λ from `moved_share`).  An entry that nobody
-    sent stays.  With the control variate θ̄ is θ_t + mean(M - M0) (architecture, idea 4b).  labels: where the
-    weights of labels lie, whose moves the step's factors lengthen.
+    sent stays.  With the control variate θ̄ is θ_t + mean(M - M0) (architecture, idea 4b).
     """
-    votes, clients = _votes(q, step, base, settings, labels)
+    votes, clients = _votes(q, step, base, settings)
     share = moved_share(q, votes // clients, settings)
-    # Both terms are in units of 1 / (65536 · 65536 · clients), and below 2^32 · 2^15 · 8, or 256 times that.
+    # Both terms are in units of 1 / (65536 · 65536 · clients), and below 2^32 · 2^15 · 8.
     mixed = (ONE - share) * (q.astype(np.int64) * clients) + share * votes
     low = int(np.ceil(settings.clip * ONE))
     found = np.clip((mixed + _share(dither, ONE * clients)) // (ONE * clients), low, ONE - low).astype(np.uint16)
@@ -320,27 +282,17 @@ def advance(
 
 
 def _votes(
-    q: NDArray[np.uint16], step: Step, base: Baseline, settings: Federation, labels: Sequence[slice]
+    q: NDArray[np.uint16], step: Step, base: Baseline, settings: Federation
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """θ̄ · 65536 · clients and clients, int64 `[N]` each, clients in grains and at least 1."""
     grain, masked = grain_of(settings), len(base.clients)
     clients, votes = np.ones((2, len(q)), np.int64)
     clients[:masked] = np.maximum(base.clients.astype(np.int64) * grain, 1)
     without = q[:masked] * clients[:masked] if settings.control_variate else base.kept.astype(np.int64) * (grain * ONE)
-    moves = _moves(step, settings, labels)
-    votes[:masked] = without + moves[:masked]
+    votes[:masked] = without + step.net * ONE
     votes[:masked][base.clients == 0] = q[:masked][base.clients == 0]
-    votes[masked:] = np.clip(q[masked:] + moves[masked:], 0, ONE - 1)
+    votes[masked:] = np.clip(q[masked:] + step.alpha * alpha_step(settings), 0, ONE - 1)
     return votes, clients
-
-
-def _moves(step: Step, settings: Federation, labels: Sequence[slice]) -> NDArray[np.int64]:
-    """What a step adds, times 65536 and the number of masks: int64 `[N]`."""
-    found = np.concatenate((step.net * ONE, step.alpha * alpha_step(settings)))
-    for span in labels if len(step.factors) else ():
-        rows = found[span].reshape(len(step.factors), -1)
-        found[span] = (rows * step.factors[:, None] // FACTOR).reshape(-1)
-    return found
 
 
 def moved_share(q: NDArray[np.uint16], mean: NDArray[np.int64], settings: Federation) -> int:

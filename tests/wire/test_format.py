@@ -54,7 +54,7 @@ def test_the_broadcast_is_the_one_on_the_page(frames):
     place = Place(message.run_id("example"), 1, 0)
     told = message.open_broadcast(frames[1], place, 256)
     assert (len(frames[1]), told.first, told.rank, told.cohort, len(told.steps)) == (85, 0, 0, 1, 1)
-    cohort, replied, _, body = message.unpack_step(told.steps[0])
+    cohort, replied, body = message.unpack_step(told.steps[0])
     assert (cohort, replied) == (1, [0])
     base = baseline(DRAWS, Q, [(0, 0)])
     net, alpha = decode_step(body, base, KNOWN)

@@ -159,25 +159,21 @@ def _split(body: bytes, count: int) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def pack_step(cohort: int, replied: Sequence[int], factors: NDArray[np.int64], body: bytes) -> bytes:
-    """A step: size of its round's cohort, a bit for each rank that replied, labels' factors, and what changed."""
+def pack_step(cohort: int, replied: Sequence[int], body: bytes) -> bytes:
+    """A step: size of its round's cohort, a bit for each rank that replied, and what changed."""
     bits = np.zeros(cohort, np.bool_)
     bits[list(replied)] = True
-    return cohort.to_bytes(2, "little") + pack_mask(bits) + factors.astype("<u2").tobytes() + body
+    return cohort.to_bytes(2, "little") + pack_mask(bits) + body
 
 
-def unpack_step(raw: bytes, labels: int = 0) -> tuple[int, list[int], NDArray[np.int64], bytes]:
-    """Cohort, the ranks that replied (ascending), factors int64 `[labels]`, and the body of a step.
-
-    Raises MessageError.
-    """
+def unpack_step(raw: bytes) -> tuple[int, list[int], bytes]:
+    """Cohort, the ranks that replied (ascending), and the body of a step.  Raises MessageError."""
     cohort = int.from_bytes(_at_least(raw, 2)[:2], "little")
     end = 2 + -(-cohort // 8)
-    factors = np.frombuffer(_at_least(raw, end + 2 * labels)[end : end + 2 * labels], "<u2").astype(np.int64)
     replied = np.flatnonzero(unpack_mask(_at_least(raw, end)[2:end], cohort)).tolist()
     if not replied:
         raise _refuse("a step that nobody took", "at least one reply")
-    return cohort, replied, factors, raw[end + 2 * labels :]
+    return cohort, replied, raw[end:]
 
 
 def seal_update(message: Update, place: Place) -> bytes:
