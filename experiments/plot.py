@@ -22,6 +22,10 @@ NAMES = {
     "spread-whole": "whole masks, coded",
     "few-bits": "dealt by stages, masks alike",
     "few-bits-shrunk": "so dealt, moves shrunk",
+    "wide-batch": "today's default, batches of 64",
+    "wide-batch-whole": "whole masks, batches of 64",
+    "wide-batch-few-bits": "dealt by stages, batches of 64",
+    "wide-batch-long": "20 × 25 steps, batches of 64",
     "today": "independent latents",
     "today-parts-3": "today, 3 parts, clip 0.02",
     "shared-10": "10 parts, shared search draws",
@@ -72,7 +76,7 @@ def bytes_of_runs(axes: Axes, runs: list[dict[str, str]]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="MB up and down, ten clients, whole run", ylabel="fid_embedded")
     for ticks, axis in (
         ([0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 500], axes.xaxis),
-        ([2, 3, 4, 5, 6, 8, 10, 20], axes.yaxis),
+        ([1.5, 2, 3, 4, 5, 6, 8, 10, 20], axes.yaxis),
     ):
         axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
