@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from prismfl.config import Search, Settings, to_toml
 from prismfl.errors import ClientError, MessageError, PrismError, SettingError
 from prismfl.layout import Layout, frozen_weights
-from prismfl.mmd import FeatureMap, Target, distance, label_means
+from prismfl.mmd import FeatureMap, Target, label_means
 from prismfl.nets.generator import generate, label_turns, latent_batch
 from prismfl.nets.masked import mask_of
 from prismfl.nets.tape import Tape
@@ -582,11 +582,12 @@ def candidate_distances(
     then that of their images together, but for a constant.  By squares of shares, as in ‖Σ s_c (f_c - t_c)‖² of their
     blocks, a label of few clients would count for more than one of many.
     """
-    held = np.flatnonzero(target.shares)
-    shares = torch.from_numpy(target.shares[held])[:, None]
-    real = torch.from_numpy(target.moments).view(len(target.shares), -1)[held] / shares
-    fakes = (fake.double().cpu().view(len(target.shares), -1)[held] for fake in kit.candidate_moments(agreement, q))
-    return np.array([float(distance(fake * shares.sqrt(), real * shares.sqrt())) for fake in fakes])
+    rows, device = (len(target.shares), -1), kit.weights.device
+    held = torch.from_numpy(np.flatnonzero(target.shares)).to(device)
+    shares = torch.from_numpy(target.shares).to(device)[held]
+    means = torch.from_numpy(target.moments).to(device).view(rows)[held] / shares[:, None]
+    fakes = (fake.double().view(rows)[held] for fake in kit.candidate_moments(agreement, q))
+    return np.array([float(shares @ (fake - means).square().sum(1)) for fake in fakes])
 
 
 def _weight(settings: Settings, target: Target) -> int:
