@@ -34,7 +34,7 @@ features = FeatureMap(load_features("vgg"), Features(), 1, layout.size)
 images = np.random.default_rng(0).integers(0, 256, (40, 1, layout.size, layout.size), np.uint8)
 target = features.target(images, np.arange(40) % 10, 10)
 weights = torch.from_numpy(frozen_weights(layout, 0).copy())
-settings = Search(batch_size=4 if tiny else 32)
+settings = Search(batch_size=4 if tiny else 64)
 try:
     from prismfl.nets.tape import Tape
     from prismfl.seeding import Purpose, Stream

@@ -115,7 +115,7 @@ class Plan:
 
 PLANS = {
     "paper": Plan(paper_size, 10, 100, 3, 8192, 2**30),
-    "default": Plan(default_size, 10, 50, 3, 8192, 2**30),
+    "default": Plan(default_size, 10, 25, 3, 8192, 2**30),
     "tiny": Plan(
         lambda: (Layout(16, 1, 2, 8), FeatureMap(load_features("vgg"), Features(layers=(0, 1)), 1, 16), 8),
         3,

@@ -2,7 +2,7 @@
 
     python benchmarks/search_step.py [--threads 1] [--repeats 9] [--only default]
 
-Two sizes: the default (embedded network, width 16, batch 32, grey, ten labels) and the paper's (VGG-19
+Two sizes: the default (embedded network, width 16, batch 64, grey, ten labels) and the paper's (VGG-19
 with random weights, all 16 ReLU outputs, width 64, latent 128, batch 64, grey, no labels), both at 32×32 pixels,
 in each precision.  `alone` replays every convolution and matrix product that the step
 dispatched, with the same shapes, strides and dtypes and nothing between them: the share says how much of a
@@ -74,7 +74,7 @@ def line(size: str, precision: str, repeats: int) -> tuple[float, str]:
 
 def default_size() -> tuple[Layout, FeatureMap, int]:
     """What `prismfl train --dataset mnist` searches with."""
-    return Layout(32, 1, 16, 64, 10), FeatureMap(load_features("vgg"), Features(), 1, 32), 32
+    return Layout(32, 1, 16, 64, 10), FeatureMap(load_features("vgg"), Features(), 1, 32), Search().batch_size
 
 
 def paper_size() -> tuple[Layout, FeatureMap, int]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.config import Settings, settings_from
+from prismfl.config import Search, Settings, settings_from
 from prismfl.errors import PrismError
 from prismfl.federation import Agreement, ClientKit, Reply, agree, client_update, init, make_kit, server_update
 from prismfl.layout import frozen_weights
@@ -36,7 +36,7 @@ class Sizes:
     size: int = 32
     width: int = 16
     latent: int = 64
-    batch: int = 32
+    batch: int = Search().batch_size
     layers: tuple[int, ...] = ()
     round_steps: int = 5
     mask: int = 1_000_000
@@ -55,19 +55,19 @@ class Row:
     why: str = ""
 
 
-# The best of four runs of `prismfl bench`, with other work on the machine: an empty one is faster.
+# The best of three runs of `prismfl bench`.
 REFERENCE: Mapping[str, Any] = {
     "hardware": "2 cores of a shared Intel Xeon (AVX-512, AMX)",
     "torch": "2.13.0+cpu",
-    "date": "2026-11-25",
+    "date": "2026-11-26",
     "rows": {
-        "local step, float32": 54.9,
-        "local step, bfloat16": 27.2,
-        "round of two clients, 5 steps each": 0.349,
-        "mask coder, encode": 152.0,
-        "mask coder, decode": 215.0,
-        "noise of a private release": 7.99,
-        "sampling": 2923.0,
+        "local step, float32": 114.0,
+        "local step, bfloat16": 55.3,
+        "round of two clients, 5 steps each": 0.709,
+        "mask coder, encode": 129.0,
+        "mask coder, decode": 173.0,
+        "noise of a private release": 9.06,
+        "sampling": 2556.0,
     },
 }
 

@@ -115,8 +115,8 @@ _WHOLE_RATE, _LEAST_RATE = 300, 0.05  # steps up to which the rate is 1, and the
 class Search:
     """A client's local mask search."""
 
-    local_steps: int = _setting(50, "gradient steps a client and round", least=1, most=1_000_000)
-    batch_size: int = _setting(32, "images a step", least=2, most=65536)
+    local_steps: int = _setting(25, "gradient steps a client and round", least=1, most=1_000_000)
+    batch_size: int = _setting(64, "images a step", least=2, most=65536)
     learning_rate: float = _setting(
         0.0,
         f"Adam's step on the scores; 0: 1, with masks {_WHOLE_RATE} over the steps of all rounds where these are more",
