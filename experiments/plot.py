@@ -18,14 +18,16 @@ from matplotlib.axes import Axes
 
 EPSILON = {"epsilon-1": 1.0, "epsilon-3": 3.0, "epsilon-9-8": 9.8}
 NAMES = {
-    "spread": "today's default (2 parts)",
-    "spread-whole": "whole masks, coded",
-    "few-bits": "dealt by stages, masks alike",
-    "few-bits-shrunk": "so dealt, moves shrunk",
-    "wide-batch": "today's default, batches of 64",
+    "spread": "2 parts, batches of 32",
+    "spread-whole": "whole masks, batches of 32",
+    "few-bits": "fewest bits, batches of 32",
+    "few-bits-shrunk": "so, moves shrunk",
+    "wide-batch": "2 parts, batches of 64 (default)",
     "wide-batch-whole": "whole masks, batches of 64",
-    "wide-batch-few-bits": "dealt by stages, batches of 64",
-    "wide-batch-long": "20 × 25 steps, batches of 64",
+    "wide-batch-few-bits": "fewest bits, batches of 64",
+    "wide-batch-long": "20 × 25 steps of 64 (default of a run)",
+    "batch-128-whole": "whole masks, batches of 128",
+    "batch-128-few-bits": "fewest bits, batches of 128",
     "today": "independent latents",
     "today-parts-3": "today, 3 parts, clip 0.02",
     "shared-10": "10 parts, shared search draws",
