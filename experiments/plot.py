@@ -29,18 +29,11 @@ NAMES = {
     "batch-128-whole": "whole masks, batches of 128",
     "batch-128-few-bits": "fewest bits, batches of 128",
     "today": "independent latents",
-    "today-parts-3": "today, 3 parts, clip 0.02",
-    "shared-10": "10 parts, shared search draws",
     "yardstick": "default before",
     "whole-masks-uncoded": "whole masks, uncoded",
     "parts-2": "2 parts, float32",
     "parts-3": "3 parts",
-    "parts-5": "5 parts",
     "parts-10": "10 parts",
-    "reach": "reach 0.25",
-    "reach-tenth": "reach 0.1",
-    "layer": "scale by layer",
-    "layer-half": "by layer, half rate",
     "shards-one-shot": "one-shot, steps of one client",
     "shards-one-shot-long": "one-shot, steps of all",
     "one-shot-small-4": "one-shot, small maps, coarse moments",
@@ -57,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     args = parser.parse_args()
     runs = [row for path in args.tables for row in csv.DictReader(path.open(encoding="utf-8")) if "row" in row]
-    figure, axes = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
     bytes_of_runs(axes, runs)
     figure.savefig(args.out / "bytes.png", dpi=110)
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
