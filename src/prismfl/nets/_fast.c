@@ -41,13 +41,28 @@ typedef struct {
     double *sums;                    /* [2, channels], to work with */
 } Norm;
 
-static int kind; /* of processor, as kernels were made for: 2 has AVX-512, 1 AVX2, 0 is any */
+static int kind; /* of processor, as kernels were made for: 3 has AVX-512 and rounds to bfloat16, 2 AVX-512, 1 AVX2 */
 
 static Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) { return a < b ? a : b; }
 
 static double inverse(double square) { return square > 1e-24 ? 1 / sqrt(square) : square - square; /* NaN of NaN */ }
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 11
+#define NAMED(name) name##_rounding
+#define CONVERTED
+#pragma GCC push_options
+#pragma GCC target("arch=cooperlake,prefer-vector-width=512")
+#include "_kernels.h"
+#pragma GCC pop_options
+#undef CONVERTED
+#undef NAMED
+#define IF_ROUNDING(name, ...) kind == 3 ? name##_rounding(__VA_ARGS__) :
+#define ROUNDS __builtin_cpu_supports("avx512bf16")
+#else
+#define IF_ROUNDING(name, ...)
+#define ROUNDS 0
+#endif
 #define NAMED(name) name##_512
 #pragma GCC push_options
 #pragma GCC target("arch=skylake-avx512,prefer-vector-width=512")
@@ -61,13 +76,14 @@ static double inverse(double square) { return square > 1e-24 ? 1 / sqrt(square) 
 #pragma GCC pop_options
 #undef NAMED
 #define BEST(name, ...)                             \
-    (kind == 2 ? name##_512(__VA_ARGS__)            \
+    (IF_ROUNDING(name, __VA_ARGS__)                 \
+     kind == 2 ? name##_512(__VA_ARGS__)            \
      : kind == 1 ? name##_256(__VA_ARGS__)          \
                  : name##_any(__VA_ARGS__))
 
 static int best_kind(void) {
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        return 2;
+        return ROUNDS ? 3 : 2;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
 }
 #else

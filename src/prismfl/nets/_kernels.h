@@ -22,11 +22,17 @@
 #define passed NAMED(passed)
 #define pooled NAMED(pooled)
 #define pooled_of NAMED(pooled_of)
+#define pulls NAMED(pulls)
+#define put NAMED(put)
 #define rectified NAMED(rectified)
 #define rests NAMED(rests)
 #define scored NAMED(scored)
 #define single NAMED(single)
+#define some_normed NAMED(some_normed)
+#define some_sums NAMED(some_sums)
+#define some_unnormed NAMED(some_unnormed)
 #define store NAMED(store)
+#define summed NAMED(summed)
 #define unmatch NAMED(unmatch)
 #define unmatch_of NAMED(unmatch_of)
 #define unmet NAMED(unmet)
@@ -55,16 +61,30 @@ INLINE float single(const void *from, Py_ssize_t i, int half) {
     return found;
 }
 
-INLINE void store(void *to, Py_ssize_t i, Floats values, int half) {
+/* Values that are of the kind already. */
+INLINE void put(void *to, Py_ssize_t i, Floats values, int half) {
     if (half) {
-        Words bits;
-        memcpy(&bits, &values, sizeof bits);
-        bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;          /* ties to even */
-        bits = ((Words)(values == values) & bits) | ((Words)(values != values) & 0x7fc0); /* a NaN stays one */
-        Halves raw = __builtin_convertvector(bits, Halves);
+        Halves raw = __builtin_convertvector((Words)values >> 16, Halves);
         memcpy((uint16_t *)to + i, &raw, sizeof raw);
     } else
         memcpy((float *)to + i, &values, sizeof values);
+}
+
+INLINE void store(void *to, Py_ssize_t i, Floats values, int half) {
+    if (!half) {
+        put(to, i, values, 0);
+        return;
+    }
+#ifdef CONVERTED
+    Halves raw;
+    __asm__("vcvtneps2bf16 %1, %0" : "=v"(raw) : "v"(values)); /* ties to even; below 2^-126 it is 0 */
+    memcpy((uint16_t *)to + i, &raw, sizeof raw);
+#else
+    Words bits = (Words)values;
+    bits = bits + 0x7fff + (bits >> 16 & 1);                                                /* ties to even */
+    bits = ((Words)(values == values) & bits) | ((Words)(values != values) & 0x7fc00000); /* a NaN stays one */
+    put(to, i, (Floats)bits, 1);
+#endif
 }
 
 /* Values where they are above 0, else 0; of NaN, NaN. */
@@ -79,61 +99,90 @@ INLINE double folded(Floats lanes) {
     return sum;
 }
 
+/* Runs `work` for four at a time of `from` to `end`, and the rest one by one: `many` is a constant for the compiler. */
+#define FOURS(at, from, end, step, work)                                              \
+    do {                                                                              \
+        Py_ssize_t at = (from);                                                       \
+        for (; at + 3 * (step) < (end); at += 4 * (step)) { enum { many = 4 }; work; } \
+        for (; at < (end); at += (step)) { enum { many = 1 }; work; }                  \
+    } while (0)
+
 /* ------------------------------------------------------------------ squared distance of moments */
 
-INLINE void norms(const Match *m, Py_ssize_t row, int half, int rectify) {
-    Py_ssize_t start = row * m->width;
-    double sum1 = 0, sum2 = 0;
-    for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
-        Py_ssize_t end = least(at + BLOCK, m->width);
-        Floats first = {0}, second = {0};
-        for (Py_ssize_t c = at; c < end; c += LANES) {
-            Floats value = load(m->phi, start + c, half);
-            if (rectify) {
-                value = rectified(value);
-                store(m->phi, start + c, value, half);
+/* The norms of some rows: several at a time, or each sum would wait for itself. */
+INLINE void norms(const Match *m, Py_ssize_t row, int many, int half, int rectify) {
+    const Py_ssize_t width = m->width;
+    void *const phi = m->phi;
+    double sums1[4] = {0}, sums2[4] = {0};
+    for (Py_ssize_t at = 0; at < width; at += BLOCK) {
+        Py_ssize_t end = least(at + BLOCK, width);
+        Floats first[4] = {{0}}, second[4] = {{0}};
+        for (Py_ssize_t c = at; c < end; c += LANES)
+            for (int r = 0; r < many; r++) {
+                Floats value = load(phi, (row + r) * width + c, half);
+                if (rectify) {
+                    value = rectified(value);
+                    put(phi, (row + r) * width + c, value, half);
+                }
+                Floats square = value * value;
+                first[r] += square;
+                second[r] += square * square;
             }
-            Floats square = value * value;
-            first += square;
-            second += square * square;
+        for (int r = 0; r < many; r++) {
+            sums1[r] += folded(first[r]);
+            sums2[r] += folded(second[r]);
         }
-        sum1 += folded(first);
-        sum2 += folded(second);
     }
-    m->scales[4 * row] = (float)(m->scale1 * inverse(sum1));
-    m->scales[4 * row + 2] = (float)(m->scale2 * inverse(sum2));
+    for (int r = 0; r < many; r++) {
+        m->scales[4 * (row + r)] = (float)(m->scale1 * inverse(sums1[r]));
+        m->scales[4 * (row + r) + 2] = (float)(m->scale2 * inverse(sums2[r]));
+    }
 }
 
-/* Sums of a group less its goal over some columns, and their squared norm. */
-INLINE double rests(const Match *m, Py_ssize_t group, Py_ssize_t at, Py_ssize_t end, int half, int seconds) {
-    Py_ssize_t place = group * m->width;
-    Floats square = {0};
-    for (Py_ssize_t c = at; c < end; c += LANES) {
-        Floats rest1 = -load(m->goals1, place + c, 0), rest2 = {0};
-        if (seconds) rest2 = -load(m->goals2, place + c, 0);
-        for (Py_ssize_t row = m->starts[group]; row < m->starts[group + 1]; row++) {
-            Floats value = load(m->phi, row * m->width + c, half);
-            rest1 += m->scales[4 * row] * value;
-            if (seconds) rest2 += m->scales[4 * row + 2] * (value * value);
-        }
-        store(m->rests1, place + c, rest1, 0);
-        if (seconds) store(m->rests2, place + c, rest2, 0);
-        square += rest1 * rest1 + rest2 * rest2;
+/* Sums of a group less its goal over `many` sixteens of columns; adds their squares. */
+INLINE Floats rests(const Match *m, Py_ssize_t group, Py_ssize_t c, int many, Floats square, int half, int seconds) {
+    const Py_ssize_t width = m->width, place = group * width + c, last = m->starts[group + 1];
+    const float *const scales = m->scales;
+    const void *const phi = m->phi;
+    Floats rests1[4] = {{0}}, rests2[4] = {{0}};
+    for (int i = 0; i < many; i++) {
+        rests1[i] = -load(m->goals1, place + i * LANES, 0);
+        if (seconds) rests2[i] = -load(m->goals2, place + i * LANES, 0);
     }
-    return folded(square);
+    for (Py_ssize_t row = m->starts[group]; row < last; row++)
+        for (int i = 0; i < many; i++) {
+            Floats value = load(phi, row * width + c + i * LANES, half);
+            rests1[i] += scales[4 * row] * value;
+            if (seconds) rests2[i] += scales[4 * row + 2] * (value * value);
+        }
+    for (int i = 0; i < many; i++) {
+        store(m->rests1, place + i * LANES, rests1[i], 0);
+        if (seconds) store(m->rests2, place + i * LANES, rests2[i], 0);
+        square += rests1[i] * rests1[i] + rests2[i] * rests2[i];
+    }
+    return square;
 }
 
-/* Adds the products of a row's columns with its group's rests. */
-INLINE void alongs(const Match *m, Py_ssize_t group, Py_ssize_t row, Py_ssize_t at, Py_ssize_t end, double *along,
-                   int half, int seconds) {
-    Floats first = {0}, second = {0};
+/* Adds the products of some rows' columns with their group's rests. */
+INLINE void alongs(const Match *m, Py_ssize_t group, Py_ssize_t row, int many, Py_ssize_t at, Py_ssize_t end,
+                   double *along, int half, int seconds) {
+    const Py_ssize_t width = m->width;
+    const float *const rests1 = m->rests1 + group * width, *const rests2 = m->rests2 + group * width * seconds;
+    const void *const phi = m->phi;
+    Floats first[4] = {{0}}, second[4] = {{0}};
     for (Py_ssize_t c = at; c < end; c += LANES) {
-        Floats value = load(m->phi, row * m->width + c, half);
-        first += value * load(m->rests1, group * m->width + c, 0);
-        if (seconds) second += value * value * load(m->rests2, group * m->width + c, 0);
+        Floats rest1 = load(rests1, c, 0), rest2 = {0};
+        if (seconds) rest2 = load(rests2, c, 0);
+        for (int r = 0; r < many; r++) {
+            Floats value = load(phi, (row + r) * width + c, half);
+            first[r] += value * rest1;
+            if (seconds) second[r] += value * value * rest2;
+        }
     }
-    along[0] += folded(first);
-    along[1] += folded(second);
+    for (int r = 0; r < many; r++) {
+        along[2 * r] += folded(first[r]);
+        along[2 * r + 1] += folded(second[r]);
+    }
 }
 
 /* Squared norm of the goal of a group without rows: nothing of it is needed later. */
@@ -152,17 +201,18 @@ INLINE double unmet(const Match *m, Py_ssize_t group, int seconds) {
 }
 
 INLINE double met(const Match *m, Py_ssize_t group, double *along, int half, int seconds, int rectify) {
-    Py_ssize_t begin = m->starts[group], rows = m->starts[group + 1] - begin;
+    Py_ssize_t begin = m->starts[group], last = m->starts[group + 1];
     double total = 0;
-    for (Py_ssize_t row = begin; row < begin + rows; row++) norms(m, row, half, rectify);
-    memset(along, 0, 2 * rows * sizeof(double));
+    FOURS(row, begin, last, 1, norms(m, row, many, half, rectify));
+    memset(along, 0, 2 * (last - begin) * sizeof(double));
     for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
         Py_ssize_t end = least(at + BLOCK, m->width);
-        total += rests(m, group, at, end, half, seconds);
-        for (Py_ssize_t row = 0; row < rows; row++)
-            alongs(m, group, begin + row, at, end, along + 2 * row, half, seconds);
+        Floats square = {0};
+        FOURS(c, at, end, LANES, square = rests(m, group, c, many, square, half, seconds));
+        total += folded(square);
+        FOURS(row, begin, last, 1, alongs(m, group, row, many, at, end, along + 2 * (row - begin), half, seconds));
     }
-    for (Py_ssize_t row = 0; row < rows; row++) {
+    for (Py_ssize_t row = 0; row < last - begin; row++) {
         float *scale = m->scales + 4 * (begin + row);
         scale[1] = (float)(along[2 * row] * pow(scale[0], 3) / (m->scale1 * m->scale1));
         scale[3] = seconds ? (float)(along[2 * row + 1] * pow(scale[2], 3) / (m->scale2 * m->scale2)) : 0;
@@ -184,27 +234,36 @@ static void match(const Match *m, float *totals, double *along, int half, int re
     else seconds ? match_of(m, totals, along, 0, 1, rectify) : match_of(m, totals, along, 0, 0, rectify);
 }
 
-/* A group's factor times the gradient of its squared distance, and what comes from later layers. */
+/* Some columns of a row of `unmatch`. */
+INLINE void pulls(const Match *m, Py_ssize_t group, Py_ssize_t row, Py_ssize_t at, Py_ssize_t end, float factor,
+                  const void *later, void *into, int half, int seconds, int rectify) {
+    const float *scale = m->scales + 4 * row, by1 = factor * scale[0], along1 = factor * scale[1];
+    const float by2 = 2 * factor * scale[2], along2 = 2 * factor * scale[3];
+    const Py_ssize_t start = row * m->width;
+    const float *const rests1 = m->rests1 + group * m->width, *const rests2 = m->rests2 + group * m->width * seconds;
+    const void *const phi = m->phi;
+    for (Py_ssize_t c = at; c < end; c += LANES) {
+        Floats value = load(phi, start + c, half);
+        Floats found = by1 * load(rests1, c, 0) - along1 * value;
+        if (seconds) found += value * (by2 * load(rests2, c, 0) - along2 * (value * value));
+        if (later) found += load(later, start + c, half);
+        store(into, start + c, rectify ? passed(found, value) : found, half);
+    }
+}
+
+/* A group's factor times the gradient of its squared distance, and what comes from later layers: a block of columns
+ * after another, whose rests stay near. */
 INLINE void unmatch_of(const Match *m, const float *factors, const void *later, void *into, int half, int seconds,
-                    int rectify) {
+                       int rectify) {
     for (Py_ssize_t group = 0; group < m->groups; group++)
-        for (Py_ssize_t row = m->starts[group]; row < m->starts[group + 1]; row++) {
-            const float *scale = m->scales + 4 * row, factor = 2 * factors[group];
-            float by1 = factor * scale[0], along1 = factor * scale[1];
-            float by2 = 2 * factor * scale[2], along2 = 2 * factor * scale[3];
-            for (Py_ssize_t c = 0; c < m->width; c += LANES) {
-                Py_ssize_t here = row * m->width + c, there = group * m->width + c;
-                Floats value = load(m->phi, here, half);
-                Floats found = by1 * load(m->rests1, there, 0) - along1 * value;
-                if (seconds) found += value * (by2 * load(m->rests2, there, 0) - along2 * (value * value));
-                if (later) found += load(later, here, half);
-                store(into, here, rectify ? passed(found, value) : found, half);
-            }
+        for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
+            Py_ssize_t end = least(at + BLOCK, m->width);
+            for (Py_ssize_t row = m->starts[group]; row < m->starts[group + 1]; row++)
+                pulls(m, group, row, at, end, 2 * factors[group], later, into, half, seconds, rectify);
         }
 }
 
-static void unmatch(const Match *m, const float *factors, const void *later, void *into, int half,
-                               int rectify) {
+static void unmatch(const Match *m, const float *factors, const void *later, void *into, int half, int rectify) {
     int seconds = m->goals2 != NULL;
     if (half && seconds && rectify && later) unmatch_of(m, factors, later, into, 1, 1, 1);
     else if (half && seconds) unmatch_of(m, factors, later, into, 1, 1, rectify);
@@ -215,110 +274,163 @@ static void unmatch(const Match *m, const float *factors, const void *later, voi
 
 /* ------------------------------------------------------------------ batch normalisation with ReLU */
 
-/* Two sums a channel over all rows: of what `pair` makes of each sixteen numbers. */
-#define SUMS(n, pair)                                                                                       \
-    do {                                                                                                    \
-        Py_ssize_t count = (n)->rows * (n)->channels, stretch = STRETCH * (n)->tile;                        \
-        float *first = (n)->lanes, *second = first + (n)->tile;                                             \
-        memset((n)->sums, 0, 2 * (n)->channels * sizeof(double));                                           \
-        for (Py_ssize_t begin = 0; begin < count; begin += stretch) {                                       \
-            memset(first, 0, 2 * (n)->tile * sizeof(float));                                                \
-            for (Py_ssize_t at = begin; at < least(begin + stretch, count); at += (n)->tile)                \
-                for (Py_ssize_t c = 0; c < least((n)->tile, count - at); c += LANES) {                      \
-                    Floats one, other;                                                                      \
-                    pair(at + c, c, one, other);                                                            \
-                    store(first, c, load(first, c, 0) + one, 0);                                            \
-                    store(second, c, load(second, c, 0) + other, 0);                                        \
-                }                                                                                           \
-            for (Py_ssize_t c = 0; c < (n)->tile; c++) {                                                    \
-                (n)->sums[c % (n)->channels] += first[c];                                                   \
-                (n)->sums[(n)->channels + c % (n)->channels] += second[c];                                  \
-            }                                                                                               \
-        }                                                                                                   \
-    } while (0)
+/* Adds up `many` sixteens of columns from c on over some tiles, into `lanes` [2, tile]: spreads about a number and
+ * their squares; or back, what came for values that the ReLU let pass, and its products with the values. */
+INLINE void some_sums(const Norm *n, const void *given, const float *about, Py_ssize_t c, int many, Py_ssize_t begin,
+                      Py_ssize_t end, int half) {
+    const void *const x = n->x;
+    const Py_ssize_t tile = n->tile;
+    Floats first[4] = {{0}}, second[4] = {{0}}, middle[4], scale[4];
+    for (int i = 0; i < many; i++) {
+        middle[i] = load(about, c + i * LANES, 0);
+        if (given) scale[i] = load(n->inverse, c + i * LANES, 0);
+    }
+    for (Py_ssize_t at = begin + c; at < end; at += tile)
+        for (int i = 0; i < many; i++) {
+            Floats one = load(x, at + i * LANES, half) - middle[i], other = one;
+            if (given) {
+                other = one * scale[i];
+                one = passed(load(given, at + i * LANES, half), other);
+            }
+            first[i] += one;
+            second[i] += other * one;
+        }
+    for (int i = 0; i < many; i++) {
+        store(n->lanes, c + i * LANES, first[i], 0);
+        store(n->lanes, tile + c + i * LANES, second[i], 0);
+    }
+}
+
+/* Two sums a channel over all rows (see `some_sums`), a stretch of tiles that stays near after another. */
+INLINE void summed(const Norm *n, const void *given, const float *about, int half) {
+    Py_ssize_t count = n->rows * n->channels, stretch = STRETCH * n->tile;
+    memset(n->sums, 0, 2 * n->channels * sizeof(double));
+    for (Py_ssize_t begin = 0; begin < count; begin += stretch) {
+        Py_ssize_t end = least(begin + stretch, count);
+        FOURS(c, 0, n->tile, LANES, some_sums(n, given, about, c, many, begin, end, half));
+        for (Py_ssize_t c = 0; c < n->tile; c++) {
+            n->sums[c % n->channels] += n->lanes[c];
+            n->sums[n->channels + c % n->channels] += n->lanes[n->tile + c];
+        }
+    }
+}
+
+INLINE void some_normed(const Norm *n, void *y, Py_ssize_t c, int many, Py_ssize_t begin, Py_ssize_t end, int half) {
+    const void *const x = n->x;
+    const Py_ssize_t tile = n->tile;
+    Floats mean[4], scale[4];
+    for (int i = 0; i < many; i++) {
+        mean[i] = load(n->mean, c + i * LANES, 0);
+        scale[i] = load(n->inverse, c + i * LANES, 0);
+    }
+    for (Py_ssize_t at = begin + c; at < end; at += tile)
+        for (int i = 0; i < many; i++) {
+            Floats value = (load(x, at + i * LANES, half) - mean[i]) * scale[i];
+            store(y, at + i * LANES, rectified(value), half);
+        }
+}
 
 /* About the first row, so that squares of a large mean do not drown the variance. */
 INLINE void norm_of(const Norm *n, void *y, double epsilon, int half) {
     float *about = n->lanes + 2 * n->tile;
     for (Py_ssize_t c = 0; c < n->tile; c++) about[c] = single(n->x, c % n->channels, half);
-#define SPREAD(here, c, one, other) one = load(n->x, here, half) - load(about, c, 0), other = one * one
-    SUMS(n, SPREAD);
+    summed(n, NULL, about, half);
     for (Py_ssize_t c = 0; c < n->tile; c++) {
         double shift = n->sums[c % n->channels] / n->rows;
         double variance = n->sums[n->channels + c % n->channels] / n->rows - shift * shift;
         n->mean[c] = (float)(about[c] + shift);
         n->inverse[c] = (float)(1 / sqrt((variance < 0 ? 0 : variance) + epsilon));
     }
-    Py_ssize_t count = n->rows * n->channels;
-    for (Py_ssize_t at = 0; at < count; at += n->tile)
-        for (Py_ssize_t c = 0; c < least(n->tile, count - at); c += LANES) {
-            Floats value = (load(n->x, at + c, half) - load(n->mean, c, 0)) * load(n->inverse, c, 0);
-            store(y, at + c, rectified(value), half);
-        }
+    Py_ssize_t count = n->rows * n->channels, stretch = STRETCH * n->tile;
+    for (Py_ssize_t begin = 0; begin < count; begin += stretch)
+        FOURS(c, 0, n->tile, LANES, some_normed(n, y, c, many, begin, least(begin + stretch, count), half));
 }
 
 static void norm(const Norm *n, void *y, double epsilon, int half) {
     half ? norm_of(n, y, epsilon, 1) : norm_of(n, y, epsilon, 0);
 }
 
+INLINE void some_unnormed(const Norm *n, const void *given, void *into, const float *means, Py_ssize_t c, int many,
+                          Py_ssize_t begin, Py_ssize_t end, int half) {
+    const void *const x = n->x;
+    const Py_ssize_t tile = n->tile;
+    Floats mean[4], scale[4], pulled[4], slope[4];
+    for (int i = 0; i < many; i++) {
+        mean[i] = load(n->mean, c + i * LANES, 0);
+        scale[i] = load(n->inverse, c + i * LANES, 0);
+        pulled[i] = load(means, c + i * LANES, 0);
+        slope[i] = load(means, tile + c + i * LANES, 0);
+    }
+    for (Py_ssize_t at = begin + c; at < end; at += tile)
+        for (int i = 0; i < many; i++) {
+            Floats value = (load(x, at + i * LANES, half) - mean[i]) * scale[i];
+            Floats pull = passed(load(given, at + i * LANES, half), value);
+            store(into, at + i * LANES, scale[i] * (pull - pulled[i] - value * slope[i]), half);
+        }
+}
+
 INLINE void unnorm_of(const Norm *n, const void *given, void *into, int half) {
     float *means = n->lanes + 2 * n->tile, *slopes = means + n->tile;
-#define VALUE(here, c) (load(n->x, here, half) - load(n->mean, c, 0)) * load(n->inverse, c, 0)
-#define PULL(here, c, one, other) other = VALUE(here, c), one = passed(load(given, here, half), other), other *= one
-    SUMS(n, PULL);
+    summed(n, given, n->mean, half);
     for (Py_ssize_t c = 0; c < n->tile; c++) {
         means[c] = (float)(n->sums[c % n->channels] / n->rows);
         slopes[c] = (float)(n->sums[n->channels + c % n->channels] / n->rows);
     }
-    Py_ssize_t count = n->rows * n->channels;
-    for (Py_ssize_t at = 0; at < count; at += n->tile)
-        for (Py_ssize_t c = 0; c < least(n->tile, count - at); c += LANES) {
-            Floats value = VALUE(at + c, c), pull = passed(load(given, at + c, half), value);
-            Floats found = pull - load(means, c, 0) - value * load(slopes, c, 0);
-            store(into, at + c, load(n->inverse, c, 0) * found, half);
-        }
+    Py_ssize_t count = n->rows * n->channels, stretch = STRETCH * n->tile;
+    for (Py_ssize_t begin = 0; begin < count; begin += stretch) {
+        Py_ssize_t end = least(begin + stretch, count);
+        FOURS(c, 0, n->tile, LANES, some_unnormed(n, given, into, means, c, many, begin, end, half));
+    }
 }
 
 static void unnorm(const Norm *n, const void *given, void *into, int half) {
     half ? unnorm_of(n, given, into, 1) : unnorm_of(n, given, into, 0);
 }
 
-/* ------------------------------------------------------------------ doubling, and its transpose */
+/* ------------------------------------------------------------------ two by two pixels */
+
+/* Runs `work` for each sixteen channels of each pixel of a small map `[lines, width, channels]`: `small` is where
+ * they are, `large` where the first of their four is in a map of twice the size, `below` how much later its second
+ * line is. */
+#define PIXELS(lines, width, channels, ...)                                            \
+    do {                                                                              \
+        const Py_ssize_t below = 2 * (width) * (channels);                            \
+        Py_ssize_t small = 0;                                                         \
+        for (Py_ssize_t line = 0; line < (lines); line++)                             \
+            for (Py_ssize_t column = 0; column < (width); column++) {                 \
+                Py_ssize_t large = 2 * (line * below + column * (channels));          \
+                for (Py_ssize_t c = 0; c < (channels); c += LANES) {                  \
+                    __VA_ARGS__;                                                      \
+                    small += LANES, large += LANES;                                   \
+                }                                                                     \
+            }                                                                         \
+    } while (0)
 
 /* y [images, 2 height, 2 width, channels] += x [images, height, width, channels], each entry of x four times. */
 INLINE void doubled_of(const void *x, void *y, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    for (Py_ssize_t line = 0; line < 2 * lines; line++)
-        for (Py_ssize_t column = 0; column < 2 * width; column++) {
-            Py_ssize_t from = ((line / 2) * width + column / 2) * channels, to = (line * 2 * width + column) * channels;
-            for (Py_ssize_t c = 0; c < channels; c += LANES)
-                store(y, to + c, load(y, to + c, half) + load(x, from + c, half), half);
-        }
+    PIXELS(lines, width, channels, {
+        const Py_ssize_t places[4] = {large, large + channels, large + below, large + below + channels};
+        Floats value = load(x, small, half);
+        for (int p = 0; p < 4; p++) store(y, places[p], load(y, places[p], half) + value, half);
+    });
 }
 
-static void doubled(const void *x, void *y, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels,
-                               int half) {
+static void doubled(const void *x, void *y, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
     half ? doubled_of(x, y, lines, width, channels, 1) : doubled_of(x, y, lines, width, channels, 0);
 }
 
 /* x = sums of the four entries of y that came of each. */
 INLINE void halved_of(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    for (Py_ssize_t line = 0; line < lines; line++)
-        for (Py_ssize_t column = 0; column < width; column++) {
-            Py_ssize_t upper = (2 * line * 2 * width + 2 * column) * channels, lower = upper + 2 * width * channels;
-            for (Py_ssize_t c = 0; c < channels; c += LANES) {
-                Floats above = load(y, upper + c, half) + load(y, upper + channels + c, half);
-                Floats below = load(y, lower + c, half) + load(y, lower + channels + c, half);
-                store(x, (line * width + column) * channels + c, above + below, half);
-            }
-        }
+    PIXELS(lines, width, channels, {
+        Floats above = load(y, large, half) + load(y, large + channels, half);
+        Floats under = load(y, large + below, half) + load(y, large + below + channels, half);
+        store(x, small, above + under, half);
+    });
 }
 
-static void halved(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels,
-                              int half) {
+static void halved(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
     half ? halved_of(y, x, lines, width, channels, 1) : halved_of(y, x, lines, width, channels, 0);
 }
-
-/* ------------------------------------------------------------------ largest of four pixels */
 
 /* The larger, and NaN of NaN. */
 INLINE Floats larger(Floats a, Floats b) {
@@ -327,15 +439,11 @@ INLINE Floats larger(Floats a, Floats b) {
 }
 
 INLINE void pooled_of(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    for (Py_ssize_t line = 0; line < lines; line++)
-        for (Py_ssize_t column = 0; column < width; column++) {
-            Py_ssize_t upper = (2 * line * 2 * width + 2 * column) * channels, lower = upper + 2 * width * channels;
-            for (Py_ssize_t c = 0; c < channels; c += LANES) {
-                Floats above = larger(load(y, upper + c, half), load(y, upper + channels + c, half));
-                Floats below = larger(load(y, lower + c, half), load(y, lower + channels + c, half));
-                store(x, (line * width + column) * channels + c, larger(above, below), half);
-            }
-        }
+    PIXELS(lines, width, channels, {
+        Floats above = larger(load(y, large, half), load(y, large + channels, half));
+        Floats under = larger(load(y, large + below, half), load(y, large + below + channels, half));
+        put(x, small, larger(above, under), half);
+    });
 }
 
 static void pooled(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
@@ -344,25 +452,23 @@ static void pooled(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, P
 
 /* Gives each of four pixels what came for their largest, if it was the first that large. */
 INLINE void unpooled_of(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
-                               Py_ssize_t channels, int half) {
-    for (Py_ssize_t line = 0; line < lines; line++)
-        for (Py_ssize_t column = 0; column < width; column++)
-            for (Py_ssize_t c = 0; c < channels; c += LANES) {
-                Py_ssize_t first = (2 * line * 2 * width + 2 * column) * channels + c, below = 2 * width * channels;
-                const Py_ssize_t places[4] = {first, first + channels, first + below, first + below + channels};
-                Floats left = load(given, (line * width + column) * channels + c, half), most = load(y, first, half);
-                for (int p = 1; p < 4; p++) most = larger(most, load(y, places[p], half));
-                for (int p = 0; p < 4; p++) {
-                    Floats value = load(y, places[p], half);
-                    Flags here = (value == most) | (value != value);
-                    store(into, places[p], (Floats)((Flags)left & here), half);
-                    left = (Floats)((Flags)left & ~here);
-                }
-            }
+                        Py_ssize_t channels, int half) {
+    PIXELS(lines, width, channels, {
+        const Py_ssize_t places[4] = {large, large + channels, large + below, large + below + channels};
+        Floats values[4];
+        for (int p = 0; p < 4; p++) values[p] = load(y, places[p], half);
+        Floats left = load(given, small, half);
+        Floats most = larger(larger(larger(values[0], values[1]), values[2]), values[3]);
+        for (int p = 0; p < 4; p++) {
+            Flags here = (values[p] == most) | (values[p] != values[p]);
+            put(into, places[p], (Floats)((Flags)left & here), half);
+            left = (Floats)((Flags)left & ~here);
+        }
+    });
 }
 
 static void unpooled(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
-                            Py_ssize_t channels, int half) {
+                     Py_ssize_t channels, int half) {
     half ? unpooled_of(y, given, into, lines, width, channels, 1)
          : unpooled_of(y, given, into, lines, width, channels, 0);
 }
@@ -413,10 +519,8 @@ static void adam(float *scores, const float *gradient, float *first, float *seco
     }
 }
 
-#undef SPREAD
-#undef VALUE
-#undef PULL
-#undef SUMS
+#undef FOURS
+#undef PIXELS
 #undef adam
 #undef alongs
 #undef doubled
@@ -438,11 +542,17 @@ static void adam(float *scores, const float *gradient, float *first, float *seco
 #undef passed
 #undef pooled
 #undef pooled_of
+#undef pulls
+#undef put
 #undef rectified
 #undef rests
 #undef scored
 #undef single
+#undef some_normed
+#undef some_sums
+#undef some_unnormed
 #undef store
+#undef summed
 #undef unmatch
 #undef unmatch_of
 #undef unmet
