@@ -27,7 +27,7 @@ from torch import Tensor
 
 from prismfl.config import Features
 from prismfl.errors import DataError, SettingError
-from prismfl.nets.features import Activation, LoadedNet
+from prismfl.nets.features import Activation, LoadedNet, rectify
 from prismfl.nets.fused import fusible, matched
 from prismfl.nets.replay import settle
 from prismfl.seeding import Purpose, Stream
@@ -293,7 +293,7 @@ class FeatureMap:
         for one in self.frequencies.values():
             yield Block(2 * len(one), self.weights[3], True)
 
-    def _stages(self, x: Tensor, activate: Activation = F.relu) -> list[Tensor]:
+    def _stages(self, x: Tensor, activate: Activation = rectify) -> list[Tensor]:
         size = self.settings.feature_size
         if size and size != x.shape[-1]:
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
@@ -343,7 +343,7 @@ class FeatureMap:
         sizes = [block.size for block in self.blocks]
         return [part.contiguous() for part in target.view(-1, self.dimension).split(sizes, 1)]
 
-    def _blocks(self, x: Tensor, activate: Activation = F.relu) -> Iterator[tuple[int, str, Tensor]]:
+    def _blocks(self, x: Tensor, activate: Activation = rectify) -> Iterator[tuple[int, str, Tensor]]:
         """What moments are taken of, in order, with its layer (-1 of none).
 
         `unit`: maps `[B, C, H, W]`; `mean`: weighted features `[B, d]`.
@@ -412,11 +412,11 @@ class _Passing:
         self.scales = [weight / labels.shape[1] for weight in of.weights[: 1 + of.seconds]]
         self.groups, self.stage, self.totals = targets[0].shape[1], -1, list[Tensor]()
 
-    def activate(self, x: Tensor) -> Tensor:
-        """ReLU of a stage, matched in passing where that can be."""
+    def activate(self, x: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
+        """`rectify` of a stage, matched in passing where that can be."""
         self.stage += 1
         whole = self.stage in self.units and x.shape[-1] == self.of.sides[self.stage]
-        return self._met(self.stage, x, rectify=True) if whole and fusible(x) else F.relu(x)
+        return self._met(self.stage, x, rectify=True, pool=pool) if whole and fusible(x) else rectify(x, pool)
 
     def add(self, layer: int, kind: str, found: Tensor) -> None:
         """Match what was not matched in passing."""
@@ -430,11 +430,11 @@ class _Passing:
             goals = self.units.pop(layer)
             self.totals.append(_UnitDistance.apply(_flat(found), self.labels, self.scales, *goals))  # type: ignore[no-untyped-call]
 
-    def _met(self, layer: int, x: Tensor, *, rectify: bool) -> Tensor:
+    def _met(self, layer: int, x: Tensor, *, rectify: bool, pool: bool = False) -> tuple[Tensor, Tensor]:
         goals = [goal.flatten(0, 1) for goal in self.units.pop(layer)]
-        phi, found = matched(x, self._starts, goals, self.scales, rectify=rectify)
+        phi, found, goes_on = matched(x, self._starts, goals, self.scales, rectify=rectify, pool=pool)
         self.totals.append(found.view(len(self.labels), -1).sum(1))
-        return phi
+        return phi, goes_on
 
     @cached_property
     def _starts(self) -> Tensor:

@@ -31,6 +31,9 @@ typedef struct {
     float *scales;                /* [rows, 4]: scale1 / |phi|, its along, scale2 / |phi^2|, its along */
     Py_ssize_t groups, width;
     double scale1, scale2;
+    void *small;  /* pooled maps [rows, width / 4], or back what came for them; NULL where they are not pooled */
+    void *spread; /* [width], to work with */
+    Py_ssize_t lines, across, channels; /* of a pooled map */
 } Match;
 
 typedef struct {
@@ -109,15 +112,18 @@ static Py_ssize_t tile_of(Py_ssize_t channels) {
 static PyObject *py_match(PyObject *self, PyObject *args) {
     (void)self;
     Match m;
-    unsigned long long phi, starts, goals1, goals2, rests1, rests2, scales, totals, later, into;
+    unsigned long long phi, starts, goals1, goals2, rests1, rests2, scales, small, totals, later, into;
     int half, rectify, back;
-    if (!PyArg_ParseTuple(args, "(KKKKKKK)nndd(KKK)ppp", &phi, &starts, &goals1, &goals2, &rests1, &rests2, &scales,
-                          &m.groups, &m.width, &m.scale1, &m.scale2, &totals, &later, &into, &half, &rectify, &back))
+    if (!PyArg_ParseTuple(args, "(KKKKKKK)nndd(Knnn)(KKK)ppp", &phi, &starts, &goals1, &goals2, &rests1, &rests2,
+                          &scales, &m.groups, &m.width, &m.scale1, &m.scale2, &small, &m.lines, &m.across, &m.channels,
+                          &totals, &later, &into, &half, &rectify, &back))
         return NULL;
     m.phi = at(phi), m.starts = at(starts), m.goals1 = at(goals1), m.goals2 = at(goals2);
-    m.rests1 = at(rests1), m.rests2 = at(rests2), m.scales = at(scales);
-    double *along = PyMem_Malloc((2 * m.starts[m.groups] + 1) * sizeof(double));
+    m.rests1 = at(rests1), m.rests2 = at(rests2), m.scales = at(scales), m.small = at(small);
+    Py_ssize_t alongs = (2 * m.starts[m.groups] + 1) * sizeof(double);
+    double *along = PyMem_Malloc(alongs + m.width * sizeof(float));
     if (!along) return PyErr_NoMemory();
+    m.spread = (char *)along + alongs;
     Py_BEGIN_ALLOW_THREADS
     if (back) BEST(unmatch, &m, at(totals), at(later), at(into), half, rectify);
     else BEST(match, &m, at(totals), along, half, rectify);
@@ -128,12 +134,12 @@ static PyObject *py_match(PyObject *self, PyObject *args) {
 
 static PyObject *py_norm(PyObject *self, PyObject *args) {
     (void)self;
-    unsigned long long x, given, into, figures;
+    unsigned long long x, given, beside, into, figures;
     Norm n;
     double epsilon;
     int half, back;
-    if (!PyArg_ParseTuple(args, "(KKKK)nndpp", &x, &given, &into, &figures, &n.rows, &n.channels, &epsilon, &half,
-                          &back))
+    if (!PyArg_ParseTuple(args, "(KKKKK)nndpp", &x, &given, &beside, &into, &figures, &n.rows, &n.channels, &epsilon,
+                          &half, &back))
         return NULL;
     n.x = at(x), n.tile = tile_of(n.channels);
     n.mean = at(figures), n.inverse = n.mean + n.tile;
@@ -141,7 +147,7 @@ static PyObject *py_norm(PyObject *self, PyObject *args) {
     if (!n.sums) return PyErr_NoMemory();
     n.lanes = (float *)(n.sums + 2 * n.channels);
     Py_BEGIN_ALLOW_THREADS
-    if (back) BEST(unnorm, &n, at(given), at(into), half);
+    if (back) BEST(unnorm, &n, at(given), at(beside), at(into), half);
     else BEST(norm, &n, at(into), epsilon, half);
     Py_END_ALLOW_THREADS
     PyMem_Free(n.sums);
@@ -157,13 +163,27 @@ static PyObject *py_tile(PyObject *self, PyObject *args) {
 
 static PyObject *py_doubled(PyObject *self, PyObject *args) {
     (void)self;
-    unsigned long long x, y;
-    Py_ssize_t lines, width, channels;
+    unsigned long long x, shift, y;
+    Py_ssize_t lines, height, width, channels;
     int half, back;
-    if (!PyArg_ParseTuple(args, "(KK)nnnpp", &x, &y, &lines, &width, &channels, &half, &back)) return NULL;
+    if (!PyArg_ParseTuple(args, "(KKK)nnnnpp", &x, &shift, &y, &lines, &height, &width, &channels, &half, &back))
+        return NULL;
     Py_BEGIN_ALLOW_THREADS
     if (back) BEST(halved, at(y), at(x), lines, width, channels, half);
-    else BEST(doubled, at(x), at(y), lines, width, channels, half);
+    else BEST(doubled, at(x), at(shift), at(y), lines, height, width, channels, half);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_tripled(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned long long x, y;
+    Py_ssize_t count;
+    int half, back;
+    if (!PyArg_ParseTuple(args, "(KK)npp", &x, &y, &count, &half, &back)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    if (back) BEST(untripled, at(y), at(x), count, half);
+    else BEST(tripled, at(x), at(y), count, half);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -232,6 +252,7 @@ static PyMethodDef methods[] = {
     {"norm", py_norm, METH_VARARGS, "Batch normalisation and ReLU, or their gradient."},
     {"tile", py_tile, METH_VARARGS, "Numbers that `norm` keeps of a mean."},
     {"doubled", py_doubled, METH_VARARGS, "Add a doubled map, or its transpose."},
+    {"tripled", py_tripled, METH_VARARGS, "One channel as three, or the sums of three."},
     {"pooled", py_pooled, METH_VARARGS, "The largest of four pixels, or its gradient."},
     {"kept", py_kept, METH_VARARGS, "Weights that a draw keeps."},
     {"scored", py_scored, METH_VARARGS, "The gradient by the scores."},

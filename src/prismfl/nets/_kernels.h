@@ -19,13 +19,15 @@
 #define norm NAMED(norm)
 #define norm_of NAMED(norm_of)
 #define norms NAMED(norms)
+#define part NAMED(part)
 #define passed NAMED(passed)
 #define pooled NAMED(pooled)
 #define pooled_of NAMED(pooled_of)
-#define pulls NAMED(pulls)
 #define put NAMED(put)
 #define rectified NAMED(rectified)
+#define reread NAMED(reread)
 #define rests NAMED(rests)
+#define rounded NAMED(rounded)
 #define scored NAMED(scored)
 #define single NAMED(single)
 #define some_normed NAMED(some_normed)
@@ -33,6 +35,7 @@
 #define some_unnormed NAMED(some_unnormed)
 #define store NAMED(store)
 #define summed NAMED(summed)
+#define tripled NAMED(tripled)
 #define unmatch NAMED(unmatch)
 #define unmatch_of NAMED(unmatch_of)
 #define unmet NAMED(unmet)
@@ -40,6 +43,7 @@
 #define unnorm_of NAMED(unnorm_of)
 #define unpooled NAMED(unpooled)
 #define unpooled_of NAMED(unpooled_of)
+#define untripled NAMED(untripled)
 
 INLINE Floats load(const void *from, Py_ssize_t i, int half) {
     Floats found;
@@ -70,22 +74,34 @@ INLINE void put(void *to, Py_ssize_t i, Floats values, int half) {
         memcpy((float *)to + i, &values, sizeof values);
 }
 
-INLINE void store(void *to, Py_ssize_t i, Floats values, int half) {
-    if (!half) {
-        put(to, i, values, 0);
-        return;
-    }
+/* To the nearest bfloat16, ties to even; what is below 2^-126 may become 0. */
+INLINE Halves rounded(Floats values) {
 #ifdef CONVERTED
     Halves raw;
-    __asm__("vcvtneps2bf16 %1, %0" : "=v"(raw) : "v"(values)); /* ties to even; below 2^-126 it is 0 */
-    memcpy((uint16_t *)to + i, &raw, sizeof raw);
+    __asm__("vcvtneps2bf16 %1, %0" : "=v"(raw) : "v"(values));
+    return raw;
 #else
     Words bits = (Words)values;
-    bits = bits + 0x7fff + (bits >> 16 & 1);                                                /* ties to even */
+    bits += 0x7fff + (bits >> 16 & 1);
     bits = ((Words)(values == values) & bits) | ((Words)(values != values) & 0x7fc00000); /* a NaN stays one */
-    put(to, i, (Floats)bits, 1);
+    return __builtin_convertvector(bits >> 16, Halves);
 #endif
 }
+
+INLINE void store(void *to, Py_ssize_t i, Floats values, int half) {
+    if (half) {
+        Halves raw = rounded(values);
+        memcpy((uint16_t *)to + i, &raw, sizeof raw);
+    } else
+        put(to, i, values, 0);
+}
+
+/* What would be read back if it had been stored. */
+INLINE Floats reread(Floats values, int half) {
+    return half ? (Floats)(__builtin_convertvector(rounded(values), Words) << 16) : values;
+}
+
+INLINE void *part(const void *of, Py_ssize_t i, int half) { return (char *)of + i * (half ? 2 : 4); }
 
 /* Values where they are above 0, else 0; of NaN, NaN. */
 INLINE Floats rectified(Floats values) { return (Floats)((Flags)values & ~(values < 0)); }
@@ -100,12 +116,103 @@ INLINE double folded(Floats lanes) {
 }
 
 /* Runs `work` for four at a time of `from` to `end`, and the rest one by one: `many` is a constant for the compiler. */
-#define FOURS(at, from, end, step, work)                                              \
-    do {                                                                              \
-        Py_ssize_t at = (from);                                                       \
-        for (; at + 3 * (step) < (end); at += 4 * (step)) { enum { many = 4 }; work; } \
-        for (; at < (end); at += (step)) { enum { many = 1 }; work; }                  \
+#define FOURS(at, from, end, step, ...)                                                        \
+    do {                                                                                      \
+        Py_ssize_t at = (from);                                                               \
+        for (; at + 3 * (step) < (end); at += 4 * (step)) { enum { many = 4 }; __VA_ARGS__; } \
+        for (; at < (end); at += (step)) { enum { many = 1 }; __VA_ARGS__; }                  \
     } while (0)
+
+/* ------------------------------------------------------------------ two by two pixels */
+
+/* Runs `work` for each sixteen channels of each pixel of a small map `[lines, width, channels]`: `small` is where
+ * they are, `large` where the first of their four is in a map of twice the size, `below` how much later its second
+ * line is. */
+#define PIXELS(lines, width, channels, ...)                                            \
+    do {                                                                              \
+        const Py_ssize_t below = 2 * (width) * (channels);                            \
+        Py_ssize_t small = 0;                                                         \
+        for (Py_ssize_t line = 0; line < (lines); line++)                             \
+            for (Py_ssize_t column = 0; column < (width); column++) {                 \
+                Py_ssize_t large = 2 * (line * below + column * (channels));          \
+                for (Py_ssize_t c = 0; c < (channels); c += LANES) {                  \
+                    __VA_ARGS__;                                                      \
+                    small += LANES, large += LANES;                                   \
+                }                                                                     \
+            }                                                                         \
+    } while (0)
+
+/* y [images, 2 height, 2 width, channels] += x [images, height, width, channels], each entry of x four times, with an
+ * image's shift [images, channels] where there is one. */
+INLINE void doubled_of(const void *x, const void *shift, void *y, Py_ssize_t lines, Py_ssize_t height,
+                       Py_ssize_t width, Py_ssize_t channels, int half) {
+    PIXELS(lines, width, channels, {
+        const Py_ssize_t places[4] = {large, large + channels, large + below, large + below + channels};
+        Floats value = load(x, small, half);
+        if (shift) value = reread(value + load(shift, line / height * channels + c, half), half);
+        for (int p = 0; p < 4; p++) store(y, places[p], load(y, places[p], half) + value, half);
+    });
+}
+
+static void doubled(const void *x, const void *shift, void *y, Py_ssize_t lines, Py_ssize_t height, Py_ssize_t width,
+                    Py_ssize_t channels, int half) {
+    half ? doubled_of(x, shift, y, lines, height, width, channels, 1)
+         : doubled_of(x, shift, y, lines, height, width, channels, 0);
+}
+
+/* x = sums of the four entries of y that came of each. */
+INLINE void halved_of(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+    PIXELS(lines, width, channels, {
+        Floats above = load(y, large, half) + load(y, large + channels, half);
+        Floats under = load(y, large + below, half) + load(y, large + below + channels, half);
+        store(x, small, above + under, half);
+    });
+}
+
+static void halved(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+    half ? halved_of(y, x, lines, width, channels, 1) : halved_of(y, x, lines, width, channels, 0);
+}
+
+/* The larger, and NaN of NaN. */
+INLINE Floats larger(Floats a, Floats b) {
+    Flags other = (b > a) | (b != b);
+    return (Floats)(((Flags)b & other) | ((Flags)a & ~other));
+}
+
+INLINE void pooled_of(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+    PIXELS(lines, width, channels, {
+        Floats above = larger(load(y, large, half), load(y, large + channels, half));
+        Floats under = larger(load(y, large + below, half), load(y, large + below + channels, half));
+        put(x, small, larger(above, under), half);
+    });
+}
+
+static void pooled(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
+    half ? pooled_of(y, x, lines, width, channels, 1) : pooled_of(y, x, lines, width, channels, 0);
+}
+
+/* Gives each of four pixels what came for their largest, if it was the first that large. */
+INLINE void unpooled_of(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
+                        Py_ssize_t channels, int half) {
+    PIXELS(lines, width, channels, {
+        const Py_ssize_t places[4] = {large, large + channels, large + below, large + below + channels};
+        Floats values[4];
+        for (int p = 0; p < 4; p++) values[p] = load(y, places[p], half);
+        Floats left = load(given, small, half);
+        Floats most = larger(larger(larger(values[0], values[1]), values[2]), values[3]);
+        for (int p = 0; p < 4; p++) {
+            Flags here = (values[p] == most) | (values[p] != values[p]);
+            put(into, places[p], (Floats)((Flags)left & here), half);
+            left = (Floats)((Flags)left & ~here);
+        }
+    });
+}
+
+static void unpooled(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
+                     Py_ssize_t channels, int half) {
+    half ? unpooled_of(y, given, into, lines, width, channels, 1)
+         : unpooled_of(y, given, into, lines, width, channels, 0);
+}
 
 /* ------------------------------------------------------------------ squared distance of moments */
 
@@ -203,7 +310,12 @@ INLINE double unmet(const Match *m, Py_ssize_t group, int seconds) {
 INLINE double met(const Match *m, Py_ssize_t group, double *along, int half, int seconds, int rectify) {
     Py_ssize_t begin = m->starts[group], last = m->starts[group + 1];
     double total = 0;
-    FOURS(row, begin, last, 1, norms(m, row, many, half, rectify));
+    FOURS(row, begin, last, 1, {
+        norms(m, row, many, half, rectify);
+        if (m->small) /* of maps that are still near */
+            pooled(part(m->phi, row * m->width, half), part(m->small, row * m->width / 4, half), many * m->lines,
+                   m->across, m->channels, half);
+    });
     memset(along, 0, 2 * (last - begin) * sizeof(double));
     for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
         Py_ssize_t end = least(at + BLOCK, m->width);
@@ -234,38 +346,38 @@ static void match(const Match *m, float *totals, double *along, int half, int re
     else seconds ? match_of(m, totals, along, 0, 1, rectify) : match_of(m, totals, along, 0, 0, rectify);
 }
 
-/* Some columns of a row of `unmatch`. */
-INLINE void pulls(const Match *m, Py_ssize_t group, Py_ssize_t row, Py_ssize_t at, Py_ssize_t end, float factor,
-                  const void *later, void *into, int half, int seconds, int rectify) {
-    const float *scale = m->scales + 4 * row, by1 = factor * scale[0], along1 = factor * scale[1];
-    const float by2 = 2 * factor * scale[2], along2 = 2 * factor * scale[3];
-    const Py_ssize_t start = row * m->width;
-    const float *const rests1 = m->rests1 + group * m->width, *const rests2 = m->rests2 + group * m->width * seconds;
-    const void *const phi = m->phi;
-    for (Py_ssize_t c = at; c < end; c += LANES) {
-        Floats value = load(phi, start + c, half);
-        Floats found = by1 * load(rests1, c, 0) - along1 * value;
-        if (seconds) found += value * (by2 * load(rests2, c, 0) - along2 * (value * value));
-        if (later) found += load(later, start + c, half);
-        store(into, start + c, rectify ? passed(found, value) : found, half);
-    }
-}
-
-/* A group's factor times the gradient of its squared distance, and what comes from later layers: a block of columns
- * after another, whose rests stay near. */
+/* A group's factor times the gradient of its squared distance, and what comes from later layers: as such, or, of a
+ * map that was pooled, for the pooled one. */
 INLINE void unmatch_of(const Match *m, const float *factors, const void *later, void *into, int half, int seconds,
                        int rectify) {
-    for (Py_ssize_t group = 0; group < m->groups; group++)
-        for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
-            Py_ssize_t end = least(at + BLOCK, m->width);
-            for (Py_ssize_t row = m->starts[group]; row < m->starts[group + 1]; row++)
-                pulls(m, group, row, at, end, 2 * factors[group], later, into, half, seconds, rectify);
+    const Py_ssize_t width = m->width;
+    const void *const phi = m->phi;
+    for (Py_ssize_t group = 0; group < m->groups; group++) {
+        const float *const rests1 = m->rests1 + group * width, *const rests2 = m->rests2 + group * width * seconds;
+        for (Py_ssize_t row = m->starts[group]; row < m->starts[group + 1]; row++) {
+            const float *scale = m->scales + 4 * row, factor = 2 * factors[group];
+            const float by1 = factor * scale[0], along1 = factor * scale[1];
+            const float by2 = 2 * factor * scale[2], along2 = 2 * factor * scale[3];
+            const void *came = later ? part(later, row * width, half) : NULL;
+            if (m->small) {
+                came = m->spread;
+                unpooled(part(phi, row * width, half), part(m->small, row * width / 4, half), m->spread, m->lines,
+                         m->across, m->channels, half);
+            }
+            for (Py_ssize_t c = 0; c < width; c += LANES) {
+                Floats value = load(phi, row * width + c, half);
+                Floats found = by1 * load(rests1, c, 0) - along1 * value;
+                if (seconds) found += value * (by2 * load(rests2, c, 0) - along2 * (value * value));
+                if (came) found += load(came, c, half);
+                store(into, row * width + c, rectify ? passed(found, value) : found, half);
+            }
         }
+    }
 }
 
 static void unmatch(const Match *m, const float *factors, const void *later, void *into, int half, int rectify) {
     int seconds = m->goals2 != NULL;
-    if (half && seconds && rectify && later) unmatch_of(m, factors, later, into, 1, 1, 1);
+    if (half && seconds && rectify) unmatch_of(m, factors, later, into, 1, 1, 1);
     else if (half && seconds) unmatch_of(m, factors, later, into, 1, 1, rectify);
     else if (half) unmatch_of(m, factors, later, into, 1, 0, rectify);
     else if (seconds) unmatch_of(m, factors, later, into, 0, 1, rectify);
@@ -350,8 +462,8 @@ static void norm(const Norm *n, void *y, double epsilon, int half) {
     half ? norm_of(n, y, epsilon, 1) : norm_of(n, y, epsilon, 0);
 }
 
-INLINE void some_unnormed(const Norm *n, const void *given, void *into, const float *means, Py_ssize_t c, int many,
-                          Py_ssize_t begin, Py_ssize_t end, int half) {
+INLINE void some_unnormed(const Norm *n, const void *given, const void *beside, void *into, const float *means,
+                          Py_ssize_t c, int many, Py_ssize_t begin, Py_ssize_t end, int half) {
     const void *const x = n->x;
     const Py_ssize_t tile = n->tile;
     Floats mean[4], scale[4], pulled[4], slope[4];
@@ -365,11 +477,14 @@ INLINE void some_unnormed(const Norm *n, const void *given, void *into, const fl
         for (int i = 0; i < many; i++) {
             Floats value = (load(x, at + i * LANES, half) - mean[i]) * scale[i];
             Floats pull = passed(load(given, at + i * LANES, half), value);
-            store(into, at + i * LANES, scale[i] * (pull - pulled[i] - value * slope[i]), half);
+            Floats found = scale[i] * (pull - pulled[i] - value * slope[i]);
+            if (beside) found = reread(found, half) + load(beside, at + i * LANES, half);
+            store(into, at + i * LANES, found, half);
         }
 }
 
-INLINE void unnorm_of(const Norm *n, const void *given, void *into, int half) {
+/* beside: what comes for x itself, added; NULL for nothing. */
+INLINE void unnorm_of(const Norm *n, const void *given, const void *beside, void *into, int half) {
     float *means = n->lanes + 2 * n->tile, *slopes = means + n->tile;
     summed(n, given, n->mean, half);
     for (Py_ssize_t c = 0; c < n->tile; c++) {
@@ -379,98 +494,41 @@ INLINE void unnorm_of(const Norm *n, const void *given, void *into, int half) {
     Py_ssize_t count = n->rows * n->channels, stretch = STRETCH * n->tile;
     for (Py_ssize_t begin = 0; begin < count; begin += stretch) {
         Py_ssize_t end = least(begin + stretch, count);
-        FOURS(c, 0, n->tile, LANES, some_unnormed(n, given, into, means, c, many, begin, end, half));
+        FOURS(c, 0, n->tile, LANES, some_unnormed(n, given, beside, into, means, c, many, begin, end, half));
     }
 }
 
-static void unnorm(const Norm *n, const void *given, void *into, int half) {
-    half ? unnorm_of(n, given, into, 1) : unnorm_of(n, given, into, 0);
+static void unnorm(const Norm *n, const void *given, const void *beside, void *into, int half) {
+    if (!beside) half ? unnorm_of(n, given, NULL, into, 1) : unnorm_of(n, given, NULL, into, 0);
+    else half ? unnorm_of(n, given, beside, into, 1) : unnorm_of(n, given, beside, into, 0);
 }
 
-/* ------------------------------------------------------------------ two by two pixels */
+/* ------------------------------------------------------------------ grey as three equal channels */
 
-/* Runs `work` for each sixteen channels of each pixel of a small map `[lines, width, channels]`: `small` is where
- * they are, `large` where the first of their four is in a map of twice the size, `below` how much later its second
- * line is. */
-#define PIXELS(lines, width, channels, ...)                                            \
-    do {                                                                              \
-        const Py_ssize_t below = 2 * (width) * (channels);                            \
-        Py_ssize_t small = 0;                                                         \
-        for (Py_ssize_t line = 0; line < (lines); line++)                             \
-            for (Py_ssize_t column = 0; column < (width); column++) {                 \
-                Py_ssize_t large = 2 * (line * below + column * (channels));          \
-                for (Py_ssize_t c = 0; c < (channels); c += LANES) {                  \
-                    __VA_ARGS__;                                                      \
-                    small += LANES, large += LANES;                                   \
-                }                                                                     \
-            }                                                                         \
-    } while (0)
-
-/* y [images, 2 height, 2 width, channels] += x [images, height, width, channels], each entry of x four times. */
-INLINE void doubled_of(const void *x, void *y, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    PIXELS(lines, width, channels, {
-        const Py_ssize_t places[4] = {large, large + channels, large + below, large + below + channels};
-        Floats value = load(x, small, half);
-        for (int p = 0; p < 4; p++) store(y, places[p], load(y, places[p], half) + value, half);
-    });
-}
-
-static void doubled(const void *x, void *y, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    half ? doubled_of(x, y, lines, width, channels, 1) : doubled_of(x, y, lines, width, channels, 0);
-}
-
-/* x = sums of the four entries of y that came of each. */
-INLINE void halved_of(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    PIXELS(lines, width, channels, {
-        Floats above = load(y, large, half) + load(y, large + channels, half);
-        Floats under = load(y, large + below, half) + load(y, large + below + channels, half);
-        store(x, small, above + under, half);
-    });
-}
-
-static void halved(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    half ? halved_of(y, x, lines, width, channels, 1) : halved_of(y, x, lines, width, channels, 0);
-}
-
-/* The larger, and NaN of NaN. */
-INLINE Floats larger(Floats a, Floats b) {
-    Flags other = (b > a) | (b != b);
-    return (Floats)(((Flags)b & other) | ((Flags)a & ~other));
-}
-
-INLINE void pooled_of(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    PIXELS(lines, width, channels, {
-        Floats above = larger(load(y, large, half), load(y, large + channels, half));
-        Floats under = larger(load(y, large + below, half), load(y, large + below + channels, half));
-        put(x, small, larger(above, under), half);
-    });
-}
-
-static void pooled(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    half ? pooled_of(y, x, lines, width, channels, 1) : pooled_of(y, x, lines, width, channels, 0);
-}
-
-/* Gives each of four pixels what came for their largest, if it was the first that large. */
-INLINE void unpooled_of(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
-                        Py_ssize_t channels, int half) {
-    PIXELS(lines, width, channels, {
-        const Py_ssize_t places[4] = {large, large + channels, large + below, large + below + channels};
-        Floats values[4];
-        for (int p = 0; p < 4; p++) values[p] = load(y, places[p], half);
-        Floats left = load(given, small, half);
-        Floats most = larger(larger(larger(values[0], values[1]), values[2]), values[3]);
-        for (int p = 0; p < 4; p++) {
-            Flags here = (values[p] == most) | (values[p] != values[p]);
-            put(into, places[p], (Floats)((Flags)left & here), half);
-            left = (Floats)((Flags)left & ~here);
+static void tripled(const void *x, void *y, Py_ssize_t count, int half) {
+    for (Py_ssize_t i = 0; i < count; i++)
+        for (int c = 0; c < 3; c++) {
+            if (half) ((uint16_t *)y)[3 * i + c] = ((const uint16_t *)x)[i];
+            else ((float *)y)[3 * i + c] = ((const float *)x)[i];
         }
-    });
 }
 
-static void unpooled(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
-                     Py_ssize_t channels, int half) {
-    half ? unpooled_of(y, given, into, lines, width, channels, 1)
-         : unpooled_of(y, given, into, lines, width, channels, 0);
+/* x = sums of the three entries of y that came of each; sixteen of them at a time, the rest one by one. */
+static void untripled(const void *y, void *x, Py_ssize_t count, int half) {
+    for (Py_ssize_t at = 0; at < count; at += LANES) {
+        Py_ssize_t many = least(LANES, count - at);
+        Floats sums = {0};
+        for (int l = 0; l < many; l++) {
+            Py_ssize_t from = 3 * (at + l);
+            sums[l] = single(y, from, half) + single(y, from + 1, half) + single(y, from + 2, half);
+        }
+        if (many == LANES) store(x, at, sums, half);
+        else {
+            float rest[LANES];
+            store(rest, 0, sums, half);
+            memcpy(part(x, at, half), rest, many * (half ? 2 : 4));
+        }
+    }
 }
 
 /* ------------------------------------------------------------------ scores */
@@ -539,13 +597,15 @@ static void adam(float *scores, const float *gradient, float *first, float *seco
 #undef norm
 #undef norm_of
 #undef norms
+#undef part
 #undef passed
 #undef pooled
 #undef pooled_of
-#undef pulls
 #undef put
 #undef rectified
+#undef reread
 #undef rests
+#undef rounded
 #undef scored
 #undef single
 #undef some_normed
@@ -553,6 +613,7 @@ static void adam(float *scores, const float *gradient, float *first, float *seco
 #undef some_unnormed
 #undef store
 #undef summed
+#undef tripled
 #undef unmatch
 #undef unmatch_of
 #undef unmet
@@ -560,3 +621,4 @@ static void adam(float *scores, const float *gradient, float *first, float *seco
 #undef unnorm_of
 #undef unpooled
 #undef unpooled_of
+#undef untripled

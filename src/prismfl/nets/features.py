@@ -20,10 +20,10 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from prismfl.errors import ModelFileError
-from prismfl.nets.fused import pooled
+from prismfl.nets.fused import pooled, tripled
 from prismfl.nets.replay import settle
 
-Activation = Callable[[Tensor], Tensor]
+Activation = Callable[[Tensor, bool], tuple[Tensor, Tensor]]
 
 FORMAT = "prismfl-features-1"
 EMBEDDED = {"vgg": "vgg.safetensors", "judge": "judge.safetensors"}
@@ -46,7 +46,7 @@ class ConvUnit(nn.Module):
         """`[B, C, H, W]` → `[B, outputs, H', W']`; one channel serves for three equal ones."""
         if x.shape[1] == 1 and self.conv.in_channels == 3:
             # Three times the products of one channel, in a third of the time: convolutions of one are no fast case.
-            x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+            x = tripled(x)
         x = self._on_four(x) if self._frozen_on_four(x) else self.conv(x)
         return x if self.norm is None else self.norm(x)
 
@@ -77,6 +77,13 @@ class ConvUnit(nn.Module):
         return self._dense[1]
 
 
+def rectify(x: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
+    """The ReLU of what a convolution gave `[B, C, H, W]`, and what goes on: the same, or where `pool` the largest of
+    each 2×2 pixels of it."""
+    phi = F.relu(x)
+    return phi, pooled(phi) if pool else phi
+
+
 class FeatureNet(nn.Module):
     """What all networks share: `stages` gives the maps to match, `embed` one vector an image.
 
@@ -90,14 +97,15 @@ class FeatureNet(nn.Module):
         super().__init__()
         self.width, self.unit = width, 1.0
 
-    def walk(self, x: Tensor, activate: Activation = F.relu) -> Iterator[Tensor]:
+    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
         """Images as in `stages` → the maps one after another, each computed when it is asked for.
 
-        activate: makes each map of what its convolution gives, in networks whose maps end in ReLU; others ignore it.
+        activate: makes each map of what its convolution gives, in networks whose maps end in ReLU; others ignore it;
+        see `rectify`.
         """
         raise NotImplementedError
 
-    def stages(self, x: Tensor, last: int | None = None, activate: Activation = F.relu) -> list[Tensor]:
+    def stages(self, x: Tensor, last: int | None = None, activate: Activation = rectify) -> list[Tensor]:
         """Images `[B, 1 or 3, H, W]` in [-1, 1] → activation maps `[B, C_j, H_j, W_j]`.
 
         last: number of the last map wanted, from 0; nothing after it is computed; activate: see `walk`.
@@ -130,15 +138,13 @@ class ClassifierNet(FeatureNet):
 
 
 def vgg_walk(
-    plan: Sequence[int], units: Iterator[nn.Module], x: Tensor, activate: Activation = F.relu
+    plan: Sequence[int], units: Iterator[nn.Module], x: Tensor, activate: Activation = rectify
 ) -> Iterator[Tensor]:
     """Every ReLU output of a VGG: `plan` has each unit's channels, and 0 for a maximum pooling."""
-    for channels in plan:
+    for channels, following in zip(plan, (*plan[1:], 1), strict=True):
         if channels:
-            x = activate(next(units)(x))
-            yield x
-        else:
-            x = pooled(x)
+            phi, x = activate(next(units)(x), not following)
+            yield phi
 
 
 def vgg_units(plan: Sequence[int], *, norm: bool) -> nn.ModuleList:
@@ -154,7 +160,7 @@ class Vgg(ClassifierNet):
         super().__init__(classes, VGG_PLAN[-1])
         self.units = vgg_units(VGG_PLAN, norm=norm)
 
-    def walk(self, x: Tensor, activate: Activation = F.relu) -> Iterator[Tensor]:
+    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
         """See `FeatureNet.walk`: seven maps, all non-negative."""
         return vgg_walk(VGG_PLAN, iter(self.units), x, activate)
 
@@ -183,7 +189,7 @@ class Judge(ClassifierNet):
         widths = (JUDGE_STEM, *JUDGE_PLAN)
         self.blocks = nn.ModuleList(Residual(a, b, norm=norm) for a, b in pairwise(widths))
 
-    def walk(self, x: Tensor, activate: Activation = F.relu) -> Iterator[Tensor]:  # noqa: ARG002
+    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:  # noqa: ARG002
         """See `FeatureNet.walk`: the stem's map and three block outputs, signed."""
         x = F.silu(self.stem(x))
         yield x

@@ -37,82 +37,125 @@ def _places(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(one.data_ptr() for one in tensors)
 
 
+def _place(tensor: Tensor | None) -> int:
+    """Its address, or 0 of none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def _maps(images: int, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty((images, channels, height, width), dtype=dtype, memory_format=torch.channels_last)
 
 
 # ------------------------------------------------------------------ batch normalisation and ReLU
 
 
-def norm_relu(x: Tensor, epsilon: float) -> Tensor:
-    """`relu((x - mean) / sqrt(var + ε))` by the batch's own statistics: `[B, C, H, W]` → the same."""
-    if fusible(x):
-        found: Tensor = _NormRelu.apply(x, epsilon)  # type: ignore[no-untyped-call]
+def norm_relu(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """`relu((x - mean) / sqrt(var + ε))` by the batch's own statistics, and x: `[B, C, H, W]` each.
+
+    Whoever else needs x should take the second: its gradient is then added in the same pass.
+    """
+    if fusible(x) and x.numel() % _fast.tile(x.shape[1]) == 0:
+        found: tuple[Tensor, Tensor] = _NormRelu.apply(x, epsilon)  # type: ignore[no-untyped-call]
         return found
-    return F.relu(F.batch_norm(x, None, None, training=True, eps=epsilon))
+    return F.relu(F.batch_norm(x, None, None, training=True, eps=epsilon)), x
 
 
 class _NormRelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         x = _channels_last(x)
         figures = torch.empty(2, _fast.tile(x.shape[1]))  # mean and 1 / deviation
         found = torch.empty_like(x)
-        _norm(x, 0, found, figures, epsilon, back=False)
+        _norm((x.data_ptr(), 0, 0, found.data_ptr(), figures.data_ptr()), x, epsilon, back=False)
         ctx.save_for_backward(x, figures)
-        return found
+        ctx.set_materialize_grads(False)
+        return found, x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor | None, beside: Tensor | None) -> tuple[Tensor | None, None]:
+        if gradient is None:
+            return beside, None
         x, figures = ctx.saved_tensors
         given, found = _channels_last(gradient), torch.empty_like(x)
-        _norm(x, given.data_ptr(), found, figures, 0.0, back=True)
+        beside = None if beside is None else _channels_last(beside)
+        places = (x.data_ptr(), given.data_ptr(), _place(beside), found.data_ptr(), figures.data_ptr())
+        _norm(places, x, 0.0, back=True)
         return found, None
 
 
-def _norm(x: Tensor, given: int, into: Tensor, figures: Tensor, epsilon: float, *, back: bool) -> None:
+def _norm(places: tuple[int, ...], x: Tensor, epsilon: float, *, back: bool) -> None:
     channels = x.shape[1]
-    places = (x.data_ptr(), given, into.data_ptr(), figures.data_ptr())
     _fast.norm(places, x.numel() // channels, channels, epsilon, _half(x), back)
 
 
 # ------------------------------------------------------------------ a doubled map
 
 
-def plus_doubled(x: Tensor, small: Tensor) -> Tensor:
-    """`x + doubled(small)`, each pixel of `[B, C, H, W]` four times: `[B, C, 2H, 2W]`.
+def plus_doubled(x: Tensor, small: Tensor, shift: Tensor | None = None) -> Tensor:
+    """`x + doubled(small + shift)`, each pixel of `[B, C, H, W]` four times: `[B, C, 2H, 2W]`.
 
-    x: what a convolution just made, and nobody else looks at: it may be overwritten.
+    x: what a convolution just made, and nobody else looks at: it may be overwritten; shift: `[B, C]` of the same dtype.
     """
     if fusible(x) and x.shape[1] % _LANES == 0:
-        found: Tensor = _PlusDoubled.apply(x, small)  # type: ignore[no-untyped-call]
+        found: Tensor = _PlusDoubled.apply(x, small, shift)  # type: ignore[no-untyped-call]
         return found
-    return F.interpolate(small, scale_factor=2) + x
+    return F.interpolate(small if shift is None else small + shift[:, :, None, None], scale_factor=2) + x
 
 
 class _PlusDoubled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, small: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, small: Tensor, shift: Tensor | None) -> Tensor:
         whole, small = _channels_last(x), _channels_last(small)
+        shift = None if shift is None else shift.contiguous()
         if whole is x:
             ctx.mark_dirty(x)
-        _doubled(small, whole, back=False)
+        ctx.shifted = shift is not None
+        _doubled(small, shift, whole, back=False)
         return whole
 
     @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         gradient = _channels_last(gradient)
         images, channels, height, width = gradient.shape
-        small = torch.empty(
-            (images, channels, height // 2, width // 2), dtype=gradient.dtype, memory_format=torch.channels_last
-        )
-        _doubled(small, gradient, back=True)
-        return gradient, small
+        small = _maps(images, channels, height // 2, width // 2, gradient.dtype)
+        _doubled(small, None, gradient, back=True)
+        return gradient, small, small.sum((2, 3)) if ctx.shifted else None
 
 
-def _doubled(small: Tensor, whole: Tensor, *, back: bool) -> None:
+def _doubled(small: Tensor, shift: Tensor | None, whole: Tensor, *, back: bool) -> None:
     images, channels, height, width = small.shape
-    _fast.doubled(_places(small, whole), images * height, width, channels, _half(small), back)
+    places = (small.data_ptr(), _place(shift), whole.data_ptr())
+    _fast.doubled(places, images * height, height, width, channels, _half(small), back)
+
+
+# ------------------------------------------------------------------ grey as colour
+
+
+def tripled(x: Tensor) -> Tensor:
+    """One channel as three equal ones: `[B, 1, H, W]` → `[B, 3, H, W]`, channels last."""
+    if fusible(x):
+        found: Tensor = _Tripled.apply(x)  # type: ignore[no-untyped-call]
+        return found
+    return _channels_last(x.expand(-1, 3, -1, -1))
+
+
+class _Tripled(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        x, found = x.contiguous(), _maps(len(x), 3, x.shape[2], x.shape[3], x.dtype)
+        _fast.tripled(_places(x, found), x.numel(), _half(x), False)
+        return found
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = _channels_last(gradient)
+        found = torch.empty_like(gradient[:, :1], memory_format=torch.contiguous_format)
+        _fast.tripled(_places(found, gradient), found.numel(), _half(found), True)
+        return found
 
 
 # ------------------------------------------------------------------ largest of four pixels
@@ -120,10 +163,14 @@ def _doubled(small: Tensor, whole: Tensor, *, back: bool) -> None:
 
 def pooled(x: Tensor) -> Tensor:
     """The largest of each 2×2 pixels: `[B, C, H, W]` → `[B, C, H / 2, W / 2]`."""
-    if fusible(x) and x.shape[1] % _LANES == 0 and not (x.shape[2] % 2 or x.shape[3] % 2):
+    if _poolable(x):
         found: Tensor = _Pooled.apply(x)  # type: ignore[no-untyped-call]
         return found
     return F.max_pool2d(x, 2)
+
+
+def _poolable(x: Tensor) -> bool:
+    return fusible(x) and x.shape[1] % _LANES == 0 and not (x.shape[2] % 2 or x.shape[3] % 2)
 
 
 class _Pooled(torch.autograd.Function):
@@ -132,22 +179,25 @@ class _Pooled(torch.autograd.Function):
         x = _channels_last(x)
         ctx.save_for_backward(x)
         images, channels, height, width = x.shape
-        shape = (images, channels, height // 2, width // 2)
-        found = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-        _pool(x, 0, found, back=False)
+        found = _maps(images, channels, height // 2, width // 2, x.dtype)
+        _pool(x, None, found, back=False)
         return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        given, found = _channels_last(gradient), torch.empty_like(x)
-        _pool(x, given.data_ptr(), found, back=True)
-        return found
+        return _unpooled(x, gradient)
 
 
-def _pool(x: Tensor, given: int, into: Tensor, *, back: bool) -> None:
+def _unpooled(x: Tensor, gradient: Tensor) -> Tensor:
+    found = torch.empty_like(x)
+    _pool(x, _channels_last(gradient), found, back=True)
+    return found
+
+
+def _pool(x: Tensor, given: Tensor | None, into: Tensor, *, back: bool) -> None:
     images, channels, height, width = x.shape
-    places = (x.data_ptr(), given, into.data_ptr())
+    places = (x.data_ptr(), _place(given), into.data_ptr())
     _fast.pooled(places, images * height // 2, width // 2, channels, _half(x), back)
 
 
@@ -205,47 +255,58 @@ def flat_floats(*vectors: Tensor) -> bool:
 
 
 def matched(
-    x: Tensor, starts: Tensor, goals: Sequence[Tensor], scales: Sequence[float], *, rectify: bool
-) -> tuple[Tensor, Tensor]:
-    """A map with ReLU applied (rectify; in place), and its groups' squared distances from their goals, `[G]`.
+    x: Tensor, starts: Tensor, goals: Sequence[Tensor], scales: Sequence[float], *, rectify: bool, pool: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A map with ReLU applied (rectify; in place), its groups' squared distances from their goals, `[G]`, what goes on.
 
     The moments of a group of images are the sums of their unit maps `φ / ‖φ‖`, times scales[0], and of their unit
-    squares `φ² / ‖φ²‖`, times scales[1], where a second goal is given (0/0 = 0).
+    squares `φ² / ‖φ²‖`, times scales[1], where a second goal is given (0/0 = 0).  What goes on is the map, or with
+    `pool` the largest of each 2×2 of its pixels.
 
     x: `[B, C, H, W]`, fusible, images of a group one after the other; starts: int64 `[G + 1]`, the first image of each
     group, and B; goals: float32 `[G, H · W · C]` each.
     """
     x = x.clone() if rectify and x._is_view() else x  # autograd lets no function change a view in place
     goals = [goal.contiguous() for goal in goals]
-    phi, totals = _Matched.apply(x, starts, tuple(scales), rectify, *goals)  # type: ignore[no-untyped-call]
-    return phi, totals
+    passing = pool and _poolable(x)
+    phi, totals, *small = _Matched.apply(x, starts, tuple(scales), rectify, passing, *goals)  # type: ignore[no-untyped-call]
+    return phi, totals, small[0] if small else pooled(phi) if pool else phi
 
 
 class _Matched(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, starts: Tensor, scales: tuple[float, ...], rectify: bool, *goals: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, x: Tensor, starts: Tensor, scales: tuple[float, ...], rectify: bool, pool: bool, *goals: Tensor
+    ) -> tuple[Tensor, ...]:
         phi = _channels_last(x)
         if rectify and phi is x:
             ctx.mark_dirty(x)
         ctx.set_materialize_grads(False)
         ctx.scales, ctx.rectify = scales, rectify
         rests, figures = [torch.empty_like(goal) for goal in goals], torch.empty(len(phi), 4)
-        totals = torch.empty(len(starts) - 1)
-        _match((phi, starts, figures), goals, rests, scales, (totals.data_ptr(), 0, 0), rectify, back=False)
+        totals, (images, channels, height, width) = torch.empty(len(starts) - 1), phi.shape
+        small = _maps(images, channels, height // 2, width // 2, phi.dtype) if pool else None
+        ends = (totals.data_ptr(), 0, 0)
+        _match((phi, starts, figures), goals, rests, scales, small, ends, rectify, back=False)
         ctx.save_for_backward(phi, starts, figures, *goals, *rests)
-        return phi, totals
+        return (phi, totals) if small is None else (phi, totals, small)
 
     @staticmethod
-    def backward(ctx: Any, later: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, later: Tensor | None, gradient: Tensor | None, small: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
         phi, starts, figures, *left = ctx.saved_tensors
         goals, rests = left[: len(left) // 2], left[len(left) // 2 :]
-        later, found = None if later is None else _channels_last(later), torch.empty_like(phi)
-        factors = torch.zeros(len(starts) - 1) if gradient is None else gradient.contiguous()
-        ends = (factors.data_ptr(), 0 if later is None else later.data_ptr(), found.data_ptr())
-        _match((phi, starts, figures), goals, rests, ctx.scales, ends, ctx.rectify, back=True)
-        return found, None, None, None, *[None] * len(goals)
+        later, small = (None if one is None else _channels_last(one) for one in (later, small))
+        if later is not None and small is not None:
+            later, small = later + _unpooled(phi, small), None
+        factors, found = (
+            torch.zeros(len(starts) - 1) if gradient is None else gradient.contiguous(),
+            torch.empty_like(phi),
+        )
+        ends = (factors.data_ptr(), _place(later), found.data_ptr())
+        _match((phi, starts, figures), goals, rests, ctx.scales, small, ends, ctx.rectify, back=True)
+        return found, *[None] * (4 + len(goals))
 
 
 def _match(
@@ -253,6 +314,7 @@ def _match(
     goals: Sequence[Tensor],
     rests: Sequence[Tensor],
     scales: Sequence[float],
+    small: Tensor | None,
     ends: tuple[int, int, int],
     rectify: bool,
     *,
@@ -261,4 +323,5 @@ def _match(
     phi, starts, figures = maps
     first, second = ((*_places(*parts), 0)[:2] for parts in (goals, rests))
     places, sizes = (*_places(phi, starts), *first, *second, figures.data_ptr()), (len(starts) - 1, phi[0].numel())
-    _fast.match(places, *sizes, scales[0], (*scales, 1.0)[1], ends, _half(phi), rectify, back)
+    pool = (_place(small), phi.shape[2] // 2, phi.shape[3] // 2, phi.shape[1])
+    _fast.match(places, *sizes, scales[0], (*scales, 1.0)[1], pool, ends, _half(phi), rectify, back)

@@ -41,11 +41,12 @@ class _Norm:
         self.batch = mean is None or momentum is not None
         self.momentum = momentum or 0.0
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised with ReLU, and x itself for whoever else takes it (see `norm_relu`)."""
         mean, var = next(self.parts)
         if mean is None:
             return norm_relu(x, EPSILON)
-        return F.relu(F.batch_norm(x, mean, var, training=self.batch, momentum=self.momentum, eps=EPSILON))
+        return F.relu(F.batch_norm(x, mean, var, training=self.batch, momentum=self.momentum, eps=EPSILON)), x
 
 
 def layer_views(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
@@ -80,9 +81,9 @@ def generate(
     # Channels last: doubling and the convolutions of few channels take a third less time so.
     x = x.contiguous(memory_format=torch.channels_last)
     for index in range(len(layout.widths) - 1):
-        shift = weights[f"block{index}.label"][labels][:, :, None, None] if layout.classes else None
+        shift = weights[f"block{index}.label"][labels] if layout.classes else None
         x = _block(x, weights, f"block{index}", norm, shift)
-    return torch.tanh(F.conv2d(norm(x), weights["output"], padding=1))
+    return torch.tanh(F.conv2d(norm(x)[0], weights["output"], padding=1))
 
 
 def generate_many(layout: Layout, flats: Tensor, latents: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -98,13 +99,13 @@ def generate_many(layout: Layout, flats: Tensor, latents: Tensor, labels: Tensor
 def _block(x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm, shift: Tensor | None) -> Tensor:
     """Upsampling residual block `[B, C, H, W]` → `[B, C / 2, 2H, 2W]`.
 
-    The 1×1 shortcut and the labels' shift `[B, C / 2, 1, 1]` commute with nearest-neighbour upsampling, so they are
+    The 1×1 shortcut and the labels' shift `[B, C / 2]` commute with nearest-neighbour upsampling, so they are
     computed at the small size.
     """
-    h = F.conv_transpose2d(norm(x), _doubling(weights[f"{name}.first"]), stride=2, padding=1)
-    h = F.conv2d(norm(h), weights[f"{name}.second"], padding=1)
-    short = F.conv2d(x, weights[f"{name}.short"])
-    return plus_doubled(h, short if shift is None else short + shift)
+    h, x = norm(x)
+    h = F.conv_transpose2d(h, _doubling(weights[f"{name}.first"]), stride=2, padding=1)
+    h = F.conv2d(norm(h)[0], weights[f"{name}.second"], padding=1)
+    return plus_doubled(h, F.conv2d(x, weights[f"{name}.short"]), shift)
 
 
 def _doubling(kernel: Tensor) -> Tensor:

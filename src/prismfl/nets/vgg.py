@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from prismfl.errors import ModelFileError, SettingError
-from prismfl.nets.features import VGG_PLAN, Activation, FeatureNet, LoadedNet, folded, vgg_units, vgg_walk
+from prismfl.nets.features import VGG_PLAN, Activation, FeatureNet, LoadedNet, folded, rectify, vgg_units, vgg_walk
 from prismfl.nets.weightsfile import fill, read_weights
 from prismfl.seeding import Purpose, Stream
 
@@ -41,7 +40,7 @@ class HeadlessVgg(FeatureNet):
         super().__init__(plan[-1])
         self.plan, self.units = tuple(plan), vgg_units(plan, norm=False)
 
-    def walk(self, x: Tensor, activate: Activation = F.relu) -> Iterator[Tensor]:
+    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
         """See `FeatureNet.walk`: one map a convolution, all non-negative; grey is three equal channels."""
         return vgg_walk(self.plan, iter(self.units), x, activate)
 
@@ -58,7 +57,7 @@ class ImageNetVgg(HeadlessVgg):
         self.register_buffer("gain", 0.5 / std, persistent=False)
         self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
 
-    def walk(self, x: Tensor, activate: Activation = F.relu) -> Iterator[Tensor]:
+    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
         """See `HeadlessVgg.walk`."""
         scaled = x * self.gain + self.shift  # one channel becomes three, which differ from here on
         return super().walk(scaled.contiguous(memory_format=torch.channels_last), activate)
