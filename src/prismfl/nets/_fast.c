@@ -53,12 +53,14 @@ static double inverse(double square) { return square > 1e-24 ? 1 / sqrt(square) 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #if __GNUC__ >= 11
 #define NAMED(name) name##_rounding
+#define WHOLE
 #define CONVERTED
 #pragma GCC push_options
 #pragma GCC target("arch=cooperlake,prefer-vector-width=512")
 #include "_kernels.h"
 #pragma GCC pop_options
 #undef CONVERTED
+#undef WHOLE
 #undef NAMED
 #define IF_ROUNDING(name, ...) kind == 3 ? name##_rounding(__VA_ARGS__) :
 #define ROUNDS __builtin_cpu_supports("avx512bf16")
@@ -67,10 +69,12 @@ static double inverse(double square) { return square > 1e-24 ? 1 / sqrt(square) 
 #define ROUNDS 0
 #endif
 #define NAMED(name) name##_512
+#define WHOLE
 #pragma GCC push_options
 #pragma GCC target("arch=skylake-avx512,prefer-vector-width=512")
 #include "_kernels.h"
 #pragma GCC pop_options
+#undef WHOLE
 #undef NAMED
 #define NAMED(name) name##_256
 #pragma GCC push_options

@@ -36,6 +36,8 @@
 #define store NAMED(store)
 #define summed NAMED(summed)
 #define tripled NAMED(tripled)
+#define widened NAMED(widened)
+#define narrowed NAMED(narrowed)
 #define unmatch NAMED(unmatch)
 #define unmatch_of NAMED(unmatch_of)
 #define unmet NAMED(unmet)
@@ -45,12 +47,33 @@
 #define unpooled_of NAMED(unpooled_of)
 #define untripled NAMED(untripled)
 
+/* Compilers make two of these of halves of a vector, and join them, where the processor has one. */
+INLINE Words widened(Halves raw) {
+#ifdef WHOLE
+    Words bits;
+    __asm__("vpmovzxwd %1, %0" : "=v"(bits) : "v"(raw));
+    return bits;
+#else
+    return __builtin_convertvector(raw, Words);
+#endif
+}
+
+INLINE Halves narrowed(Words bits) {
+#ifdef WHOLE
+    Halves raw;
+    __asm__("vpmovdw %1, %0" : "=v"(raw) : "v"(bits));
+    return raw;
+#else
+    return __builtin_convertvector(bits, Halves);
+#endif
+}
+
 INLINE Floats load(const void *from, Py_ssize_t i, int half) {
     Floats found;
     if (half) {
         Halves raw;
         memcpy(&raw, (const uint16_t *)from + i, sizeof raw);
-        Words bits = __builtin_convertvector(raw, Words) << 16;
+        Words bits = widened(raw) << 16;
         memcpy(&found, &bits, sizeof found);
     } else
         memcpy(&found, (const float *)from + i, sizeof found);
@@ -68,7 +91,7 @@ INLINE float single(const void *from, Py_ssize_t i, int half) {
 /* Values that are of the kind already. */
 INLINE void put(void *to, Py_ssize_t i, Floats values, int half) {
     if (half) {
-        Halves raw = __builtin_convertvector((Words)values >> 16, Halves);
+        Halves raw = narrowed((Words)values >> 16);
         memcpy((uint16_t *)to + i, &raw, sizeof raw);
     } else
         memcpy((float *)to + i, &values, sizeof values);
@@ -84,7 +107,7 @@ INLINE Halves rounded(Floats values) {
     Words bits = (Words)values;
     bits += 0x7fff + (bits >> 16 & 1);
     bits = ((Words)(values == values) & bits) | ((Words)(values != values) & 0x7fc00000); /* a NaN stays one */
-    return __builtin_convertvector(bits >> 16, Halves);
+    return narrowed(bits >> 16);
 #endif
 }
 
@@ -98,13 +121,21 @@ INLINE void store(void *to, Py_ssize_t i, Floats values, int half) {
 
 /* What would be read back if it had been stored. */
 INLINE Floats reread(Floats values, int half) {
-    return half ? (Floats)(__builtin_convertvector(rounded(values), Words) << 16) : values;
+    return half ? (Floats)(widened(rounded(values)) << 16) : values;
 }
 
 INLINE void *part(const void *of, Py_ssize_t i, int half) { return (char *)of + i * (half ? 2 : 4); }
 
 /* Values where they are above 0, else 0; of NaN, NaN. */
-INLINE Floats rectified(Floats values) { return (Floats)((Flags)values & ~(values < 0)); }
+INLINE Floats rectified(Floats values) {
+#ifdef WHOLE
+    Floats found, nothing = {0};
+    __asm__("vmaxps %1, %2, %0" : "=v"(found) : "v"(values), "v"(nothing)); /* the first, where one is NaN */
+    return found;
+#else
+    return (Floats)((Flags)values & ~(values < 0));
+#endif
+}
 
 /* Values where the others are above 0, else 0. */
 INLINE Floats passed(Floats values, Floats where) { return (Floats)((Flags)values & (where > 0)); }
@@ -614,6 +645,8 @@ static void adam(float *scores, const float *gradient, float *first, float *seco
 #undef store
 #undef summed
 #undef tripled
+#undef widened
+#undef narrowed
 #undef unmatch
 #undef unmatch_of
 #undef unmet
