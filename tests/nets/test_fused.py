@@ -19,14 +19,17 @@ PRECISIONS = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
 
 
-@pytest.fixture(params=[0, 1, 2], autouse=True)
+MOST = 3  # kinds of processors are 0 … 3
+
+
+@pytest.fixture(params=range(MOST + 1), autouse=True)
 def kind(request):
     """Every kind of processor that this one can stand for."""
     if fused._fast.limit(request.param) != request.param:
-        fused._fast.limit(2)
+        fused._fast.limit(MOST)
         pytest.skip(f"this processor is no kind {request.param}")
     yield request.param
-    fused._fast.limit(2)
+    fused._fast.limit(MOST)
 
 
 def maps(*shape, dtype=torch.float32, seed=0):
@@ -58,7 +61,21 @@ def alike(pairs, dtype):
 def test_normalisation_with_relu(monkeypatch, dtype, shape):
     # A mean far from 0: the variance must not drown in it.  Among few different numbers one may be the very mean.
     x = maps(*shape, dtype=dtype) * 0.5 + (3 if dtype == torch.float32 else 0.3)
-    alike(both(monkeypatch, lambda x: fused.norm_relu(x, 1e-5), x), dtype)
+    alike(both(monkeypatch, lambda x: fused.norm_relu(x, 1e-5)[0], x), dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_what_else_needs_a_normalised_map_adds_its_gradient(monkeypatch, dtype):
+    def two_uses(x):
+        normed, same = fused.norm_relu(x, 1e-5)
+        return normed + same.square()
+
+    alike(both(monkeypatch, two_uses, maps(4, 16, 8, 8, dtype=dtype)), dtype)
+    # One of the two may be all that is used.
+    x = maps(4, 16, 8, 8, dtype=dtype).requires_grad_()
+    _, same = fused.norm_relu(x * 1, 1e-5)
+    (gradient,) = torch.autograd.grad(same.sum(), x)
+    assert (gradient == 1).all()
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -66,6 +83,20 @@ def test_normalisation_with_relu(monkeypatch, dtype, shape):
 def test_a_doubled_map_is_added(monkeypatch, dtype, shape):
     small = maps(shape[0], shape[1], shape[2] // 2, shape[3] // 2, dtype=dtype, seed=1)
     alike(both(monkeypatch, fused.plus_doubled, maps(*shape, dtype=dtype), small), dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("channels", [5, 32])
+def test_a_doubled_map_is_shifted_image_by_image(monkeypatch, dtype, channels):
+    small, shift = maps(3, channels, 2, 2, dtype=dtype, seed=1), maps(3, channels, 1, 1, dtype=dtype, seed=2)
+    x = maps(3, channels, 4, 4, dtype=dtype)
+    alike(both(monkeypatch, fused.plus_doubled, x, small, shift[:, :, 0, 0]), dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("shape", [(4, 1, 8, 8), (3, 1, 4, 4), (1, 1, 5, 3)], ids=str)
+def test_grey_is_three_equal_channels(monkeypatch, dtype, shape):
+    alike(both(monkeypatch, fused.tripled, maps(*shape, dtype=dtype)), dtype)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -80,22 +111,33 @@ def test_the_largest_of_four_pixels(monkeypatch, dtype, shape):
 @pytest.mark.parametrize("rectify", [True, False])
 @pytest.mark.parametrize("scales", [(0.3, 0.2), (0.3,)], ids=str)
 @pytest.mark.parametrize("labels", [[0, 0, 2, 2, 2, 3], [1] * 6], ids=str)
-def test_matching_in_passing_is_matching_afterwards(dtype, rectify, scales, labels):
+@pytest.mark.parametrize("pool", [False, True])
+def test_matching_in_passing_is_matching_afterwards(dtype, rectify, scales, labels, pool):
     tags, x = torch.tensor(labels), maps(6, 16, 4, 4, dtype=dtype)
     goals = [torch.rand(5, 256, generator=torch.Generator().manual_seed(n)) / 50 for n in range(len(scales))]
     starts = torch.searchsorted(tags, torch.arange(6))
     leaves = [x.clone().requires_grad_(), x.float().requires_grad_()]
-    phi, totals = fused.matched(leaves[0] * 1, starts, goals, scales, rectify=rectify)
+    phi, totals, small = fused.matched(leaves[0] * 1, starts, goals, scales, rectify=rectify, pool=pool)
     plain = F.relu(leaves[1]) if rectify else leaves[1] * 1
     rows = plain.permute(0, 2, 3, 1).flatten(1)
     whole = _UnitDistance.apply(rows, tags[None], scales, *(goal[None] for goal in goals))
+    assert torch.equal(small, F.max_pool2d(phi, 2) if pool else phi)
     torch.testing.assert_close(phi.float(), plain, **TOLERANCE[dtype])
     torch.testing.assert_close(totals.sum(), whole[0], rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
     # What comes from later layers is added to it; and either may be missing.
-    weights = maps(6, 16, 4, 4, seed=3)
-    for with_later, with_total in ((1, 1), (1, 0), (0, 1)):
+    weights, halved = maps(6, 16, 4, 4, seed=3), maps(6, 16, 2, 2, seed=4)
+    for with_later, with_small, with_total in (
+        (1, 0, 1),
+        (1, 0, 0),
+        (0, 0, 1),
+        (0, pool, 1),
+        (0, pool, 0),
+        (1, pool, 1),
+    ):
         ours = with_total * totals.sum() + with_later * (phi.float() * weights).sum()
         theirs = with_total * whole.sum() + with_later * (plain * weights).sum()
+        if with_small:
+            ours, theirs = ours + (small.float() * halved).sum(), theirs + (F.max_pool2d(plain, 2) * halved).sum()
         pair = [
             torch.autograd.grad(loss, leaf, retain_graph=True)[0]
             for loss, leaf in zip((ours, theirs), leaves, strict=True)
@@ -106,7 +148,7 @@ def test_matching_in_passing_is_matching_afterwards(dtype, rectify, scales, labe
 def test_a_map_without_features_is_matched_without_a_number_that_is_none():
     x = torch.zeros(2, 16, 2, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
     goal = torch.rand(1, 64)
-    _, totals = fused.matched(x * 1, torch.tensor([0, 2]), [goal], (0.5,), rectify=True)
+    _, totals, _ = fused.matched(x * 1, torch.tensor([0, 2]), [goal], (0.5,), rectify=True)
     (gradient,) = torch.autograd.grad(totals.sum(), x)
     torch.testing.assert_close(totals, goal.square().sum(1))
     assert not gradient.any()
@@ -116,9 +158,9 @@ def test_a_map_without_features_is_matched_without_a_number_that_is_none():
 def test_what_is_not_a_number_stays_none(dtype):
     x = maps(2, 16, 4, 4, dtype=dtype)
     x[0, 3, 1, 1] = torch.nan
-    assert fused.norm_relu(x, 1e-5)[:, 3].isnan().all()
+    assert fused.norm_relu(x, 1e-5)[0][:, 3].isnan().all()
     assert fused.pooled(x)[0, 3, 0, 0].isnan()
-    _, totals = fused.matched(x.clone(), torch.tensor([0, 2]), [torch.zeros(1, 256)], (1.0,), rectify=True)
+    _, totals, _ = fused.matched(x.clone(), torch.tensor([0, 2]), [torch.zeros(1, 256)], (1.0,), rectify=True)
     assert totals.isnan().all()
 
 
