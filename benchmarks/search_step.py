@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prismfl.bench import seconds_of
 from prismfl.config import Features, Search
-from prismfl.engines.inprocess import keep_freed_memory
+from prismfl.engines.searching import keep_freed_memory
 from prismfl.layout import Layout, frozen_weights
 from prismfl.mmd import FeatureMap, label_shares
 from prismfl.nets.features import LoadedNet, load_features

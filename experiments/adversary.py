@@ -23,7 +23,8 @@ from run import load_row, provenance, row_settings
 from prismfl import coordinator, runfolder
 from prismfl.config import Settings
 from prismfl.coordinator import Silent
-from prismfl.engines.inprocess import InProcess, keep_freed_memory
+from prismfl.engines.inprocess import InProcess
+from prismfl.engines.searching import keep_freed_memory
 from prismfl.errors import ClientError
 from prismfl.federation import Exchange, Reply, client_update, hear
 from prismfl.files import write_atomic

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prismfl.config import Search, Settings
 from prismfl.engines.clientdisk import ClientDisk
-from prismfl.engines.inprocess import keep_freed_memory
+from prismfl.engines.searching import keep_freed_memory
 from prismfl.metrics.embedding import judge_features
 from prismfl.metrics.frechet import frechet
 from prismfl.metrics.neighbours import balls, compare

@@ -294,6 +294,12 @@ class Output:
     distance_every: int = _setting(0, "rounds between distances; 0 for the last only", least=0)
     distance_samples: int = _setting(10_000, "samples a distance is measured on; 0 for no distance", least=0)
     workers: int = _setting(0, "clients searched at a time; 0 takes one a core, and one on a GPU", least=0, most=1024)
+    processes: str = _setting(
+        "auto",
+        "search in processes, one a worker, so that none waits for another's interpreter: on a processor, in runs that "
+        "are long enough",
+        choices=("auto", "on", "off"),
+    )
     cache_dir: str = _setting("", "folder that keeps clients' moments between runs; none keeps them in the run folder")
     device: str = _setting("cpu", "torch device")
     report: bool = _setting(True, "let the command `train` build report.html at its end")

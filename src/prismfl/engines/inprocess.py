@@ -1,11 +1,9 @@
 """The simulator: every client in this process, its bytes carried as a deployment would."""
 
-import contextlib
-import ctypes
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from prismfl.coordinator import Finished, Silent, Watcher
 from prismfl.data.datasets import ImageSet
 from prismfl.engines.clientdisk import ClientDisk
 from prismfl.engines.kept import KeptTargets, KeptThetas
+from prismfl.engines.searching import SearchProcesses, keep_freed_memory, processes_of
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation import (
     Agreement,
@@ -35,9 +34,6 @@ from prismfl.mmd import Target
 from prismfl.preparation import Prepared, for_arrays, prepare
 from prismfl.runfolder import RunFolder
 from prismfl.search import Memory
-
-# glibc's numbers for mallopt.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 _ON_A_GPU = 4  # workers: more gain little (docs/speed.md)
 _MOST_COUNTS = 100_000  # of labels at clients, in the run folder
@@ -64,7 +60,7 @@ def begin_worker(threads: int, device: torch.device) -> None:
 
 
 class InProcess:
-    """An engine whose clients are threads of this process.
+    """An engine whose clients are threads of this process, which may leave their searches to others.
 
     A client keeps θ in memory alone: when the simulator is resumed, its clients ask for a snapshot.
     What it keeps between runs lies on its disk.  Memory does not grow with the number of clients: see
@@ -83,6 +79,10 @@ class InProcess:
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the workers read what was put there
         self.pool = ThreadPoolExecutor(workers, initializer=begin_worker, initargs=(threads, device))
+        count = processes_of(agreement.settings, workers)
+        self.searches = SearchProcesses(agreement.layout, kit, threads, count) if count else None
+        if self.searches:
+            self.kit = replace(kit, search=self.searches.search)
         self.disk = ClientDisk(agreement, kit, folder)
         self.targets, self.held = KeptTargets(_MOST_TARGETS), KeptThetas(_MOST_THETAS)
         self.memories: dict[int, Memory | None] = {}
@@ -141,8 +141,10 @@ class InProcess:
         list(self.pool.map(lambda client: self.disk.remember(client, round_index, self.memories[client]), clients))
         self.memories.clear()
 
-    def close(self) -> None:
-        """Let the threads go."""
+    def close(self, *, now: bool = False) -> None:
+        """Let the threads and processes go; `now`: searches that are under way as well."""
+        if self.searches:
+            self.searches.close(now=now)
         self.pool.shutdown(cancel_futures=True)
 
     def _carry(self, one: Worker, frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
@@ -231,9 +233,12 @@ def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finishe
         watcher.note(line)
     engine = InProcess(ready.agreement, ready.kit, ready.clients, folder)
     try:
-        return coordinator.run(ready.agreement, engine, folder, watcher, ready.test, ready.kit)
-    finally:
-        engine.close()
+        finished = coordinator.run(ready.agreement, engine, folder, watcher, ready.test, ready.kit)
+    except BaseException:
+        engine.close(now=True)
+        raise
+    engine.close()
+    return finished
 
 
 def _record_labels(ready: Prepared, folder: RunFolder) -> None:
@@ -246,15 +251,3 @@ def _record_labels(ready: Prepared, folder: RunFolder) -> None:
         return
     counts = [np.bincount(mine.labels, minlength=len(classes)).tolist() for mine in ready.clients]
     runfolder.save_labels(folder, classes, counts)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed blocks: each step frees and asks for the same large tensors again.
-
-    Giving them back to the system and faulting them in anew took a third of a step.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
-            libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)

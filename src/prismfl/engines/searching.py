@@ -1,0 +1,123 @@
+"""Searches in processes of their own: in one process they would wait for each other's interpreter."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import warnings
+from concurrent.futures import BrokenExecutor
+
+import numpy as np
+import torch
+from loky import ProcessPoolExecutor
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prismfl.config import Search, Settings
+from prismfl.federation import ClientKit
+from prismfl.layout import Layout
+from prismfl.mmd import FeatureMap, Target
+from prismfl.nets.tape import Tape
+from prismfl.search import Found, Memory, local_search
+
+# glibc's numbers for mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+_WORTH_STARTING = 2_000  # steps of a run in which what starting processes takes is gained back (docs/speed.md)
+
+_log = logging.getLogger(__name__)
+
+
+def processes_of(settings: Settings, workers: int) -> int:
+    """Processes that a run's searches take turns in; 0 where they stay in this one's threads."""
+    federation, search = settings.federation, settings.search
+    clients = federation.cohort or settings.data.clients
+    count = min(workers, clients)
+    able = settings.output.device == "cpu" and search.batching != "vmap" and federation.mode == "masks" and count > 1
+    if not able or settings.output.processes == "off":
+        return 0
+    steps = federation.rounds * clients * search.local_steps
+    return count if settings.output.processes == "on" or steps >= _WORTH_STARTING else 0
+
+
+class SearchProcesses:
+    """`local_search` of one run's clients, each in one of some processes: what it finds there is the same.
+
+    A thread that asks waits without holding the interpreter, so that searches do not slow each other down.
+    """
+
+    def __init__(self, layout: Layout, kit: ClientKit, threads: int, count: int) -> None:
+        world = layout, kit.weights.numpy(), kit.features, threads
+        self.pool: ProcessPoolExecutor | None = ProcessPoolExecutor(count, initializer=_begin, initargs=world)
+        self.pool.submit(os.getpid)  # they begin now, while the first round is prepared
+
+    def search(
+        self,
+        layout: Layout,
+        weights: Tensor,
+        features: FeatureMap,
+        q: NDArray[np.uint16],
+        target: Target,
+        settings: Search,
+        rate: float,
+        draws: Tape,
+        memory: Memory | None = None,
+    ) -> Found:
+        """See `local_search`: of the layout, weights and features that the processes began with."""
+        asked = q, target, settings, rate, draws, memory
+        if self.pool is not None:
+            try:
+                found: Found = self.pool.submit(_searched, *asked).result()
+                return found
+            except BrokenExecutor as error:
+                self._give_up(error)
+        return local_search(layout, weights, features, *asked)
+
+    def _give_up(self, error: BrokenExecutor) -> None:
+        """Search in threads from now on; the processes were ended by something else than us."""
+        if self.pool is not None:
+            self.pool = None
+            _log.warning(
+                "a process that searched has died (%s); going on without them, and more slowly: "
+                "if memory ran out, set output.workers lower",
+                type(error).__name__,
+            )
+
+    def close(self, *, now: bool = False) -> None:
+        """Let the processes go; `now`: whatever they are at."""
+        if self.pool is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it found no `pgrep`
+                self.pool.shutdown(kill_workers=now)
+
+
+_world: tuple[Layout, Tensor, FeatureMap]  # of the run that this process searches for
+
+
+def _begin(layout: Layout, weights: NDArray[np.float32], features: FeatureMap, threads: int) -> None:
+    """Ready a process: an interrupt is the parent's to answer, which then ends this one."""
+    global _world  # a process serves one run
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    _world = layout, torch.from_numpy(weights), features
+
+
+def _searched(
+    q: NDArray[np.uint16], target: Target, settings: Search, rate: float, draws: Tape, memory: Memory | None
+) -> Found:
+    return local_search(*_world, q, target, settings, rate, draws, memory)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed blocks: each step frees and asks for the same large tensors again.
+
+    Giving them back to the system and faulting them in anew took a third of a step.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
+            libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
