@@ -6,12 +6,14 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from concurrent.futures import BrokenExecutor
 
 import numpy as np
 import torch
-from loky import ProcessPoolExecutor
+from joblib.externals.loky import ProcessPoolExecutor
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -100,9 +102,17 @@ def _begin(layout: Layout, weights: NDArray[np.float32], features: FeatureMap, t
     """Ready a process: an interrupt is the parent's to answer, which then ends this one."""
     global _world  # a process serves one run
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     keep_freed_memory()
     torch.set_num_threads(threads)
     _world = layout, torch.from_numpy(weights), features
+
+
+def _leave_with(parent: int) -> None:
+    """End this process once its parent has ended, however that was."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _searched(
