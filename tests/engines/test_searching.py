@@ -1,0 +1,175 @@
+"""Searches in processes of their own: the same bytes, whatever becomes of the processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prismfl.config import settings_from
+from prismfl.engines.inprocess import train
+from prismfl.engines.searching import SearchProcesses, processes_of
+from prismfl.nets.tape import Tape
+from prismfl.preparation import prepare
+from prismfl.runfolder import read_rounds
+from prismfl.search import local_search
+from prismfl.seeding import Purpose, Stream
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+
+@pytest.fixture(scope="module")
+def world(tiny, blobs):
+    ready = prepare(tiny(), blobs)
+    target = ready.kit.features.target(ready.clients[0].images, ready.clients[0].labels, 0)
+    return ready, target
+
+
+@pytest.fixture
+def processes(world):
+    ready, _ = world
+    found = SearchProcesses(ready.agreement.layout, ready.kit, 1, 2)
+    yield found
+    found.close(now=True)
+
+
+def asked(world, **search):
+    """What a search is asked: θ, target, settings, rate, draws, memory."""
+    ready, target = world
+    settings = replace(ready.agreement.settings.search, **search)
+    q = np.full(ready.agreement.layout.count, 32768, np.uint16)
+    return q, target, settings, 0.5, Tape(Stream(0, Purpose.SEARCH, 1, 2)), None
+
+
+def begun_with(world):
+    ready, _ = world
+    return ready.agreement.layout, ready.kit.weights, ready.kit.features
+
+
+def same(one, other):
+    return one.q.tobytes() == other.q.tobytes() and one.loss == other.loss and one.memory.steps == other.memory.steps
+
+
+def pids(processes):
+    return {processes.pool.submit(os.getpid).result() for _ in range(20)}
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def gone(numbers, seconds=20):
+    """Whether processes have ended within some time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and any(alive(pid) for pid in numbers):
+        time.sleep(0.05)
+    return not any(alive(pid) for pid in numbers)
+
+
+def test_a_process_finds_what_a_thread_finds(world, processes):
+    q, *rest = asked(world, adam="keep")
+    here = local_search(*begun_with(world), q, *rest)
+    there = processes.search(*begun_with(world), q, *asked(world, adam="keep")[1:])
+    assert same(here, there)
+    assert os.getpid() not in pids(processes)
+    # What a client keeps goes there and comes back.
+    again = [
+        search(*begun_with(world), q, *asked(world, adam="keep")[1:-1], here.memory)
+        for search in (local_search, processes.search)
+    ]
+    assert same(*again) and not same(again[0], here)
+
+
+@posix
+def test_what_ends_a_process_does_not_end_the_search(world, processes, caplog):
+    first = processes.search(*begun_with(world), *asked(world, adam="keep"))
+    for pid in pids(processes):
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(2):
+        assert same(first, processes.search(*begun_with(world), *asked(world, adam="keep")))
+    assert ["has died" in record.message for record in caplog.records] == [True]
+
+
+def test_what_goes_wrong_in_a_process_is_told(world, processes):
+    q, target, *rest = asked(world)
+    with pytest.raises(RuntimeError, match="size"):
+        processes.search(*begun_with(world), q, replace(target, moments=target.moments[:-1]), *rest)
+
+
+@posix
+def test_an_interrupted_run_leaves_no_process(world, processes):
+    numbers, ends = pids(processes), []
+
+    def search():
+        try:
+            processes.search(*begun_with(world), *asked(world, local_steps=10**6))
+        except Exception as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    time.sleep(0.5)
+    processes.close(now=True)
+    thread.join(20)
+    assert len(ends) == 1 and not thread.is_alive()
+    assert gone(numbers)
+
+
+@posix
+def test_processes_end_with_a_parent_that_is_killed():
+    code = """
+import os, time
+from prismfl.engines.searching import SearchProcesses
+from prismfl.nets.features import load_features
+from types import SimpleNamespace
+import torch
+if __name__ == "__main__":
+    found = SearchProcesses(None, SimpleNamespace(weights=torch.zeros(1), features=None), 1, 2)
+    print(*{found.pool.submit(os.getpid).result() for _ in range(20)}, flush=True)
+    time.sleep(100)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    numbers = [int(word) for word in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    assert numbers and gone(numbers)
+
+
+@pytest.mark.parametrize(
+    ("output", "federation", "search", "wanted"),
+    [
+        ({}, {}, {}, 4),
+        ({"processes": "off"}, {}, {}, 0),
+        ({}, {"rounds": 1}, {}, 0),
+        ({"processes": "on"}, {"rounds": 1}, {}, 4),
+        ({"device": "cuda"}, {}, {}, 0),
+        ({}, {}, {"batching": "vmap"}, 0),
+        ({}, {"cohort": 2}, {}, 2),
+        ({}, {"cohort": 1}, {}, 0),
+        ({}, {"mode": "one-shot"}, {}, 0),
+    ],
+    ids=str,
+)
+def test_long_runs_on_processors_search_in_processes(output, federation, search, wanted):
+    changes = {"output": output, "federation": {"rounds": 100, **federation}, "search": search}
+    assert processes_of(settings_from({"data": {"dataset": "digits"}, **changes}), 4) == wanted
+
+
+def test_processes_change_no_byte_of_a_run(tiny, blobs, tmp_path):
+    runs = []
+    for how in ("off", "on"):
+        settings = tiny(output={"workers": 2, "processes": how}, search={"adam": "keep"})
+        runs.append(train(settings, blobs, out=tmp_path / how).folder)
+    one, two = (folder.model.read_bytes() for folder in runs)
+    assert one == two
+    lines = [[{**line, "seconds": 0} for line in read_rounds(folder)] for folder in runs]
+    assert lines[0] == lines[1]
