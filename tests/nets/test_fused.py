@@ -164,6 +164,37 @@ def test_what_is_not_a_number_stays_none(dtype):
     assert totals.isnan().all()
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("groups", [[0, 24], [0, 5, 5, 17, 24]], ids=str)
+def test_nothing_depends_on_the_number_of_threads(dtype, groups):
+    x, small = maps(24, 48, 16, 16, dtype=dtype), maps(24, 48, 8, 8, dtype=dtype, seed=1)
+    goals = [torch.rand(len(groups) - 1, x[0].numel(), generator=torch.Generator().manual_seed(n)) for n in range(2)]
+    grey, flat = maps(24, 1, 40, 40, dtype=dtype, seed=2), [maps(1, 1, 1, 99_999, seed=n).flatten() for n in range(6)]
+
+    def everything():
+        leaf, less, one = (part.clone().requires_grad_() for part in (x, small, grey))
+        normed, same = fused.norm_relu(leaf * 1, 1e-5)
+        grown = fused.plus_doubled(same * 1, less, less[:, :, 0, 0])
+        phi, totals, pooled = fused.matched(grown, torch.tensor(groups), goals, (0.3, 0.2), rectify=True, pool=True)
+        ends = [normed, totals, fused.pooled(phi), pooled, fused.tripled(one)]
+        found = [end.detach() for end in ends]
+        found += torch.autograd.grad(sum((end.float() ** 2).sum() for end in ends), (leaf, less, one))
+        found += [fused.kept(*flat[:3], dtype), fused.by_scores(flat[0].to(dtype), *flat[1:3], identity=False)]
+        state = [part.abs() for part in flat[2:]]
+        assert fused.adam_step(*state, (0.5, 0.9), 0.1, 0.3, 1e-9)
+        return [*found, *state]
+
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(everything())
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
 @pytest.mark.parametrize("count", [1, 15, 16, 1000])
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_kept_weights_and_gradients_by_scores(monkeypatch, count, dtype):

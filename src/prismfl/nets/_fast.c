@@ -24,25 +24,51 @@ typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 
 typedef struct {
+    void *x, *y; /* small maps [lines, width, channels], and of twice the size; x NULL for none */
+    const void *shift;
+    void *into;
+    Py_ssize_t height, width, channels; /* of a small map */
+    int half;
+} Pixels;
+
+typedef struct {
     void *phi;             /* [rows, width], rectified in place where asked */
     const int64_t *starts; /* [groups + 1]: rows of a group are consecutive */
     const float *goals1, *goals2; /* [groups, width]; goals2 NULL without second moments */
     float *rests1, *rests2;       /* [groups, width]: sums of a group less its goal, where it has rows */
     float *scales;                /* [rows, 4]: scale1 / |phi|, its along, scale2 / |phi^2|, its along */
-    Py_ssize_t groups, width;
+    Py_ssize_t groups, width, blocks, lines; /* blocks of columns; lines of a row's pooled map */
     double scale1, scale2;
-    void *small;  /* pooled maps [rows, width / 4], or back what came for them; NULL where they are not pooled */
-    void *spread; /* [width], to work with */
-    Py_ssize_t lines, across, channels; /* of a pooled map */
+    int half, rectify;
+    double *along, *squares;  /* [blocks, rows, 2] and [groups, blocks], to work with */
+    Py_ssize_t group, last;   /* the groups that are worked on */
+    const float *factors;     /* [groups] */
+    const void *later;        /* [rows, width], or NULL */
+    Pixels pixels;            /* x: pooled maps, or what came for them; NULL where there are none; into: [rows, width] */
 } Match;
 
 typedef struct {
-    const void *x;
+    const void *x, *given, *beside;
+    void *into;
     Py_ssize_t rows, channels, tile; /* tile: so many numbers are whole rows and whole vectors */
     float *mean, *inverse;           /* [tile], one row's figures repeated */
-    float *lanes;                    /* [4, tile], to work with */
+    float *about, *pulls, *lanes;    /* [tile], [2, tile], [stretches, 2, tile], to work with */
     double *sums;                    /* [2, channels], to work with */
+    int half;
 } Norm;
+
+typedef struct {
+    const float *weights, *theta, *uniform;
+    const void *gradient;
+    void *into;
+    int half, plain;
+} Scores;
+
+typedef struct {
+    float *scores, *first, *second;
+    const float *gradient;
+    float beta1, beta2, rate, correction, tiny;
+} Adam;
 
 static int kind; /* of processor, as kernels were made for: 3 has AVX-512 and rounds to bfloat16, 2 AVX-512, 1 AVX2 */
 
@@ -62,10 +88,10 @@ static double inverse(double square) { return square > 1e-24 ? 1 / sqrt(square) 
 #undef CONVERTED
 #undef WHOLE
 #undef NAMED
-#define IF_ROUNDING(name, ...) kind == 3 ? name##_rounding(__VA_ARGS__) :
+#define IF_ROUNDING(name) kind == 3 ? name##_rounding :
 #define ROUNDS __builtin_cpu_supports("avx512bf16")
 #else
-#define IF_ROUNDING(name, ...)
+#define IF_ROUNDING(name)
 #define ROUNDS 0
 #endif
 #define NAMED(name) name##_512
@@ -82,11 +108,7 @@ static double inverse(double square) { return square > 1e-24 ? 1 / sqrt(square) 
 #include "_kernels.h"
 #pragma GCC pop_options
 #undef NAMED
-#define BEST(name, ...)                             \
-    (IF_ROUNDING(name, __VA_ARGS__)                 \
-     kind == 2 ? name##_512(__VA_ARGS__)            \
-     : kind == 1 ? name##_256(__VA_ARGS__)          \
-                 : name##_any(__VA_ARGS__))
+#define BEST(name) (IF_ROUNDING(name) kind == 2 ? name##_512 : kind == 1 ? name##_256 : name##_any)
 
 static int best_kind(void) {
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
@@ -94,7 +116,7 @@ static int best_kind(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
 }
 #else
-#define BEST(name, ...) name##_any(__VA_ARGS__)
+#define BEST(name) name##_any
 static int best_kind(void) { return 0; }
 #endif
 #define NAMED(name) name##_any
@@ -112,28 +134,129 @@ static Py_ssize_t tile_of(Py_ssize_t channels) {
     return tile;
 }
 
+/* ------------------------------------------------------------------ threads */
+
+typedef void Work(void *given, Py_ssize_t from, Py_ssize_t to);
+
+/* What torch's own threads are asked with, `GOMP_parallel`: others beside them would be in their way. */
+static void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+
+typedef struct {
+    Work *work;
+    void *given;
+    Py_ssize_t count, unit, pieces, next;
+} Shared;
+
+static void take(void *given) {
+    Shared *s = given;
+    for (Py_ssize_t piece; (piece = __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED)) < s->pieces;) {
+        Py_ssize_t units = (s->count + s->unit - 1) / s->unit, from = units * piece / s->pieces * s->unit;
+        s->work(s->given, from, least(units * (piece + 1) / s->pieces * s->unit, s->count));
+    }
+}
+
+/* Has all of `count` worked on, whole units of it by each thread.  What is found does not depend on their number. */
+static void share(Work *work, void *given, Py_ssize_t count, Py_ssize_t unit, int threads) {
+    Shared shared = {work, given, count, unit, threads, 0};
+    if (threads > 1 && parallel && count > unit) parallel(take, &shared, (unsigned)threads, 0);
+    else work(given, 0, count);
+}
+
+static PyObject *py_use(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned long long address;
+    if (!PyArg_ParseTuple(args, "K", &address)) return NULL;
+    parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))(uintptr_t)address;
+    Py_RETURN_NONE;
+}
+
+/* ------------------------------------------------------------------ what Python calls */
+
+/* Totals of some groups, and the scales of their rows, from what was found block by block. */
+static void finish(const Match *m, float *totals) {
+    for (Py_ssize_t group = m->group; group < m->last; group++) {
+        double total = 0;
+        for (Py_ssize_t block = 0; block < m->blocks; block++) total += m->squares[group * m->blocks + block];
+        if (m->starts[group] == m->starts[group + 1]) total = BEST(unmet)(m, group);
+        totals[group] = (float)total;
+        for (Py_ssize_t row = m->starts[group]; row < m->starts[group + 1]; row++) {
+            double along1 = 0, along2 = 0;
+            for (Py_ssize_t block = 0; block < m->blocks; block++) {
+                along1 += m->along[2 * (block * m->starts[m->groups] + row)];
+                along2 += m->along[2 * (block * m->starts[m->groups] + row) + 1];
+            }
+            float *scale = m->scales + 4 * row;
+            scale[1] = (float)(along1 * pow(scale[0], 3) / (m->scale1 * m->scale1));
+            scale[3] = m->goals2 ? (float)(along2 * pow(scale[2], 3) / (m->scale2 * m->scale2)) : 0;
+        }
+    }
+}
+
+/* By itself a thread takes one group after another, whose rows stay near between the passes. */
+static void match(Match *m, float *totals, int threads) {
+    int together = threads > 1;
+    for (Py_ssize_t group = 0; group < (together ? 1 : m->groups); group++) {
+        m->group = together ? 0 : group, m->last = together ? m->groups : group + 1;
+        if (together) share(BEST(rows_met), m, m->starts[m->groups], 1, threads);
+        else BEST(rows_met)(m, m->starts[group], m->starts[group + 1]);
+        share(BEST(blocks_met), m, m->blocks, 1, threads);
+        finish(m, totals);
+    }
+}
+
 /* Forwards totals [groups] are written; back they are what a group's gradient is multiplied by. */
 static PyObject *py_match(PyObject *self, PyObject *args) {
     (void)self;
-    Match m;
+    Match m = {0};
     unsigned long long phi, starts, goals1, goals2, rests1, rests2, scales, small, totals, later, into;
-    int half, rectify, back;
-    if (!PyArg_ParseTuple(args, "(KKKKKKK)nndd(Knnn)(KKK)ppp", &phi, &starts, &goals1, &goals2, &rests1, &rests2,
-                          &scales, &m.groups, &m.width, &m.scale1, &m.scale2, &small, &m.lines, &m.across, &m.channels,
-                          &totals, &later, &into, &half, &rectify, &back))
+    int back, threads;
+    if (!PyArg_ParseTuple(args, "(KKKKKKK)nndd(Knnn)(KKK)pppi", &phi, &starts, &goals1, &goals2, &rests1, &rests2,
+                          &scales, &m.groups, &m.width, &m.scale1, &m.scale2, &small, &m.lines, &m.pixels.width,
+                          &m.pixels.channels, &totals, &later, &into, &m.half, &m.rectify, &back, &threads))
         return NULL;
     m.phi = at(phi), m.starts = at(starts), m.goals1 = at(goals1), m.goals2 = at(goals2);
-    m.rests1 = at(rests1), m.rests2 = at(rests2), m.scales = at(scales), m.small = at(small);
-    Py_ssize_t alongs = (2 * m.starts[m.groups] + 1) * sizeof(double);
-    double *along = PyMem_Malloc(alongs + m.width * sizeof(float));
-    if (!along) return PyErr_NoMemory();
-    m.spread = (char *)along + alongs;
+    m.rests1 = at(rests1), m.rests2 = at(rests2), m.scales = at(scales), m.factors = at(totals), m.later = at(later);
+    m.pixels.x = at(small), m.pixels.y = m.phi, m.pixels.into = at(into), m.pixels.half = m.half;
+    m.blocks = (m.width + BLOCK - 1) / BLOCK;
+    Py_ssize_t rows = m.starts[m.groups];
+    m.along = PyMem_Calloc(m.blocks * (2 * rows + m.groups) + 1, sizeof(double));
+    if (!m.along) return PyErr_NoMemory();
+    m.squares = m.along + 2 * m.blocks * rows;
     Py_BEGIN_ALLOW_THREADS
-    if (back) BEST(unmatch, &m, at(totals), at(later), at(into), half, rectify);
-    else BEST(match, &m, at(totals), along, half, rectify);
+    if (back) share(BEST(unmatch), &m, rows, 1, threads);
+    else match(&m, at(totals), threads);
     Py_END_ALLOW_THREADS
-    PyMem_Free(along);
+    PyMem_Free(m.along);
     Py_RETURN_NONE;
+}
+
+/* Adds up what was found stretch by stretch. */
+static void add_up(const Norm *n, Py_ssize_t stretches) {
+    memset(n->sums, 0, 2 * n->channels * sizeof(double));
+    for (Py_ssize_t stretch = 0; stretch < stretches; stretch++)
+        for (Py_ssize_t c = 0; c < n->tile; c++) {
+            n->sums[c % n->channels] += n->lanes[2 * stretch * n->tile + c];
+            n->sums[n->channels + c % n->channels] += n->lanes[(2 * stretch + 1) * n->tile + c];
+        }
+}
+
+/* About the first row, so that squares of a large mean do not drown the variance. */
+static void norm(Norm *n, Py_ssize_t stretches, double epsilon, int threads) {
+    BEST(begun)(n);
+    share(BEST(summed), n, stretches, 1, threads);
+    add_up(n, stretches);
+    BEST(settled)(n, epsilon);
+    share(BEST(normed), n, stretches, 1, threads);
+}
+
+static void unnorm(Norm *n, Py_ssize_t stretches, int threads) {
+    share(BEST(summed), n, stretches, 1, threads);
+    add_up(n, stretches);
+    for (Py_ssize_t c = 0; c < n->tile; c++) {
+        n->pulls[c] = (float)(n->sums[c % n->channels] / n->rows);
+        n->pulls[n->tile + c] = (float)(n->sums[n->channels + c % n->channels] / n->rows);
+    }
+    share(BEST(unnormed), n, stretches, 1, threads);
 }
 
 static PyObject *py_norm(PyObject *self, PyObject *args) {
@@ -141,18 +264,19 @@ static PyObject *py_norm(PyObject *self, PyObject *args) {
     unsigned long long x, given, beside, into, figures;
     Norm n;
     double epsilon;
-    int half, back;
-    if (!PyArg_ParseTuple(args, "(KKKKK)nndpp", &x, &given, &beside, &into, &figures, &n.rows, &n.channels, &epsilon,
-                          &half, &back))
+    int back, threads;
+    if (!PyArg_ParseTuple(args, "(KKKKK)nndppi", &x, &given, &beside, &into, &figures, &n.rows, &n.channels, &epsilon,
+                          &n.half, &back, &threads))
         return NULL;
-    n.x = at(x), n.tile = tile_of(n.channels);
+    n.x = at(x), n.given = at(given), n.beside = at(beside), n.into = at(into), n.tile = tile_of(n.channels);
     n.mean = at(figures), n.inverse = n.mean + n.tile;
-    n.sums = PyMem_Malloc(2 * n.channels * sizeof(double) + 4 * n.tile * sizeof(float));
+    Py_ssize_t stretches = (n.rows * n.channels + STRETCH * n.tile - 1) / (STRETCH * n.tile);
+    n.sums = PyMem_Malloc(2 * n.channels * sizeof(double) + (3 + 2 * stretches) * n.tile * sizeof(float));
     if (!n.sums) return PyErr_NoMemory();
-    n.lanes = (float *)(n.sums + 2 * n.channels);
+    n.about = (float *)(n.sums + 2 * n.channels), n.pulls = n.about + n.tile, n.lanes = n.pulls + 2 * n.tile;
     Py_BEGIN_ALLOW_THREADS
-    if (back) BEST(unnorm, &n, at(given), at(beside), at(into), half);
-    else BEST(norm, &n, at(into), epsilon, half);
+    if (back) unnorm(&n, stretches, threads);
+    else norm(&n, stretches, epsilon, threads);
     Py_END_ALLOW_THREADS
     PyMem_Free(n.sums);
     Py_RETURN_NONE;
@@ -165,54 +289,47 @@ static PyObject *py_tile(PyObject *self, PyObject *args) {
     return PyLong_FromSsize_t(tile_of(channels < 1 ? 1 : channels));
 }
 
-static PyObject *py_doubled(PyObject *self, PyObject *args) {
-    (void)self;
-    unsigned long long x, shift, y;
-    Py_ssize_t lines, height, width, channels;
-    int half, back;
-    if (!PyArg_ParseTuple(args, "(KKK)nnnnpp", &x, &shift, &y, &lines, &height, &width, &channels, &half, &back))
+/* Lines of small maps, or single pixels of grey ones: `forth` or `back` of them. */
+static PyObject *pixels(PyObject *args, Work *forth, Work *back, Py_ssize_t unit) {
+    unsigned long long x, y, shift, into;
+    Py_ssize_t lines;
+    Pixels p;
+    int backwards, threads;
+    if (!PyArg_ParseTuple(args, "(KKKK)nnnnppi", &x, &y, &shift, &into, &lines, &p.height, &p.width, &p.channels,
+                          &p.half, &backwards, &threads))
         return NULL;
+    p.x = at(x), p.y = at(y), p.shift = at(shift), p.into = at(into);
     Py_BEGIN_ALLOW_THREADS
-    if (back) BEST(halved, at(y), at(x), lines, width, channels, half);
-    else BEST(doubled, at(x), at(shift), at(y), lines, height, width, channels, half);
+    share(backwards ? back : forth, &p, lines, unit, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
-static PyObject *py_tripled(PyObject *self, PyObject *args) {
+static PyObject *py_doubled(PyObject *self, PyObject *args) {
     (void)self;
-    unsigned long long x, y;
-    Py_ssize_t count;
-    int half, back;
-    if (!PyArg_ParseTuple(args, "(KK)npp", &x, &y, &count, &half, &back)) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    if (back) BEST(untripled, at(y), at(x), count, half);
-    else BEST(tripled, at(x), at(y), count, half);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    return pixels(args, BEST(doubled), BEST(halved), 1);
 }
 
 static PyObject *py_pooled(PyObject *self, PyObject *args) {
     (void)self;
-    unsigned long long y, given, into;
-    Py_ssize_t lines, width, channels;
-    int half, back;
-    if (!PyArg_ParseTuple(args, "(KKK)nnnpp", &y, &given, &into, &lines, &width, &channels, &half, &back)) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    if (back) BEST(unpooled, at(y), at(given), at(into), lines, width, channels, half);
-    else BEST(pooled, at(y), at(into), lines, width, channels, half);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    return pixels(args, BEST(pooled), BEST(unpooled), 1);
+}
+
+static PyObject *py_tripled(PyObject *self, PyObject *args) {
+    (void)self;
+    return pixels(args, BEST(tripled), BEST(untripled), BLOCK);
 }
 
 static PyObject *py_kept(PyObject *self, PyObject *args) {
     (void)self;
     unsigned long long weights, theta, uniform, into;
     Py_ssize_t count;
-    int half;
-    if (!PyArg_ParseTuple(args, "(KKKK)np", &weights, &theta, &uniform, &into, &count, &half)) return NULL;
+    Scores s = {0};
+    int threads;
+    if (!PyArg_ParseTuple(args, "(KKKK)npi", &weights, &theta, &uniform, &into, &count, &s.half, &threads)) return NULL;
+    s.weights = at(weights), s.theta = at(theta), s.uniform = at(uniform), s.into = at(into);
     Py_BEGIN_ALLOW_THREADS
-    BEST(kept, at(weights), at(theta), at(uniform), at(into), count, half);
+    share(BEST(kept), &s, count, BLOCK, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -221,10 +338,13 @@ static PyObject *py_scored(PyObject *self, PyObject *args) {
     (void)self;
     unsigned long long gradient, weights, theta, into;
     Py_ssize_t count;
-    int half, plain;
-    if (!PyArg_ParseTuple(args, "(KKKK)npp", &gradient, &weights, &theta, &into, &count, &half, &plain)) return NULL;
+    Scores s = {0};
+    int threads;
+    if (!PyArg_ParseTuple(args, "(KKKK)nppi", &gradient, &weights, &theta, &into, &count, &s.half, &s.plain, &threads))
+        return NULL;
+    s.gradient = at(gradient), s.weights = at(weights), s.theta = at(theta), s.into = at(into);
     Py_BEGIN_ALLOW_THREADS
-    BEST(scored, at(gradient), at(weights), at(theta), at(into), count, half, plain);
+    share(BEST(scored), &s, count, BLOCK, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -233,12 +353,14 @@ static PyObject *py_adam(PyObject *self, PyObject *args) {
     (void)self;
     unsigned long long scores, gradient, first, second;
     Py_ssize_t count;
-    float beta1, beta2, rate, correction, tiny;
-    if (!PyArg_ParseTuple(args, "(KKKK)nfffff", &scores, &gradient, &first, &second, &count, &beta1, &beta2, &rate,
-                          &correction, &tiny))
+    Adam a;
+    int threads;
+    if (!PyArg_ParseTuple(args, "(KKKK)nfffffi", &scores, &gradient, &first, &second, &count, &a.beta1, &a.beta2,
+                          &a.rate, &a.correction, &a.tiny, &threads))
         return NULL;
+    a.scores = at(scores), a.gradient = at(gradient), a.first = at(first), a.second = at(second);
     Py_BEGIN_ALLOW_THREADS
-    BEST(adam, at(scores), at(gradient), at(first), at(second), count, beta1, beta2, rate, correction, tiny);
+    share(BEST(adam), &a, count, BLOCK, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -261,6 +383,7 @@ static PyMethodDef methods[] = {
     {"kept", py_kept, METH_VARARGS, "Weights that a draw keeps."},
     {"scored", py_scored, METH_VARARGS, "The gradient by the scores."},
     {"adam", py_adam, METH_VARARGS, "One step of Adam."},
+    {"use", py_use, METH_VARARGS, "Share work among the threads behind the `GOMP_parallel` at an address."},
     {"limit", py_limit, METH_VARARGS, "Use kernels of at most this kind of processor; returns the kind in use."},
     {NULL, NULL, 0, NULL}};
 

@@ -3,6 +3,9 @@
 
 #define adam NAMED(adam)
 #define alongs NAMED(alongs)
+#define begun NAMED(begun)
+#define blocks_met NAMED(blocks_met)
+#define blocks_of NAMED(blocks_of)
 #define doubled NAMED(doubled)
 #define doubled_of NAMED(doubled_of)
 #define folded NAMED(folded)
@@ -13,11 +16,8 @@
 #define kept_some NAMED(kept_some)
 #define larger NAMED(larger)
 #define load NAMED(load)
-#define match NAMED(match)
-#define match_of NAMED(match_of)
-#define met NAMED(met)
-#define norm NAMED(norm)
-#define norm_of NAMED(norm_of)
+#define narrowed NAMED(narrowed)
+#define normed NAMED(normed)
 #define norms NAMED(norms)
 #define part NAMED(part)
 #define passed NAMED(passed)
@@ -28,24 +28,30 @@
 #define reread NAMED(reread)
 #define rests NAMED(rests)
 #define rounded NAMED(rounded)
+#define rows_met NAMED(rows_met)
+#define rows_of NAMED(rows_of)
 #define scored NAMED(scored)
+#define scored_of NAMED(scored_of)
+#define settled NAMED(settled)
 #define single NAMED(single)
 #define some_normed NAMED(some_normed)
 #define some_sums NAMED(some_sums)
 #define some_unnormed NAMED(some_unnormed)
 #define store NAMED(store)
 #define summed NAMED(summed)
+#define summed_of NAMED(summed_of)
 #define tripled NAMED(tripled)
-#define widened NAMED(widened)
-#define narrowed NAMED(narrowed)
+#define tripled_of NAMED(tripled_of)
 #define unmatch NAMED(unmatch)
 #define unmatch_of NAMED(unmatch_of)
 #define unmet NAMED(unmet)
-#define unnorm NAMED(unnorm)
-#define unnorm_of NAMED(unnorm_of)
+#define unnormed NAMED(unnormed)
+#define unnormed_of NAMED(unnormed_of)
 #define unpooled NAMED(unpooled)
 #define unpooled_of NAMED(unpooled_of)
 #define untripled NAMED(untripled)
+#define untripled_of NAMED(untripled_of)
+#define widened NAMED(widened)
 
 /* Compilers make two of these of halves of a vector, and join them, where the processor has one. */
 INLINE Words widened(Halves raw) {
@@ -156,52 +162,55 @@ INLINE double folded(Floats lanes) {
 
 /* ------------------------------------------------------------------ two by two pixels */
 
-/* Runs `work` for each sixteen channels of each pixel of a small map `[lines, width, channels]`: `small` is where
- * they are, `large` where the first of their four is in a map of twice the size, `below` how much later its second
- * line is. */
-#define PIXELS(lines, width, channels, ...)                                            \
-    do {                                                                              \
-        const Py_ssize_t below = 2 * (width) * (channels);                            \
-        Py_ssize_t small = 0;                                                         \
-        for (Py_ssize_t line = 0; line < (lines); line++)                             \
-            for (Py_ssize_t column = 0; column < (width); column++) {                 \
-                Py_ssize_t large = 2 * (line * below + column * (channels));          \
-                for (Py_ssize_t c = 0; c < (channels); c += LANES) {                  \
-                    __VA_ARGS__;                                                      \
-                    small += LANES, large += LANES;                                   \
-                }                                                                     \
-            }                                                                         \
+/* Does something for each sixteen channels of each pixel of some lines of a small map `[lines, width, channels]`:
+ * `small` is where they are, `large` where the first of their four is in a map of twice the size, `below` how much
+ * later its second line is. */
+#define PIXELS(p, from, to, ...)                                                         \
+    do {                                                                                 \
+        const Py_ssize_t width = (p)->width, channels = (p)->channels;                   \
+        const Py_ssize_t below = 2 * width * channels;                                   \
+        Py_ssize_t small = (from) * width * channels;                                    \
+        for (Py_ssize_t line = (from); line < (to); line++)                              \
+            for (Py_ssize_t column = 0; column < width; column++) {                      \
+                Py_ssize_t large = 2 * (line * below + column * channels);               \
+                for (Py_ssize_t c = 0; c < channels; c += LANES) {                       \
+                    __VA_ARGS__;                                                         \
+                    small += LANES, large += LANES;                                      \
+                }                                                                        \
+            }                                                                            \
     } while (0)
 
-/* y [images, 2 height, 2 width, channels] += x [images, height, width, channels], each entry of x four times, with an
- * image's shift [images, channels] where there is one. */
-INLINE void doubled_of(const void *x, const void *shift, void *y, Py_ssize_t lines, Py_ssize_t height,
-                       Py_ssize_t width, Py_ssize_t channels, int half) {
-    PIXELS(lines, width, channels, {
+/* Each of four large pixels gets the small one added, with its image's shift where there is one. */
+INLINE void doubled_of(const Pixels *p, Py_ssize_t from, Py_ssize_t to, int half) {
+    const void *const x = p->x, *const shift = p->shift;
+    void *const y = p->y;
+    PIXELS(p, from, to, {
         const Py_ssize_t places[4] = {large, large + channels, large + below, large + below + channels};
         Floats value = load(x, small, half);
-        if (shift) value = reread(value + load(shift, line / height * channels + c, half), half);
-        for (int p = 0; p < 4; p++) store(y, places[p], load(y, places[p], half) + value, half);
+        if (shift) value = reread(value + load(shift, line / p->height * channels + c, half), half);
+        for (int i = 0; i < 4; i++) store(y, places[i], load(y, places[i], half) + value, half);
     });
 }
 
-static void doubled(const void *x, const void *shift, void *y, Py_ssize_t lines, Py_ssize_t height, Py_ssize_t width,
-                    Py_ssize_t channels, int half) {
-    half ? doubled_of(x, shift, y, lines, height, width, channels, 1)
-         : doubled_of(x, shift, y, lines, height, width, channels, 0);
+static void doubled(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Pixels *p = given;
+    p->half ? doubled_of(p, from, to, 1) : doubled_of(p, from, to, 0);
 }
 
-/* x = sums of the four entries of y that came of each. */
-INLINE void halved_of(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    PIXELS(lines, width, channels, {
+/* The small pixel becomes the sum of the four. */
+INLINE void halved_of(const Pixels *p, Py_ssize_t from, Py_ssize_t to, int half) {
+    const void *const y = p->y;
+    void *const x = p->x;
+    PIXELS(p, from, to, {
         Floats above = load(y, large, half) + load(y, large + channels, half);
         Floats under = load(y, large + below, half) + load(y, large + below + channels, half);
         store(x, small, above + under, half);
     });
 }
 
-static void halved(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    half ? halved_of(y, x, lines, width, channels, 1) : halved_of(y, x, lines, width, channels, 0);
+static void halved(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Pixels *p = given;
+    p->half ? halved_of(p, from, to, 1) : halved_of(p, from, to, 0);
 }
 
 /* The larger, and NaN of NaN. */
@@ -210,39 +219,43 @@ INLINE Floats larger(Floats a, Floats b) {
     return (Floats)(((Flags)b & other) | ((Flags)a & ~other));
 }
 
-INLINE void pooled_of(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    PIXELS(lines, width, channels, {
+/* The small pixel becomes the largest of the four. */
+INLINE void pooled_of(const Pixels *p, Py_ssize_t from, Py_ssize_t to, int half) {
+    const void *const y = p->y;
+    void *const x = p->x;
+    PIXELS(p, from, to, {
         Floats above = larger(load(y, large, half), load(y, large + channels, half));
         Floats under = larger(load(y, large + below, half), load(y, large + below + channels, half));
         put(x, small, larger(above, under), half);
     });
 }
 
-static void pooled(const void *y, void *x, Py_ssize_t lines, Py_ssize_t width, Py_ssize_t channels, int half) {
-    half ? pooled_of(y, x, lines, width, channels, 1) : pooled_of(y, x, lines, width, channels, 0);
+static void pooled(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Pixels *p = given;
+    p->half ? pooled_of(p, from, to, 1) : pooled_of(p, from, to, 0);
 }
 
-/* Gives each of four pixels what came for their largest, if it was the first that large. */
-INLINE void unpooled_of(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
-                        Py_ssize_t channels, int half) {
-    PIXELS(lines, width, channels, {
+/* Gives each of the four, in `into`, what came for their largest, if it was the first that large. */
+INLINE void unpooled_of(const Pixels *p, Py_ssize_t from, Py_ssize_t to, int half) {
+    const void *const x = p->x, *const y = p->y;
+    void *const into = p->into;
+    PIXELS(p, from, to, {
         const Py_ssize_t places[4] = {large, large + channels, large + below, large + below + channels};
         Floats values[4];
-        for (int p = 0; p < 4; p++) values[p] = load(y, places[p], half);
-        Floats left = load(given, small, half);
+        for (int i = 0; i < 4; i++) values[i] = load(y, places[i], half);
+        Floats left = load(x, small, half);
         Floats most = larger(larger(larger(values[0], values[1]), values[2]), values[3]);
-        for (int p = 0; p < 4; p++) {
-            Flags here = (values[p] == most) | (values[p] != values[p]);
-            put(into, places[p], (Floats)((Flags)left & here), half);
+        for (int i = 0; i < 4; i++) {
+            Flags here = (values[i] == most) | (values[i] != values[i]);
+            put(into, places[i], (Floats)((Flags)left & here), half);
             left = (Floats)((Flags)left & ~here);
         }
     });
 }
 
-static void unpooled(const void *y, const void *given, void *into, Py_ssize_t lines, Py_ssize_t width,
-                     Py_ssize_t channels, int half) {
-    half ? unpooled_of(y, given, into, lines, width, channels, 1)
-         : unpooled_of(y, given, into, lines, width, channels, 0);
+static void unpooled(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Pixels *p = given;
+    p->half ? unpooled_of(p, from, to, 1) : unpooled_of(p, from, to, 0);
 }
 
 /* ------------------------------------------------------------------ squared distance of moments */
@@ -301,7 +314,7 @@ INLINE Floats rests(const Match *m, Py_ssize_t group, Py_ssize_t c, int many, Fl
     return square;
 }
 
-/* Adds the products of some rows' columns with their group's rests. */
+/* The products of some rows' columns with their group's rests. */
 INLINE void alongs(const Match *m, Py_ssize_t group, Py_ssize_t row, int many, Py_ssize_t at, Py_ssize_t end,
                    double *along, int half, int seconds) {
     const Py_ssize_t width = m->width;
@@ -318,13 +331,50 @@ INLINE void alongs(const Match *m, Py_ssize_t group, Py_ssize_t row, int many, P
         }
     }
     for (int r = 0; r < many; r++) {
-        along[2 * r] += folded(first[r]);
-        along[2 * r + 1] += folded(second[r]);
+        along[2 * r] = folded(first[r]);
+        along[2 * r + 1] = folded(second[r]);
     }
 }
 
+/* The first pass: of rows, whose pooled maps are made while they are near. */
+INLINE void rows_of(const Match *m, Py_ssize_t from, Py_ssize_t to, int half, int rectify) {
+    FOURS(row, from, to, 1, {
+        norms(m, row, many, half, rectify);
+        if (m->pixels.x) pooled((void *)&m->pixels, row * m->lines, (row + many) * m->lines);
+    });
+}
+
+static void rows_met(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Match *m = given;
+    if (m->half) m->rectify ? rows_of(m, from, to, 1, 1) : rows_of(m, from, to, 1, 0);
+    else m->rectify ? rows_of(m, from, to, 0, 1) : rows_of(m, from, to, 0, 0);
+}
+
+/* The second pass: of blocks of columns, in one group or in all. */
+INLINE void blocks_of(const Match *m, Py_ssize_t from, Py_ssize_t to, int half, int seconds) {
+    for (Py_ssize_t group = m->group; group < m->last; group++) {
+        Py_ssize_t begin = m->starts[group], end = m->starts[group + 1];
+        for (Py_ssize_t block = from; block < to && begin < end; block++) {
+            Py_ssize_t at = block * BLOCK, stop = least(at + BLOCK, m->width);
+            double *along = m->along + 2 * block * m->starts[m->groups];
+            Floats square = {0};
+            FOURS(c, at, stop, LANES, square = rests(m, group, c, many, square, half, seconds));
+            m->squares[group * m->blocks + block] = folded(square);
+            FOURS(row, begin, end, 1, alongs(m, group, row, many, at, stop, along + 2 * row, half, seconds));
+        }
+    }
+}
+
+static void blocks_met(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Match *m = given;
+    int seconds = m->goals2 != NULL;
+    if (m->half) seconds ? blocks_of(m, from, to, 1, 1) : blocks_of(m, from, to, 1, 0);
+    else seconds ? blocks_of(m, from, to, 0, 1) : blocks_of(m, from, to, 0, 0);
+}
+
 /* Squared norm of the goal of a group without rows: nothing of it is needed later. */
-INLINE double unmet(const Match *m, Py_ssize_t group, int seconds) {
+static double unmet(const Match *m, Py_ssize_t group) {
+    int seconds = m->goals2 != NULL;
     double total = 0;
     for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
         Floats square = {0};
@@ -338,100 +388,56 @@ INLINE double unmet(const Match *m, Py_ssize_t group, int seconds) {
     return total;
 }
 
-INLINE double met(const Match *m, Py_ssize_t group, double *along, int half, int seconds, int rectify) {
-    Py_ssize_t begin = m->starts[group], last = m->starts[group + 1];
-    double total = 0;
-    FOURS(row, begin, last, 1, {
-        norms(m, row, many, half, rectify);
-        if (m->small) /* of maps that are still near */
-            pooled(part(m->phi, row * m->width, half), part(m->small, row * m->width / 4, half), many * m->lines,
-                   m->across, m->channels, half);
-    });
-    memset(along, 0, 2 * (last - begin) * sizeof(double));
-    for (Py_ssize_t at = 0; at < m->width; at += BLOCK) {
-        Py_ssize_t end = least(at + BLOCK, m->width);
-        Floats square = {0};
-        FOURS(c, at, end, LANES, square = rests(m, group, c, many, square, half, seconds));
-        total += folded(square);
-        FOURS(row, begin, last, 1, alongs(m, group, row, many, at, end, along + 2 * (row - begin), half, seconds));
-    }
-    for (Py_ssize_t row = 0; row < last - begin; row++) {
-        float *scale = m->scales + 4 * (begin + row);
-        scale[1] = (float)(along[2 * row] * pow(scale[0], 3) / (m->scale1 * m->scale1));
-        scale[3] = seconds ? (float)(along[2 * row + 1] * pow(scale[2], 3) / (m->scale2 * m->scale2)) : 0;
-    }
-    return total;
-}
-
-INLINE void match_of(const Match *m, float *totals, double *along, int half, int seconds, int rectify) {
-    for (Py_ssize_t group = 0; group < m->groups; group++) {
-        int empty = m->starts[group] == m->starts[group + 1];
-        totals[group] = (float)(empty ? unmet(m, group, seconds) : met(m, group, along, half, seconds, rectify));
-    }
-}
-
-static void match(const Match *m, float *totals, double *along, int half, int rectify) {
-    int seconds = m->goals2 != NULL;
-    if (half && seconds && rectify) match_of(m, totals, along, 1, 1, 1); /* the usual case, by itself */
-    else if (half) seconds ? match_of(m, totals, along, 1, 1, rectify) : match_of(m, totals, along, 1, 0, rectify);
-    else seconds ? match_of(m, totals, along, 0, 1, rectify) : match_of(m, totals, along, 0, 0, rectify);
-}
-
 /* A group's factor times the gradient of its squared distance, and what comes from later layers: as such, or, of a
  * map that was pooled, for the pooled one. */
-INLINE void unmatch_of(const Match *m, const float *factors, const void *later, void *into, int half, int seconds,
-                       int rectify) {
+INLINE void unmatch_of(const Match *m, Py_ssize_t from, Py_ssize_t to, int half, int seconds, int rectify) {
     const Py_ssize_t width = m->width;
-    const void *const phi = m->phi;
-    for (Py_ssize_t group = 0; group < m->groups; group++) {
+    const void *const phi = m->phi, *const later = m->pixels.x ? m->pixels.into : m->later;
+    void *const into = m->pixels.into;
+    Py_ssize_t group = 0;
+    for (Py_ssize_t row = from; row < to; row++) {
+        while (m->starts[group + 1] <= row) group++;
         const float *const rests1 = m->rests1 + group * width, *const rests2 = m->rests2 + group * width * seconds;
-        for (Py_ssize_t row = m->starts[group]; row < m->starts[group + 1]; row++) {
-            const float *scale = m->scales + 4 * row, factor = 2 * factors[group];
-            const float by1 = factor * scale[0], along1 = factor * scale[1];
-            const float by2 = 2 * factor * scale[2], along2 = 2 * factor * scale[3];
-            const void *came = later ? part(later, row * width, half) : NULL;
-            if (m->small) {
-                came = m->spread;
-                unpooled(part(phi, row * width, half), part(m->small, row * width / 4, half), m->spread, m->lines,
-                         m->across, m->channels, half);
-            }
-            for (Py_ssize_t c = 0; c < width; c += LANES) {
-                Floats value = load(phi, row * width + c, half);
-                Floats found = by1 * load(rests1, c, 0) - along1 * value;
-                if (seconds) found += value * (by2 * load(rests2, c, 0) - along2 * (value * value));
-                if (came) found += load(came, c, half);
-                store(into, row * width + c, rectify ? passed(found, value) : found, half);
-            }
+        const float *scale = m->scales + 4 * row, factor = 2 * m->factors[group];
+        const float by1 = factor * scale[0], along1 = factor * scale[1];
+        const float by2 = 2 * factor * scale[2], along2 = 2 * factor * scale[3];
+        if (m->pixels.x) unpooled((void *)&m->pixels, row * m->lines, (row + 1) * m->lines);
+        for (Py_ssize_t c = 0; c < width; c += LANES) {
+            Py_ssize_t here = row * width + c;
+            Floats value = load(phi, here, half);
+            Floats found = by1 * load(rests1, c, 0) - along1 * value;
+            if (seconds) found += value * (by2 * load(rests2, c, 0) - along2 * (value * value));
+            if (later) found += load(later, here, half);
+            store(into, here, rectify ? passed(found, value) : found, half);
         }
     }
 }
 
-static void unmatch(const Match *m, const float *factors, const void *later, void *into, int half, int rectify) {
+static void unmatch(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Match *m = given;
     int seconds = m->goals2 != NULL;
-    if (half && seconds && rectify) unmatch_of(m, factors, later, into, 1, 1, 1);
-    else if (half && seconds) unmatch_of(m, factors, later, into, 1, 1, rectify);
-    else if (half) unmatch_of(m, factors, later, into, 1, 0, rectify);
-    else if (seconds) unmatch_of(m, factors, later, into, 0, 1, rectify);
-    else unmatch_of(m, factors, later, into, 0, 0, rectify);
+    if (m->half && seconds && m->rectify) unmatch_of(m, from, to, 1, 1, 1); /* the usual case, by itself */
+    else if (m->half) seconds ? unmatch_of(m, from, to, 1, 1, m->rectify) : unmatch_of(m, from, to, 1, 0, m->rectify);
+    else seconds ? unmatch_of(m, from, to, 0, 1, m->rectify) : unmatch_of(m, from, to, 0, 0, m->rectify);
 }
 
 /* ------------------------------------------------------------------ batch normalisation with ReLU */
 
-/* Adds up `many` sixteens of columns from c on over some tiles, into `lanes` [2, tile]: spreads about a number and
- * their squares; or back, what came for values that the ReLU let pass, and its products with the values. */
-INLINE void some_sums(const Norm *n, const void *given, const float *about, Py_ssize_t c, int many, Py_ssize_t begin,
-                      Py_ssize_t end, int half) {
-    const void *const x = n->x;
+/* Adds up `many` sixteens of columns from c on over a stretch of tiles, into `lanes` [2, tile]: spreads about a number
+ * and their squares; or back, what came for values that the ReLU let pass, and its products with the values. */
+INLINE void some_sums(const Norm *n, float *lanes, Py_ssize_t c, int many, Py_ssize_t begin, Py_ssize_t end, int half,
+                      int back) {
+    const void *const x = n->x, *const given = n->given;
     const Py_ssize_t tile = n->tile;
     Floats first[4] = {{0}}, second[4] = {{0}}, middle[4], scale[4];
     for (int i = 0; i < many; i++) {
-        middle[i] = load(about, c + i * LANES, 0);
-        if (given) scale[i] = load(n->inverse, c + i * LANES, 0);
+        middle[i] = load(back ? n->mean : n->about, c + i * LANES, 0);
+        if (back) scale[i] = load(n->inverse, c + i * LANES, 0);
     }
     for (Py_ssize_t at = begin + c; at < end; at += tile)
         for (int i = 0; i < many; i++) {
             Floats one = load(x, at + i * LANES, half) - middle[i], other = one;
-            if (given) {
+            if (back) {
                 other = one * scale[i];
                 one = passed(load(given, at + i * LANES, half), other);
             }
@@ -439,27 +445,14 @@ INLINE void some_sums(const Norm *n, const void *given, const float *about, Py_s
             second[i] += other * one;
         }
     for (int i = 0; i < many; i++) {
-        store(n->lanes, c + i * LANES, first[i], 0);
-        store(n->lanes, tile + c + i * LANES, second[i], 0);
+        store(lanes, c + i * LANES, first[i], 0);
+        store(lanes, tile + c + i * LANES, second[i], 0);
     }
 }
 
-/* Two sums a channel over all rows (see `some_sums`), a stretch of tiles that stays near after another. */
-INLINE void summed(const Norm *n, const void *given, const float *about, int half) {
-    Py_ssize_t count = n->rows * n->channels, stretch = STRETCH * n->tile;
-    memset(n->sums, 0, 2 * n->channels * sizeof(double));
-    for (Py_ssize_t begin = 0; begin < count; begin += stretch) {
-        Py_ssize_t end = least(begin + stretch, count);
-        FOURS(c, 0, n->tile, LANES, some_sums(n, given, about, c, many, begin, end, half));
-        for (Py_ssize_t c = 0; c < n->tile; c++) {
-            n->sums[c % n->channels] += n->lanes[c];
-            n->sums[n->channels + c % n->channels] += n->lanes[n->tile + c];
-        }
-    }
-}
-
-INLINE void some_normed(const Norm *n, void *y, Py_ssize_t c, int many, Py_ssize_t begin, Py_ssize_t end, int half) {
+INLINE void some_normed(const Norm *n, Py_ssize_t c, int many, Py_ssize_t begin, Py_ssize_t end, int half) {
     const void *const x = n->x;
+    void *const into = n->into;
     const Py_ssize_t tile = n->tile;
     Floats mean[4], scale[4];
     for (int i = 0; i < many; i++) {
@@ -469,149 +462,175 @@ INLINE void some_normed(const Norm *n, void *y, Py_ssize_t c, int many, Py_ssize
     for (Py_ssize_t at = begin + c; at < end; at += tile)
         for (int i = 0; i < many; i++) {
             Floats value = (load(x, at + i * LANES, half) - mean[i]) * scale[i];
-            store(y, at + i * LANES, rectified(value), half);
+            store(into, at + i * LANES, rectified(value), half);
         }
 }
 
-/* About the first row, so that squares of a large mean do not drown the variance. */
-INLINE void norm_of(const Norm *n, void *y, double epsilon, int half) {
-    float *about = n->lanes + 2 * n->tile;
-    for (Py_ssize_t c = 0; c < n->tile; c++) about[c] = single(n->x, c % n->channels, half);
-    summed(n, NULL, about, half);
-    for (Py_ssize_t c = 0; c < n->tile; c++) {
-        double shift = n->sums[c % n->channels] / n->rows;
-        double variance = n->sums[n->channels + c % n->channels] / n->rows - shift * shift;
-        n->mean[c] = (float)(about[c] + shift);
-        n->inverse[c] = (float)(1 / sqrt((variance < 0 ? 0 : variance) + epsilon));
-    }
-    Py_ssize_t count = n->rows * n->channels, stretch = STRETCH * n->tile;
-    for (Py_ssize_t begin = 0; begin < count; begin += stretch)
-        FOURS(c, 0, n->tile, LANES, some_normed(n, y, c, many, begin, least(begin + stretch, count), half));
-}
-
-static void norm(const Norm *n, void *y, double epsilon, int half) {
-    half ? norm_of(n, y, epsilon, 1) : norm_of(n, y, epsilon, 0);
-}
-
-INLINE void some_unnormed(const Norm *n, const void *given, const void *beside, void *into, const float *means,
-                          Py_ssize_t c, int many, Py_ssize_t begin, Py_ssize_t end, int half) {
-    const void *const x = n->x;
+/* With what comes for x itself added, where something does. */
+INLINE void some_unnormed(const Norm *n, Py_ssize_t c, int many, Py_ssize_t begin, Py_ssize_t end, int half, int more) {
+    const void *const x = n->x, *const given = n->given, *const beside = n->beside;
+    void *const into = n->into;
     const Py_ssize_t tile = n->tile;
     Floats mean[4], scale[4], pulled[4], slope[4];
     for (int i = 0; i < many; i++) {
         mean[i] = load(n->mean, c + i * LANES, 0);
         scale[i] = load(n->inverse, c + i * LANES, 0);
-        pulled[i] = load(means, c + i * LANES, 0);
-        slope[i] = load(means, tile + c + i * LANES, 0);
+        pulled[i] = load(n->pulls, c + i * LANES, 0);
+        slope[i] = load(n->pulls, tile + c + i * LANES, 0);
     }
     for (Py_ssize_t at = begin + c; at < end; at += tile)
         for (int i = 0; i < many; i++) {
             Floats value = (load(x, at + i * LANES, half) - mean[i]) * scale[i];
             Floats pull = passed(load(given, at + i * LANES, half), value);
             Floats found = scale[i] * (pull - pulled[i] - value * slope[i]);
-            if (beside) found = reread(found, half) + load(beside, at + i * LANES, half);
+            if (more) found = reread(found, half) + load(beside, at + i * LANES, half);
             store(into, at + i * LANES, found, half);
         }
 }
 
-/* beside: what comes for x itself, added; NULL for nothing. */
-INLINE void unnorm_of(const Norm *n, const void *given, const void *beside, void *into, int half) {
-    float *means = n->lanes + 2 * n->tile, *slopes = means + n->tile;
-    summed(n, given, n->mean, half);
-    for (Py_ssize_t c = 0; c < n->tile; c++) {
-        means[c] = (float)(n->sums[c % n->channels] / n->rows);
-        slopes[c] = (float)(n->sums[n->channels + c % n->channels] / n->rows);
+/* Does something for each four sixteens of columns of each of some stretches, which stay near. */
+#define STRETCHES(n, from, to, ...)                                                                   \
+    for (Py_ssize_t stretch = (from); stretch < (to); stretch++) {                                    \
+        Py_ssize_t begin = stretch * STRETCH * (n)->tile;                                             \
+        Py_ssize_t end = least(begin + STRETCH * (n)->tile, (n)->rows * (n)->channels);               \
+        FOURS(c, 0, (n)->tile, LANES, __VA_ARGS__);                                                   \
     }
-    Py_ssize_t count = n->rows * n->channels, stretch = STRETCH * n->tile;
-    for (Py_ssize_t begin = 0; begin < count; begin += stretch) {
-        Py_ssize_t end = least(begin + stretch, count);
-        FOURS(c, 0, n->tile, LANES, some_unnormed(n, given, beside, into, means, c, many, begin, end, half));
-    }
+
+INLINE void summed_of(const Norm *n, Py_ssize_t from, Py_ssize_t to, int half, int back) {
+    STRETCHES(n, from, to, some_sums(n, n->lanes + 2 * stretch * n->tile, c, many, begin, end, half, back));
 }
 
-static void unnorm(const Norm *n, const void *given, const void *beside, void *into, int half) {
-    if (!beside) half ? unnorm_of(n, given, NULL, into, 1) : unnorm_of(n, given, NULL, into, 0);
-    else half ? unnorm_of(n, given, beside, into, 1) : unnorm_of(n, given, beside, into, 0);
+static void summed(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Norm *n = given;
+    if (n->half) n->given ? summed_of(n, from, to, 1, 1) : summed_of(n, from, to, 1, 0);
+    else n->given ? summed_of(n, from, to, 0, 1) : summed_of(n, from, to, 0, 0);
+}
+
+static void normed(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Norm *n = given;
+    if (n->half) STRETCHES(n, from, to, some_normed(n, c, many, begin, end, 1))
+    else STRETCHES(n, from, to, some_normed(n, c, many, begin, end, 0))
+}
+
+INLINE void unnormed_of(const Norm *n, Py_ssize_t from, Py_ssize_t to, int half, int more) {
+    STRETCHES(n, from, to, some_unnormed(n, c, many, begin, end, half, more));
+}
+
+static void unnormed(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Norm *n = given;
+    if (n->half) n->beside ? unnormed_of(n, from, to, 1, 1) : unnormed_of(n, from, to, 1, 0);
+    else n->beside ? unnormed_of(n, from, to, 0, 1) : unnormed_of(n, from, to, 0, 0);
+}
+
+static void begun(const Norm *n) {
+    for (Py_ssize_t c = 0; c < n->tile; c++) n->about[c] = single(n->x, c % n->channels, n->half);
+}
+
+/* Mean and 1 / deviation from the sums about the first row. */
+static void settled(const Norm *n, double epsilon) {
+    for (Py_ssize_t c = 0; c < n->tile; c++) {
+        double shift = n->sums[c % n->channels] / n->rows;
+        double variance = n->sums[n->channels + c % n->channels] / n->rows - shift * shift;
+        n->mean[c] = (float)(n->about[c] + shift);
+        n->inverse[c] = (float)(1 / sqrt((variance < 0 ? 0 : variance) + epsilon));
+    }
 }
 
 /* ------------------------------------------------------------------ grey as three equal channels */
 
-static void tripled(const void *x, void *y, Py_ssize_t count, int half) {
-    for (Py_ssize_t i = 0; i < count; i++)
+INLINE void tripled_of(const void *x, void *y, Py_ssize_t from, Py_ssize_t to, int half) {
+    for (Py_ssize_t i = from; i < to; i++)
         for (int c = 0; c < 3; c++) {
             if (half) ((uint16_t *)y)[3 * i + c] = ((const uint16_t *)x)[i];
             else ((float *)y)[3 * i + c] = ((const float *)x)[i];
         }
 }
 
-/* x = sums of the three entries of y that came of each; sixteen of them at a time, the rest one by one. */
-static void untripled(const void *y, void *x, Py_ssize_t count, int half) {
-    for (Py_ssize_t at = 0; at < count; at += LANES) {
-        Py_ssize_t many = least(LANES, count - at);
-        Floats sums = {0};
+static void tripled(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Pixels *p = given;
+    p->half ? tripled_of(p->x, p->y, from, to, 1) : tripled_of(p->x, p->y, from, to, 0);
+}
+
+/* x = sums of the three entries of y that came of each; sixteen of them at a time, the rest by a copy. */
+INLINE void untripled_of(void *x, const void *y, Py_ssize_t from, Py_ssize_t to, int half) {
+    for (Py_ssize_t at = from; at < to; at += LANES) {
+        Py_ssize_t many = least(LANES, to - at);
+        float sums[LANES] = {0}, rest[LANES];
         for (int l = 0; l < many; l++) {
-            Py_ssize_t from = 3 * (at + l);
-            sums[l] = single(y, from, half) + single(y, from + 1, half) + single(y, from + 2, half);
+            Py_ssize_t here = 3 * (at + l);
+            sums[l] = single(y, here, half) + single(y, here + 1, half) + single(y, here + 2, half);
         }
-        if (many == LANES) store(x, at, sums, half);
-        else {
-            float rest[LANES];
-            store(rest, 0, sums, half);
-            memcpy(part(x, at, half), rest, many * (half ? 2 : 4));
-        }
+        store(many == LANES ? part(x, at, half) : rest, 0, load(sums, 0, 0), half);
+        if (many < LANES) memcpy(part(x, at, half), rest, many * (half ? 2 : 4));
     }
+}
+
+static void untripled(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Pixels *p = given;
+    p->half ? untripled_of(p->x, p->y, from, to, 1) : untripled_of(p->x, p->y, from, to, 0);
 }
 
 /* ------------------------------------------------------------------ scores */
 
 /* Weights that a draw keeps, w [u < theta]; the tail of fewer than sixteen goes by a copy. */
 INLINE void kept_some(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t at,
-                             int half) {
+                      int half) {
     Floats where = load(theta, at, 0) - load(uniform, at, 0);
     store(into, at, passed(load(weights, at, 0), where), half);
 }
 
-INLINE void kept_of(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t count,
-                           int half) {
-    Py_ssize_t whole = count / LANES * LANES, rest = count - whole;
-    for (Py_ssize_t at = 0; at < whole; at += LANES) kept_some(weights, theta, uniform, into, at, half);
+INLINE void kept_of(const Scores *s, Py_ssize_t from, Py_ssize_t to, int half) {
+    Py_ssize_t whole = to - (to - from) % LANES, rest = to - whole;
+    for (Py_ssize_t at = from; at < whole; at += LANES) kept_some(s->weights, s->theta, s->uniform, s->into, at, half);
     float tails[3][LANES] = {{0}}, found[LANES];
-    memcpy(tails[0], weights + whole, rest * sizeof(float));
-    memcpy(tails[1], theta + whole, rest * sizeof(float));
-    memcpy(tails[2], uniform + whole, rest * sizeof(float));
+    memcpy(tails[0], s->weights + whole, rest * sizeof(float));
+    memcpy(tails[1], s->theta + whole, rest * sizeof(float));
+    memcpy(tails[2], s->uniform + whole, rest * sizeof(float));
     kept_some(tails[0], tails[1], tails[2], found, 0, half);
-    memcpy((char *)into + whole * (half ? 2 : 4), found, rest * (half ? 2 : 4));
+    memcpy(part(s->into, whole, half), found, rest * (half ? 2 : 4));
 }
 
-static void kept(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t count,
-                        int half) {
-    half ? kept_of(weights, theta, uniform, into, count, 1) : kept_of(weights, theta, uniform, into, count, 0);
+static void kept(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Scores *s = given;
+    s->half ? kept_of(s, from, to, 1) : kept_of(s, from, to, 0);
 }
 
 /* The gradient by the scores, g w theta (1 - theta), or g w. */
-static void scored(const void *gradient, const float *weights, const float *theta, float *into, Py_ssize_t count,
-                          int half, int plain) {
-    for (Py_ssize_t i = 0; i < count; i++) {
+INLINE void scored_of(const Scores *s, Py_ssize_t from, Py_ssize_t to, int half, int plain) {
+    const float *const weights = s->weights, *const theta = s->theta;
+    const void *const gradient = s->gradient;
+    float *const into = s->into;
+    for (Py_ssize_t i = from; i < to; i++) {
         float found = single(gradient, i, half) * weights[i];
         into[i] = plain ? found : found * theta[i] * (1 - theta[i]);
     }
 }
 
+static void scored(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Scores *s = given;
+    if (s->half) s->plain ? scored_of(s, from, to, 1, 1) : scored_of(s, from, to, 1, 0);
+    else s->plain ? scored_of(s, from, to, 0, 1) : scored_of(s, from, to, 0, 0);
+}
+
 /* One step of Adam (Kingma, Ba 2015): scores -= rate · first / (sqrt(second / correction) + tiny). */
-static void adam(float *scores, const float *gradient, float *first, float *second, Py_ssize_t count,
-                        float beta1, float beta2, float rate, float correction, float tiny) {
-    for (Py_ssize_t i = 0; i < count; i++) {
-        float g = gradient[i];
-        first[i] += (1 - beta1) * (g - first[i]);
-        second[i] = beta2 * second[i] + (1 - beta2) * g * g;
-        scores[i] -= rate * first[i] / (sqrtf(second[i] / correction) + tiny);
+static void adam(void *given, Py_ssize_t from, Py_ssize_t to) {
+    const Adam a = *(const Adam *)given;
+    for (Py_ssize_t i = from; i < to; i++) {
+        float g = a.gradient[i];
+        a.first[i] += (1 - a.beta1) * (g - a.first[i]);
+        a.second[i] = a.beta2 * a.second[i] + (1 - a.beta2) * g * g;
+        a.scores[i] -= a.rate * a.first[i] / (sqrtf(a.second[i] / a.correction) + a.tiny);
     }
 }
 
 #undef FOURS
 #undef PIXELS
+#undef STRETCHES
 #undef adam
 #undef alongs
+#undef begun
+#undef blocks_met
+#undef blocks_of
 #undef doubled
 #undef doubled_of
 #undef folded
@@ -622,11 +641,8 @@ static void adam(float *scores, const float *gradient, float *first, float *seco
 #undef kept_some
 #undef larger
 #undef load
-#undef match
-#undef match_of
-#undef met
-#undef norm
-#undef norm_of
+#undef narrowed
+#undef normed
 #undef norms
 #undef part
 #undef passed
@@ -637,21 +653,27 @@ static void adam(float *scores, const float *gradient, float *first, float *seco
 #undef reread
 #undef rests
 #undef rounded
+#undef rows_met
+#undef rows_of
 #undef scored
+#undef scored_of
+#undef settled
 #undef single
 #undef some_normed
 #undef some_sums
 #undef some_unnormed
 #undef store
 #undef summed
+#undef summed_of
 #undef tripled
-#undef widened
-#undef narrowed
+#undef tripled_of
 #undef unmatch
 #undef unmatch_of
 #undef unmet
-#undef unnorm
-#undef unnorm_of
+#undef unnormed
+#undef unnormed_of
 #undef unpooled
 #undef unpooled_of
 #undef untripled
+#undef untripled_of
+#undef widened

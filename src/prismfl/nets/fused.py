@@ -4,7 +4,10 @@ Written in C (`_fast.c`), and in torch where that was not compiled, on other dev
 compute the same up to rounding.
 """
 
+import contextlib
+import ctypes
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,18 @@ except ImportError:  # no compiler was there at installation
     _fast = None  # type: ignore[assignment]
 
 _LANES = 16  # numbers that the kernels work on at a time
+_MANY = 2**15  # numbers from which on other threads help
+
+
+def _use_torchs_threads() -> None:
+    """Have the kernels ask the threads that torch's own loops run on, where they can be asked (OpenMP)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        _fast.use(ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0)
+
+
+if _fast is not None:
+    _use_torchs_threads()
 
 
 def fusible(x: Tensor) -> bool:
@@ -31,6 +46,10 @@ def fusible(x: Tensor) -> bool:
 
 def _half(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16
+
+
+def _threads(numbers: int) -> int:
+    return torch.get_num_threads() if numbers >= _MANY else 1
 
 
 def _places(*tensors: Tensor) -> tuple[int, ...]:
@@ -89,7 +108,7 @@ class _NormRelu(torch.autograd.Function):
 
 def _norm(places: tuple[int, ...], x: Tensor, epsilon: float, *, back: bool) -> None:
     channels = x.shape[1]
-    _fast.norm(places, x.numel() // channels, channels, epsilon, _half(x), back)
+    _fast.norm(places, x.numel() // channels, channels, epsilon, _half(x), back, _threads(x.numel()))
 
 
 # ------------------------------------------------------------------ a doubled map
@@ -128,8 +147,8 @@ class _PlusDoubled(torch.autograd.Function):
 
 def _doubled(small: Tensor, shift: Tensor | None, whole: Tensor, *, back: bool) -> None:
     images, channels, height, width = small.shape
-    places = (small.data_ptr(), _place(shift), whole.data_ptr())
-    _fast.doubled(places, images * height, height, width, channels, _half(small), back)
+    places, sizes = (small.data_ptr(), whole.data_ptr(), _place(shift), 0), (height, width, channels)
+    _fast.doubled(places, images * height, *sizes, _half(small), back, _threads(whole.numel()))
 
 
 # ------------------------------------------------------------------ grey as colour
@@ -147,15 +166,20 @@ class _Tripled(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, x: Tensor) -> Tensor:
         x, found = x.contiguous(), _maps(len(x), 3, x.shape[2], x.shape[3], x.dtype)
-        _fast.tripled(_places(x, found), x.numel(), _half(x), False)
+        _triple(x, found, back=False)
         return found
 
     @staticmethod
     def backward(_ctx: Any, gradient: Tensor) -> Tensor:
         gradient = _channels_last(gradient)
         found = torch.empty_like(gradient[:, :1], memory_format=torch.contiguous_format)
-        _fast.tripled(_places(found, gradient), found.numel(), _half(found), True)
+        _triple(found, gradient, back=True)
         return found
+
+
+def _triple(grey: Tensor, colour: Tensor, *, back: bool) -> None:
+    places = (grey.data_ptr(), colour.data_ptr(), 0, 0)
+    _fast.tripled(places, grey.numel(), 1, 1, 1, _half(grey), back, _threads(colour.numel()))
 
 
 # ------------------------------------------------------------------ largest of four pixels
@@ -180,7 +204,7 @@ class _Pooled(torch.autograd.Function):
         ctx.save_for_backward(x)
         images, channels, height, width = x.shape
         found = _maps(images, channels, height // 2, width // 2, x.dtype)
-        _pool(x, None, found, back=False)
+        _pool(found, x, None, back=False)
         return found
 
     @staticmethod
@@ -191,14 +215,14 @@ class _Pooled(torch.autograd.Function):
 
 def _unpooled(x: Tensor, gradient: Tensor) -> Tensor:
     found = torch.empty_like(x)
-    _pool(x, _channels_last(gradient), found, back=True)
+    _pool(_channels_last(gradient), x, found, back=True)
     return found
 
 
-def _pool(x: Tensor, given: Tensor | None, into: Tensor, *, back: bool) -> None:
-    images, channels, height, width = x.shape
-    places = (x.data_ptr(), _place(given), into.data_ptr())
-    _fast.pooled(places, images * height // 2, width // 2, channels, _half(x), back)
+def _pool(small: Tensor, large: Tensor, into: Tensor | None, *, back: bool) -> None:
+    images, channels, height, width = small.shape
+    places, sizes = (small.data_ptr(), large.data_ptr(), 0, _place(into)), (height, width, channels)
+    _fast.pooled(places, images * height, *sizes, _half(large), back, _threads(large.numel()))
 
 
 # ------------------------------------------------------------------ scores
@@ -209,7 +233,7 @@ def kept(weights: Tensor, theta: Tensor, uniform: Tensor, dtype: torch.dtype) ->
     if not flat_floats(weights, theta, uniform) or dtype not in (torch.float32, torch.bfloat16):
         return (weights * (uniform < theta)).to(dtype)
     found = torch.empty_like(weights, dtype=dtype)
-    _fast.kept(_places(weights, theta, uniform, found), len(weights), _half(found))
+    _fast.kept(_places(weights, theta, uniform, found), len(weights), _half(found), _threads(len(weights)))
     return found
 
 
@@ -219,7 +243,8 @@ def by_scores(gradient: Tensor, weights: Tensor, theta: Tensor, *, identity: boo
         found = gradient.to(weights.dtype) * weights
         return found if identity else found * theta * (1 - theta)
     found, gradient = torch.empty_like(weights), gradient.contiguous()
-    _fast.scored(_places(gradient, weights, theta, found), len(weights), _half(gradient), identity)
+    places, threads = _places(gradient, weights, theta, found), _threads(len(weights))
+    _fast.scored(places, len(weights), _half(gradient), identity, threads)
     return found
 
 
@@ -239,7 +264,8 @@ def adam_step(
     """
     if not flat_floats(scores, gradient, first, second):
         return False
-    _fast.adam(_places(scores, gradient, first, second), len(scores), *betas, rate, correction, tiny)
+    places, threads = _places(scores, gradient, first, second), _threads(len(scores))
+    _fast.adam(places, len(scores), *betas, rate, correction, tiny, threads)
     return True
 
 
@@ -324,4 +350,5 @@ def _match(
     first, second = ((*_places(*parts), 0)[:2] for parts in (goals, rests))
     places, sizes = (*_places(phi, starts), *first, *second, figures.data_ptr()), (len(starts) - 1, phi[0].numel())
     pool = (_place(small), phi.shape[2] // 2, phi.shape[3] // 2, phi.shape[1])
-    _fast.match(places, *sizes, scales[0], (*scales, 1.0)[1], pool, ends, _half(phi), rectify, back)
+    half, threads = _half(phi), _threads(phi.numel())
+    _fast.match(places, *sizes, scales[0], (*scales, 1.0)[1], pool, ends, half, rectify, back, threads)
