@@ -290,12 +290,12 @@ class ClientKit:
     """What a client computes with: frozen weights float32 `[N]` and the feature map.
 
     A simulator shares one kit among its clients; candidate moments are then computed once.
-    search: `local_search`, or what has it done elsewhere.
+    search: what has `local_search` done elsewhere, and takes what that takes; None: it is done here.
     """
 
     weights: torch.Tensor
     features: FeatureMap
-    search: Callable[..., Found] = local_search
+    search: Callable[..., Found] | None = None
     _candidates: dict[bytes, list[torch.Tensor]] = field(default_factory=dict)
     _links: dict[tuple[bytes, int, bytes], bytes] = field(default_factory=dict)
     _thetas: dict[bytes, NDArray[np.uint16]] = field(default_factory=dict)
@@ -473,7 +473,8 @@ def _found_together(agreement: Agreement, kit: ClientKit, opened: Sequence[_Open
 def _found_alone(agreement: Agreement, kit: ClientKit, one: _Opened) -> Found:
     search, rate, draws = _search_of(agreement, kit, one.place)
     target, memory = one.member.target, one.member.memory
-    return kit.search(agreement.layout, kit.weights, kit.features, one.now.q, target, search, rate, draws, memory)
+    found = kit.search or local_search
+    return found(agreement.layout, kit.weights, kit.features, one.now.q, target, search, rate, draws, memory)
 
 
 def _outcome(part: Callable[..., Any], *args: Any) -> Any:
