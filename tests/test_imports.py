@@ -82,7 +82,7 @@ def test_flower_is_imported_by_its_engine_alone():
 
 def test_no_file_or_frame_is_pickled():
     # What a run's own processes tell each other goes through their pipes, by joblib's executor.
-    allowed = {("engines.searching", "joblib.externals.loky")}
+    allowed = {("engines.searching", "joblib.externals.loky.ProcessPoolExecutor")}
     loaded = {(name_of(path), name) for path in SOURCES for name in imports_of(path)} - allowed
     assert not {name.split(".")[0] for _, name in loaded} & {"pickle", "joblib", "dill", "shelve"}
 
