@@ -61,13 +61,13 @@ REFERENCE: Mapping[str, Any] = {
     "torch": "2.13.0+cpu",
     "date": "2026-11-26",
     "rows": {
-        "local step, float32": 114.0,
-        "local step, bfloat16": 55.3,
-        "round of two clients, 5 steps each": 0.709,
-        "mask coder, encode": 129.0,
-        "mask coder, decode": 173.0,
-        "noise of a private release": 9.06,
-        "sampling": 2556.0,
+        "local step, float32": 119.0,
+        "local step, bfloat16": 49.3,
+        "round of two clients, 5 steps each": 0.607,
+        "mask coder, encode": 119.0,
+        "mask coder, decode": 165.0,
+        "noise of a private release": 10.2,
+        "sampling": 2441.0,
     },
 }
 
