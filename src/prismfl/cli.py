@@ -182,6 +182,7 @@ def _closing(folder: Any, found: Any, report: str) -> None:
 
 def _forecast(settings: Settings) -> None:
     from prismfl.engines.inprocess import workers_of
+    from prismfl.engines.searching import processes_of
     from prismfl.forecast import forecast
     from prismfl.preparation import prepare
 
@@ -189,11 +190,13 @@ def _forecast(settings: Settings) -> None:
     ready = prepare(settings)
     for line in ready.warnings:
         print(line)
-    found = forecast(ready, workers)
+    processes = processes_of(settings, workers)
+    found = forecast(ready, workers, processes)
     print(f"minutes            {found.minutes:.1f} ({workers} clients at a time; without the closing figures)")
     print(f"uplink             about {sized(found.uplink_bytes)}")
     print(f"downlink           about {sized(found.downlink_bytes)}")
-    print(f"memory             {found.memory_mb:.0f} MB")
+    beside = f" ({processes} processes search)" if processes else ""
+    print(f"memory             {found.memory_mb:.0f} MB{beside}")
     print(f"parameters         {found.parameters}")
     print(f"moments a client   {found.moment_dimension}")
     print(f"images a client    {found.images_per_client[0]} … {found.images_per_client[1]}")

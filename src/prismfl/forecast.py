@@ -28,8 +28,8 @@ class Forecast:
     """Minutes are measured on this machine; bytes are of the whole run; memory is in MB.
 
     Bytes are an estimate, from one client's first search: they shrink as the learning rate falls and
-    θ settles.  moment_dimension: the entries of a client's target, D a label; images a client: fewest
-    and most.
+    θ settles; memory counts each process that searches as much as this one.  moment_dimension: the
+    entries of a client's target, D a label; images a client: fewest and most.
     """
 
     minutes: float
@@ -41,8 +41,11 @@ class Forecast:
     images_per_client: tuple[int, int]
 
 
-def forecast(ready: Prepared, workers: int) -> Forecast:
-    """Search as one client of the first round would, timed after a warm-up, and code masks that moved as far."""
+def forecast(ready: Prepared, workers: int, processes: int = 0) -> Forecast:
+    """Search as one client of the first round would, timed after a warm-up, and code masks that moved as far.
+
+    workers: clients at a time; processes: that search for them, beside this one.
+    """
     settings = ready.agreement.settings
     with processor_threads(settings.search.client_threads):
         moments_seconds, target = _timed_target(ready)
@@ -55,7 +58,7 @@ def forecast(ready: Prepared, workers: int) -> Forecast:
         (searching * (1 if alone else members / together) + moments_seconds * sum(sizes) / together) / 60,
         up,
         down,
-        _peak_mb() * _SPARE,
+        _peak_mb() * (_SPARE + processes),
         ready.agreement.layout.count,
         len(target.moments),
         (min(sizes), max(sizes)),

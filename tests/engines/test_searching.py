@@ -51,6 +51,13 @@ def begun_with(world):
     return ready.agreement.layout, ready.kit.weights, ready.kit.features
 
 
+class Refusing:
+    """An executor where processes cannot share anything."""
+
+    def __init__(self, *_args, **_more):
+        raise OSError(38, "Function not implemented")
+
+
 def same(one, other):
     return one.q.tobytes() == other.q.tobytes() and one.loss == other.loss and one.memory.steps == other.memory.steps
 
@@ -97,6 +104,16 @@ def test_what_ends_a_process_does_not_end_the_search(world, processes, caplog):
     for _ in range(2):
         assert same(first, processes.search(*begun_with(world), *asked(world, adam="keep")))
     assert ["has died" in record.message for record in caplog.records] == [True]
+
+
+def test_where_no_process_can_be_started_threads_search(world, monkeypatch, caplog):
+    ready, _ = world
+    monkeypatch.setattr("prismfl.engines.searching.ProcessPoolExecutor", Refusing)
+    found = SearchProcesses(ready.agreement.layout, ready.kit, 1, 2)
+    here = local_search(*begun_with(world), *asked(world, adam="keep"))
+    assert same(here, found.search(*begun_with(world), *asked(world, adam="keep")))
+    found.close()
+    assert ["no processes" in record.message for record in caplog.records] == [True]
 
 
 def test_what_goes_wrong_in_a_process_is_told(world, processes):

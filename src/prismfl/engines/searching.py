@@ -51,9 +51,14 @@ class SearchProcesses:
     """
 
     def __init__(self, layout: Layout, kit: ClientKit, threads: int, count: int) -> None:
+        self.pool: ProcessPoolExecutor | None = None
         world = layout, kit.weights.numpy(), kit.features, threads
-        self.pool: ProcessPoolExecutor | None = ProcessPoolExecutor(count, initializer=_begin, initargs=world)
-        self.pool.submit(os.getpid)  # they begin now, while the first round is prepared
+        try:
+            self.pool = ProcessPoolExecutor(count, initializer=_begin, initargs=world)
+            self.pool.submit(os.getpid)  # they begin now, while the first round is prepared
+        except (OSError, ImportError, AssertionError) as error:  # no semaphores here, or no children for a daemon
+            self.pool = None
+            _log.warning("no processes to search in (%s: %s); threads do it", type(error).__name__, error)
 
     def search(
         self,

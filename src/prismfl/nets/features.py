@@ -108,7 +108,7 @@ class FeatureNet(nn.Module):
     def stages(self, x: Tensor, last: int | None = None, activate: Activation = rectify) -> list[Tensor]:
         """Images `[B, 1 or 3, H, W]` in [-1, 1] → activation maps `[B, C_j, H_j, W_j]`.
 
-        last: number of the last map wanted, from 0; nothing after it is computed; activate: see `walk`.
+        last: number of the last map wanted, from 0; no later one is computed; activate: see `walk`.
         """
         maps: list[Tensor] = []
         for found in self.walk(x, activate):
