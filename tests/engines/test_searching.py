@@ -142,8 +142,10 @@ def test_an_interrupted_run_leaves_no_process(world, processes):
 
 
 @posix
-def test_processes_end_with_a_parent_that_is_killed():
-    code = """
+@pytest.mark.parametrize("ready", [True, False])
+def test_processes_end_with_a_parent_that_is_killed(ready):
+    """Whether they search already or are still beginning."""
+    code = f"""
 import os, time
 from prismfl.engines.searching import SearchProcesses
 from prismfl.nets.features import load_features
@@ -151,14 +153,16 @@ from types import SimpleNamespace
 import torch
 if __name__ == "__main__":
     found = SearchProcesses(None, SimpleNamespace(weights=torch.zeros(1), features=None), 1, 2)
-    print(*{found.pool.submit(os.getpid).result() for _ in range(20)}, flush=True)
+    if {ready}:
+        found.pool.submit(os.getpid).result()
+    print(*found.pool._processes, flush=True)
     time.sleep(100)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     numbers = [int(word) for word in parent.stdout.readline().split()]
     parent.kill()
     parent.wait()
-    assert numbers and gone(numbers)
+    assert len(numbers) == 2 and gone(numbers)
 
 
 @pytest.mark.parametrize(

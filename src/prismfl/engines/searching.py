@@ -52,7 +52,7 @@ class SearchProcesses:
 
     def __init__(self, layout: Layout, kit: ClientKit, threads: int, count: int) -> None:
         self.pool: ProcessPoolExecutor | None = None
-        world = layout, kit.weights.numpy(), kit.features, threads
+        world = layout, kit.weights.numpy(), kit.features, threads, os.getpid()
         try:
             self.pool = ProcessPoolExecutor(count, initializer=_begin, initargs=world)
             self.pool.submit(os.getpid)  # they begin now, while the first round is prepared
@@ -103,18 +103,18 @@ class SearchProcesses:
 _world: tuple[Layout, Tensor, FeatureMap]  # of the run that this process searches for
 
 
-def _begin(layout: Layout, weights: NDArray[np.float32], features: FeatureMap, threads: int) -> None:
+def _begin(layout: Layout, weights: NDArray[np.float32], features: FeatureMap, threads: int, parent: int) -> None:
     """Ready a process: an interrupt is the parent's to answer, which then ends this one."""
     global _world  # a process serves one run
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     keep_freed_memory()
     torch.set_num_threads(threads)
     _world = layout, torch.from_numpy(weights), features
 
 
 def _leave_with(parent: int) -> None:
-    """End this process once its parent has ended, however that was."""
+    """End this process once its parent has ended, however and how early that was."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
