@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import BrokenExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,11 @@ from joblib.externals.loky import ProcessPoolExecutor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prismfl.config import Search, Settings
+from prismfl.config import Settings
 from prismfl.federation import ClientKit
 from prismfl.layout import Layout
-from prismfl.mmd import FeatureMap, Target
-from prismfl.nets.tape import Tape
-from prismfl.search import Found, Memory, local_search
+from prismfl.mmd import FeatureMap
+from prismfl.search import Found, local_search
 
 # glibc's numbers for mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -60,23 +60,11 @@ class SearchProcesses:
             self.pool = None
             _log.warning("no processes to search in (%s: %s); threads do it", type(error).__name__, error)
 
-    def search(
-        self,
-        layout: Layout,
-        weights: Tensor,
-        features: FeatureMap,
-        q: NDArray[np.uint16],
-        target: Target,
-        settings: Search,
-        rate: float,
-        draws: Tape,
-        memory: Memory | None = None,
-    ) -> Found:
-        """See `local_search`: of the layout, weights and features that the processes began with."""
-        asked = q, target, settings, rate, draws, memory
-        if self.pool is not None:
+    def search(self, layout: Layout, weights: Tensor, features: FeatureMap, *asked: Any) -> Found:
+        """`local_search`, of the layout, weights and features that the processes began with; takes what that takes."""
+        if (pool := self.pool) is not None:  # another thread may give it up meanwhile
             try:
-                found: Found = self.pool.submit(_searched, *asked).result()
+                found: Found = pool.submit(_searched, *asked).result()
                 return found
             except BrokenExecutor as error:
                 self._give_up(error)
@@ -120,10 +108,8 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def _searched(
-    q: NDArray[np.uint16], target: Target, settings: Search, rate: float, draws: Tape, memory: Memory | None
-) -> Found:
-    return local_search(*_world, q, target, settings, rate, draws, memory)
+def _searched(*asked: Any) -> Found:
+    return local_search(*_world, *asked)
 
 
 def keep_freed_memory() -> None:

@@ -136,7 +136,7 @@ INLINE void *part(const void *of, Py_ssize_t i, int half) { return (char *)of + 
 INLINE Floats rectified(Floats values) {
 #ifdef WHOLE
     Floats found, nothing = {0};
-    __asm__("vmaxps %1, %2, %0" : "=v"(found) : "v"(values), "v"(nothing)); /* the first, where one is NaN */
+    __asm__("vmaxps %1, %2, %0" : "=v"(found) : "v"(values), "v"(nothing)); /* of NaN, the values */
     return found;
 #else
     return (Floats)((Flags)values & ~(values < 0));
