@@ -90,14 +90,14 @@ class Row:
 
 
 WAYS = (
-    Way("bfloat16", 4, 1, "on"),
+    Way("bfloat16", 5, 1, "on"),
     Way("bfloat16", 1, 1, "on"),
-    Way("bfloat16", 2, 5, "on"),
-    Way("bfloat16", 4, 1, "off"),
+    Way("bfloat16", 5, 1, "off"),
     Way("bfloat16", 1, 1, "off"),
     Way("bfloat16", 2, 5, "off"),
-    Way("tf32", 4, 1, "off"),
-    Way("float32", 4, 1, "off"),
+    Way("tf32", 5, 1, "off"),
+    Way("float32", 5, 1, "off"),
+    Way("bfloat16", 2, 5, "on"),
 )
 
 
@@ -145,55 +145,50 @@ def main(words: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     plan = PLANS["tiny" if args.tiny else args.size]
-    found = measured(plan, torch.device(args.device), ends - 20)
-    write(found, args.out)
+    found = measured(plan, torch.device(args.device), ends - 20, args.out)
+    print(as_markdown(found), flush=True)
     if args.train:
         tables = read_toml(args.settings) if args.settings else {}
         values = {name: value for table in tables.values() for name, value in table.items()}
         found["training"] = trained(args.train, args.device, ends - 30, args.tiny, args.out, values)
         write(found, args.out)
+        print(as_sentence(found["training"]), flush=True)
 
 
 def write(found: dict[str, Any], out: Path | None) -> None:
-    """The table on the screen, and both forms in the folder."""
-    table = as_markdown(found)
-    print(table, flush=True)
+    """Both forms in the folder."""
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-        (out / "gpu.md").write_text(table)
+        (out / "gpu.md").write_text(as_markdown(found))
 
 
-def measured(plan: Plan, device: torch.device, ends: float) -> dict[str, Any]:
-    """Checks and rows, as many as there is time for."""
+def measured(plan: Plan, device: torch.device, ends: float, out: Path | None) -> dict[str, Any]:
+    """Checks and rows, as many as there is time for, written as they come."""
     precisions = [name for name in LIMITS if name != "tf32" or device.type == "cuda"]
-    checks, rows, left_out = [], [], []
     rates = {name: matrix_rate(plan.matrix, device, name) for name in precisions}
     bandwidth = copy_rate(plan.copy, device)
-    for precision in precisions:
-        with multiplying(precision):
-            checks += list(checked(plan, device, precision))
-    checks += list(searched(device))
-    worlds = {name: moved(plan, device, name) for name in ("float32", "bfloat16")}
-    for way in (one for one in WAYS if one.precision in precisions):
-        if time.monotonic() <= ends:
-            with multiplying(way.precision):
-                one = worlds[dtype_of(way.precision)]
-                rows.append(timed_row(plan, one, way, rates[way.precision], bandwidth))
-            print(as_line(asdict(rows[-1])), file=sys.stderr, flush=True)
-        else:
-            left_out.append(name_of(way))
-    return {
+    found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else hardware(),
         "date": datetime.now(UTC).date().isoformat(),
         "torch": torch.__version__,
         "matrix_tflops": {name: rate / 1e12 for name, rate in rates.items()},
         "copy_gb_s": bandwidth / 1e9,
         "steps_a_round": plan.steps,
-        "checks": [asdict(one) for one in checks],
-        "rows": [asdict(one) for one in rows],
-        "left_out": left_out,
+        "checks": [asdict(one) for one in all_checked(plan, device, precisions)],
+        "rows": [],
+        "left_out": [name_of(way) for way in WAYS if way.precision in precisions],
     }
+    worlds = {name: moved(plan, device, name) for name in ("float32", "bfloat16")}
+    for way in (one for one in WAYS if one.precision in precisions):
+        if time.monotonic() <= ends:
+            with multiplying(way.precision):
+                row = timed_row(plan, worlds[dtype_of(way.precision)], way, rates[way.precision], bandwidth)
+            found["rows"].append(asdict(row))
+            found["left_out"].remove(name_of(way))
+            write(found, out)
+            print(as_line(found["rows"][-1]), file=sys.stderr, flush=True)
+    return found
 
 
 def name_of(way: Way) -> str:
@@ -222,6 +217,14 @@ def dtype_of(precision: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------ right
+
+
+def all_checked(plan: Plan, device: torch.device, precisions: Sequence[str]) -> Iterator[Check]:
+    """Steps in each precision, and a whole search."""
+    for precision in precisions:
+        with multiplying(precision):
+            yield from checked(plan, device, precision)
+    yield from searched(device)
 
 
 def checked(plan: Plan, device: torch.device, precision: str) -> Iterator[Check]:

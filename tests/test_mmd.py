@@ -22,6 +22,7 @@ from prismfl.mmd import (
     label_shares,
     patch_features,
 )
+from prismfl.nets import fused
 from prismfl.nets.features import load_features
 
 
@@ -493,23 +494,40 @@ def test_patches_that_do_not_fit_are_refused(vgg):
     ids=str,
 )
 @pytest.mark.parametrize("labels", [[0] * 6, [0, 0, 1, 3, 3, 3], [2] * 6], ids=str)
-def test_the_distance_by_blocks_is_that_of_the_moments(vgg, changes, labels):
+@pytest.mark.parametrize("how", ["in passing", "afterwards", "joined"])
+def test_the_distance_by_blocks_is_that_of_the_moments(monkeypatch, vgg, changes, labels, how):
+    if how != "in passing":
+        monkeypatch.setattr(fused, "_fast", None)
     mapped, tags = FeatureMap(vgg, Features(**changes), 1, 16), torch.tensor(labels)
     classes = max(labels) + 2  # the last is of no image
     target = torch.from_numpy(mapped.target(noise(8), np.arange(8) % classes, classes).moments)
     images = [scaled(noise(6, seed=1)).requires_grad_() for _ in range(2)]
     whole = distance(mapped.moments(images[0], label_groups(tags, classes)), target)
-    found = mapped.squared_distance(images[1], tags, mapped.split(target))
+    goals = mapped.split(target)
+    found = mapped.squared_distance(images[1], tags, goals.joined() if how == "joined" else goals)
     torch.testing.assert_close(found, whole)
     (3 * whole).backward()
     (3 * found).backward()
     torch.testing.assert_close(images[1].grad, images[0].grad, rtol=1e-4, atol=1e-7)
 
 
-def test_a_target_in_blocks_is_whole_again_when_joined(vgg):
+@pytest.mark.parametrize("joined", [False, True])
+def test_pieces_of_a_target_hold_each_number_once(vgg, joined):
     mapped = FeatureMap(vgg, Features(joint=16, joint_layers=2, patch=8), 1, 16)
-    target = torch.arange(3 * mapped.dimension, dtype=torch.float32)
-    assert torch.equal(torch.cat(mapped.split(target), 1).flatten(), target)
+    targets = torch.arange(2 * 3 * mapped.dimension, dtype=torch.float32).view(2, -1)
+    goals = mapped.split(targets)
+    pieces = torch.cat((goals.joined() if joined else goals).tensors, 2)
+    assert pieces.shape == (2, 3, mapped.dimension)
+    assert torch.equal(pieces.flatten(1).sort().values, targets)
+    assert torch.equal(mapped.split(targets[1]).units[2], goals.units[2][1:])
+    assert torch.equal(goals.of_maps([0, 3])[1], torch.cat([goals.squares[0], goals.squares[3]], 2))
+
+
+def test_a_device_but_the_processor_matches_all_layers_together(vgg):
+    mapped = FeatureMap(vgg, Features(), 1, 16)
+    goals = mapped.split(torch.empty(mapped.dimension, device="meta"))
+    assert [len(goals.units), len(goals.squares)] == [1, 1]
+    assert goals.units[0].shape == (1, 1, sum(mapped.sizes))
 
 
 def test_an_image_without_features_has_no_gradient_and_a_finite_distance(vgg):
@@ -522,7 +540,7 @@ def test_an_image_without_features_has_no_gradient_and_a_finite_distance(vgg):
     target = mapped.split(mapped.moments(scaled(noise(4, seed=3))).detach())
     found = dark.squared_distance(images, torch.zeros(2, dtype=torch.int64), target)
     found.backward()
-    assert float(found.detach()) == pytest.approx(sum(float(part.square().sum()) for part in target), rel=1e-5)
+    assert float(found.detach()) == pytest.approx(sum(float(part.square().sum()) for part in target.tensors), rel=1e-5)
     assert float(images.grad.abs().max()) == 0
 
 

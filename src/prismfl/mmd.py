@@ -14,9 +14,10 @@ moments of n images are, label by label, the sum over the label's images divided
 
 import copy
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,37 @@ class Target:
     moments: NDArray[np.float32]
     images: int
     shares: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
+
+
+@dataclass(frozen=True)
+class Goals:
+    """K targets in the pieces in which they are matched: `[K, G, d]` each, of consecutive numbers.
+
+    units, squares: of maps and of their squares, a layer each, or one of all layers; means: of all else, in order.
+    """
+
+    units: list[Tensor]
+    squares: list[Tensor]
+    means: list[Tensor]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [*self.units, *self.squares, *self.means]
+
+    def of_maps(self, places: Sequence[int]) -> list[Tensor]:
+        """What some layers' maps are matched with, one after the other, and what their squares are, if they are."""
+        if len(self.units) == 1:
+            return [*self.units, *self.squares]
+        return [_joined([part[place] for place in places]) for part in (self.units, self.squares) if part]
+
+    def joined(self) -> "Goals":
+        """The same with all layers' maps as one, and all their squares."""
+        return Goals([_joined(self.units)], [_joined(self.squares)] if self.squares else [], self.means)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 2)
 
 
 @dataclass(frozen=True)
@@ -86,48 +118,73 @@ class _UnitMoments(torch.autograd.Function):
 
 
 class _UnitDistance(torch.autograd.Function):
-    """Squared distances of a layer's weighted moments by label from K targets: `[K]`.
+    """Squared distances of layers' weighted moments by label from K targets: `[K]`.
 
-    What `_UnitMoments` and `distance` do together, the gradient in the same passes.
+    What `_UnitMoments` and `distance` do together, for all layers in the same passes and with the gradient: on a GPU
+    most of a small pass is its beginning.
 
-    phi: `[K · B, d]`, K batches one after the other, of any precision; labels: int64 `[K, B]`; scales: of f and g, or
-    of f alone; targets: `[K, G, d]` of each.  `fused.matched` is the same in C, for processors.
+    labels: int64 `[K, B]`; scales: of f and g, or of f alone; targets: `[K, G, Σ d_j]` of each; maps:
+    `[K · B, d_j]`, K batches one after the other, of any precision.  `fused.matched` is the same in C, for processors.
     """
 
     @staticmethod
-    def forward(ctx: Any, phi: Tensor, labels: Tensor, scales: Sequence[float], *targets: Tensor) -> Tensor:
-        rows = phi.view(*labels.shape, -1).float()
-        total, gradient = _unit_distance(rows, labels, scales[0], targets[0])
+    def forward(ctx: Any, labels: Tensor, scales: Sequence[float], targets: Sequence[Tensor], *maps: Tensor) -> Tensor:
+        ctx.sizes = [one.shape[1] for one in maps]
+        piece = math.gcd(*ctx.sizes)
+        layers = _layers(tuple(size // piece for size in ctx.sizes), labels.device)
+        joined = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
+        rows = joined.view(*labels.shape, -1, piece).float()
+        total, gradient = _unit_distance(rows, labels, layers, scales[0], targets[0])
         if len(targets) > 1:
-            more, by_square = _unit_distance(rows * rows, labels, scales[1], targets[1])
+            more, by_square = _unit_distance(rows * rows, labels, layers, scales[1], targets[1])
             total, gradient = total + more, gradient + 2 * rows * by_square
-        ctx.save_for_backward(gradient.view_as(phi).to(phi.dtype))
+        ctx.save_for_backward(gradient.view_as(joined).to(joined.dtype))
         return total
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         (inner,) = ctx.saved_tensors
         rows = (2 * gradient).repeat_interleave(len(inner) // len(gradient))
-        scaled = inner * rows[:, None].to(inner.dtype)
-        return scaled, None, None, *[None] * (len(ctx.needs_input_grad) - 3)
+        return None, None, None, *(inner * rows[:, None].to(inner.dtype)).split(ctx.sizes, 1)
 
 
-def _unit_distance(phi: Tensor, labels: Tensor, scale: float, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances `[K]` of `scale · Σ f` by label, `f = φ / ‖φ‖`, and half the gradient by phi `[K, B, d]`.
+@lru_cache(maxsize=16)  # on their device, or every step would wait for the copy
+def _layers(pieces: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of layers that have so many pieces: each piece's layer, int64 `[C]`, and whether it is its, float32 `[C, L]`."""
+    owners = torch.arange(len(pieces)).repeat_interleave(torch.tensor(pieces)).to(device)
+    return owners, _own(owners, len(pieces)).float()
 
-    With `rest = Σ f - target` of its label, an image's gradient is `(rest - f ⟨f, rest⟩) / ‖φ‖`.  Of one group
-    all is sums and products of entries, which a compiler makes few passes of.
+
+def _unit_distance(
+    phi: Tensor, labels: Tensor, layers: tuple[Tensor, Tensor], scale: float, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Squared distances `[K]` of `scale · Σ f` by label, `f = φ / ‖φ‖` layer by layer, and half the gradient by φ.
+
+    phi: layers in pieces, `[K, B, C, p]`.  With `rest = Σ f - target` of its label, an image's gradient is
+    `(rest - f ⟨f, rest⟩) / ‖φ‖`.  Of one group all is sums and products of entries, which a compiler makes few
+    passes of.
     """
-    inverse = _inverse(torch.linalg.vector_norm(phi, dim=2, keepdim=True)) * scale
-    rest = _sums(phi * inverse, labels, target.shape[1]) - target
+    owners, members = layers
+    inverse = _inverse(_by_layer(phi.square().sum(3), members).sqrt()) * scale
+    factors = inverse[..., owners, None]
+    rest = _sums(phi * factors, labels, target)
     mine = rest if rest.shape[1] == 1 else rest[torch.arange(len(rest), device=rest.device)[:, None], labels]
-    along = (phi * mine).sum(2, keepdim=True) * (inverse**3 / scale**2)
-    return rest.square().sum((1, 2)), mine * inverse - phi * along
+    along = _by_layer((phi * mine).sum(3), members) * (inverse**3 / scale**2)
+    return rest.square().sum((1, 2, 3)), mine * factors - phi * along[..., owners, None]
 
 
-def _sums(rows: Tensor, labels: Tensor, groups: int) -> Tensor:
-    """Sums of rows `[K, B, d]` by label: `[K, G, d]`."""
-    return rows.sum(1, keepdim=True) if groups == 1 else torch.bmm(_own(labels, groups).float().mT, rows)
+def _by_layer(numbers: Tensor, members: Tensor) -> Tensor:
+    """Sums by layer of a number for each piece: `[…, C]` and `[C, L]` → `[…, L]`.  In full precision everywhere."""
+    return (numbers[..., None] * members).sum(-2)
+
+
+def _sums(rows: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    """Sums of rows `[K, B, C, p]` by label, less the target `[K, G, C · p]`: `[K, G, C, p]`."""
+    groups = target.shape[1]
+    target = target.view(*target.shape[:2], *rows.shape[2:])
+    if groups == 1:
+        return rows.sum(1, keepdim=True) - target
+    return torch.bmm(_own(labels, groups).float().mT, rows.flatten(2)).view_as(target) - target
 
 
 def label_means(labels: Tensor, classes: int) -> Tensor:
@@ -320,28 +377,39 @@ class FeatureMap:
                 parts.append(groups @ found)
         return torch.cat(parts, 1).flatten()
 
-    def squared_distance(self, x: Tensor, labels: Tensor, target: Sequence[Tensor]) -> Tensor:
+    def squared_distance(self, x: Tensor, labels: Tensor, goals: Goals) -> Tensor:
         """`distance` of the moments by label of images `[B, C, H, W]` from a target, in fewer passes: a scalar.
 
-        labels: int64 `[B]`, ascending; target: in blocks, as `split` makes them.
+        labels: int64 `[B]`, ascending; goals: of one target, as `split` makes them.
         """
-        return self.squared_distances(x, labels[None], [part[None] for part in target])[0]
+        return self.squared_distances(x, labels[None], goals)[0]
 
-    def squared_distances(self, x: Tensor, labels: Tensor, targets: Sequence[Tensor]) -> Tensor:
+    def squared_distances(self, x: Tensor, labels: Tensor, goals: Goals) -> Tensor:
         """The same of K batches, each from its own target: `[K]`.
 
-        x: `[K · B, C, H, W]`, one batch after the other; labels: int64 `[K, B]`, ascending in each; targets: blocks
-        `[K, G, d_j]`.
+        x: `[K · B, C, H, W]`, one batch after the other; labels: int64 `[K, B]`, ascending in each.
         """
-        passing = _Passing(self, labels, targets)
+        passing = _Passing(self, labels, goals)
         for layer, kind, found in self._blocks(x, passing.activate):
             passing.add(layer, kind, found)
-        return torch.stack(passing.totals).sum(0)
+        return passing.total()
 
-    def split(self, target: Tensor) -> list[Tensor]:
-        """Moments `[G · D]` in blocks `[G, d_j]`, each of consecutive numbers, as `squared_distance` takes them."""
-        sizes = [block.size for block in self.blocks]
-        return [part.contiguous() for part in target.view(-1, self.dimension).split(sizes, 1)]
+    def split(self, targets: Tensor) -> Goals:
+        """Moments `[K, G · D]`, or of one target `[G · D]`, as `squared_distances` takes them.
+
+        A processor matches a layer at a time, while it is in a near cache; other devices all layers together.
+        """
+        parts = targets.view(len(targets) if targets.dim() > 1 else 1, -1, self.dimension)
+        blocks = [part.contiguous() for part in parts.split([block.size for block in self.blocks], 2)]
+        goals, left = Goals([], [], []), iter(blocks)
+        for layer in self.layers:
+            goals.units.append(next(left))
+            if self.seconds:
+                goals.squares.append(next(left))
+            if layer in self.projections:
+                goals.means.append(next(left))
+        goals.means.extend(left)
+        return goals if targets.device.type == "cpu" else goals.joined()
 
     def _blocks(self, x: Tensor, activate: Activation = rectify) -> Iterator[tuple[int, str, Tensor]]:
         """What moments are taken of, in order, with its layer (-1 of none).
@@ -401,39 +469,44 @@ class _Passing:
     Where the kernels can, a layer is matched where its ReLU would be, in the same passes, and else afterwards.
     """
 
-    def __init__(self, of: FeatureMap, labels: Tensor, targets: Sequence[Tensor]) -> None:
-        self.of, self.labels, left = of, labels, list(targets)
-        self.units, self.means = dict[int, list[Tensor]](), list[Tensor]()
-        for layer in of.layers:
-            self.units[layer] = [left.pop(0) for _ in range(1 + of.seconds)]
-            if layer in of.projections:
-                self.means.append(left.pop(0))
-        self.means += left
+    def __init__(self, of: FeatureMap, labels: Tensor, goals: Goals) -> None:
+        self.of, self.labels, self.goals = of, labels, goals
+        self.places = {layer: place for place, layer in enumerate(of.layers)}
         self.scales = [weight / labels.shape[1] for weight in of.weights[: 1 + of.seconds]]
-        self.groups, self.stage, self.totals = targets[0].shape[1], -1, list[Tensor]()
+        self.groups, self.stage = goals.units[0].shape[1], -1
+        self.met, self.left, self.means = set[int](), dict[int, Tensor](), iter(goals.means)
+        self.totals = list[Tensor]()
 
     def activate(self, x: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
         """`rectify` of a stage, matched in passing where that can be."""
         self.stage += 1
-        whole = self.stage in self.units and x.shape[-1] == self.of.sides[self.stage]
+        whole = self.stage in self.places and x.shape[-1] == self.of.sides[self.stage]
         return self._met(self.stage, x, rectify=True, pool=pool) if whole and fusible(x) else rectify(x, pool)
 
     def add(self, layer: int, kind: str, found: Tensor) -> None:
-        """Match what was not matched in passing."""
+        """Match what was not matched in passing, or keep it for the end."""
         if kind == "mean":
             sums = batch_groups(self.labels, self.groups) @ found
-            rest = sums.view(len(self.labels), -1) - self.means.pop(0).flatten(1)
+            rest = sums.view(len(self.labels), -1) - next(self.means).flatten(1)
             self.totals.append(rest.square().sum(1))
-        elif layer in self.units and fusible(found):
+        elif layer not in self.met and fusible(found):
             self._met(layer, found, rectify=False)
-        elif layer in self.units:
-            goals = self.units.pop(layer)
-            self.totals.append(_UnitDistance.apply(_flat(found), self.labels, self.scales, *goals))  # type: ignore[no-untyped-call]
+        elif layer not in self.met:
+            self.left[self.places[layer]] = _flat(found)
+
+    def total(self) -> Tensor:
+        """The sum of all squared distances, `[K]`."""
+        if self.left:
+            goals = self.goals.of_maps(list(self.left))
+            found = _UnitDistance.apply(self.labels, self.scales, goals, *self.left.values())  # type: ignore[no-untyped-call]
+            self.totals.append(found)
+        return torch.stack(self.totals).sum(0)
 
     def _met(self, layer: int, x: Tensor, *, rectify: bool, pool: bool = False) -> tuple[Tensor, Tensor]:
-        goals = [goal.flatten(0, 1) for goal in self.units.pop(layer)]
+        goals = [goal.flatten(0, 1) for goal in self.goals.of_maps([self.places[layer]])]
         phi, found, goes_on = matched(x, self._starts, goals, self.scales, rectify=rectify, pool=pool)
         self.totals.append(found.view(len(self.labels), -1).sum(1))
+        self.met.add(layer)
         return phi, goes_on
 
     @cached_property

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prismfl.config import Search, Settings
 from prismfl.layout import Layout
-from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, batch_groups, distance, label_groups
+from prismfl.mmd import PRECISIONS, FeatureMap, Goals, MovingResidual, Target, batch_groups, distance, label_groups
 from prismfl.nets.fused import adam_step, flat_floats
 from prismfl.nets.generator import generate, generate_many
 from prismfl.nets.latents import spread_normals
@@ -319,17 +319,16 @@ class Searcher:
         self.weights, self.dtype = weights, PRECISIONS[precision]
         self.features = features.in_precision(precision)
         self.target = torch.tensor(target.moments, device=weights.device)
-        self.blocks = self.features.split(self.target)
+        self.goals = self.features.split(self.target)
         self.shares = torch.tensor(target.shares, device=weights.device)
         self.moving = MovingResidual(self.target, settings.moving_rate)
         self.shape, self.tapes = (layout.count,), (draws,)
-        self.tensors = [*self.blocks, self.shares, *draws.tensors]
+        self.tensors = [*self.goals.tensors, self.shares, *draws.tensors]
 
     def turn_to(self, targets: Sequence[Target], draws: Sequence[Tape]) -> None:
         """Another client's target and draws, in the tensors that are there."""
         self.target.copy_(torch.from_numpy(targets[0].moments))
-        for block, part in zip(self.blocks, self.features.split(self.target), strict=True):
-            block.copy_(part)
+        _turn(self.goals, self.features.split(self.target))
         self.shares.copy_(torch.from_numpy(targets[0].shares))
         self.draws.follow(draws[0])
 
@@ -345,7 +344,7 @@ class Searcher:
         latents, labels = _inputs(self.layout, self.settings, self.shares, self.draws)
         images = generate(self.layout, flat.to(self.dtype), latents.to(self.dtype), labels=labels)
         if self.settings.loss == "squared":
-            measured = self.features.squared_distance(images, labels, self.blocks)
+            measured = self.features.squared_distance(images, labels, self.goals)
             return measured, measured
         moments = self.features.moments(images, label_groups(labels, self.layout.classes))
         return self.moving.loss(moments), distance(moments, self.target)
@@ -368,11 +367,11 @@ class BatchSearcher:
         self.weights, self.dtype = weights, PRECISIONS[precision]
         self.features = features.in_precision(precision)
         self.targets = torch.stack([torch.from_numpy(one.moments) for one in targets]).to(weights.device)
-        self.blocks = self._blocks()
+        self.goals = self.features.split(self.targets)
         self.shares = torch.stack([torch.from_numpy(one.shares) for one in targets]).to(weights.device)
         self.moving = [MovingResidual(target, settings.moving_rate) for target in self.targets]
         self.shape, self.tapes = (len(targets), layout.count), tuple(draws)
-        self.tensors = [*self.blocks, self.shares, *(one for tape in draws for one in tape.tensors)]
+        self.tensors = [*self.goals.tensors, self.shares, *(one for tape in draws for one in tape.tensors)]
 
     def turn_to(self, targets: Sequence[Target], draws: Sequence[Tape]) -> None:
         """Other clients' targets and draws, in the tensors that are there."""
@@ -380,12 +379,7 @@ class BatchSearcher:
             self.targets[row].copy_(torch.from_numpy(target.moments))
             self.shares[row].copy_(torch.from_numpy(target.shares))
             self.draws[row].follow(theirs)
-        for block, now in zip(self.blocks, self._blocks(), strict=True):
-            block.copy_(now)
-
-    def _blocks(self) -> list[Tensor]:
-        split = [self.features.split(target) for target in self.targets]
-        return [torch.stack(parts) for parts in zip(*split, strict=True)]
+        _turn(self.goals, self.features.split(self.targets))
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients by the scores `[K, N]` and the squared distances of one batch each, `[K]`."""
@@ -408,11 +402,16 @@ class BatchSearcher:
     def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What is descended, and the squared distances, `[K]` each."""
         if self.settings.loss == "squared":
-            measured = self.features.squared_distances(images, labels, self.blocks)
+            measured = self.features.squared_distances(images, labels, self.goals)
             return measured, measured
         moments = self.features.moments(images, batch_groups(labels, self.layout.classes)).view(len(labels), -1)
         losses = [moving.loss(mine) for moving, mine in zip(self.moving, moments, strict=True)]
         return torch.stack(losses), (moments - self.targets).square().sum(1)
+
+
+def _turn(goals: Goals, to: Goals) -> None:
+    for mine, theirs in zip(goals.tensors, to.tensors, strict=True):
+        mine.copy_(theirs)
 
 
 def _inputs(layout: Layout, settings: Search, shares: Tensor, draws: Tape) -> tuple[Tensor, Tensor]:

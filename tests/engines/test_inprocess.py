@@ -541,13 +541,22 @@ def test_a_run_with_another_network_is_not_resumed(run_settings, blobs, tmp_path
         ({}, 4, 1),
         ({}, 9, 1),
         ({"workers": 3}, 1, 3),
-        ({"device": "cuda"}, 1, 4),
+        ({"device": "cuda"}, 1, 5),  # ten clients in two turns
+        ({"device": "cuda"}, 2, 3),
         ({"device": "cuda"}, 3, 2),
+        ({"device": "cuda", "clients": 12}, 1, 6),
+        ({"device": "cuda", "clients": 13}, 1, 5),
+        ({"device": "cuda", "clients": 2}, 1, 2),
+        ({"device": "cuda", "clients": 100, "cohort": 7}, 1, 4),
         ({"device": "cuda", "workers": 1}, 1, 1),
     ],
     ids=str,
 )
 def test_clients_are_searched_one_a_core_and_a_few_on_a_gpu(monkeypatch, output, threads, wanted):
     monkeypatch.setattr(inprocess.os, "cpu_count", lambda: 6)
-    settings = settings_from({"output": output, "search": {"client_threads": threads}})
+    groups = {"clients": "data", "cohort": "federation"}
+    tables = {"data": {"partition": "iid"}, "federation": {}, "output": {}, "search": {"client_threads": threads}}
+    for name, value in output.items():
+        tables[groups.get(name, "output")][name] = value
+    settings = settings_from(tables)
     assert inprocess.workers_of(settings) == wanted

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from prismfl.nets.latents import orthogonal, spread_normals
+from prismfl.nets.latents import by_sums, orthogonal, spread_normals
 from prismfl.nets.tape import Tape
 from prismfl.seeding import Purpose, Stream
 
@@ -38,6 +38,11 @@ def test_a_latents_entries_are_uncorrelated():
     rows = batches(3000, 8, 16)[:, 2].double()
     off = (rows.T @ rows / len(rows) - torch.eye(16, dtype=torch.float64)).abs()
     assert off.max() < 5 / 3000**0.5 * 2**0.5
+
+
+def test_products_as_sums_are_products():
+    one, other = (torch.randn(3, n, m, generator=torch.manual_seed(n)) for n, m in ((4, 7), (7, 5)))
+    torch.testing.assert_close(by_sums(one, other), one @ other)
 
 
 @pytest.mark.parametrize(("count", "dimension"), [(32, 64), (128, 64), (6, 12)])

@@ -35,7 +35,7 @@ from prismfl.preparation import Prepared, for_arrays, prepare
 from prismfl.runfolder import RunFolder
 from prismfl.search import Memory
 
-_ON_A_GPU = 4  # workers: more gain little (docs/speed.md)
+_ON_A_GPU = 6  # workers at most: more gain nothing (docs/speed.md)
 _MOST_COUNTS = 100_000  # of labels at clients, in the run folder
 _MOST_TARGETS, _MOST_THETAS = 2**29, 2**28  # bytes in memory, of all clients together
 
@@ -45,11 +45,18 @@ Crew = Callable[[Mapping[int, bytes]], Mapping[int, Reply]]
 
 
 def workers_of(settings: Settings) -> int:
-    """Clients searched at a time: one a core, and a few on a GPU, which one alone leaves partly idle."""
+    """Clients searched at a time: one a core, and a few on a GPU, which one alone leaves partly idle.
+
+    There in turns of as many each, for a last turn of few would again.
+    """
     if settings.output.workers:
         return settings.output.workers
     cores = max(1, (os.cpu_count() or 1) // settings.search.client_threads)
-    return cores if settings.output.device == "cpu" else min(cores, _ON_A_GPU)
+    if settings.output.device == "cpu":
+        return cores
+    most = min(cores, _ON_A_GPU)
+    clients = settings.federation.cohort or settings.data.clients or most
+    return -(-clients // -(-clients // most))
 
 
 def begin_worker(threads: int, device: torch.device) -> None:

@@ -24,16 +24,26 @@ def spread_normals(draws: Tape, count: int, dimension: int) -> Tensor:
     return torch.stack((latents, -latents), 1).flatten(0, 1)[:count]
 
 
+def product(one: Tensor, other: Tensor) -> Tensor:
+    """`one @ other`, `[K, n, m]` and `[K, m, p]`: on a GPU as sums, one small pass where a product is three."""
+    return by_sums(one, other) if one.device.type == "cuda" else one @ other
+
+
+def by_sums(one: Tensor, other: Tensor) -> Tensor:
+    """`one @ other` in so many numbers as it has products."""
+    return (one[..., None] * other[:, None]).sum(2)
+
+
 def orthogonal(rows: Tensor) -> Tensor:
     """Unit rows near the given ones, closely to orthogonal: float32 `[K, n, d]` with n at most d / 2, or 1.
 
-    Newton's iteration for the polar factor, as matrix products alone, which a GPU can record.  It treats all
+    Newton's iteration for the polar factor, of products alone, which a GPU can record.  It treats all
     directions alike, so that of normal rows each row's direction is uniform however few steps it takes, and independent
     of their lengths.
     """
     count, dimension = rows.shape[1:]
     found: Tensor = rows / (dimension**0.5 + count**0.5)  # near the largest singular value (Marchenko, Pastur 1967)
     for _ in range(_STEPS if count > 1 else 0):
-        found = 1.5 * found - 0.5 * (found @ found.mT) @ found
+        found = 1.5 * found - 0.5 * product(product(found, found.mT), found)
     lengths: Tensor = torch.linalg.vector_norm(found, dim=2, keepdim=True)
     return found / lengths.clamp_(min=1e-30)
