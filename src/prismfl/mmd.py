@@ -152,7 +152,9 @@ class _UnitDistance(torch.autograd.Function):
 def _layers(pieces: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Of layers that have so many pieces: each piece's layer, int64 `[C]`, and whether it is its, float32 `[C, L]`."""
     owners = torch.arange(len(pieces)).repeat_interleave(torch.tensor(pieces)).to(device)
-    return owners, _own(owners, len(pieces)).float()
+    members = _own(owners, len(pieces)).float()
+    settle(device)
+    return owners, members
 
 
 def _unit_distance(
