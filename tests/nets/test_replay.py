@@ -1,5 +1,6 @@
 """A step that is recorded and replayed finds what the same step finds taken again and again."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -165,6 +166,22 @@ def test_on_a_gpu_a_step_is_recorded_once_and_replayed_or_taken_where_it_cannot_
     repeated.take(20)
     assert gpu.calls[-20:] == ["taken" if fails else "replayed"] * 20
     assert gpu.calls.count("recorded") == (count < 16)
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_step_is_recorded_with_convolutions_that_add_up_in_order(gpu, monkeypatch, before, fails):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", before)
+    seen = []
+
+    def step():
+        seen.append(torch.backends.cudnn.deterministic)
+        if fails and len(seen) == 3:
+            raise ValueError
+
+    with pytest.raises(ValueError) if fails else nullcontext():
+        on_a_gpu(step).take(20)
+    assert set(seen) == {True} and torch.backends.cudnn.deterministic is before
 
 
 def test_a_step_is_recorded_in_the_threads_own_queue_but_never_in_the_devices_first(gpu):

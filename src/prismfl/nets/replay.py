@@ -1,7 +1,8 @@
 """The same step many times: on a GPU compiled and recorded once, so that no kernel waits for the interpreter."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -16,6 +17,20 @@ _WORTH = 16  # steps from which on recording one pays
 
 # Compiling and recording are no work for two threads at once; searches of others go on meanwhile.
 _preparing = threading.RLock()
+
+
+@contextmanager
+def _sums_in_order() -> Iterator[None]:
+    """Inside, cuDNN chooses no convolution that adds up in whatever order its parts are done; the choice is recorded.
+
+    The flag is torch's, of all threads: what others compute meanwhile is chosen so too.
+    """
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 class Repeated:
@@ -45,7 +60,7 @@ class Repeated:
     def take(self, count: int) -> None:
         """Take the step so many times."""
         if self.recorded and self.replay is None and count >= _WORTH:
-            with _preparing:
+            with _preparing, _sums_in_order():
                 self.replay = self._prepared()
         for _ in range(count):
             (self.replay or self.step)()
