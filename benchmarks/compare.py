@@ -94,7 +94,8 @@ def _taken(root: Path, against: str, folder: Path) -> str:
     if done.returncode:
         return f"no {against} here"
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.0 to 3.11.3 have none
+        archive.extractall(folder)
     if any(folder.glob("src/prismfl/*/_fast.c")):
         words = [sys.executable, "-c", "import setuptools; setuptools.setup()", "build_ext", "--inplace"]
         if subprocess.run(words, cwd=folder, capture_output=True, check=False).returncode:
