@@ -511,6 +511,24 @@ def test_the_distance_by_blocks_is_that_of_the_moments(monkeypatch, vgg, changes
     torch.testing.assert_close(images[1].grad, images[0].grad, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("labels", [[[0, 0, 0], [0, 0, 0]], [[0, 1, 1], [2, 2, 2]]], ids=str)
+@pytest.mark.parametrize("joined", [False, True])
+def test_batches_of_several_clients_are_each_matched_with_its_own_target(monkeypatch, vgg, labels, joined):
+    monkeypatch.setattr(fused, "_fast", None)
+    mapped, tags, classes = FeatureMap(vgg, Features(), 1, 16), torch.tensor(labels), max(map(max, labels)) + 1
+    targets = [mapped.target(noise(4, seed=n), np.arange(4) % classes, classes).moments for n in (0, 1)]
+    images, goals = scaled(noise(6, seed=2)).requires_grad_(), mapped.split(torch.from_numpy(np.stack(targets)))
+    found = mapped.squared_distances(images, tags, goals.joined() if joined else goals)
+    factors = torch.tensor([1.0, 3.0])
+    (gradient,) = torch.autograd.grad((found * factors).sum(), images)
+    for client, target in enumerate(targets):
+        mine = images[3 * client : 3 * client + 3].detach().requires_grad_()
+        alone = distance(mapped.moments(mine, label_groups(tags[client], classes)), torch.from_numpy(target))
+        torch.testing.assert_close(found[client], alone)
+        (wanted,) = torch.autograd.grad(alone * factors[client], mine)
+        torch.testing.assert_close(gradient[3 * client : 3 * client + 3], wanted, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("joined", [False, True])
 def test_pieces_of_a_target_hold_each_number_once(vgg, joined):
     mapped = FeatureMap(vgg, Features(joint=16, joint_layers=2, patch=8), 1, 16)
