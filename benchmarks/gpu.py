@@ -45,7 +45,7 @@ from prismfl.mmd import FeatureMap, Target
 from prismfl.nets.features import load_features
 from prismfl.nets.generator import check_device
 from prismfl.nets.tape import Tape
-from prismfl.search import BatchSearcher, Searcher, local_search, search_many
+from prismfl.search import Searcher, local_search
 from prismfl.seeding import Purpose, Stream
 
 # Largest relative error of a gradient that is still the same gradient, by precision.
@@ -66,11 +66,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to search a round's clients: numbers, searches at a time, clients in each, step compiled or not."""
+    """One way to search a round's clients: numbers, searches at a time, step compiled or not."""
 
     precision: str
     workers: int
-    together: int
     compile: str
 
 
@@ -90,14 +89,12 @@ class Row:
 
 
 WAYS = (
-    Way("bfloat16", 5, 1, "on"),
-    Way("bfloat16", 1, 1, "on"),
-    Way("bfloat16", 5, 1, "off"),
-    Way("bfloat16", 1, 1, "off"),
-    Way("bfloat16", 2, 5, "off"),
-    Way("tf32", 5, 1, "off"),
-    Way("float32", 5, 1, "off"),
-    Way("bfloat16", 2, 5, "on"),
+    Way("bfloat16", 5, "on"),
+    Way("bfloat16", 1, "on"),
+    Way("bfloat16", 5, "off"),
+    Way("bfloat16", 1, "off"),
+    Way("tf32", 5, "off"),
+    Way("float32", 5, "off"),
 )
 
 
@@ -193,8 +190,7 @@ def measured(plan: Plan, device: torch.device, ends: float, out: Path | None) ->
 
 def name_of(way: Way) -> str:
     """A way in words."""
-    how = f"{way.workers} at a time" if way.together == 1 else f"{way.workers} × {way.together} at a time"
-    return f"{way.precision}, {how}" + (", compiled" if way.compile == "on" else "")
+    return f"{way.precision}, {way.workers} at a time" + (", compiled" if way.compile == "on" else "")
 
 
 @contextmanager
@@ -228,7 +224,7 @@ def all_checked(plan: Plan, device: torch.device, precisions: Sequence[str]) -> 
 
 
 def checked(plan: Plan, device: torch.device, precision: str) -> Iterator[Check]:
-    """Moments and gradients on the device against the processor's float32, and a batch against each client alone."""
+    """Moments and gradients on the device against the processor's float32."""
     layout, features, batch = plan.world()
     here = made(layout, features, Search(batch_size=batch, precision="float32"))
     there = moved(plan, device, precision)
@@ -239,9 +235,6 @@ def checked(plan: Plan, device: torch.device, precision: str) -> Iterator[Check]
         yield check(f"moments, {precision}", there.features.moments((images * 2 - 1).to(device)), wanted, precision)
     gradient, _ = here.gradient(theta)
     yield check(f"gradient, {precision}", there.gradient(theta.to(device))[0], gradient, precision)
-    together = batched(moved(plan, device, precision), 2)
-    found = together.gradient(theta.to(device).expand(2, -1).contiguous())[0]
-    yield check(f"gradient in a batch, {precision}", found[0], gradient, precision)
 
 
 def searched(device: torch.device) -> Iterator[Check]:
@@ -275,14 +268,6 @@ def moved(plan: Plan, device: torch.device, precision: str) -> Searcher:
     return made(layout, features, Search(batch_size=batch, precision=dtype_of(precision)), device)
 
 
-def batched(one: Searcher, clients: int) -> BatchSearcher:
-    """So many clients like one, each with draws of its own; the first draws as the one does."""
-    target = Target(one.target.cpu().numpy(), 64, one.shares.cpu().numpy())
-    draws = [tape(client, one.weights.device) for client in range(clients)]
-    shared = one.layout, one.weights, one.features
-    return BatchSearcher(*shared, [target] * clients, one.settings, draws)
-
-
 def tape(client: int, device: torch.device) -> Tape:
     """A client's draws."""
     return Tape(Stream(0, Purpose.SEARCH, 0, client), device)
@@ -313,12 +298,8 @@ def rounds_of(plan: Plan, one: Searcher, way: Way) -> list[float]:
     q, device = np.full(one.layout.count, 32768, np.uint16), one.weights.device
     shared = one.layout, one.weights, one.features
 
-    def search(draws: list[Tape]) -> None:
-        many = len(draws)
-        if many == 1:
-            local_search(*shared, q, target, settings, 0.1, draws[0])
-        else:
-            search_many(*shared, [q] * many, [target] * many, settings, 0.1, draws, [None] * many)
+    def search(draws: Tape) -> None:
+        local_search(*shared, q, target, settings, 0.1, draws)
 
     found = []
     with ThreadPoolExecutor(way.workers, initializer=inprocess.begin_worker, initargs=(1, device)) as pool:
@@ -326,9 +307,7 @@ def rounds_of(plan: Plan, one: Searcher, way: Way) -> list[float]:
             draws = [tape(client, device) for client in range(plan.clients)]
             wait(device)
             begun = time.perf_counter()
-            list(
-                pool.map(search, (draws[start : start + way.together] for start in range(0, len(draws), way.together)))
-            )
+            list(pool.map(search, draws))
             found.append(time.perf_counter() - begun)
     return found
 

@@ -101,7 +101,7 @@ gpu.main(["--device", "cpu", "--tiny", "--out", {str(tmp_path)!r}])
     assert {check["what"] for check in found["checks"]} >= {"gradient, float32", "moments, float32"}
     assert all(check["passed"] for check in found["checks"])
     ways = [row["way"] for row in found["rows"]]
-    assert {way["together"] for way in ways} == {1, 5}
+    assert {way["workers"] for way in ways} == {1, 5}
     assert {way["precision"] for way in ways} == {"float32", "bfloat16"}  # TF32 is a GPU's
     for row in found["rows"]:
         assert row["step_ms"] > 0 and row["floor_ms"] > 0 and row["operations"] > 0 and row["bytes"] > 0

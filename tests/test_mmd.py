@@ -16,7 +16,6 @@ from prismfl.mmd import (
     _MeanWaves,
     _UnitMoments,
     distance,
-    joint_features,
     label_groups,
     label_means,
     label_shares,
@@ -247,9 +246,9 @@ def test_a_target_is_the_mean_of_its_images(feature_map):
 LABELS = np.array([2, 0, 2, 2, 4, 0, 2, 4, 0, 2, 2, 0, 0])  # of five labels, 1 and 3 without an image
 
 
-@pytest.mark.parametrize(("batch", "joint"), [(1, 0), (4, 8), (100, 8)])
-def test_a_target_by_label_is_each_labels_share_times_its_mean(vgg, batch, joint):
-    mapped, pictures = FeatureMap(vgg, Features(layers=(0, 1), joint=joint), 1, 16), noise(13)
+@pytest.mark.parametrize(("batch", "patch"), [(1, 0), (4, 8), (100, 8)])
+def test_a_target_by_label_is_each_labels_share_times_its_mean(vgg, batch, patch):
+    mapped, pictures = FeatureMap(vgg, Features(layers=(0, 1), patch=patch), 1, 16), noise(13)
     found = mapped.target(pictures, LABELS, 5, batch)
     blocks = found.moments.reshape(5, mapped.dimension)
     np.testing.assert_array_equal(found.shares, [5 / 13, 0, 6 / 13, 0, 2 / 13])
@@ -269,9 +268,9 @@ def test_labels_without_classes_leave_the_target_alone(feature_map):
     assert plain.shares.tolist() == labelled.shares.tolist() == [1]
 
 
-@pytest.mark.parametrize("joint", [0, 32])
-def test_no_images_moments_by_label_are_longer_than_one(vgg, joint):
-    mapped = FeatureMap(vgg, Features(joint=joint), 1, 16)
+@pytest.mark.parametrize("patch", [0, 32])
+def test_no_images_moments_by_label_are_longer_than_one(vgg, patch):
+    mapped = FeatureMap(vgg, Features(patch=patch), 1, 16)
     pictures = np.concatenate((noise(4), np.full((1, 1, 16, 16), 255, np.uint8), np.zeros((1, 1, 16, 16), np.uint8)))
     for label, image in enumerate(pictures):
         found = mapped.moments(scaled(image[None]), label_groups(torch.tensor([label]), 6)).view(6, -1)
@@ -390,32 +389,6 @@ def test_the_loss_has_no_gradient_through_the_average():
     assert float(moments.grad) == pytest.approx(-2 * 0.75)
 
 
-# ------------------------------------------------------------------------------- joint features
-
-
-@pytest.mark.parametrize("bandwidth", [0.3, 1.0])
-def test_joint_features_approximate_the_gaussian_kernel_of_unit_maps(bandwidth):
-    phi = torch.rand(6, 40, generator=torch.Generator().manual_seed(1))
-    projection = torch.randn(40, 20000, generator=torch.Generator().manual_seed(2)) / bandwidth
-    found = joint_features(phi, projection)
-    unit = phi / phi.norm(dim=1, keepdim=True)
-    kernel = torch.exp(-torch.cdist(unit, unit).square() / (2 * bandwidth**2))
-    torch.testing.assert_close(found @ found.T, kernel, atol=0.03, rtol=0)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(6))
-
-
-def test_joint_features_keep_the_norm_and_raise_the_dimension():
-    images = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    plain, joint = (
-        FeatureMap(load_features("vgg"), Features(joint=count, joint_layers=2, joint_weight=3.0), 1, 16)
-        for count in (0, 64)
-    )
-    assert joint.dimension == plain.dimension + 2 * 64
-    assert joint.moments(images).shape == (joint.dimension,)
-    assert joint.moments(images).norm() == pytest.approx(1, abs=1e-5)
-    assert plain.fingerprint() != joint.fingerprint()
-
-
 # ------------------------------------------------------------------------------- patch features
 
 
@@ -490,7 +463,7 @@ def test_patches_that_do_not_fit_are_refused(vgg):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"second_weight": 0.0}, {"layers": (0, 2)}, {"joint": 16, "joint_layers": 1}, {"patch": 8, "pool": 4}],
+    [{}, {"second_weight": 0.0}, {"layers": (0, 2)}, {"patch": 8, "pool": 4}],
     ids=str,
 )
 @pytest.mark.parametrize("labels", [[0] * 6, [0, 0, 1, 3, 3, 3], [2] * 6], ids=str)
@@ -511,41 +484,22 @@ def test_the_distance_by_blocks_is_that_of_the_moments(monkeypatch, vgg, changes
     torch.testing.assert_close(images[1].grad, images[0].grad, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("labels", [[[0, 0, 0], [0, 0, 0]], [[0, 1, 1], [2, 2, 2]]], ids=str)
-@pytest.mark.parametrize("joined", [False, True])
-def test_batches_of_several_clients_are_each_matched_with_its_own_target(monkeypatch, vgg, labels, joined):
-    monkeypatch.setattr(fused, "_fast", None)
-    mapped, tags, classes = FeatureMap(vgg, Features(), 1, 16), torch.tensor(labels), max(map(max, labels)) + 1
-    targets = [mapped.target(noise(4, seed=n), np.arange(4) % classes, classes).moments for n in (0, 1)]
-    images, goals = scaled(noise(6, seed=2)).requires_grad_(), mapped.split(torch.from_numpy(np.stack(targets)))
-    found = mapped.squared_distances(images, tags, goals.joined() if joined else goals)
-    factors = torch.tensor([1.0, 3.0])
-    (gradient,) = torch.autograd.grad((found * factors).sum(), images)
-    for client, target in enumerate(targets):
-        mine = images[3 * client : 3 * client + 3].detach().requires_grad_()
-        alone = distance(mapped.moments(mine, label_groups(tags[client], classes)), torch.from_numpy(target))
-        torch.testing.assert_close(found[client], alone)
-        (wanted,) = torch.autograd.grad(alone * factors[client], mine)
-        torch.testing.assert_close(gradient[3 * client : 3 * client + 3], wanted, rtol=1e-4, atol=1e-7)
-
-
 @pytest.mark.parametrize("joined", [False, True])
 def test_pieces_of_a_target_hold_each_number_once(vgg, joined):
-    mapped = FeatureMap(vgg, Features(joint=16, joint_layers=2, patch=8), 1, 16)
-    targets = torch.arange(2 * 3 * mapped.dimension, dtype=torch.float32).view(2, -1)
-    goals = mapped.split(targets)
-    pieces = torch.cat((goals.joined() if joined else goals).tensors, 2)
-    assert pieces.shape == (2, 3, mapped.dimension)
-    assert torch.equal(pieces.flatten(1).sort().values, targets)
-    assert torch.equal(mapped.split(targets[1]).units[2], goals.units[2][1:])
-    assert torch.equal(goals.of_maps([0, 3])[1], torch.cat([goals.squares[0], goals.squares[3]], 2))
+    mapped = FeatureMap(vgg, Features(patch=8), 1, 16)
+    target = torch.arange(3 * mapped.dimension, dtype=torch.float32)
+    goals = mapped.split(target)
+    pieces = torch.cat((goals.joined() if joined else goals).tensors, 1)
+    assert pieces.shape == (3, mapped.dimension)
+    assert torch.equal(pieces.flatten().sort().values, target)
+    assert torch.equal(goals.of_maps([0, 3])[1], torch.cat([goals.squares[0], goals.squares[3]], 1))
 
 
 def test_a_device_but_the_processor_matches_all_layers_together(vgg):
     mapped = FeatureMap(vgg, Features(), 1, 16)
     goals = mapped.split(torch.empty(mapped.dimension, device="meta"))
     assert [len(goals.units), len(goals.squares)] == [1, 1]
-    assert goals.units[0].shape == (1, 1, sum(mapped.sizes))
+    assert goals.units[0].shape == (1, sum(mapped.sizes))
 
 
 def test_an_image_without_features_has_no_gradient_and_a_finite_distance(vgg):

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prismfl import search as search_room
 from prismfl.config import Search, merged, settings_from
 from prismfl.layout import Layout, frozen_weights
 from prismfl.nets.generator import generate, layer_views
 from prismfl.nets.masked import scores_of
 from prismfl.nets.tape import Tape
-from prismfl.search import Memory, batch_labels, local_search, precision_of, rate_at
+from prismfl.search import Memory, batch_labels, compile_of, local_search, precision_of, rate_at
 from prismfl.seeding import Purpose, Stream
 
 SETTINGS = Search(local_steps=3, batch_size=4)
@@ -34,9 +35,8 @@ def search(layout, feature_map, blobs):
 
 
 @pytest.mark.parametrize("loss", ["squared", "moving"])
-@pytest.mark.parametrize("gradient", ["sigmoid", "identity"])
-def test_the_same_seed_gives_the_same_bytes(search, loss, gradient):
-    settings = replace(SETTINGS, loss=loss, gradient=gradient)
+def test_the_same_seed_gives_the_same_bytes(search, loss):
+    settings = replace(SETTINGS, loss=loss)
     once, again, other = search(settings), search(settings), search(settings, seed=1)
     assert once.q.tobytes() == again.q.tobytes()
     assert once.loss == again.loss
@@ -157,19 +157,7 @@ def test_a_memory_of_nothing_is_no_memory(search, layout):
     assert search(memory=nothing).q.tobytes() == search().q.tobytes()
 
 
-# ---------------------------------------------------------------------------------- hold and reach
-
-
-@pytest.mark.parametrize("reach", [1 / 65536, 0.1])
-@pytest.mark.parametrize("start", [1, 32768, 65535])
-def test_a_search_moves_no_keep_probability_beyond_its_reach(search, layout, reach, start):
-    q = np.full(layout.count, start, np.uint16)
-    free = search(rate=2.0, q=q).q.astype(int)
-    found = search(replace(SETTINGS, reach=reach), 2.0, q=q).q.astype(int)
-    most = round(reach * 65536)
-    np.testing.assert_array_equal(found, np.clip(free, max(start - most, 1), min(start + most, 65535)))
-    assert np.abs(found - start).max() <= most
-    assert found.min() >= 1
+# -------------------------------------------------------------------------------------- shrinkage
 
 
 @pytest.mark.parametrize("shrinkage", [1 / 65536, 0.1])
@@ -186,41 +174,92 @@ def test_moves_are_shorter_by_the_shrinkage_and_short_ones_left_out(search, layo
     assert found.memory.first.tobytes() == free.memory.first.tobytes()
 
 
-def test_a_move_is_shrunk_before_it_is_held_within_reach(search):
-    free = search(replace(SETTINGS, shrinkage=0.1), 2.0).q.astype(int)
-    found = search(replace(SETTINGS, shrinkage=0.1, reach=0.2), 2.0).q.astype(int)
-    np.testing.assert_array_equal(found, np.clip(free, 32768 - 13107, 32768 + 13107))
+# ---------------------------------------------------------------- compiled steps, and kept tensors
 
 
-def test_by_default_nothing_holds_a_search_back(search):
-    wide = search(replace(SETTINGS, reach=1.0, hold=0.0, shrinkage=0.0), 2.0)
-    assert wide.q.tobytes() == search(SETTINGS, 2.0).q.tobytes()
-    assert np.abs(wide.q.astype(int) - 32768).max() > 30000
+@pytest.mark.parametrize(
+    ("asked", "device", "searches", "wanted"),
+    [
+        ("auto", "cpu", 10**9, "off"),
+        ("auto", "cuda", 10, "off"),
+        ("auto", "cuda:1", 10_000, "on"),
+        ("on", "cuda", 1, "on"),
+        ("off", "cuda", 10**9, "off"),
+    ],
+)
+def test_steps_are_compiled_on_a_gpu_where_there_are_many(asked, device, searches, wanted):
+    assert compile_of(Search(compile=asked, local_steps=20), device, searches) == wanted
 
 
-def test_a_held_step_is_shortened_by_hold_times_rate(search):
-    """One step of Adam is the rate; pulled back by the share hold · rate of it."""
-    for hold, rate in ((0.5, 0.25), (1.0, 0.4), (1.0, 3.0)):
-        found = search(replace(SETTINGS, local_steps=1, hold=hold), rate)
-        moved = scores_of(found.q).abs()
-        struck = torch.from_numpy(found.memory.first != 0)
-        wanted = rate * (1 - min(1.0, hold * rate))
-        torch.testing.assert_close(moved[struck], torch.full_like(moved[struck], wanted), atol=1e-3, rtol=0)
+@pytest.fixture
+def reusing(monkeypatch):
+    """Tensors are kept between searches, as on a GPU."""
+    monkeypatch.setattr(search_room, "_reusable", lambda _: True)
+    monkeypatch.setattr(search_room, "_here", search_room.threading.local())
 
 
-def test_the_harder_a_search_is_held_the_closer_it_stays(search, layout):
-    q = np.random.default_rng(1).integers(5000, 60000, layout.count).astype(np.uint16)
-    before = scores_of(q)
-    settings = replace(SETTINGS, local_steps=6)
-    far = [(scores_of(search(replace(settings, hold=hold), q=q).q) - before).norm() for hold in (0.0, 0.3, 1.0)]
-    assert far[0] > 1.1 * far[1] > 1.21 * far[2] > 0
+@pytest.fixture
+def clients(feature_map, blobs):
+    """Searches of three clients, each with its own images, start and draws, of three labels."""
+    layout = Layout(16, 1, 2, 8, classes=3)
+    weights = torch.from_numpy(frozen_weights(layout, 0).copy())
+    starts = np.random.default_rng(0).integers(6000, 60000, (3, layout.count)).astype(np.uint16)
+    targets = [feature_map.target(blobs[client::3], np.arange(10) % (1 + client), 3) for client in range(3)]
+
+    def run(settings, memories=(None,) * 3):
+        told = [target.moments.copy() for target in targets]
+        found = [
+            local_search(layout, weights, feature_map, q, target, settings, 0.3, tape, memory)
+            for q, target, tape, memory in zip(starts, targets, tapes(), memories, strict=True)
+        ]
+        for target, before in zip(targets, told, strict=True):
+            np.testing.assert_array_equal(target.moments, before)  # nobody's target was written over
+        return found
+
+    def tapes():
+        return [Tape(Stream(0, Purpose.SEARCH, 0, client)) for client in range(3)]
+
+    return run
 
 
-def test_a_search_held_wholly_returns_to_where_it_began(search, layout):
-    q = np.random.default_rng(1).integers(5000, 60000, layout.count).astype(np.uint16)
-    found = search(replace(SETTINGS, hold=1.0), rate=1.0, q=q)
-    np.testing.assert_allclose(found.q.astype(int), q.astype(int), atol=1)
-    assert found.memory.first.any()
+@pytest.mark.parametrize("loss", ["squared", "moving"])
+def test_searches_in_kept_tensors_find_what_they_find_in_new_ones(clients, request, loss):
+    settings = replace(SETTINGS, loss=loss)
+    memories = [None, *(one.memory for one in clients(settings)[1:])]
+    wanted = clients(settings, memories)
+    request.getfixturevalue("reusing")
+    for one, two in zip(wanted, clients(settings, memories), strict=True):
+        np.testing.assert_array_equal(one.q, two.q)
+        np.testing.assert_array_equal(one.memory.first, two.memory.first)
+        assert (one.loss, one.memory.steps) == (two.loss, two.memory.steps)
+
+
+def test_tensors_are_kept_for_one_world_alone(clients, reusing):
+    clients(SETTINGS)
+    kept = search_room._here.station[2]
+    clients(SETTINGS)
+    assert search_room._here.station[2] is kept
+    clients(replace(SETTINGS, local_steps=2))
+    assert search_room._here.station[2] is not kept
+
+
+def test_a_callers_tape_reads_on(layout, feature_map, blobs, reusing):
+    weights, q = torch.from_numpy(frozen_weights(layout, 0).copy()), np.full(layout.count, 32768, np.uint16)
+    once, twice = Tape(Stream(0, Purpose.SEARCH)), Tape(Stream(0, Purpose.SEARCH))
+    world = layout, weights, feature_map, q, feature_map.target(blobs)
+    halves = [local_search(*world, SETTINGS, 0.3, twice) for _ in range(2)]
+    local_search(*world, replace(SETTINGS, local_steps=6), 0.3, once)
+    assert halves[0].q.tolist() != halves[1].q.tolist() and int(once.block) == int(twice.block)
+
+
+def test_adams_memory_is_kept_to_itself_where_it_begins_anew(search):
+    kept, anew = (search(replace(SETTINGS, adam=adam)) for adam in ("keep", "reset"))
+    assert kept.memory is not None and anew.memory is None and anew.finite
+
+
+def test_a_search_of_a_broken_target_says_so(search, feature_map, blobs):
+    target = feature_map.target(blobs)
+    assert not search(target=replace(target, moments=np.full_like(target.moments, np.nan))).finite
 
 
 # ----------------------------------------------------------------------------------------- labels

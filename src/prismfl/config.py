@@ -93,10 +93,6 @@ class Features:
         0, "largest side of a matched map: larger ones are averaged down to it; 0 for any", choices=(0, 1, 2, 4, 8, 16)
     )
     second_weight: float = _setting(0.05, "weight of second moments; first moments have 1", least=0.0, most=1e6)
-    joint: int = _setting(0, "random Fourier features of a layer's whole map; 0 for none", least=0, most=65536)
-    joint_layers: int = _setting(3, "how many of the matched layers, from the last, have joint features", least=1)
-    joint_weight: float = _setting(1.0, "weight of joint features; first moments have 1", least=0.0, most=1e6)
-    bandwidth: float = _setting(0.5, "bandwidth of the joint features' Gaussian kernel", above=0.0, most=1000.0)
     patch: int = _setting(0, "random Fourier features of small patches of pixels; 0 for none", least=0, most=65536)
     patch_size: int = _setting(3, "pixels a side of a patch", least=1, most=8)
     patch_scales: tuple[int, ...] = _setting(
@@ -136,9 +132,6 @@ class Search:
         "Adam's moments between rounds: reset, or kept on the client's disk; auto keeps them where all take part",
         choices=("auto", "reset", "keep"),
     )
-    gradient: str = _setting(
-        "sigmoid", "straight-through gradient: times θ(1 - θ), or passed on unscaled", choices=("sigmoid", "identity")
-    )
     loss: str = _setting(
         "squared",
         "squared distance of moments, or with an Adam moving average of the residual",
@@ -147,15 +140,6 @@ class Search:
     moving_rate: float = _setting(
         0.1, "rate of the moving average, in root-mean-square residuals", above=0.0, most=10.0
     )
-    scale: str = _setting(
-        "entry",
-        "what Adam divides a step by: the size of each entry's own gradients, or of its layer's",
-        choices=("entry", "layer"),
-    )
-    hold: float = _setting(
-        0.0, "pull of the scores back to where the round began, a share of each step's rate", least=0.0, most=1.0
-    )
-    reach: float = _setting(1.0, "θ moves at most this far in a round", above=0.0, most=1.0)
     shrinkage: float = _setting(
         0.0, "each move of θ in a round is made this much shorter; shorter ones are left out", least=0.0, most=0.5
     )
@@ -173,15 +157,6 @@ class Search:
         "auto",
         "numbers that generator and feature network compute in while searching; auto: bfloat16 where it is fast",
         choices=("auto", "float32", "bfloat16"),
-    )
-    batching: str = _setting(
-        "none",
-        "clients of a round searched as one batch: none (each alone, the same bytes on any schedule), vmap (together: "
-        "the same draws, other roundings), or auto: what is faster here, none on a processor",
-        choices=("none", "vmap", "auto"),
-    )
-    batch_clients: int = _setting(
-        0, "most clients in one batch; 0 takes as many as a share of the memory holds", least=0, most=32767
     )
     compile: str = _setting(
         "auto",

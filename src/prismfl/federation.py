@@ -11,20 +11,19 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.config import Search, Settings, to_toml
+from prismfl.config import Settings, to_toml
 from prismfl.errors import ClientError, MessageError, PrismError, SettingError
 from prismfl.layout import Layout, frozen_weights
 from prismfl.mmd import FeatureMap, Target, label_means
 from prismfl.nets.generator import generate, label_turns, latent_batch
 from prismfl.nets.masked import mask_of
 from prismfl.nets.tape import Tape
-from prismfl.search import Found, Memory, local_search, rate_at, search_many
+from prismfl.search import Found, Memory, local_search, rate_at
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import (
     MOST_WEIGHT,
@@ -400,98 +399,25 @@ def client_update(
     told, now = hear(agreement, kit, frame, place, held)
     if now is None:
         return Answer(message.seal_lost(place), memory, held)
-    found = _found_alone(agreement, kit, _Opened(Member(client, frame, target, memory), place, told, now))
+    found = _found(agreement, kit, place, now.q, target, memory)
     return _answer(agreement, place, told, now, found, target, noise)
 
 
-@dataclass(frozen=True)
-class Member:
-    """One of the clients that are searched together: what `client_update` takes of a client."""
-
-    client: int
-    frame: bytes
-    target: Target
-    memory: Memory | None = None
-    held: Held | None = None
-    noise: Callable[[NDArray[np.uint16]], NDArray[np.uint16]] | None = None
-
-
-def client_updates(
-    agreement: Agreement, kit: ClientKit, round_index: int, members: Sequence[Member]
-) -> "list[Answer | PrismError]":
-    """`client_update` of several clients, their searches as one batch; what fails for one stays its own error."""
-    heard = [_outcome(_opened, agreement, kit, round_index, member) for member in members]
-    able = [place for place, one in enumerate(heard) if isinstance(one, _Opened)]
-    found = iter(_found_together(agreement, kit, [heard[place] for place in able]) if able else ())
-    return [
-        _outcome(_answer, agreement, one.place, one.told, one.now, next(found), one.member.target, one.member.noise)
-        if isinstance(one, _Opened)
-        else one
-        for one in heard
-    ]
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A client that has heard its broadcast and knows θ_t."""
-
-    member: Member
-    place: message.Place
-    told: message.Broadcast
-    now: Held
-
-
-def _opened(agreement: Agreement, kit: ClientKit, round_index: int, member: Member) -> "_Opened | Answer":
-    place = agreement.place(round_index, member.client)
-    entries = max(1, agreement.layout.classes) * kit.features.dimension
-    if len(member.target.moments) != entries:
-        raise ClientError(
-            f"client {member.client}'s target of {len(member.target.moments)} entries",
-            f"{entries}",
-            "remove its stored target",
-        )
-    told, now = hear(agreement, kit, member.frame, place, member.held)
-    if now is None:
-        return Answer(message.seal_lost(place), member.memory, member.held)
-    return _Opened(member, place, told, now)
-
-
-def _found_together(agreement: Agreement, kit: ClientKit, opened: Sequence[_Opened]) -> list[Found]:
-    asked = [_search_of(agreement, kit, one.place) for one in opened]
-    return search_many(
-        agreement.layout,
-        kit.weights,
-        kit.features,
-        [one.now.q for one in opened],
-        [one.member.target for one in opened],
-        *asked[0][:2],
-        [draws for _, _, draws in asked],
-        [one.member.memory for one in opened],
-    )
-
-
-def _found_alone(agreement: Agreement, kit: ClientKit, one: _Opened) -> Found:
-    search, rate, draws = _search_of(agreement, kit, one.place)
-    target, memory = one.member.target, one.member.memory
-    found = kit.search or local_search
-    return found(agreement.layout, kit.weights, kit.features, one.now.q, target, search, rate, draws, memory)
-
-
-def _outcome(part: Callable[..., Any], *args: Any) -> Any:
-    """What a client's part gives, or its error."""
-    try:
-        return part(*args)
-    except PrismError as error:
-        return error
-
-
-def _search_of(agreement: Agreement, kit: ClientKit, place: message.Place) -> tuple[Search, float, Tape]:
-    """How a client searches in a round: settings, rate, and draws where the kit computes."""
+def _found(
+    agreement: Agreement,
+    kit: ClientKit,
+    place: message.Place,
+    q: NDArray[np.uint16],
+    target: Target,
+    memory: Memory | None,
+) -> Found:
+    """Step 2 of a client that knows θ_t = q / 65536, with draws where the kit computes."""
     settings = agreement.settings
     stream = Stream(settings.seed, Purpose.SEARCH, place.round, place.client)
     # What all draw alike is noise that few votes need not average.
     draws = Tape(stream, kit.weights.device, common=settings.search.stream == "shared")
-    return settings.search, rate_at(settings, place.round), draws
+    rate, search = rate_at(settings, place.round), kit.search or local_search
+    return search(agreement.layout, kit.weights, kit.features, q, target, settings.search, rate, draws, memory)
 
 
 def _answer(

@@ -3,9 +3,8 @@
 With the kernel k(x, y) = ⟨ψ(x), ψ(y)⟩ of a feature vector ψ, the squared maximum mean
 discrepancy is the squared distance of mean feature vectors (Gretton et al. 2012).  Here ψ stacks,
 for each layer, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, and for
-the deep layers random Fourier features of f, and for a few scales those of small patches of
-pixels, averaged over the image, with weights w_j whose squares sum to 1, so that
-‖ψ(x)‖ ≤ 1 for every image.
+a few scales random Fourier features of small patches of pixels, averaged over the image, with
+weights w_j whose squares sum to 1, so that ‖ψ(x)‖ ≤ 1 for every image.
 
 Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): the
 feature vector is ψ(x) in the block of its label and 0 in the others, still of norm ≤ 1, and the
@@ -51,9 +50,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Goals:
-    """K targets in the pieces in which they are matched: `[K, G, d]` each, of consecutive numbers.
+    """A target in the pieces in which it is matched: `[G, d]` each, of consecutive numbers.
 
-    units, squares: of maps and of their squares, a layer each, or one of all layers; means: of all else, in order.
+    units, squares: of maps and of their squares, a layer each, or one of all layers; means: of patches, in order.
     """
 
     units: list[Tensor]
@@ -77,7 +76,7 @@ class Goals:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 2)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,13 @@ class _UnitMoments(torch.autograd.Function):
 
 
 class _UnitDistance(torch.autograd.Function):
-    """Squared distances of layers' weighted moments by label from K targets: `[K]`.
+    """Squared distance of layers' weighted moments by label from a target: a scalar.
 
     What `_UnitMoments` and `distance` do together, for all layers in the same passes and with the gradient: on a GPU
     most of a small pass is its beginning.
 
-    labels: int64 `[K, B]`; scales: of f and g, or of f alone; targets: `[K, G, Σ d_j]` of each; maps:
-    `[K · B, d_j]`, K batches one after the other, of any precision.  `fused.matched` is the same in C, for processors.
+    labels: int64 `[B]`; scales: of f and g, or of f alone; targets: `[G, Σ d_j]` of each; maps: `[B, d_j]`, of any
+    precision.  `fused.matched` is the same in C, for processors.
     """
 
     @staticmethod
@@ -133,7 +132,7 @@ class _UnitDistance(torch.autograd.Function):
         piece = math.gcd(*ctx.sizes)
         layers = _layers(tuple(size // piece for size in ctx.sizes), labels.device)
         joined = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
-        rows = joined.view(*labels.shape, -1, piece).float()
+        rows = joined.view(len(joined), -1, piece).float()
         total, gradient = _unit_distance(rows, labels, layers, scales[0], targets[0])
         if len(targets) > 1:
             more, by_square = _unit_distance(rows * rows, labels, layers, scales[1], targets[1])
@@ -144,8 +143,7 @@ class _UnitDistance(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         (inner,) = ctx.saved_tensors
-        rows = (2 * gradient).repeat_interleave(len(inner) // len(gradient))
-        return None, None, None, *(inner * rows[:, None].to(inner.dtype)).split(ctx.sizes, 1)
+        return None, None, None, *(inner * (2 * gradient).to(inner.dtype)).split(ctx.sizes, 1)
 
 
 @lru_cache(maxsize=16)  # on their device, or every step would wait for the copy
@@ -160,19 +158,19 @@ def _layers(pieces: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tens
 def _unit_distance(
     phi: Tensor, labels: Tensor, layers: tuple[Tensor, Tensor], scale: float, target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Squared distances `[K]` of `scale · Σ f` by label, `f = φ / ‖φ‖` layer by layer, and half the gradient by φ.
+    """Squared distance of `scale · Σ f` by label, `f = φ / ‖φ‖` layer by layer, and half the gradient by φ.
 
-    phi: layers in pieces, `[K, B, C, p]`.  With `rest = Σ f - target` of its label, an image's gradient is
+    phi: layers in pieces, `[B, C, p]`.  With `rest = Σ f - target` of its label, an image's gradient is
     `(rest - f ⟨f, rest⟩) / ‖φ‖`.  Of one group all is sums and products of entries, which a compiler makes few
     passes of.
     """
     owners, members = layers
-    inverse = _inverse(_by_layer(phi.square().sum(3), members).sqrt()) * scale
+    inverse = _inverse(_by_layer(phi.square().sum(2), members).sqrt()) * scale
     factors = inverse[..., owners, None]
     rest = _sums(phi * factors, labels, target)
-    mine = rest if rest.shape[1] == 1 else rest[torch.arange(len(rest), device=rest.device)[:, None], labels]
-    along = _by_layer((phi * mine).sum(3), members) * (inverse**3 / scale**2)
-    return rest.square().sum((1, 2, 3)), mine * factors - phi * along[..., owners, None]
+    mine = rest if len(rest) == 1 else rest[labels]
+    along = _by_layer((phi * mine).sum(2), members) * (inverse**3 / scale**2)
+    return rest.square().sum(), mine * factors - phi * along[..., owners, None]
 
 
 def _by_layer(numbers: Tensor, members: Tensor) -> Tensor:
@@ -181,12 +179,11 @@ def _by_layer(numbers: Tensor, members: Tensor) -> Tensor:
 
 
 def _sums(rows: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-    """Sums of rows `[K, B, C, p]` by label, less the target `[K, G, C · p]`: `[K, G, C, p]`."""
-    groups = target.shape[1]
-    target = target.view(*target.shape[:2], *rows.shape[2:])
-    if groups == 1:
-        return rows.sum(1, keepdim=True) - target
-    return torch.bmm(_own(labels, groups).float().mT, rows.flatten(2)).view_as(target) - target
+    """Sums of rows `[B, C, p]` by label, less the target `[G, C · p]`: `[G, C, p]`."""
+    target = target.view(len(target), *rows.shape[1:])
+    if len(target) == 1:
+        return rows.sum(0, keepdim=True) - target
+    return (_own(labels, len(target)).float().T @ rows.flatten(1)).view_as(target) - target
 
 
 def label_means(labels: Tensor, classes: int) -> Tensor:
@@ -210,32 +207,9 @@ def _own(labels: Tensor, classes: int) -> Tensor:
     return labels[..., None] == torch.arange(classes, device=labels.device)
 
 
-def batch_groups(labels: Tensor, classes: int) -> Tensor:
-    """`label_groups` of K batches one after the other: int64 `[K, B]` → float32 `[K · max(1, classes), K · B]`."""
-    groups: Tensor = torch.block_diag(*(label_groups(row, classes) for row in labels))
-    return groups
-
-
 def _inverse(norm: Tensor) -> Tensor:
     """1 / ‖·‖, and 0 for what is as good as 0: the gradient takes its cube in float32."""
     return torch.where(norm > 1e-12, norm.reciprocal(), 0.0)
-
-
-def joint_features(phi: Tensor, projection: Tensor) -> Tensor:
-    """Random Fourier features of unit maps: `[B, d]` and `[d, R]` → `[B, 2R]` of norm 1.
-
-    Inner products approximate the Gaussian kernel `exp(-‖f - f'‖² / 2σ²)` of whole maps, which
-    sees what entrywise moments do not: which entries occur together (Rahimi, Recht 2007).
-    """
-    angles = F.normalize(phi) @ projection
-    return torch.cat((angles.cos(), angles.sin()), 1).div_(projection.shape[1] ** 0.5)
-
-
-def _projection(settings: Features, layer: int, entries: int) -> Tensor:
-    """Public normals over the bandwidth: float32 `[entries, joint / 2]`, the same for every run."""
-    half = max(1, settings.joint // 2)
-    normals = Stream(0, Purpose.JOINT, layer).normals(entries * half)
-    return torch.from_numpy(normals).view(entries, half) / settings.bandwidth
 
 
 class _MeanWaves(torch.autograd.Function):
@@ -291,9 +265,9 @@ class FeatureMap:
     """Images → weighted moments ψ̄, through a frozen feature network.
 
     `dimension` is D, the entries of one group's moments: twice the sum of the matched layers'
-    sizes (once without second moments), `joint` for each layer with joint features and `patch` for each scale
-    with patches.  `blocks` says which entries are what, in order; the norm of each block of a vector is at most its
-    weight.  Raises SettingError when a layer does not exist or a patch does not fit.
+    sizes (once without second moments), and `patch` for each scale with patches.  `blocks` says which entries are
+    what, in order; the norm of each block of a vector is at most its weight.  Raises SettingError when a layer does
+    not exist or a patch does not fit.
     """
 
     def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
@@ -309,14 +283,11 @@ class FeatureMap:
         self.sizes = tuple(maps[layer][0].numel() for layer in self.layers)
         self.sides = tuple(phi.shape[-1] for phi in maps)  # of all stages, as they are matched
         self.seconds = settings.second_weight > 0
-        joint = list(zip(self.layers, self.sizes, strict=True))[-settings.joint_layers :] if settings.joint else []
-        self.projections = {layer: _projection(settings, layer, entries) for layer, entries in joint}
         scales = settings.patch_scales if settings.patch else ()
         self.frequencies = {scale: _frequencies(settings, scale, channels, size) for scale in scales}
-        joint_share = len(joint) * settings.joint_weight
         patch_share = len(self.frequencies) * settings.patch_weight
-        share = 1 / (len(self.layers) * (1 + settings.second_weight) + joint_share + patch_share)
-        parts = (1.0, settings.second_weight, settings.joint_weight, settings.patch_weight)
+        share = 1 / (len(self.layers) * (1 + settings.second_weight) + patch_share)
+        parts = (1.0, settings.second_weight, settings.patch_weight)
         self.weights = tuple((share * part) ** 0.5 for part in parts)
         self.blocks = tuple(self._listed())
         self.dimension = sum(block.size for block in self.blocks)
@@ -325,7 +296,6 @@ class FeatureMap:
         """Move the network to a device; returns itself."""
         self.net.to(device)
         self._others = {}
-        self.projections = {layer: matrix.to(device) for layer, matrix in self.projections.items()}
         self.frequencies = {scale: matrix.to(device) for scale, matrix in self.frequencies.items()}
         return self
 
@@ -342,15 +312,13 @@ class FeatureMap:
         return self._others[name]
 
     def _listed(self) -> Iterator[Block]:
-        """Blocks in order: maps after ReLU and squares are never below 0, joint features and patches may be."""
-        for layer, size in zip(self.layers, self.sizes, strict=True):
+        """Blocks in order: maps after ReLU and squares are never below 0, features of patches may be."""
+        for size in self.sizes:
             yield Block(size, self.weights[0], False)
             if self.seconds:
                 yield Block(size, self.weights[1], False)
-            if layer in self.projections:
-                yield Block(2 * self.projections[layer].shape[1], self.weights[2], True)
         for one in self.frequencies.values():
-            yield Block(2 * len(one), self.weights[3], True)
+            yield Block(2 * len(one), self.weights[2], True)
 
     def _stages(self, x: Tensor, activate: Activation = rectify) -> list[Tensor]:
         size = self.settings.feature_size
@@ -370,62 +338,43 @@ class FeatureMap:
         """
         if groups is None:
             groups = torch.full((1, len(x)), 1 / len(x), device=x.device)
-        parts = []
-        for _, kind, found in self._blocks(x):
-            if kind == "unit":
-                sums = _UnitMoments.apply(_flat(found).float(), groups)  # type: ignore[no-untyped-call]
-                parts += [part * weight for part, weight in zip(sums, self.weights, strict=False)][: 1 + self.seconds]
-            else:
-                parts.append(groups @ found)
+        maps, parts = self._stages(_channels_last(x)), []
+        for layer in self.layers:
+            sums = _UnitMoments.apply(_flat(maps[layer]).float(), groups)  # type: ignore[no-untyped-call]
+            parts += [part * weight for part, weight in zip(sums, self.weights, strict=False)][: 1 + self.seconds]
+        parts += [groups @ found for found in self._patches(x)]
         return torch.cat(parts, 1).flatten()
 
     def squared_distance(self, x: Tensor, labels: Tensor, goals: Goals) -> Tensor:
         """`distance` of the moments by label of images `[B, C, H, W]` from a target, in fewer passes: a scalar.
 
-        labels: int64 `[B]`, ascending; goals: of one target, as `split` makes them.
-        """
-        return self.squared_distances(x, labels[None], goals)[0]
-
-    def squared_distances(self, x: Tensor, labels: Tensor, goals: Goals) -> Tensor:
-        """The same of K batches, each from its own target: `[K]`.
-
-        x: `[K · B, C, H, W]`, one batch after the other; labels: int64 `[K, B]`, ascending in each.
+        labels: int64 `[B]`, ascending; goals: as `split` makes them.
         """
         passing = _Passing(self, labels, goals)
-        for layer, kind, found in self._blocks(x, passing.activate):
-            passing.add(layer, kind, found)
+        maps = self._stages(_channels_last(x), passing.activate)
+        for layer in self.layers:
+            passing.add_map(layer, maps[layer])
+        for found in self._patches(x):
+            passing.add_mean(found)
         return passing.total()
 
-    def split(self, targets: Tensor) -> Goals:
-        """Moments `[K, G · D]`, or of one target `[G · D]`, as `squared_distances` takes them.
+    def split(self, target: Tensor) -> Goals:
+        """Moments `[G · D]` as `squared_distance` takes them.
 
         A processor matches a layer at a time, while it is in a near cache; other devices all layers together.
         """
-        parts = targets.view(len(targets) if targets.dim() > 1 else 1, -1, self.dimension)
-        blocks = [part.contiguous() for part in parts.split([block.size for block in self.blocks], 2)]
-        goals, left = Goals([], [], []), iter(blocks)
-        for layer in self.layers:
-            goals.units.append(next(left))
-            if self.seconds:
-                goals.squares.append(next(left))
-            if layer in self.projections:
-                goals.means.append(next(left))
-        goals.means.extend(left)
-        return goals if targets.device.type == "cpu" else goals.joined()
+        parts = target.view(-1, self.dimension).split([block.size for block in self.blocks], 1)
+        blocks = [part.contiguous() for part in parts]
+        each = 1 + self.seconds
+        of_maps = each * len(self.layers)
+        squares = blocks[1:of_maps:each] if self.seconds else []
+        goals = Goals(blocks[:of_maps:each], squares, blocks[of_maps:])
+        return goals if target.device.type == "cpu" else goals.joined()
 
-    def _blocks(self, x: Tensor, activate: Activation = rectify) -> Iterator[tuple[int, str, Tensor]]:
-        """What moments are taken of, in order, with its layer (-1 of none).
-
-        `unit`: maps `[B, C, H, W]`; `mean`: weighted features `[B, d]`.
-        """
-        maps = self._stages(_channels_last(x), activate)
-        for layer in self.layers:
-            yield layer, "unit", maps[layer]
-            if layer in self.projections:
-                joint = joint_features(_flat(maps[layer]).float(), self.projections[layer])
-                yield layer, "mean", joint * self.weights[2]
+    def _patches(self, x: Tensor) -> Iterator[Tensor]:
+        """Weighted features of patches, `[B, d]` of each scale."""
         for scale, frequencies in self.frequencies.items():
-            yield -1, "mean", patch_features(x.float(), frequencies, scale) * self.weights[3]
+            yield patch_features(x.float(), frequencies, scale) * self.weights[2]
 
     @torch.no_grad()
     def vectors(self, images: NDArray[np.uint8]) -> Tensor:
@@ -466,7 +415,7 @@ class FeatureMap:
 
 
 class _Passing:
-    """Squared distances of K batches, taken while the network makes the maps: `totals`, `[K]` each.
+    """The squared distance of a batch, taken while the network makes the maps: the sum of `totals`.
 
     Where the kernels can, a layer is matched where its ReLU would be, in the same passes, and else afterwards.
     """
@@ -474,8 +423,8 @@ class _Passing:
     def __init__(self, of: FeatureMap, labels: Tensor, goals: Goals) -> None:
         self.of, self.labels, self.goals = of, labels, goals
         self.places = {layer: place for place, layer in enumerate(of.layers)}
-        self.scales = [weight / labels.shape[1] for weight in of.weights[: 1 + of.seconds]]
-        self.groups, self.stage = goals.units[0].shape[1], -1
+        self.scales = [weight / len(labels) for weight in of.weights[: 1 + of.seconds]]
+        self.groups, self.stage = len(goals.units[0]), -1
         self.met, self.left, self.means = set[int](), dict[int, Tensor](), iter(goals.means)
         self.totals = list[Tensor]()
 
@@ -485,36 +434,36 @@ class _Passing:
         whole = self.stage in self.places and x.shape[-1] == self.of.sides[self.stage]
         return self._met(self.stage, x, rectify=True, pool=pool) if whole and fusible(x) else rectify(x, pool)
 
-    def add(self, layer: int, kind: str, found: Tensor) -> None:
-        """Match what was not matched in passing, or keep it for the end."""
-        if kind == "mean":
-            sums = batch_groups(self.labels, self.groups) @ found
-            rest = sums.view(len(self.labels), -1) - next(self.means).flatten(1)
-            self.totals.append(rest.square().sum(1))
-        elif layer not in self.met and fusible(found):
-            self._met(layer, found, rectify=False)
+    def add_map(self, layer: int, phi: Tensor) -> None:
+        """Match a map that was not matched in passing, or keep it for the end."""
+        if layer not in self.met and fusible(phi):
+            self._met(layer, phi, rectify=False)
         elif layer not in self.met:
-            self.left[self.places[layer]] = _flat(found)
+            self.left[self.places[layer]] = _flat(phi)
+
+    def add_mean(self, found: Tensor) -> None:
+        """Match the sums by label of features `[B, d]`."""
+        self.totals.append(distance(label_groups(self.labels, self.groups) @ found, next(self.means)))
 
     def total(self) -> Tensor:
-        """The sum of all squared distances, `[K]`."""
+        """The sum of all squared distances, a scalar."""
         if self.left:
             goals = self.goals.of_maps(list(self.left))
             found = _UnitDistance.apply(self.labels, self.scales, goals, *self.left.values())  # type: ignore[no-untyped-call]
             self.totals.append(found)
-        return torch.stack(self.totals).sum(0)
+        return torch.stack(self.totals).sum()
 
     def _met(self, layer: int, x: Tensor, *, rectify: bool, pool: bool = False) -> tuple[Tensor, Tensor]:
-        goals = [goal.flatten(0, 1) for goal in self.goals.of_maps([self.places[layer]])]
+        goals = self.goals.of_maps([self.places[layer]])
         phi, found, goes_on = matched(x, self._starts, goals, self.scales, rectify=rectify, pool=pool)
-        self.totals.append(found.view(len(self.labels), -1).sum(1))
+        self.totals.append(found.sum())
         self.met.add(layer)
         return phi, goes_on
 
     @cached_property
     def _starts(self) -> Tensor:
-        """The first image of each batch's labels, and their number: int64 `[K · G + 1]`."""
-        counts = _own(self.labels, self.groups).sum(1).flatten()
+        """The first image of each label, and the number of images: int64 `[G + 1]`."""
+        counts = _own(self.labels, self.groups).sum(0)
         return F.pad(counts.cumsum(0), (1, 0))
 
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from prismfl.config import Search, Settings
+from prismfl.config import Settings
 from prismfl.data.classes import select_classes, select_names
 from prismfl.data.datasets import load_dataset
 from prismfl.data.folder import client_roots
@@ -16,14 +15,14 @@ from prismfl.data.images import ImageSet, deal, fit
 from prismfl.data.partition import partition
 from prismfl.errors import DataError, PrivacyError, SettingError
 from prismfl.federation import Agreement, ClientKit, agree, make_kit
-from prismfl.layout import SIZES, Layout, frozen_weights
+from prismfl.layout import SIZES
 from prismfl.mmd import FeatureMap
 from prismfl.nets.features import LoadedNet, load_features
 from prismfl.nets.generator import check_device
 from prismfl.nets.matched import load_matched
 from prismfl.nets.overlap import overlap_note, overlaps
 from prismfl.privacy.release import check_sizes
-from prismfl.search import batching_of, compile_of, precision_of
+from prismfl.search import compile_of, precision_of
 
 _TEST_EVERY = 10
 _PLAIN_MOMENTS = (
@@ -79,10 +78,8 @@ def prepare(
     if settings.privacy.epsilon:
         _check_private(settings, loaded, train.classes, [len(part) for part in parts])
     settings = _settled(_compiled(settings), loaded)
-    layout = agree(settings, train.images.shape[1], train.classes).layout
-    features = FeatureMap(loaded, settings.features, layout.channels, layout.size)
-    settings = replace(settings, search=_batched(settings, layout, features))
     agreement = agree(settings, train.images.shape[1], train.classes)
+    features = FeatureMap(loaded, settings.features, agreement.layout.channels, agreement.layout.size)
     warnings = _warnings(settings, loaded, train.classes, test)
     return Prepared(agreement, make_kit(agreement, features), deal(train, parts, scratch), test, warnings)
 
@@ -105,17 +102,6 @@ def _compiled(settings: Settings) -> Settings:
     clients = 1 if settings.federation.mode == "one-shot" else settings.federation.cohort or settings.data.clients
     found = compile_of(settings.search, settings.output.device, settings.federation.rounds * clients)
     return replace(settings, search=replace(settings.search, compile=found))
-
-
-def _batched(settings: Settings, layout: Layout, features: FeatureMap) -> Search:
-    """The search with its batching as it will be on this machine, written down like the rest."""
-    search, device = settings.search, settings.output.device
-    if search.batching == "none":
-        return search
-    weights = torch.from_numpy(frozen_weights(layout, settings.seed).copy()).to(device)
-    clients = settings.federation.cohort or settings.data.clients
-    batching, most = batching_of(search, layout, features.to(device), weights, clients)
-    return replace(search, batching=batching, batch_clients=most)
 
 
 def _check_private(settings: Settings, loaded: LoadedNet, classes: tuple[str, ...], sizes: list[int]) -> None:

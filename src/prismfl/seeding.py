@@ -49,8 +49,7 @@ class Purpose(IntEnum):
     PARTITION = 7
     STATISTICS = 8
     SHIPPED = 9
-    CLASSIFIER = 10
-    JOINT = 11
+    CLASSIFIER = 10  # 11 was of features that are gone
     FEATURES = 12
     SUBSETS = 13
     PARTS = 14

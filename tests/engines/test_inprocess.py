@@ -298,9 +298,9 @@ def test_a_run_with_labels_makes_a_model_of_them_and_resumes_to_the_same_bytes(r
 
 
 @pytest.mark.parametrize("deal", ["even", "stages"])
-def test_parts_alpha_layers_and_a_held_search_resume_to_the_same_bytes(tiny, blobs, tmp_path, deal):
+def test_parts_and_alpha_layers_resume_to_the_same_bytes(tiny, blobs, tmp_path, deal):
     few = {"parts": 2, "deal": deal, "alpha": 0.3, "mada": "coupled", "control_variate": True}
-    settings = tiny(search={"adam": "keep", "hold": 0.1, "reach": 0.2}, federation={"rounds": ROUNDS, **few})
+    settings = tiny(search={"adam": "keep"}, federation={"rounds": ROUNDS, **few})
     train(settings, blobs, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(settings, blobs, out=tmp_path / "run", watcher=Kill(2))

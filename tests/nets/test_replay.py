@@ -1,7 +1,6 @@
 """A step that is recorded and replayed finds what the same step finds taken again and again."""
 
 from contextlib import nullcontext
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +27,7 @@ def as_recorded(repeated, count):
 
 @pytest.fixture(params=[0, 3], ids=["no labels", "three labels"])
 def run(request, feature_map, blobs, monkeypatch):
-    """A search of one or several clients as on a device without kernels of ours."""
+    """A client's search as on a device without kernels of ours."""
     monkeypatch.setattr(fused, "_fast", None)
     layout = Layout(16, 1, 2, 8, request.param)
     weights = torch.from_numpy(frozen_weights(layout, 0).copy())
@@ -36,29 +35,20 @@ def run(request, feature_map, blobs, monkeypatch):
     target = feature_map.target(blobs, labels, request.param)
     q = np.full(layout.count, 32768, np.uint16)
 
-    def tape(client):
-        found = Tape(Stream(0, Purpose.SEARCH, 0, client))
-        found.by_torch = True
-        return found
-
-    def found(clients, settings, take=replay.Repeated.take):
+    def found(take=replay.Repeated.take):
         monkeypatch.setattr(replay.Repeated, "take", take)
-        shared, draws = (layout, weights, feature_map), [tape(client) for client in range(clients)]
-        if clients == 1:
-            return [search.local_search(*shared, q, target, settings, 0.3, draws[0])]
-        return search.search_many(*shared, [q] * clients, [target] * clients, settings, 0.3, draws, [None] * clients)
+        draws = Tape(Stream(0, Purpose.SEARCH))
+        draws.by_torch = True
+        return search.local_search(layout, weights, feature_map, q, target, SETTINGS, 0.3, draws)
 
     return found
 
 
-@pytest.mark.parametrize("changes", [{}, {"scale": "layer", "hold": 0.1}, {"gradient": "identity"}], ids=str)
-@pytest.mark.parametrize("clients", [1, 2])
-def test_a_replayed_step_is_the_step(run, clients, changes):
-    settings = replace(SETTINGS, **changes)
-    for one, two in zip(run(clients, settings), run(clients, settings, as_recorded), strict=True):
-        np.testing.assert_array_equal(one.q, two.q)
-        np.testing.assert_array_equal(one.memory.second, two.memory.second)
-        assert (one.loss, one.memory.steps) == (two.loss, two.memory.steps) == (one.loss, 5)
+def test_a_replayed_step_is_the_step(run):
+    one, two = run(), run(as_recorded)
+    np.testing.assert_array_equal(one.q, two.q)
+    np.testing.assert_array_equal(one.memory.second, two.memory.second)
+    assert (one.loss, one.memory.steps) == (two.loss, two.memory.steps) == (one.loss, 5)
 
 
 def test_steps_are_taken_as_often_as_asked_on_a_processor():
@@ -78,10 +68,10 @@ def test_a_compiled_step_is_the_step_up_to_rounding(run):
             for _ in range(count - 1):
                 program(*repeated.tensors)
 
-    for one, two in zip(run(1, SETTINGS), run(1, SETTINGS, as_compiled), strict=True):
-        moved = [found.q.astype(int) - 32768 for found in (one, two)]
-        assert np.linalg.norm(moved[0] - moved[1]) < 0.02 * np.linalg.norm(moved[0])
-        assert one.loss == pytest.approx(two.loss, rel=1e-4) and two.memory.steps == 5
+    one, two = run(), run(as_compiled)
+    moved = [found.q.astype(int) - 32768 for found in (one, two)]
+    assert np.linalg.norm(moved[0] - moved[1]) < 0.02 * np.linalg.norm(moved[0])
+    assert one.loss == pytest.approx(two.loss, rel=1e-4) and two.memory.steps == 5
 
 
 def test_what_was_traced_runs_on_other_tensors():

@@ -52,9 +52,9 @@ def exact_square(row):
 
 
 @pytest.fixture(scope="module")
-def joint_map():
+def patch_map():
     """A feature map with signed blocks."""
-    return FeatureMap(load_features("vgg"), Features(layers=(0, 5), joint=8, joint_layers=1), 1, 16)
+    return FeatureMap(load_features("vgg"), Features(layers=(0, 5), patch=8, patch_scales=(1,)), 1, 16)
 
 
 # ------------------------------------------------------------------------------- enforced norms
@@ -112,8 +112,8 @@ def test_features_that_are_not_finite_are_refused(value):
         quantise(torch.tensor([[0.5, value]]), signed_grid(2, 0, 0))
 
 
-def test_real_vectors_are_put_on_the_grid_unshrunk(feature_map, joint_map, blobs):
-    for features in (feature_map, joint_map):
+def test_real_vectors_are_put_on_the_grid_unshrunk(feature_map, patch_map, blobs):
+    for features in (feature_map, patch_map):
         grid = grid_of(features, 0)
         vectors = features.vectors(blobs)
         assert float(vectors.norm(dim=1).max()) == pytest.approx(1, abs=1e-5)
@@ -127,19 +127,19 @@ def unshrunk(vectors, grid):
     return torch.allclose(quantise(vectors, grid), wanted.round().double(), rtol=1e-6, atol=1)
 
 
-def test_joint_features_raise_the_sensitivity_as_their_share_says(feature_map, joint_map):
+def test_patches_raise_the_sensitivity_as_their_share_says(feature_map, patch_map):
     assert grid_of(feature_map, 0).sensitivity == pytest.approx(NORM * math.sqrt(2))
-    weights = release_weights(joint_map.blocks)
-    share = sum(weight**2 for weight, block in zip(weights, joint_map.blocks, strict=True) if block.signed)
+    weights = release_weights(patch_map.blocks)
+    share = sum(weight**2 for weight, block in zip(weights, patch_map.blocks, strict=True) if block.signed)
     assert 0 < share < 0.1
-    assert grid_of(joint_map, 0).sensitivity == pytest.approx(NORM * math.sqrt(2 + 2 * share), rel=1e-4)
-    assert grid_of(joint_map, 0).signed.sum() == 8
+    assert grid_of(patch_map, 0).sensitivity == pytest.approx(NORM * math.sqrt(2 + 2 * share), rel=1e-4)
+    assert grid_of(patch_map, 0).signed.sum() == 8
 
 
 def test_patches_are_signed_too_and_never_longer_than_their_share(blobs):
-    features = FeatureMap(load_features("vgg"), Features(layers=(0, 5), joint=8, joint_layers=1, patch=8), 1, 16)
+    features = FeatureMap(load_features("vgg"), Features(layers=(0, 5), patch=8), 1, 16)
     grid = grid_of(features, 0)
-    assert grid.signed.sum() == 8 + 3 * 8 and grid.signed[-24:].all()
+    assert grid.signed.sum() == 3 * 8 and grid.signed[-24:].all()
     vectors = features.vectors(blobs)
     whole = quantise(vectors, grid)
     signed = whole[:, torch.from_numpy(grid.signed)].norm(dim=1)
@@ -172,7 +172,7 @@ def test_blocks_of_one_size_and_weight_are_left_as_they_are():
 
 
 def test_a_block_without_weight_is_released_as_zeros(blobs):
-    features = FeatureMap(load_features("vgg"), Features(layers=(0, 5), joint=8, joint_layers=1, joint_weight=0), 1, 16)
+    features = FeatureMap(load_features("vgg"), Features(layers=(0, 5), patch=8, patch_weight=0.0), 1, 16)
     grid = grid_of(features, 0)
     found = to_target(integer_sums(features, grid, blobs, LABELS), grid, 1, 30)
     assert grid.signed.any() and not found.moments[grid.signed].any()
@@ -194,8 +194,8 @@ def test_each_block_has_the_noise_that_its_weight_says(feature_map):
 # ----------------------------------------------------------------------------------------- sums
 
 
-def test_sums_are_the_moments_before_noise(feature_map, joint_map, blobs):
-    for features in (feature_map, joint_map):
+def test_sums_are_the_moments_before_noise(feature_map, patch_map, blobs):
+    for features in (feature_map, patch_map):
         for labels, classes in ((LABELS, 3), (LABELS, 0)):
             grid = grid_of(features, classes)
             sums = integer_sums(features, grid, blobs, labels)
@@ -396,7 +396,7 @@ def test_a_damaged_release_is_refused_rather_than_drawn_again(feature_map, blobs
 
 
 @pytest.mark.parametrize(
-    "changes", [{"pool": 4}, {"second_weight": 0.0}, {"pool": 2, "second_weight": 0.0, "joint": 4}]
+    "changes", [{"pool": 4}, {"second_weight": 0.0}, {"pool": 2, "second_weight": 0.0, "patch": 4}]
 )
 def test_smaller_maps_have_vectors_of_norm_one_too(blobs, changes):
     features = FeatureMap(load_features("vgg"), Features(layers=(0, 3), **changes), 1, 16)

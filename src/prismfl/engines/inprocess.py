@@ -21,14 +21,11 @@ from prismfl.engines.searching import SearchProcesses, keep_freed_memory, proces
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation import (
     Agreement,
-    Answer,
     ClientKit,
     Exchange,
-    Member,
     Reply,
     client_distances,
     client_update,
-    client_updates,
 )
 from prismfl.mmd import Target
 from prismfl.preparation import Prepared, for_arrays, prepare
@@ -39,9 +36,8 @@ _ON_A_GPU = 6  # workers at most: more gain nothing (docs/speed.md)
 _MOST_COUNTS = 100_000  # of labels at clients, in the run folder
 _MOST_TARGETS, _MOST_THETAS = 2**29, 2**28  # bytes in memory, of all clients together
 
-# A client's part: (client, frame) → reply frame; and that of several at once.
+# A client's part: (client, frame) → reply frame.
 Worker = Callable[[int, bytes], bytes]
-Crew = Callable[[Mapping[int, bytes]], Mapping[int, Reply]]
 
 
 def workers_of(settings: Settings) -> int:
@@ -98,40 +94,15 @@ class InProcess:
         """Carry a round's broadcasts to the clients and yield their updates as they come."""
 
         def one(client: int, frame: bytes) -> bytes:
-            me = self._member(client, frame, round_index)
-            answer = client_update(
-                self.agreement, self.kit, frame, round_index, client, me.target, me.memory, me.held, me.noise
-            )
-            return self._remembered(client, answer)
+            memory, target, held = self.disk.recall(client, round_index), self.target(client), self.held.get(client)
+            noise = self.disk.noise(client, target.images)
+            answer = client_update(self.agreement, self.kit, frame, round_index, client, target, memory, held, noise)
+            self.memories[client] = answer.memory
+            if answer.held is not None:
+                self.held.put(client, answer.held)
+            return answer.frame
 
-        def together(frames: Mapping[int, bytes]) -> Mapping[int, Reply]:
-            found = {
-                client: outcome(client, self._member, client, frame, round_index) for client, frame in frames.items()
-            }
-            members = [one for one in found.values() if isinstance(one, Member)]
-            answers = client_updates(self.agreement, self.kit, round_index, members)
-            for member, answer in zip(members, answers, strict=True):
-                client = member.client
-                found[client] = self._remembered(client, answer) if isinstance(answer, Answer) else answer
-            return found
-
-        search, mode = self.agreement.settings.search, self.agreement.settings.federation.mode
-        if search.batching == "vmap" and mode == "masks":
-            return lambda frames: self._carry_groups(together, frames, search.batch_clients)
         return lambda frames: self._carry(one, frames)
-
-    def _member(self, client: int, frame: bytes, round_index: int) -> Member:
-        """A client with all that it brings into a round."""
-        memory, target = self.disk.recall(client, round_index), self.target(client)
-        noise = self.disk.noise(client, target.images)
-        return Member(client, frame, target, memory, self.held.get(client), noise)
-
-    def _remembered(self, client: int, answer: Answer) -> bytes:
-        """A client's reply, once what it keeps for its next round is kept."""
-        self.memories[client] = answer.memory
-        if answer.held is not None:
-            self.held.put(client, answer.held)
-        return answer.frame
 
     def compare(self) -> Exchange:
         """Carry the final θ to the clients and yield their distances."""
@@ -155,21 +126,11 @@ class InProcess:
         self.pool.shutdown(cancel_futures=True)
 
     def _carry(self, one: Worker, frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
-        def alone(frames: Mapping[int, bytes]) -> Mapping[int, Reply]:
-            return {client: one(client, frame) for client, frame in frames.items()}
-
-        return self._carry_groups(alone, frames, 1)
-
-    def _carry_groups(self, crew: Crew, frames: Mapping[int, bytes], size: int) -> Iterator[tuple[int, Reply]]:
-        """Frames to groups of `size` clients, in the order of frames; replies as groups are done (0: one group)."""
-        clients = list(frames)
-        parts = [clients[start : start + size] for start in range(0, len(clients), size)] if size else [clients]
-        futures = {self.pool.submit(crew, {client: frames[client] for client in part}): part for part in parts}
+        """Frames to clients, in their order; replies as they come."""
+        futures = {self.pool.submit(one, client, frame): client for client, frame in frames.items()}
         try:
             for future in as_completed(futures):
-                for client in futures[future]:
-                    found = outcome(client, future.result)
-                    yield client, found if isinstance(found, PrismError) else found[client]
+                yield futures[future], outcome(futures[future], future.result)
         finally:
             for future in futures:
                 future.cancel()

@@ -37,7 +37,7 @@ def processes_of(settings: Settings, workers: int) -> int:
     federation, search = settings.federation, settings.search
     clients = federation.cohort or settings.data.clients
     count = min(workers, clients)
-    able = settings.output.device == "cpu" and search.batching != "vmap" and federation.mode == "masks" and count > 1
+    able = settings.output.device == "cpu" and federation.mode == "masks" and count > 1
     if not able or settings.output.processes == "off":
         return 0
     steps = federation.rounds * clients * search.local_steps

@@ -61,7 +61,7 @@ typedef struct {
     const float *weights, *theta, *uniform;
     const void *gradient;
     void *into;
-    int half, plain;
+    int half;
 } Scores;
 
 typedef struct {
@@ -340,7 +340,7 @@ static PyObject *py_scored(PyObject *self, PyObject *args) {
     Py_ssize_t count;
     Scores s = {0};
     int threads;
-    if (!PyArg_ParseTuple(args, "(KKKK)nppi", &gradient, &weights, &theta, &into, &count, &s.half, &s.plain, &threads))
+    if (!PyArg_ParseTuple(args, "(KKKK)npi", &gradient, &weights, &theta, &into, &count, &s.half, &threads))
         return NULL;
     s.gradient = at(gradient), s.weights = at(weights), s.theta = at(theta), s.into = at(into);
     Py_BEGIN_ALLOW_THREADS

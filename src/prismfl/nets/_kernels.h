@@ -595,21 +595,17 @@ static void kept(void *given, Py_ssize_t from, Py_ssize_t to) {
     s->half ? kept_of(s, from, to, 1) : kept_of(s, from, to, 0);
 }
 
-/* The gradient by the scores, g w theta (1 - theta), or g w. */
-INLINE void scored_of(const Scores *s, Py_ssize_t from, Py_ssize_t to, int half, int plain) {
+/* The gradient by the scores, g w theta (1 - theta). */
+INLINE void scored_of(const Scores *s, Py_ssize_t from, Py_ssize_t to, int half) {
     const float *const weights = s->weights, *const theta = s->theta;
     const void *const gradient = s->gradient;
     float *const into = s->into;
-    for (Py_ssize_t i = from; i < to; i++) {
-        float found = single(gradient, i, half) * weights[i];
-        into[i] = plain ? found : found * theta[i] * (1 - theta[i]);
-    }
+    for (Py_ssize_t i = from; i < to; i++) into[i] = single(gradient, i, half) * weights[i] * theta[i] * (1 - theta[i]);
 }
 
 static void scored(void *given, Py_ssize_t from, Py_ssize_t to) {
     const Scores *s = given;
-    if (s->half) s->plain ? scored_of(s, from, to, 1, 1) : scored_of(s, from, to, 1, 0);
-    else s->plain ? scored_of(s, from, to, 0, 1) : scored_of(s, from, to, 0, 0);
+    s->half ? scored_of(s, from, to, 1) : scored_of(s, from, to, 0);
 }
 
 /* One step of Adam (Kingma, Ba 2015): scores -= rate · first / (sqrt(second / correction) + tiny). */

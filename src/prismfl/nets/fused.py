@@ -237,14 +237,13 @@ def kept(weights: Tensor, theta: Tensor, uniform: Tensor, dtype: torch.dtype) ->
     return found
 
 
-def by_scores(gradient: Tensor, weights: Tensor, theta: Tensor, *, identity: bool) -> Tensor:
-    """`g W θ (1 - θ)`, or `g W`: the gradient by the scores of one by the weights; all `[N]`, g of any dtype."""
+def by_scores(gradient: Tensor, weights: Tensor, theta: Tensor) -> Tensor:
+    """`g W θ (1 - θ)`: the gradient by the scores of one by the weights; all `[N]`, g of any dtype."""
     if not flat_floats(weights, theta) or gradient.dtype not in (torch.float32, torch.bfloat16):
-        found = gradient.to(weights.dtype) * weights
-        return found if identity else found * theta * (1 - theta)
+        return gradient.to(weights.dtype) * weights * theta * (1 - theta)
     found, gradient = torch.empty_like(weights), gradient.contiguous()
     places, threads = _places(gradient, weights, theta, found), _threads(len(weights))
-    _fast.scored(places, len(weights), _half(gradient), identity, threads)
+    _fast.scored(places, len(weights), _half(gradient), threads)
     return found
 
 

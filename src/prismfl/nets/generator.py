@@ -86,16 +86,6 @@ def generate(
     return torch.tanh(F.conv2d(norm(x)[0], _laid_out(weights["output"]), padding=1))
 
 
-def generate_many(layout: Layout, flats: Tensor, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Images of K networks, `[K, B, C, H, W]`: `generate` of each.
-
-    flats: `[K, N]`; latents: `[K, B, latent]`; labels: int64 `[K, B]`.  BatchNorm uses each network's own batch.
-    One after another: as groups of one convolution a GPU took several times as long.
-    """
-    each = zip(flats, latents, labels if labels is not None else [None] * len(flats), strict=True)
-    return torch.stack([generate(layout, flat, mine, labels=tags) for flat, mine, tags in each])
-
-
 def _block(x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm, shift: Tensor | None) -> Tensor:
     """Upsampling residual block `[B, C, H, W]` → `[B, C / 2, 2H, 2W]`.
 

@@ -32,13 +32,12 @@ def masked_weights(weights: Tensor, theta: Tensor, draws: Tape, dtype: torch.dty
     return kept(weights, theta, draws.masks(len(theta)), dtype).requires_grad_()
 
 
-def score_gradient(weight_gradient: Tensor, weights: Tensor, theta: Tensor, form: str) -> Tensor:
+def score_gradient(weight_gradient: Tensor, weights: Tensor, theta: Tensor) -> Tensor:
     """Gradient of the loss by the scores, straight through the draw: float32 `[N]`.
 
-    `dL/dM = dL/d(W ⊙ M) · W` stands for `dL/dθ`; form `sigmoid` multiplies by
-    `dθ/ds = θ(1 - θ)`, form `identity` passes it on (Bengio et al. 2013).
+    `dL/dM = dL/d(W ⊙ M) · W` stands for `dL/dθ` (Bengio et al. 2013), and `dθ/ds = θ(1 - θ)`.
     """
-    return by_scores(weight_gradient, weights, theta, identity=form == "identity")
+    return by_scores(weight_gradient, weights, theta)
 
 
 def mask_of(q: NDArray[np.uint16], uniform: NDArray[np.uint16]) -> NDArray[np.bool_]:
