@@ -43,12 +43,12 @@ def load_folder(
     Raises DataError naming what is missing or damaged.
     """
     splits, marked = _by_split(_entries(root))
+    _check_sorted(root, *_names([entry.path for part in splits.values() for entry in part], per_client))
     if not marked and not per_client:
         splits = {name: _hold_out(splits["train"], name, people) for name in splits}
     if not splits[split]:
         raise DataError(f"no {split} images in {root}", "PNG or JPEG files in class folders", "check --data-dir")
     every = [entry.path for name in splits for entry in splits[name]]
-    _check_sorted(root, *_names(every, per_client))
     classes = sorted(set(_names(every, per_client)[1]))
     owner_names, class_names = _names([entry.path for entry in splits[split]], per_client)
     owners = _numbered(owner_names, sorted(set(owner_names))) if per_client else None
