@@ -149,7 +149,8 @@ def test_grids_and_distances_come_when_they_are_due(tmp_path):
     code, out, _ = call("train", *TINY, *words, "--out", tmp_path / "run")
     first, last = lines_of(tmp_path / "run")
     assert code == 0 and first["distance"] > 0 and "distance" not in last
-    assert len(list((tmp_path / "run" / "samples").iterdir())) == 2
+    names = ["real.png", "round-00001.png", "round-00002.png"]
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == names
     assert "fid_embedded" in out
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["fid_embedded"] > 0
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prismfl.data.images import ImageSet
 from prismfl.errors import SettingError
 from prismfl.layout import Layout
-from prismfl.sampling import Sampler, finish, grid_of, image_grid, label_columns, labels_like
+from prismfl.sampling import Sampler, finish, grid_of, grid_of_real, image_grid, label_columns, labels_like
 
 NAMES = ("cat", "dog", "a/b")
 
@@ -166,3 +167,22 @@ def test_a_grid_of_no_given_width_is_as_good_as_square():
     sheet = np.asarray(image_grid(images, scale=1))
     assert sheet.shape == (2 * 17 + 1, 3 * 17 + 1)
     assert [sheet[1 + 17 * (i // 3), 1 + 17 * (i % 3)] for i in range(5)] == list(range(5))
+
+
+@pytest.mark.parametrize("classes", [0, 3, 20])
+def test_real_images_stand_where_samples_of_their_label_do(classes):
+    """Of label 1 there are too few: their places stay empty."""
+    labels = np.repeat(np.arange(max(1, classes)), 30)[: None if classes else 100]
+    labels = labels[(labels != 1) | (np.arange(len(labels)) % 30 < 2)]
+    shades = (np.arange(len(labels)) % 180 + 70).astype(np.uint8)
+    images = ImageSet(np.broadcast_to(shades[:, None, None, None], (len(labels), 1, 16, 16)), labels, ("",))
+    layout = Layout(16, 1, 2, 8, classes)
+    shown = np.asarray(grid_of_real(images, layout))
+    assert shown.shape == np.asarray(grid_of(sampler_of(classes))).shape
+    columns = (shown.shape[1] // 2 - 1) // 17
+    places = shown[::2, ::2][1::17, 1::17].ravel()
+    for label in range(max(1, classes)):
+        mine = places[(np.arange(8 * columns) % max(1, classes)) == label] if classes else places
+        there = mine[mine != 64]
+        assert len(there) == min(len(mine), (labels == label).sum()) and set(there) <= set(shades[labels == label])
+        assert len(set(there)) == len(there) and there[0] == shades[labels == label][0]

@@ -64,8 +64,7 @@ class ModelSampler(ABC):
     @property
     def columns(self) -> int:
         """Columns of a grid in which labels take turns: one each, where there are 2 to 16; else 0."""
-        classes = self.model.layout.classes
-        return classes if classes <= 16 else 0
+        return columns_of(self.model.layout.classes)
 
     def _check_count(self, count: int) -> None:
         most = _MOST_NUMBERS // self.model.layout.latent
@@ -88,6 +87,11 @@ class ModelSampler(ABC):
                 f"labels {tags.min()} … {tags.max()}", f"0 … {classes - 1}", "name labels that the model has"
             )
         return tags.astype(np.int64)
+
+
+def columns_of(classes: int) -> int:
+    """Columns of a grid in which so many labels take turns: one each, where there are 2 to 16; else 0."""
+    return classes if classes <= 16 else 0
 
 
 def _unsafe(name: str) -> bool:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from prismfl import __version__
-from prismfl.config import Settings, all_fields, load_settings, merged, settings_from
+from prismfl.config import Settings, all_fields, check_pattern, load_settings, merged, settings_from
 from prismfl.errors import PrismError, SettingError
 from prismfl.progress import LiveWatcher, PlainWatcher, on_terminal, sized
 
@@ -287,6 +287,9 @@ def _client(
     another_release: Annotated[
         bool, typer.Option("--another-release", help="Release images again under other settings.")
     ] = False,
+    people: Annotated[
+        str, typer.Option(help="Pattern in its file names that tells whose image each is: checks --images-per-person.")
+    ] = "",
     features: Annotated[str, typer.Option(help="File of the matched network, where the run matches one.")] = "",
     weights: Annotated[str, typer.Option(help="File of vgg19's weights, where the run matches vgg19.")] = "",
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
@@ -294,11 +297,12 @@ def _client(
 ) -> None:
     """Take part in a run: until it is stopped, this client answers the server and comes back when it is gone."""
     flower = _flower()
+    check_pattern(people)
     place = (state or Path(f"client-{client}")).resolve()
     node = flower.client_node(
         server, client, data_dir, place,
         {"device": device, "features": features, "weights": weights},
-        {"most-epsilon": float(most_epsilon), "another-release": another_release},
+        {"most-epsilon": float(most_epsilon), "another-release": another_release, "people": people},
         root_certificates, key, insecure,
     )  # fmt: skip
     try:

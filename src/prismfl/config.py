@@ -3,6 +3,7 @@
 A field's metadata says what it means and what it may be; the command line is made from it.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
@@ -42,6 +43,9 @@ class Data:
     )
     data_dir: str = _setting("", "folder (or zip) that holds the data set; with hf, or the data set's name")
     clients_from: str = _setting("", "pattern of one image folder or zip a client, as 'sites/*'")
+    people: str = _setting(
+        "", "pattern that tells whose image each file of a folder is, as 'person([0-9]+)': persons are dealt whole"
+    )
     attribute: str = _setting("Male", "attribute that is celeba's label")
     image_column: str = _setting("", "hf's column of images; none guesses image or img")
     label_column: str = _setting("", "hf's column of labels; none guesses label")
@@ -399,8 +403,10 @@ def _with_less_to_release(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _filled(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With clients_from, what is not set follows from it; what is set and says otherwise is refused later."""
-    return {"dataset": "folder", "partition": "given", "clients": 0, **data} if data.get("clients_from") else data
+    """What is not set follows from clients_from or people; what is set and says otherwise is refused later."""
+    if data.get("clients_from"):
+        return {"dataset": "folder", "partition": "given", "clients": 0, **data}
+    return {"partition": "iid", **data} if data.get("people") else data
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -528,6 +534,7 @@ def _check_together(settings: Settings) -> None:
     """Settings that are fine alone and impossible together."""
     data, federation = settings.data, settings.federation
     _check_clients_from(data)
+    _check_people(data)
     if data.partition == "shards" and data.shards % data.clients:
         raise SettingError(
             f"data.shards = {data.shards} with data.clients = {data.clients}",
@@ -608,3 +615,30 @@ def _check_clients_from(data: Data) -> None:
                 f"{value!r}: its folders are the clients",
                 f"leave data.{key} or data.clients_from out",
             )
+
+
+def _check_people(data: Data) -> None:
+    """Names of files are a folder's, and only parts that do not look at labels can keep persons whole."""
+    if not data.people:
+        return
+    check_pattern(data.people)
+    if data.dataset != "folder":
+        raise SettingError(
+            f"data.people with data.dataset = {data.dataset!r}", "'folder': its files have names", "leave it out"
+        )
+    if data.partition not in ("iid", "given"):
+        raise SettingError(
+            f"data.partition = {data.partition!r} with data.people",
+            "iid, which deals whole persons, or given",
+            "pass --partition iid",
+        )
+
+
+def check_pattern(people: str) -> None:
+    """Raises SettingError for a pattern that is none, or that has more than one group to tell a person by."""
+    try:
+        groups = re.compile(people).groups
+    except (re.error, RecursionError, OverflowError) as error:
+        raise SettingError(f"data.people = {people!r} ({error})", "a regular expression", "mend --people") from None
+    if groups > 1:
+        raise SettingError(f"data.people = {people!r} with {groups} groups", "one at most", "write others as (?:…)")

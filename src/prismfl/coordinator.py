@@ -31,7 +31,7 @@ from prismfl.metrics.frechet import fid_embedded
 from prismfl.modelfile import Model, save_model
 from prismfl.privacy.accountant import from_json, summary_of
 from prismfl.runfolder import RunFolder
-from prismfl.sampling import Sampler, finish, grid_of, labels_like, save_picture
+from prismfl.sampling import Sampler, finish, grid_of, grid_of_real, labels_like, save_picture
 from prismfl.server import ServerState
 from prismfl.wire.message import HEADER_BYTES
 
@@ -136,8 +136,9 @@ def run(
 ) -> Finished:
     """All rounds that are left, then the finished model.
 
-    test: images that distances are measured against; without them none is measured.  kit: what a server
-    computes with that searches alone.  A kill at any moment loses at most the round under way.
+    test: images that distances are measured against and that are shown beside samples; without them neither
+    is done.  kit: what a server computes with that searches alone.  A kill at any moment loses at most the
+    round under way.
     """
     one_shot = agreement.settings.federation.mode == "one-shot"
     course = (
@@ -146,6 +147,8 @@ def run(
     rounds = agreement.settings.federation.rounds
     state = runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients) or init(agreement)
     watcher.started(state.round, rounds)
+    if test is not None and len(test):
+        save_picture(grid_of_real(test, agreement.layout), folder.real)
     while state.round < rounds:
         state = _round(agreement, course, folder, watcher, state, test)
     return _finish(agreement, course, folder, watcher, state, test)

@@ -13,6 +13,7 @@ from prismfl.data.datasets import load_dataset
 from prismfl.data.folder import client_roots
 from prismfl.data.images import ImageSet, deal, fit
 from prismfl.data.partition import partition
+from prismfl.data.people import uncovered
 from prismfl.errors import DataError, PrivacyError, SettingError
 from prismfl.federation import Agreement, ClientKit, agree, make_kit
 from prismfl.layout import SIZES
@@ -80,8 +81,9 @@ def prepare(
     settings = _settled(_compiled(settings), loaded)
     agreement = agree(settings, train.images.shape[1], train.classes)
     features = FeatureMap(loaded, settings.features, agreement.layout.channels, agreement.layout.size)
-    warnings = _warnings(settings, loaded, train.classes, test)
-    return Prepared(agreement, make_kit(agreement, features), deal(train, parts, scratch), test, warnings)
+    clients = deal(train, parts, scratch)
+    warnings = _warnings(settings, loaded, clients, test)
+    return Prepared(agreement, make_kit(agreement, features), clients, test, warnings)
 
 
 def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
@@ -152,10 +154,11 @@ def _scratch(settings: Settings) -> Path | None:
 
 
 def _warnings(
-    settings: Settings, loaded: LoadedNet, classes: tuple[str, ...], test: ImageSet | None
+    settings: Settings, loaded: LoadedNet, clients: Sequence[ImageSet], test: ImageSet | None
 ) -> tuple[str, ...]:
     """What whoever starts the run should know, a line each."""
     name, dataset = f"the matched network {settings.features.features}", settings.data.dataset
+    classes = clients[0].classes
     harm = "its public weights hold, unprotected, what was learnt of them"
     found = overlap_note(name, loaded.about, dataset, classes, harm)
     if test is not None and settings.output.distance_samples:
@@ -163,6 +166,8 @@ def _warnings(
         found += overlap_note("the judge", load_features("judge").about, dataset, classes, harm)
     if settings.federation.mode == "one-shot" and not settings.privacy.epsilon:
         found.append(_PLAIN_MOMENTS)
+    if settings.privacy.epsilon:
+        found += uncovered(clients, settings.privacy.images_per_person)
     if settings.privacy.epsilon and not settings.output.cache_dir:
         found.append(_OWN_RELEASES)
     return tuple(found)

@@ -78,6 +78,11 @@ class RunFolder:
         """The report, one HTML page; its plots are pictures in `plots/` beside it."""
         return self.root / "report.html"
 
+    @property
+    def real(self) -> Path:
+        """Grid of held-back real images, laid out as the samples; none with ε set."""
+        return self.root / "samples" / "real.png"
+
     def samples(self, round_index: int) -> Path:
         """Grid of samples after a number of rounds."""
         return self.root / "samples" / f"round-{round_index:05d}.png"
@@ -216,9 +221,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def save_labels(folder: RunFolder, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
-    """How many images of each class each simulated client has.  Raises RunFolderError."""
-    found = {"simulation": True, "classes": list(classes), "counts": [list(row) for row in counts]}
+def save_labels(
+    folder: RunFolder, classes: Sequence[str], counts: Sequence[Sequence[int]], people: Sequence[int] = ()
+) -> None:
+    """How many images of each class, and persons if known, each simulated client has.  Raises RunFolderError."""
+    found: dict[str, Any] = {"simulation": True, "classes": list(classes), "counts": [list(row) for row in counts]}
+    found |= {"people": list(people)} if people else {}
     write_atomic(folder.labels, json.dumps(found) + "\n")
 
 

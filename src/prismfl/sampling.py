@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from prismfl.asking import ModelSampler
+from prismfl.asking import ModelSampler, columns_of
+from prismfl.data.images import ImageSet
 from prismfl.layout import Layout, frozen_weights
 from prismfl.modelfile import Model, load_model
 from prismfl.nets.generator import Statistics, check_device, latent_batch, recompute_statistics, render
@@ -16,9 +17,11 @@ from prismfl.pictures import image_grid, save_folders, save_picture, save_pictur
 from prismfl.seeding import Purpose, Stream
 
 __all__ = [
-    "Sampler", "finish", "grid_of", "image_grid", "label_columns", "labels_like", "load", "save_folders",
-    "save_picture", "save_pictures",
+    "Sampler", "finish", "grid_of", "grid_of_real", "image_grid", "label_columns", "labels_like", "load",
+    "save_folders", "save_picture", "save_pictures",
 ]  # fmt: skip
+
+_EMPTY = 64  # a place in a grid without an image, in the grey of its lines
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,19 @@ def grid_of(sampler: ModelSampler, seed: int = 0) -> Image.Image:
     """Eight rows of samples: a column a label where there are up to 16, else eight columns."""
     columns = label_columns(sampler) or 8
     return image_grid(sampler.sample(8 * columns, seed=seed), columns)
+
+
+def grid_of_real(images: ImageSet, layout: Layout) -> Image.Image:
+    """Real images where `grid_of` has samples: of each label some evenly from first to last, else empty places."""
+    columns = columns_of(layout.classes) or 8
+    tags = np.arange(8 * columns) % max(1, layout.classes)
+    labels = images.labels if layout.classes else np.zeros(len(images), np.int64)
+    shown = np.full((len(tags), *images.images.shape[1:]), _EMPTY, np.uint8)
+    for tag in np.unique(tags):
+        places, members = np.flatnonzero(tags == tag), np.flatnonzero(labels == tag)
+        count = min(len(places), len(members))
+        shown[places[:count]] = images.images[members[np.arange(count) * len(members) // max(1, count)]]
+    return image_grid(shown, columns)
 
 
 def label_columns(sampler: ModelSampler) -> int:

@@ -259,6 +259,23 @@ def test_a_grid_that_is_no_picture_is_named(tmp_path, fabricate, raw):
     assert not folder.report.exists()
 
 
+# ------------------------------------------------------------------------------------------ real images
+
+
+@pytest.mark.parametrize(
+    ("privacy", "shown"), [({}, True), ({"epsilon": 9.8}, False), ({"epsilon": 9.8, "distances": True}, True)]
+)
+def test_real_images_stand_beside_unless_epsilon_makes_them_private(tmp_path, fabricate, privacy, shown):
+    folder = fabricate(tmp_path / "run", epsilon=privacy.get("epsilon", 0.0), privacy=privacy)
+    Image.fromarray(np.eye(34, dtype=np.uint8)).save(folder.real)
+    page = Page(build_report([folder.root]).read_text())
+    real = [one["alt"] for one in page.every("img") if "data-told" not in one]
+    assert real == (["Grid of held-back real images of run"] if shown else [])
+    assert ("with ε held-back ones are private too" in page.text) == (not shown)
+    assert ("whoever passes this page on shows them" in page.text) == shown
+    assert (f"shows them. {OUTSIDE}" in page.text) == (shown and "epsilon" in privacy)
+
+
 # ------------------------------------------------------------------------------------------- pairs
 
 

@@ -28,6 +28,7 @@ def select_classes(images: ImageSet, text: str) -> ImageSet:
         labels=np.searchsorted(chosen, images.labels[rows]).astype(np.int64),
         classes=tuple(images.classes[number] for number in chosen),
         owners=None if images.owners is None else images.owners[rows],
+        people=images.people_of(rows),
     )
 
 

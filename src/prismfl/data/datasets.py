@@ -1,5 +1,6 @@
 """Every data set by its name, scaled to the run's pixels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ def load_dataset(
     """Load one split of a data set, scaled to `size` × `size` pixels.
 
     name: one of `DATASETS`; split: `train` or `test`; per_client: the top folders of a
-    `folder` data set are clients ("as given"); settings: attribute and columns, and the pattern
-    that names each client's own folder (then without data_dir, and for `train` only); scratch:
+    `folder` data set are clients ("as given"); settings: attribute, columns, the pattern
+    that names persons, and that of each client's own folder (then without data_dir, and for `train` only); scratch:
     where images beyond `images.LARGE` bytes are kept.  Returns uint8 images
     `[N, C, size, size]`.  Raises DataError when anything is missing, damaged, empty or of mixed
     size, DependencyError where an optional library is.
@@ -43,12 +44,12 @@ def load_dataset(
     if name == "digits":
         found = _digits(split)
     elif name == "folder" and per_client and details.clients_from:
-        found = load_clients(details.clients_from, size, scratch)
+        found = load_clients(details.clients_from, size, scratch, details.people)
     elif data_dir is None:
         raise DataError(f"no folder for data set {name!r}", "a folder", "pass --data-dir DIR")
     else:
         found = _from_folder(name, data_dir, size, split, per_client, details, scratch)
-    return ImageSet(fit(found.images, size, scratch), found.labels, found.classes, found.owners)
+    return replace(found, images=fit(found.images, size, scratch))
 
 
 def _from_folder(
@@ -61,7 +62,7 @@ def _from_folder(
     if name == "celeba":
         return load_celeba(folder, split, details.attribute, size, scratch)
     if name == "folder":
-        return load_folder(folder, split, per_client, size, scratch)
+        return load_folder(folder, split, per_client, size, scratch, details.people)
     if name == "hf":
         return load_hub(str(folder), split, details.image_column, details.label_column, size, scratch)
     raise DataError(f"data set {name!r}", f"one of {', '.join(DATASETS)}", "name one of these")

@@ -1,4 +1,4 @@
-"""Image folders and zips: class folders, one folder a client, or one image folder a client."""
+"""Image folders and zips: class folders or no classes, one folder a client, or one image folder a client."""
 
 import functools
 import glob
@@ -13,6 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath
 import numpy as np
 
 from prismfl.data.images import Gallery, Images, ImageSet, Labels, decode, read_file
+from prismfl.data.people import people_of
 from prismfl.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -32,22 +33,28 @@ class _Entry:
     read: Callable[[], bytes]
 
 
-def load_folder(root: Path, split: str, per_client: bool, size: int, scratch: Path | None = None) -> ImageSet:
-    """An image folder or zip: `[train|test/]class/*.png`, or `client/[class/]*.png` as given.
+def load_folder(
+    root: Path, split: str, per_client: bool, size: int, scratch: Path | None = None, people: str = ""
+) -> ImageSet:
+    """An image folder or zip: `[train|test/][class/]*.png`, or `client/[class/]*.png` as given.
 
-    Classes are numbered over both splits together, so that a label means one thing.  Gives
-    uint8 images `[N, 1 or 3, size, size]`.  Raises DataError naming what is missing or damaged.
+    Classes are numbered over both splits together, so that a label means one thing; images without class
+    folders are one class.  people: pattern of `people_of`.  Gives uint8 images `[N, 1 or 3, size, size]`.
+    Raises DataError naming what is missing or damaged.
     """
     splits, marked = _by_split(_entries(root))
+    _check_sorted(root, *_names([entry.path for part in splits.values() for entry in part], per_client))
     if not marked and not per_client:
-        splits = {name: _hold_out(splits["train"], name) for name in splits}
+        splits = {name: _hold_out(splits["train"], name, people) for name in splits}
     if not splits[split]:
         raise DataError(f"no {split} images in {root}", "PNG or JPEG files in class folders", "check --data-dir")
     every = [entry.path for name in splits for entry in splits[name]]
     classes = sorted(set(_names(every, per_client)[1]))
     owner_names, class_names = _names([entry.path for entry in splits[split]], per_client)
     owners = _numbered(owner_names, sorted(set(owner_names))) if per_client else None
-    return ImageSet(_pictures(splits[split], size, scratch), _numbered(class_names, classes), tuple(classes), owners)
+    persons = _people(splits[split], people)
+    images = _pictures(splits[split], size, scratch)
+    return ImageSet(images, _numbered(class_names, classes), tuple(classes), owners, persons)
 
 
 def client_roots(pattern: str) -> list[Path]:
@@ -64,23 +71,25 @@ def client_roots(pattern: str) -> list[Path]:
     return found
 
 
-def load_clients(pattern: str, size: int, scratch: Path | None = None) -> ImageSet:
+def load_clients(pattern: str, size: int, scratch: Path | None = None, people: str = "") -> ImageSet:
     """The training images of all folders and zips that a pattern matches, each of them one client's.
 
-    Each is an image folder of its own, `[train/]class/*.png`; classes of one name are one class.
-    Gives uint8 images `[N, 1 or 3, size, size]` with owners.  Raises DataError as `load_folder`.
+    Each is an image folder of its own, `[train/][class/]*.png`; classes of one name are one class.
+    Gives uint8 images `[N, 1 or 3, size, size]` with owners, and people as `load_folder`.  Raises DataError as that.
     """
     entries, owners = [], []
     for client, root in enumerate(client_roots(pattern)):
         mine = _by_split(_entries(root))[0]["train"]
         if not mine:
             raise DataError(f"no train images in {root}", "a client's images", "remove it, or mend data.clients_from")
+        _check_sorted(root, *_names([entry.path for entry in mine], per_client=False))
         entries += mine
         owners += [client] * len(mine)
     names = _names([entry.path for entry in entries], per_client=False)[1]
     classes = sorted(set(names))
+    persons = _people(entries, people)
     images = _pictures(entries, size, scratch)
-    return ImageSet(images, _numbered(names, classes), tuple(classes), np.array(owners, np.int64))
+    return ImageSet(images, _numbered(names, classes), tuple(classes), np.array(owners, np.int64), persons)
 
 
 def _pictures(entries: list[_Entry], size: int, scratch: Path | None) -> Images:
@@ -88,6 +97,10 @@ def _pictures(entries: list[_Entry], size: int, scratch: Path | None) -> Images:
     for entry in entries:
         gallery.add(decode(entry.read(), entry.name), entry.name)
     return gallery.images()
+
+
+def _people(entries: list[_Entry], pattern: str) -> Labels | None:
+    return people_of([str(entry.path) for entry in entries], pattern)
 
 
 def _numbered(names: list[str], known: list[str]) -> Labels:
@@ -101,6 +114,18 @@ def _names(paths: list[PurePosixPath], per_client: bool) -> tuple[list[str], lis
     if per_client:
         return [p[0] if p else "" for p in parents], [p[1] if len(p) > 1 else "" for p in parents]
     return [""] * len(paths), ["/".join(p) for p in parents]
+
+
+def _check_sorted(root: Path, owners: list[str], classes: list[str]) -> None:
+    """Raises DataError for files beside class folders of one client: what class they are of, nobody says."""
+    sorted_ones = {owner for owner, name in zip(owners, classes, strict=True) if name}
+    loose = sum(not name and owner in sorted_ones for owner, name in zip(owners, classes, strict=True))
+    if loose:
+        raise DataError(
+            f"{loose} images beside the class folders of {root}",
+            "all images in class folders, or none",
+            "move them into a class folder, or out of the way",
+        )
 
 
 def _entries(root: Path) -> list[_Entry]:
@@ -158,6 +183,15 @@ def _by_split(entries: list[_Entry]) -> tuple[dict[str, list[_Entry]], bool]:
     return parted, True
 
 
-def _hold_out(entries: list[_Entry], split: str) -> list[_Entry]:
-    """Of a folder without splits, every tenth image in name order is kept for testing."""
+def _hold_out(entries: list[_Entry], split: str, people: str) -> list[_Entry]:
+    """Of a folder without splits, every tenth image in name order is kept for testing.
+
+    With people, all images of every tenth person; of fewer than ten, of the last.
+    """
+    persons = _people(entries, people) if entries else None
+    if persons is not None:
+        every = min(10, int(persons.max()) + 1)
+        if every == 1:
+            raise DataError("images of one person", "of two at least, for one is held back", "mend --people")
+        return [e for e, p in zip(entries, persons, strict=True) if (p % every == every - 1) == (split == "test")]
     return [e for i, e in enumerate(entries) if (i % 10 == 9) == (split == "test") or len(entries) < 10]

@@ -28,20 +28,26 @@ class ImageSet:
     """Labelled images, in memory or (as `numpy.memmap`) in a temporary file.
 
     images: uint8 `[N, C, H, W]`; labels: int64 `[N]` in `0 … len(classes) - 1`;
-    owners: int64 `[N]`, the client that a folder-per-client data set names, else None.
+    owners: int64 `[N]`, the client that a folder-per-client data set names, else None;
+    people: int64 `[N]`, a number for each person where it is known whose image each is, else None.
     """
 
     images: Images
     labels: Labels
     classes: tuple[str, ...]
     owners: Labels | None = None
+    people: Labels | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def part(self, rows: NDArray[np.int64]) -> "ImageSet":
-        """The images and labels of some rows, int64 `[n]`; classes stay numbered as they are."""
-        return ImageSet(self.images[rows], self.labels[rows], self.classes)
+        """The images, labels and people of some rows, int64 `[n]`; all stay numbered as they are."""
+        return ImageSet(self.images[rows], self.labels[rows], self.classes, people=self.people_of(rows))
+
+    def people_of(self, rows: NDArray[np.int64]) -> Labels | None:
+        """The persons of some rows, int64 `[n]`, where they are known."""
+        return None if self.people is None else self.people[rows]
 
 
 def deal(whole: ImageSet, parts: Sequence[NDArray[np.int64]], scratch: Path | None = None) -> list[ImageSet]:
@@ -57,7 +63,7 @@ def deal(whole: ImageSet, parts: Sequence[NDArray[np.int64]], scratch: Path | No
     for block in blocks(len(order)):
         moved[block] = whole.images[order[block]]
     return [
-        ImageSet(moved[end - len(rows) : end], whole.labels[rows], whole.classes)
+        ImageSet(moved[end - len(rows) : end], whole.labels[rows], whole.classes, people=whole.people_of(rows))
         for rows, end in zip(parts, ends, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""Spread a data set over clients: every image goes to exactly one, and none is empty."""
+"""Spread a data set over clients: every image, or every person, goes to exactly one, and none is empty."""
 
 import heapq
 
@@ -16,9 +16,9 @@ Indices = NDArray[np.int64]
 def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
     """Indices of each client's images, ascending: `clients` arrays int64 `[n_k]`.
 
-    The split is public and comes from (seed, PARTITION).  Raises SettingError when there are
-    more clients or shards than images, too few images for `least_images`, or fewer clients than labels
-    where each holds one,
+    The split is public and comes from (seed, PARTITION).  Where persons are known, `iid` deals these.
+    Raises SettingError when there are more clients or shards than images, more clients than persons, too
+    few images for `least_images`, or fewer clients than labels where each holds one,
     DataError when `given` does not fit the data.
     """
     count, clients = len(images), settings.clients
@@ -39,6 +39,8 @@ def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
                 "lower data.least_images",
             )
         parts = _filled(_dirichlet(images.labels, clients, settings.concentration, stream), settings.least_images)
+    elif images.people is not None:
+        parts = _by_person(images.people, clients, stream)
     else:
         parts = np.array_split(stream.permutation(count), clients)
     return [np.sort(part) for part in parts]
@@ -53,6 +55,24 @@ def _given(images: ImageSet, clients: int) -> list[Indices]:
     if named != clients:
         raise SettingError(f"data.clients = {clients}", f"{named}, the folders found", f"set data.clients to {named}")
     return [np.flatnonzero(images.owners == client) for client in range(clients)]
+
+
+def _by_person(people: Labels, clients: int, stream: Stream) -> list[Indices]:
+    """Persons in random order, each to the client with the fewest images so far.
+
+    So no two clients are further apart than the largest number of images of one person.
+    """
+    counts = np.bincount(people)
+    if clients > len(counts):
+        raise SettingError(
+            f"data.clients = {clients} with {len(counts)} persons", f"1 … {len(counts)}", "lower data.clients"
+        )
+    heap, owners = [(0, client) for client in range(clients)], np.empty(len(counts), np.int64)
+    for person in stream.permutation(len(counts)).tolist():
+        images, client = heap[0]
+        owners[person] = client
+        heapq.heapreplace(heap, (images + int(counts[person]), client))
+    return [np.flatnonzero(owners[people] == client) for client in range(clients)]
 
 
 def _shards(labels: Labels, clients: int, shards: int, stream: Stream) -> list[Indices]:

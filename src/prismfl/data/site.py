@@ -26,8 +26,8 @@ def load_site(settings: Settings, folder: Path | None, client: int, scratch: Pat
     if data.partition == "given" and data.dataset == "folder":
         if folder is None or not folder.exists():
             raise DataError(f"no image folder or zip {folder or ''}", "the client's own images", "check --data-dir")
-        found = load_clients(glob.escape(str(folder)), settings.pixels, scratch)
-        return ImageSet(fit(found.images, settings.pixels, scratch), found.labels, found.classes)
+        found = load_clients(glob.escape(str(folder)), settings.pixels, scratch, data.people)
+        return replace(found, images=fit(found.images, settings.pixels, scratch), owners=None)
     whole = load_dataset(data.dataset, folder, settings.pixels, "train", settings=data, scratch=scratch)
     if data.partition == "given":
         return whole
@@ -70,4 +70,4 @@ def only(mine: ImageSet, names: tuple[str, ...]) -> ImageSet:
         raise DataError("no image of the run's classes", "at least one", "check --data-dir and data.classes")
     numbers = {mine.classes.index(name): new for new, name in enumerate(names)}
     labels = np.array([numbers[label] for label in mine.labels[rows].tolist()], np.int64)
-    return replace(mine, images=mine.images[rows], labels=labels, classes=names, owners=None)
+    return replace(mine.part(rows), labels=labels, classes=names)

@@ -210,7 +210,7 @@ def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finishe
 
 
 def _record_labels(ready: Prepared, folder: RunFolder) -> None:
-    """How many images of each label each client has: a simulator's knowledge, written only without ε.
+    """How many images of each label, and persons, each client has: a simulator's knowledge, written only without ε.
 
     With ε set these counts would be outside the guarantee; of very many clients they would fill a disk.
     """
@@ -218,4 +218,5 @@ def _record_labels(ready: Prepared, folder: RunFolder) -> None:
     if ready.agreement.settings.privacy.epsilon or len(ready.clients) * len(classes) > _MOST_COUNTS:
         return
     counts = [np.bincount(mine.labels, minlength=len(classes)).tolist() for mine in ready.clients]
-    runfolder.save_labels(folder, classes, counts)
+    people = [len(np.unique(mine.people)) for mine in ready.clients if mine.people is not None]
+    runfolder.save_labels(folder, classes, counts, people)

@@ -55,6 +55,11 @@ def read_grids(files: Mapping[int, Path], room: int) -> Grids:
     return Grids(tuple(shown), len(files), lossy)
 
 
+def read_real(path: Path | None, room: int) -> Grid | None:
+    """The grid of real images as it stands in the page, where there is one.  Raises as `read_grids`."""
+    return read_grids({0: path}, room).shown[0] if path else None
+
+
 def data_uri(raw: bytes, kind: str = "png") -> str:
     """A picture as an address that holds it."""
     return f"data:image/{kind};base64,{base64.b64encode(raw).decode()}"

@@ -1,7 +1,8 @@
 "use strict";
 for (const viewer of document.querySelectorAll(".viewer")) {
   const slider = viewer.querySelector("input");
-  const grids = [...viewer.querySelectorAll("img")];
+  if (!slider) continue;
+  const grids = [...viewer.querySelectorAll("img[data-told]")];
   const told = viewer.querySelector("output");
   const play = viewer.querySelector("button");
   let timer = 0;

@@ -27,10 +27,11 @@ from prismfl.report.figures import (
     label_bars,
     traffic_charts,
 )
-from prismfl.report.grids import Grids, data_uri, read_grids
+from prismfl.report.grids import Grid, Grids, data_uri, read_grids, read_real
 from prismfl.report.runs import WAYS, Run, read_runs
 
 ROOM = 3_500_000  # bytes of a page that its sample grids may take together
+_REAL_ROOM = 500_000  # and that its grids of real images may take
 MOST_ROWS = 30  # of releases and of clients left out
 _PAIRS_ROOM = 2_000_000
 
@@ -50,6 +51,7 @@ class Block:
 
     run: Run
     grids: Grids
+    real: Grid | None
     labels: Sequence[Plot]
     pairs: str
 
@@ -122,8 +124,9 @@ def build_report(roots: Sequence[Path], out: Path | None = None) -> Path:
 
 def _block(run: Run, index: int, count: int) -> Block:
     end, grids = "" if count == 1 else f"-{index + 1}", read_grids(run.grids, ROOM // count)
+    real = read_real(run.real, _REAL_ROOM // count)
     labels = (label_bars(run, f"labels-of-samples{end}"), client_labels(run, f"labels-of-clients{end}"))
-    return Block(run, grids, [one for one in labels if one], _pairs(run))
+    return Block(run, grids, real, [one for one in labels if one], _pairs(run))
 
 
 def _pairs(run: Run) -> str:

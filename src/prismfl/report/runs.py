@@ -40,7 +40,8 @@ class Run:
     """A run as its folder tells it.
 
     name: of the folder; rounds: lines of the log; summary, evaluation: None where not there (yet); classes: names of
-    the labels that grids have columns of, empty where unknown; grids: files by number of rounds done.
+    the labels that grids have columns of, empty where unknown; grids: files by number of rounds done; real: grid of
+    held-back real images, None where there is none to show.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Run:
     labels: ClientLabels | None
     classes: tuple[str, ...]
     grids: Mapping[int, Path]
+    real: Path | None = None
 
     @property
     def planned(self) -> int:
@@ -139,7 +141,14 @@ def _read(root: Path, name: str) -> Run:
         labels,
         model.labels if model else conditional,
         runfolder.grids(folder),
+        _real(folder, settings, ledger),
     )
+
+
+def _real(folder: RunFolder, settings: Settings, ledger: tuple[Entry, ...]) -> Path | None:
+    """With ε set held-back images are private too, unless distances to them were asked for."""
+    shown = settings.privacy.distances or not (ledger or settings.privacy.epsilon)
+    return folder.real if shown and folder.real.is_file() else None
 
 
 def _ledger(folder: RunFolder) -> tuple[Entry, ...]:

@@ -86,12 +86,13 @@ def test_bad_input_is_refused_in_one_line(words, says, tmp_path, monkeypatch):
 
 
 def test_flower_reads_back_what_a_node_is_told(tmp_path):
-    data = tmp_path / "it's = here"
+    data, limits = tmp_path / "it's = here", {"most-epsilon": 1.5, "people": r"person(\d+)"}
     data.mkdir()
-    node = client_node("localhost:8000", 2, str(data), tmp_path / "state", {"device": "cpu"}, {"most-epsilon": 1.5})
+    node = client_node("localhost:8000", 2, str(data), tmp_path / "state", {"device": "cpu"}, limits)
     words = node.words(9)
     config = parse_config_args([words[words.index("--node-config") + 1]])
     assert config["partition-id"] == 2 and config["most-epsilon"] == 1.5
+    assert config["people"] == limits["people"]
     assert config["data-dir"] == str(data)
     with pytest.raises(SettingError):
         quoted("both ' and \"")

@@ -246,6 +246,22 @@ def test_a_client_may_insist_on_privacy(fake, site_nodes, site_settings, serve, 
     assert "no ε" in said and "--most-epsilon" in said
 
 
+def test_a_run_may_not_search_a_clients_file_names(fake, site_nodes, site_settings, serve, tmp_path, notes):
+    settings = site_settings(data={"partition": "iid", "people": "a"}, deployment={"join_wait": 0.3})
+    assert "deals persons" in refused(fake, site_nodes, settings, serve, tmp_path / "run", notes)
+
+
+def test_a_clients_own_count_of_a_person_is_told_to_it_alone(
+    fake, site_nodes, site_settings, serve, tmp_path, notes, capfd
+):
+    """Its pattern finds two persons by class folder; the run's, which would find nobody, is not looked for."""
+    site_nodes[101]["people"] = "^[ab]"
+    settings = site_settings(data={"people": "nobody"}, privacy={"epsilon": 9.0, "delta": 1e-2, "noise": "fast"})
+    serve(fake(site_nodes), tmp_path / "run", settings, notes)
+    assert "one person has 4: privacy.images_per_person = 4" in capfd.readouterr().out
+    assert not any("images_per_person" in line for line in notes.lines)
+
+
 def test_a_folder_that_is_not_there_is_named(fake, site_nodes, site_settings, serve, tmp_path, notes):
     settings = site_settings(deployment={"join_wait": 0.3})
     assert "nowhere" in refused(fake, site_nodes, settings, serve, tmp_path / "run", notes, **{"data-dir": "/nowhere"})

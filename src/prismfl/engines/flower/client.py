@@ -21,6 +21,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from prismfl.config import FEATURE_NETS, Output, Settings, settings_from, toml_from
+from prismfl.data.people import uncovered
 from prismfl.data.site import conform, load_site, only, reported
 from prismfl.engines.flower.envelope import (
     Ask,
@@ -93,7 +94,8 @@ class Site:
 
     state: folder of what it keeps, or None where Flower simulates it; data_dir: its images; most_epsilon: runs
     that promise less privacy are refused, 0 for none; another_release: whether it may release again what it
-    released under other settings.
+    released under other settings; people: pattern that tells in file names whose image each is.  A run's own pattern
+    is never searched for here: what it finds and what not would tell the server of names.
     """
 
     client: int
@@ -104,6 +106,7 @@ class Site:
     weights: str = ""
     most_epsilon: float = 0.0
     another_release: bool = False
+    people: str = ""
 
     @classmethod
     def of(cls, context: Context) -> "Site":
@@ -115,11 +118,12 @@ class Site:
         state = config.get("state-dir")
         if not state and "num-partitions" not in config:
             raise SettingError("no state-dir", "the client's own folder", "set state-dir in --node-config")
-        text = {name: str(config.get(name) or "") for name in ("data-dir", "device", "features", "weights")}
+        text = {name: str(config.get(name) or "") for name in ("data-dir", "device", "features", "weights", "people")}
         folder = Path(text["data-dir"]) if text["data-dir"] else None
         place = Path(str(state)) if state else None
         most, again = float(config.get("most-epsilon") or 0), config.get("another-release") is True
-        return cls(client, place, folder, text["device"] or "cpu", text["features"], text["weights"], most, again)
+        device, files = text["device"] or "cpu", (text["features"], text["weights"])
+        return cls(client, place, folder, device, *files, most, again, text["people"])
 
     @property
     def simulated(self) -> bool:
@@ -148,6 +152,12 @@ class Site:
                 f"ε of at most {self.most_epsilon:g}, this client's --most-epsilon",
                 "run with a smaller --epsilon",
             )
+        if settings.data.people and settings.data.partition != "given":
+            raise SettingError(
+                "a run that deals persons to clients on other machines",
+                "partition given, each client with its own",
+                "leave --people out at the server",
+            )
         if name not in FEATURE_NETS and not self.features:
             raise SettingError("a run that matches a network in a file", "that file here too", "pass --features FILE")
         features = replace(
@@ -167,10 +177,14 @@ def greet(site: Site, request: Request) -> Hello:
         from prismfl.privacy.release import check_sizes
 
         check_sizes(settings.privacy, [len(mine)])
+    if settings.privacy.epsilon:
+        for line in uncovered([mine], settings.privacy.images_per_person):
+            print(line, flush=True)  # for whoever runs this client, and nobody else
     return Hello(site.client, site.token(), False, mine.classes, mine.images.shape[1])
 
 
 def _images(site: Site, settings: Settings) -> "ImageSet":
+    settings = replace(settings, data=replace(settings.data, people=site.people))
     mine = load_site(settings, site.data_dir, site.client, site.state)
     return only(mine, names) if (names := reported(mine, settings)) != mine.classes else mine
 

@@ -342,7 +342,7 @@ def client_node(
     data_dir: str,
     state: Path,
     files: Mapping[str, str],
-    limits: Mapping[str, float | bool],
+    limits: Mapping[str, str | float | bool],
     root_certificates: Path | None = None,
     key: Path | None = None,
     insecure: bool = False,
