@@ -115,7 +115,7 @@ def one_run(settings: Settings, attack: str) -> dict[str, Any]:
         engine.attack = attack
         finished = coordinator.run(ready.agreement, engine, folder, Silent(), ready.test)
         engine.close()
-        return {"fid_embedded": finished.summary["fid_embedded"], **left_out(folder)}
+        return {"fid_judge": finished.summary["fid_judge"], **left_out(folder)}
 
 
 def left_out(folder: RunFolder) -> dict[str, float]:

@@ -99,7 +99,7 @@ def measured(ready: Prepared, weights: torch.Tensor, count: int, manifold: bool)
         raise SystemExit("no test images to measure against")
     fake = samples_of(ready, weights, labels_like(ready.test.labels, count))
     real, fake = judge_features(ready.test.images), judge_features(fake)
-    found = {"fid_embedded": frechet(real, fake)}
+    found = {"fid_judge": frechet(real, fake)}
     return found | vars(compare(balls(real), balls(fake))) if manifold else found
 
 

@@ -36,12 +36,12 @@ from prismfl.progress import PlainWatcher
 from prismfl.runfolder import RunFolder, read_rounds
 
 COLUMNS = (
-    "fid_embedded",
-    "kid_embedded",
-    "precision_embedded",
-    "recall_embedded",
-    "density_embedded",
-    "coverage_embedded",
+    "fid_judge",
+    "kid_judge",
+    "precision_judge",
+    "recall_judge",
+    "density_judge",
+    "coverage_judge",
     "readable",
     "confidence",
     "label_agreement",
@@ -158,7 +158,7 @@ def figures(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
     """What is tabulated of a finished run; bits are means over its rounds."""
     lines = read_rounds(folder)
     return {
-        "fid_embedded": summary.get("fid_embedded"),
+        "fid_judge": summary.get("fid_judge"),
         "up_bits": mean(line["uplink_bits_per_parameter"] for line in lines),
         "down_bits": mean(line["downlink_bits_per_parameter"] for line in lines),
         "uplink_bytes": summary["uplink_bytes"],

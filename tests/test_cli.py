@@ -151,8 +151,8 @@ def test_grids_and_distances_come_when_they_are_due(tmp_path):
     assert code == 0 and first["distance"] > 0 and "distance" not in last
     names = ["real.png", "round-00001.png", "round-00002.png"]
     assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == names
-    assert "fid_embedded" in out
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["fid_embedded"] > 0
+    assert "fid_judge" in out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["fid_judge"] > 0
 
 
 def test_what_is_only_shown_does_not_change_the_model(model, tmp_path):
@@ -409,7 +409,7 @@ def test_evaluate_prints_text_and_json_alike(model, few_steps):
     found = json.loads(raw)
     assert (code, json_code) == (0, 0) and found["samples"] == 30
     shown = dict(line.split(maxsplit=1) for line in text.splitlines() if len(line.split()) > 1)
-    assert float(shown["fid_embedded"]) == pytest.approx(found["fid_embedded"], abs=1e-4)
+    assert float(shown["fid_judge"]) == pytest.approx(found["fid_judge"], abs=1e-4)
     assert float(shown["readable"]) == pytest.approx(found["readable"], abs=1e-4)
     names = [pair.split("=")[0] for pair in shown["class_shares"].split()]
     assert names == found["class_names"] and len(found["class_shares"]) == 10
@@ -430,9 +430,9 @@ def test_evaluate_over_seeds_gives_intervals_of_what_was_asked_for(model):
     words = ["evaluate", model, "--samples", 30, "--repeats", 2, "--metrics", "fid,prdc"]
     (code, text, _), (_, raw, _) = call(*words), call(*words, "--json")
     found = json.loads(raw)
-    low, high = found["fid_embedded_interval"]
-    assert code == 0 and low < found["fid_embedded"] < high and "readable" not in found
-    assert f"[{low:.4f}, {high:.4f}]" in text and "recall_embedded" in text
+    low, high = found["fid_judge_interval"]
+    assert code == 0 and low < found["fid_judge"] < high and "readable" not in found
+    assert f"[{low:.4f}, {high:.4f}]" in text and "recall_judge" in text
 
 
 # ---------------------------------------------------------------------------------------- pretrain
@@ -460,7 +460,6 @@ def test_pretrain_makes_a_network_to_train_with(tmp_path):
     ("option", "value", "says"),
     [
         ("--epochs", "0", "epochs 0"),
-        ("--architecture", "resnet", "'resnet'"),
         ("--rate", "-1", "rate"),
         ("--rate", "nan", "rate"),
         ("--size", "0", "size"),
@@ -825,7 +824,7 @@ def test_cifar10_is_trained_on_and_judged_against(cifar, monkeypatch):
     assert (code, err) == (0, "")
     model = cifar / "run" / "model.safetensors"
     code, out, err = call("evaluate", model, "--data-dir", cifar, "--samples", 20, "--json")
-    assert (code, err) == (0, "") and json.loads(out)["fid_embedded"] > 0
+    assert (code, err) == (0, "") and json.loads(out)["fid_judge"] > 0
     assert prismfl.load(model).model.labels[3] == "cat"
 
 

@@ -43,7 +43,7 @@ def test_a_private_run_from_the_command_line(tmp_path):
     words = ["train", *TINY, "--epsilon", 9.8, "--delta", 1e-4, "--noise", "fast", "--distance-samples", 40]
     code, out, err = call(*words, "--out", tmp_path / "run")
     assert (code, err) == (0, "")
-    assert "privacy  (9.8, 0.0001)-differentially private for one image" in out and "fid_embedded" not in out
+    assert "privacy  (9.8, 0.0001)-differentially private for one image" in out and "fid_judge" not in out
     assert not (tmp_path / "run" / "samples" / "real.png").exists(), "held-back images are private too"
     model = tmp_path / "run" / "model.safetensors"
     assert len(prismfl.load(model).model.ledger) == 2

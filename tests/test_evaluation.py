@@ -16,7 +16,7 @@ from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
 from prismfl.evaluation import METRICS, as_text, evaluate_model, over_seeds, save_evaluation
 from prismfl.metrics.diversity import inception_score
 from prismfl.metrics.embedding import judge_features
-from prismfl.metrics.frechet import fid, fid_embedded
+from prismfl.metrics.frechet import fid, fid_judge
 from prismfl.metrics.intervals import t_interval
 from prismfl.metrics.kernel import kernel_distance
 from prismfl.metrics.neighbours import balls, compare
@@ -51,11 +51,11 @@ def test_figures_are_those_of_their_makers(model):
     found = evaluate_model(model, samples=40, seed=3)
     test = load_dataset("digits", None, 16, "test")
     images = prismfl.load(model).sample(40, seed=3, labels=labels_like(test.labels, 40))
-    assert found["fid_embedded"] == pytest.approx(fid_embedded(test.images, images), rel=1e-6)
+    assert found["fid_judge"] == pytest.approx(fid_judge(test.images, images), rel=1e-6)
     assert found["samples"] == 40 and found["ledger"] == []
     real, fake = judge_features(test.images), judge_features(images)
     kid = kernel_distance(real, fake)
-    assert (found["kid_embedded"], found["kid_embedded_over_subsets"]) == (kid.mean, kid.interval)
+    assert (found["kid_judge"], found["kid_judge_over_subsets"]) == (kid.mean, kid.interval)
     near = vars(compare(balls(real), balls(fake)))
     judge = Classifier(load_dataset("digits", None, 16, "train"), steps=2)
     told = vars(readability(judge, images, test, labels_like(test.labels, 40))) | vars(record(judge, test))
@@ -65,9 +65,9 @@ def test_figures_are_those_of_their_makers(model):
             "samples",
             "repeats",
             "seed",
-            "fid_embedded",
-            "kid_embedded",
-            "kid_embedded_over_subsets",
+            "fid_judge",
+            "kid_judge",
+            "kid_judge_over_subsets",
             "ledger",
             "privacy",
             "class_names",
@@ -78,9 +78,9 @@ def test_figures_are_those_of_their_makers(model):
 
 
 ALL = {
-    "fid": {"fid_embedded"},
-    "kid": {"kid_embedded", "kid_embedded_over_subsets"},
-    "prdc": {"precision_embedded", "recall_embedded", "density_embedded", "coverage_embedded"},
+    "fid": {"fid_judge"},
+    "kid": {"kid_judge", "kid_judge_over_subsets"},
+    "prdc": {"precision_judge", "recall_judge", "density_judge", "coverage_judge"},
     "readability": {
         *("readable", "confidence", "label_agreement", "class_shares", "least_class", "label_imbalance"),
         *("is_classifier", "is_classifier_over_splits", "test_accuracy", "test_readable", "class_names"),
@@ -100,7 +100,7 @@ def test_what_is_asked_for_is_measured_and_nothing_else(model, metrics):
 
 def test_without_readability_no_classifier_is_trained(model, monkeypatch):
     monkeypatch.setattr(evaluation, "Classifier", None)
-    assert evaluate_model(model, samples=20, metrics="fid")["fid_embedded"] > 0
+    assert evaluate_model(model, samples=20, metrics="fid")["fid_judge"] > 0
 
 
 @pytest.mark.parametrize("metrics", ["is", "fid,lpips", "FID", "fid kid"])
@@ -134,7 +134,7 @@ def test_train_on_synthetic_is_measured_when_asked_for(model, quick):
     one = [evaluate_model(model, samples=20, metrics="synthetic", seed=seed) for seed in (0, 1)]
     assert found["synthetic_accuracy"] == pytest.approx(np.mean([single["synthetic_accuracy"] for single in one]))
     assert len(found["synthetic_accuracy_interval"]) == 2 and "real_accuracy_interval" not in found
-    assert "fid_embedded" not in found
+    assert "fid_judge" not in found
     rows = [line.split()[0] for line in as_text(found).splitlines() if line.startswith("  ")]
     assert rows == ["synthetic_accuracy", "synthetic_by_class", "real_accuracy", "real_by_class"]
 
@@ -156,7 +156,7 @@ def test_what_some_class_lacks_is_none_over_sets_too():
 def test_repeats_are_means_over_seeds_with_their_intervals(model):
     one = [evaluate_model(model, samples=30, seed=seed) for seed in (5, 6, 7)]
     found = evaluate_model(model, samples=30, seed=5, repeats=3)
-    for name in ("fid_embedded", "kid_embedded", "recall_embedded", "readable", "is_classifier", "class_shares"):
+    for name in ("fid_judge", "kid_judge", "recall_judge", "readable", "is_classifier", "class_shares"):
         values = [single[name] for single in one]
         assert np.allclose(found[name], np.mean(values, axis=0))
         assert np.allclose(found[f"{name}_interval"], t_interval(values))
@@ -187,9 +187,9 @@ def test_the_text_has_every_figure_in_one_column_with_intervals_in_brackets(mode
     figures = {n for n in found if not n.endswith("_interval") and "_over_" not in n} - {"samples", "repeats", "seed"}
     assert set(rows) == {name for name in figures if found[name] is not None} - {"ledger", "privacy", "class_names"}
     assert {line[: len("  ") + 21].strip() for line in rows.values()} == set(rows), "names fit their column"
-    shown = found["kid_embedded_interval" if repeats > 1 else "kid_embedded_over_subsets"]
-    assert rows["kid_embedded"].endswith(f"[{shown[0]:.4f}, {shown[1]:.4f}]")
-    assert ("[" in rows["fid_embedded"]) == (repeats > 1)
+    shown = found["kid_judge_interval" if repeats > 1 else "kid_judge_over_subsets"]
+    assert rows["kid_judge"].endswith(f"[{shown[0]:.4f}, {shown[1]:.4f}]")
+    assert ("[" in rows["fid_judge"]) == (repeats > 1)
     assert "[" not in rows["class_shares"] and "[" not in rows["test_accuracy"]
 
 
@@ -200,12 +200,12 @@ def test_other_labels_than_the_models_are_no_judge_of_it(model, tmp_path):
 
 def test_the_seed_decides(model):
     one, again, other = (evaluate_model(model, samples=20, seed=seed) for seed in (1, 1, 2))
-    assert one == again and one["fid_embedded"] != other["fid_embedded"]
+    assert one == again and one["fid_judge"] != other["fid_judge"]
 
 
 def test_a_single_class_has_no_readability(model, tmp_path):
     found = evaluate_model(model, "folder", tree(tmp_path / "one", 1, ["a"]), samples=20)
-    assert "readable" not in found and found["fid_embedded"] > 0
+    assert "readable" not in found and found["fid_judge"] > 0
     with pytest.raises(DataError, match="readability of 2 images of 1 class; expected at least 4 images, and two"):
         evaluate_model(model, "folder", str(tmp_path / "one"), samples=20, metrics="readability")
 
@@ -254,7 +254,7 @@ def test_a_model_of_a_callers_arrays_asks_what_to_be_judged_against(tiny, tmp_pa
     path = prismfl.train(tiny(), images, out=tmp_path / "run").folder.model
     with pytest.raises(PrismError):
         evaluate_model(path, samples=4)
-    assert evaluate_model(path, "digits", samples=4)["fid_embedded"] > 0
+    assert evaluate_model(path, "digits", samples=4)["fid_judge"] > 0
 
 
 def test_a_model_is_judged_by_the_attribute_it_was_trained_on(tiny, tmp_path):
@@ -270,7 +270,7 @@ def test_a_model_is_judged_by_the_attribute_it_was_trained_on(tiny, tmp_path):
     path = prismfl.train(tiny(data=data), out=tmp_path / "run").folder.model
     assert prismfl.load(path).model.labels == ("not_Young", "Young")
     found = evaluate_model(path, data_dir=str(tmp_path), samples=10)
-    assert found["fid_embedded"] > 0 and "label_agreement" in found
+    assert found["fid_judge"] > 0 and "label_agreement" in found
 
 
 # ----------------------------------------------------------------- Inception, classes, warnings
@@ -320,14 +320,14 @@ def test_a_model_of_some_classes_is_judged_by_these(tiny, tmp_path):
     test = load_dataset("digits", None, 16, "test")
     part = test.part(np.flatnonzero(test.labels >= 5))
     images = prismfl.load(path).sample(20, labels=labels_like(part.labels - 5, 20))
-    assert found["fid_embedded"] == pytest.approx(fid_embedded(part.images, images), rel=1e-6)
+    assert found["fid_judge"] == pytest.approx(fid_judge(part.images, images), rel=1e-6)
 
 
 def test_a_judge_that_saw_the_images_is_warned_of(model, monkeypatch):
     assert "warnings" not in evaluate_model(model, samples=20)
     monkeypatch.setitem(overlap.SPELLINGS, "digits", ("cifar10",))
     (note,) = evaluate_model(model, samples=20)["warnings"]
-    assert "the judge was trained on CIFAR-10" in note and "fid_embedded flatters" in note
+    assert "the judge was trained on CIFAR-10" in note and "fid_judge flatters" in note
 
 
 # -------------------------------------------------------------------------------- pairs and saving

@@ -79,27 +79,27 @@ def result_of(runner, tmp_path, asked):
 def test_readability_is_measured_against_the_runs_own_data(runner, tmp_path):
     """A model file holds no path: the runner has to say where the data lies."""
     found = result_of(runner, tmp_path, "readability = true")
-    assert 0 <= found["readable"] <= 1 and "recall_embedded" not in found
+    assert 0 <= found["readable"] <= 1 and "recall_judge" not in found
     assert "readable" in runner.markdown([found]) and "readable" in runner.csv_text([found]).splitlines()[0]
 
 
 def test_metrics_that_a_row_asks_for_have_columns(runner, tmp_path):
     found = result_of(runner, tmp_path, 'metrics = "kid, prdc"')
     header = runner.markdown([found]).splitlines()[0]
-    names = ("kid_embedded", "precision_embedded", "recall_embedded", "density_embedded", "coverage_embedded")
+    names = ("kid_judge", "precision_judge", "recall_judge", "density_judge", "coverage_judge")
     assert all(name in header for name in names) and "readable" not in header
 
 
 def test_a_row_that_asks_for_more_is_measured_anew_but_not_run_anew(runner, tmp_path, monkeypatch):
     plain = result_of(runner, tmp_path, "")
-    assert "kid_embedded" not in plain
+    assert "kid_judge" not in plain
 
     def never(*_, **__):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(runner.inprocess, "train", never)
     more = result_of(runner, tmp_path, 'metrics = "kid"')
-    assert more["kid_embedded"] == result_of(runner, tmp_path, 'metrics = "kid"')["kid_embedded"]
+    assert more["kid_judge"] == result_of(runner, tmp_path, 'metrics = "kid"')["kid_judge"]
     assert result_of(runner, tmp_path, "") == plain
 
 
@@ -124,17 +124,17 @@ def dense_run(runner, tmp_path, rate, extra=""):
 
 def test_dense_weights_are_averaged_and_the_rate_is_of_the_row(runner, tmp_path):
     moved, still = dense_run(runner, tmp_path, 0.01), dense_run(runner, tmp_path, 0.0)
-    assert moved["fid_embedded"] != still["fid_embedded"] and 0 <= moved["coverage_embedded"] <= 1
+    assert moved["fid_judge"] != still["fid_judge"] and 0 <= moved["coverage_judge"] <= 1
     assert moved["up_bits"] == 32 and moved["uplink_bytes"] == 2 * moved["model_bytes"]
     again = runner.one_run(tmp_path / "row.toml", 0, tmp_path / "other", tmp_path / "others")
-    assert again["fid_embedded"] == still["fid_embedded"]
+    assert again["fid_judge"] == still["fid_judge"]
 
 
 def test_dense_weights_follow_a_release_where_epsilon_is_set(runner, tmp_path):
     """The releases are stored with the run, as those of any private run: the images are read once."""
     plain = dense_run(runner, tmp_path, 0.01)
     private = dense_run(runner, tmp_path, 0.01, "[privacy]\nepsilon = 9.8\ndelta = 0.01\ndistances = true\n")
-    assert private["fid_embedded"] != plain["fid_embedded"]
+    assert private["fid_judge"] != plain["fid_judge"]
     assert len(list((tmp_path / "runs").rglob("release*.safetensors"))) == 2
 
 
@@ -169,7 +169,7 @@ def test_an_adversary_changes_the_model_and_a_screen_leaves_it_out(runner, tmp_p
     settings = runner.row_settings(runner.load_row(row)[0], 0, tmp_path / "targets")
     screened = replace(settings, federation=replace(settings.federation, screen=1.2))
     found = {attack: adversary.one_run(settings, attack) for attack in ("absent", *adversary.ATTACKS)}
-    assert len({one["fid_embedded"] for one in found.values()}) == len(found)
+    assert len({one["fid_judge"] for one in found.values()}) == len(found)
     assert [one["adversary_left_out"] for one in found.values()] == [1, 0, 0, 0, 0, 0]
     assert adversary.one_run(screened, "flipped")["adversary_left_out"] == 1
 

@@ -166,9 +166,9 @@ def _closing(folder: Any, found: Any, report: str) -> None:
     if found["uplink_bits_per_parameter"] is not None:
         each = (found["uplink_bits_per_parameter"], found["downlink_bits_per_parameter"])
         print(f"a client and round: {each[0]:.3f} bits a parameter up, {each[1]:.3f} down")
-    if "fid_embedded" in found:
+    if "fid_judge" in found:
         outside = ", outside the guarantee" if found.get("outside_guarantee") else ""
-        print(f"fid_embedded {found['fid_embedded']:.2f} (Fréchet distance in the embedded judge network{outside})")
+        print(f"fid_judge {found['fid_judge']:.2f} (Fréchet distance in the judge network{outside})")
     print(
         f"model    {folder.model} ({found['model_bytes']} bytes, {found['model_bits_per_parameter']:.3f} bits a weight)"
     )
@@ -392,7 +392,7 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Picture of samples beside the training images nearest to them: a .png."),
     ] = None,
-    pairs_by: Annotated[str, typer.Option(help="Nearest in embedded (judge features) or in pixels.")] = "embedded",
+    pairs_by: Annotated[str, typer.Option(help="Nearest by judge (its features) or by pixels.")] = "judge",
     save: Annotated[bool, typer.Option("--save", help="Write evaluation.json beside the model, for reports.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -547,7 +547,6 @@ def fetch(
 def pretrain(
     images: Annotated[Path, typer.Option(help="Folder or zip of train/CLASS/ and test/CLASS/ images.")],
     out: Annotated[Path, typer.Option(help="File to write.")],
-    architecture: Annotated[str, typer.Option(help="vgg (matched in training) or judge (judges only).")] = "vgg",
     epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 20,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
@@ -562,7 +561,7 @@ def pretrain(
     from prismfl.pretrain import Recipe
     from prismfl.pretrain import pretrain as run
 
-    recipe = Recipe(architecture=architecture, epochs=epochs, rate=rate, seed=seed, colour=colour, grey=grey)
+    recipe = Recipe(epochs=epochs, rate=rate, seed=seed, colour=colour, grey=grey)
     if not 8 <= size <= 256:
         raise SettingError(f"size {size}", "8 … 256", "change --size")
     train, test = (load_dataset("folder", images, size, split) for split in ("train", "test"))

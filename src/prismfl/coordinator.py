@@ -27,7 +27,7 @@ from prismfl.federation import (
     shipped_mask,
 )
 from prismfl.files import write_atomic
-from prismfl.metrics.frechet import fid_embedded
+from prismfl.metrics.frechet import fid_judge
 from prismfl.modelfile import Model, save_model
 from prismfl.privacy.accountant import from_json, summary_of
 from prismfl.runfolder import RunFolder
@@ -263,8 +263,8 @@ def _finish(
     summary = _summary(agreement, folder, size, closing) | {"privacy": summary_of(from_json(ledger))}
     if test is not None and settings.output.distance_samples:
         watcher.note(f"measuring the distance on {settings.output.distance_samples} samples")
-        summary["fid_embedded"] = _distance(agreement, sampler, test)
-        summary |= {"outside_guarantee": ["fid_embedded"]} if ledger else {}
+        summary["fid_judge"] = _distance(agreement, sampler, test)
+        summary |= {"outside_guarantee": ["fid_judge"]} if ledger else {}
     write_atomic(folder.summary, json.dumps(summary, indent=1) + "\n")
     return Finished(folder, summary)
 
@@ -293,4 +293,4 @@ def _distance(agreement: Agreement, sampler: Sampler, test: ImageSet) -> float:
     output = agreement.settings.output
     count = output.distance_samples
     labels = labels_like(test.labels, count) if agreement.labels else None
-    return fid_embedded(test.images, sampler.sample(count, labels=labels), device=output.device)
+    return fid_judge(test.images, sampler.sample(count, labels=labels), device=output.device)

@@ -24,10 +24,9 @@ from prismfl.metrics.frechet import frechet
 from prismfl.metrics.intervals import t_interval
 from prismfl.metrics.presentation import WITHIN, grouped
 from prismfl.metrics.readability import Classifier
-from prismfl.nets.features import load_features
 from prismfl.nets.generator import check_device
 from prismfl.nets.inception import Inception, load_inception
-from prismfl.nets.overlap import overlap_note
+from prismfl.nets.overlap import sibling_note
 from prismfl.privacy.accountant import from_json, summary_of
 from prismfl.runfolder import RunFolder
 from prismfl.sampling import Sampler, image_grid, labels_like, load, save_picture
@@ -63,7 +62,7 @@ def evaluate_model(
     repeats: int = 1,
     metrics: str = "",
     pairs: Path | None = None,
-    pairs_by: str = "embedded",
+    pairs_by: str = "judge",
 ) -> dict[str, Any]:
     """Figures of a model file against a data set's test images, by name of the figure.
 
@@ -105,7 +104,7 @@ def evaluate_model(
     head: dict[str, Any] = {"samples": samples, "repeats": repeats, "seed": seed}
     if network is not None:
         head["inception_sha256"] = network.sha256
-    notes = overlap_note("the judge", load_features("judge").about, name, judge.train.classes, "fid_embedded flatters")
+    notes = sibling_note(trained.features.features)
     ledger = sampler.model.ledger
     notes += [_OUTSIDE] if ledger and name == trained.data.dataset else []
     notes += [_PAIRS_OUTSIDE] if pairs is not None else []
@@ -134,7 +133,7 @@ def show_pairs(
 ) -> dict[str, Any]:
     """Draw samples, each with the training image nearest to it on its right, and say how near they are.
 
-    space: `embedded` (judge features) or `pixels`, Euclidean.  Figures are median distances to the nearest training
+    space: `judge` (its features) or `pixels`, Euclidean.  Figures are median distances to the nearest training
     image: of the samples shown, and of as many test images, which were not copied.  Samples much nearer than those
     are suspicious.  The picture and the figures are outside any guarantee: they are of training images.
     """
@@ -245,10 +244,10 @@ class _Judge:
     def _distances(self, wanted: tuple[str, ...], fake: NDArray[np.float32]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if "fid" in wanted:
-            found["fid_embedded"] = frechet(self.features, fake)
+            found["fid_judge"] = frechet(self.features, fake)
         if "kid" in wanted:
             kid = kernel.kernel_distance(self.features, fake)
-            found |= {"kid_embedded": kid.mean, WITHIN["kid_embedded"]: kid.interval}
+            found |= {"kid_judge": kid.mean, WITHIN["kid_judge"]: kid.interval}
         if "prdc" in wanted:
             found |= vars(neighbours.compare(self.balls, neighbours.balls(fake)))
         if "membership" in wanted:

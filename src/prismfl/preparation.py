@@ -18,10 +18,10 @@ from prismfl.errors import DataError, PrivacyError, SettingError
 from prismfl.federation import Agreement, ClientKit, agree, make_kit
 from prismfl.layout import SIZES
 from prismfl.mmd import FeatureMap
-from prismfl.nets.features import LoadedNet, load_features
+from prismfl.nets.features import LoadedNet
 from prismfl.nets.generator import check_device
 from prismfl.nets.matched import load_matched
-from prismfl.nets.overlap import overlap_note, overlaps
+from prismfl.nets.overlap import overlap_note, overlaps, sibling_note
 from prismfl.privacy.release import check_sizes
 from prismfl.search import compile_of, precision_of
 
@@ -162,8 +162,7 @@ def _warnings(
     harm = "its public weights hold, unprotected, what was learnt of them"
     found = overlap_note(name, loaded.about, dataset, classes, harm)
     if test is not None and settings.output.distance_samples:
-        harm = "fid_embedded flatters"
-        found += overlap_note("the judge", load_features("judge").about, dataset, classes, harm)
+        found += sibling_note(settings.features.features)
     if settings.federation.mode == "one-shot" and not settings.privacy.epsilon:
         found.append(_PLAIN_MOMENTS)
     if settings.privacy.epsilon:

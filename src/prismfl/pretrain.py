@@ -15,7 +15,7 @@ from prismfl.data.classes import select_classes
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import SettingError
 from prismfl.files import check_writable, write_atomic
-from prismfl.nets.features import ARCHITECTURES, FORMAT, ClassifierNet, FeatureNet, fold, load_features
+from prismfl.nets.features import ARCHITECTURE, FORMAT, ClassifierNet, FeatureNet, Vgg, fold, load_features
 
 _LEAST_SIZE = 8  # three poolings of the smallest network
 
@@ -29,7 +29,6 @@ class Recipe:
     blind to colour.
     """
 
-    architecture: str = "vgg"
     epochs: int = 20
     batch: int = 128
     rate: float = 0.25
@@ -42,10 +41,6 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise SettingError(
-                f"architecture {self.architecture!r}", f"one of {', '.join(ARCHITECTURES)}", "name one of these"
-            )
         if self.epochs < 1 or self.batch < 2:
             raise SettingError(f"epochs {self.epochs}, batch {self.batch}", "epochs ≥ 1, batch ≥ 2", "raise them")
         if not 0 < self.rate < 100 or not 0 <= self.seed < 2**63:
@@ -78,7 +73,7 @@ def pretrain(
     net = _fit(train, recipe, report)
     about = {
         "format": FORMAT,
-        "architecture": recipe.architecture,
+        "architecture": ARCHITECTURE,
         "classes": list(train.classes),
         "all_classes": list(every),
         "trained_on": _origin(trained_on, train.classes, every),
@@ -104,7 +99,7 @@ def _origin(name: str, classes: tuple[str, ...], every: tuple[str, ...]) -> str:
 def _fit(train: ImageSet, recipe: Recipe, report: Callable[[str], None]) -> ClassifierNet:
     torch.manual_seed(recipe.seed)  # initialisation; everything after draws from `draws`
     draws = torch.Generator().manual_seed(recipe.seed)
-    net = ARCHITECTURES[recipe.architecture](len(train.classes), norm=True)
+    net = Vgg(len(train.classes), norm=True)
     steps = max(1, len(train) // recipe.batch)
     optimiser = torch.optim.SGD(
         net.parameters(), recipe.rate, recipe.momentum, weight_decay=recipe.decay, nesterov=True

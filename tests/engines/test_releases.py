@@ -116,10 +116,10 @@ def test_search_and_choice_of_the_mask_see_what_was_released(private, blobs, tmp
 def test_distances_to_private_images_are_off_unless_asked_for(private, blobs, tmp_path):
     output = {"distance_samples": 20, "distance_every": 1}
     quiet = train(private(output=output), blobs, LABELS, out=tmp_path / "quiet")
-    assert "fid_embedded" not in quiet.summary
+    assert "fid_judge" not in quiet.summary
     assert not any("distance" in line for line in read_rounds(quiet.folder))
     asked = train(private({"distances": True}, output=output), blobs, LABELS, out=tmp_path / "asked")
-    assert asked.summary["outside_guarantee"] == ["fid_embedded"] and asked.summary["fid_embedded"] > 0
+    assert asked.summary["outside_guarantee"] == ["fid_judge"] and asked.summary["fid_judge"] > 0
 
 
 def test_the_same_seed_has_other_noise(private, blobs, finished, tmp_path):

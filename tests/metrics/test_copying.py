@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from prismfl.errors import DataError, SettingError
 from prismfl.metrics import copying as module
-from prismfl.metrics.copying import auc, copying, copying_embedded, nearest, nearest_images
+from prismfl.metrics.copying import auc, copying, copying_judge, nearest, nearest_images
 from prismfl.metrics.embedding import judge_features
 
 values = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=12)
@@ -46,7 +46,7 @@ def test_copies_give_members_away_and_fresh_samples_do_not():
 
 def test_images_that_were_copied_are_found_by_the_judge(blobs):
     noise = np.random.default_rng(0).integers(0, 256, (20, 1, 16, 16), np.uint8)
-    found = copying_embedded(blobs[:10], noise, blobs[:10])
+    found = copying_judge(blobs[:10], noise, blobs[:10])
     assert found.membership_auc == 1.0 and found.nearest_member == pytest.approx(0, abs=1e-3)
 
 
@@ -63,13 +63,13 @@ def pictures(count, seed):
     return np.random.default_rng(seed).integers(0, 256, (count, 1, 16, 16)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("space", ["pixels", "embedded"])
+@pytest.mark.parametrize("space", ["pixels", "judge"])
 def test_the_nearest_image_is_found_in_blocks_as_at_once(monkeypatch, space):
     members, samples = pictures(11, 0), pictures(5, 1)
     monkeypatch.setattr(module, "_BLOCK", 4)
     rows, far = nearest_images(members, samples, space)
     places = [
-        judge_features(one) if space == "embedded" else one.reshape(len(one), -1) / 255 for one in (members, samples)
+        judge_features(one) if space == "judge" else one.reshape(len(one), -1) / 255 for one in (members, samples)
     ]
     wanted = np.linalg.norm(places[1][:, None] - places[0][None], axis=2)
     np.testing.assert_array_equal(rows, wanted.argmin(1))
@@ -83,7 +83,7 @@ def test_a_copy_is_its_own_nearest_image():
 
 
 def test_another_space_or_no_image_is_refused():
-    with pytest.raises(SettingError, match="one of embedded, pixels"):
+    with pytest.raises(SettingError, match="one of judge, pixels"):
         nearest_images(pictures(2, 0), pictures(2, 1), "colour")
     for members, samples in ((0, 2), (2, 0)):
         with pytest.raises(DataError, match="at least one of each"):

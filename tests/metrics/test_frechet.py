@@ -1,4 +1,4 @@
-"""`fid_embedded` against a computation of its own, and how it behaves."""
+"""`fid_judge` against a computation of its own, and how it behaves."""
 
 import sys
 
@@ -8,9 +8,8 @@ import scipy.linalg
 import torch
 
 from prismfl.errors import DataError, DependencyError
-from prismfl.metrics.embedding import embed, judge_features
-from prismfl.metrics.frechet import fid, fid_embedded, frechet
-from prismfl.nets.features import load_features
+from prismfl.metrics.embedding import embed, judge_features, load_judge
+from prismfl.metrics.frechet import fid, fid_judge, frechet
 from prismfl.nets.inception import Inception
 
 
@@ -33,7 +32,7 @@ def noisy(images, share, seed=9):
 
 def distance(real, fake):
     """The formula, term by term, in double precision."""
-    net = load_features("judge").net
+    net = load_judge().net
     with torch.no_grad():
         a, b = (embed(net, torch.from_numpy(x)).double().numpy() for x in (real, fake))
     root = scipy.linalg.sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False))
@@ -46,23 +45,23 @@ def distance(real, fake):
 def test_it_equals_an_independent_computation(channels, size):
     real = blots(240, 0, channels, size)
     fake = noisy(blots(220, 1, channels, size), 0.3)
-    assert fid_embedded(real, fake) == pytest.approx(distance(real, fake), rel=1e-3)
+    assert fid_judge(real, fake) == pytest.approx(distance(real, fake), rel=1e-3)
 
 
 def test_batches_do_not_matter():
     real, fake = blots(60, 0), noisy(blots(50, 1), 0.2)
-    assert fid_embedded(real, fake, batch=17) == pytest.approx(fid_embedded(real, fake), rel=1e-4)
+    assert fid_judge(real, fake, batch=17) == pytest.approx(fid_judge(real, fake), rel=1e-4)
 
 
 def test_features_made_once_give_the_same_distance():
     real, fake = blots(60, 0), noisy(blots(50, 1), 0.2)
-    assert frechet(judge_features(real), judge_features(fake)) == fid_embedded(real, fake)
+    assert frechet(judge_features(real), judge_features(fake)) == fid_judge(real, fake)
 
 
 def test_features_are_those_of_the_judge_and_no_images_are_refused():
     images = blots(7, 0)
     with torch.no_grad():
-        expected = embed(load_features("judge").net, torch.from_numpy(images)).numpy()
+        expected = embed(load_judge().net, torch.from_numpy(images)).numpy()
     assert np.allclose(judge_features(images, batch=3), expected, atol=1e-5)
     with pytest.raises(DataError, match="no images"):
         judge_features(images[:0])
@@ -70,32 +69,32 @@ def test_features_are_those_of_the_judge_and_no_images_are_refused():
 
 def test_the_same_set_has_no_distance_and_order_is_nothing():
     real = blots(100, 0)
-    far = fid_embedded(real, noisy(real, 0.5))
-    assert abs(fid_embedded(real, real)) < 1e-3 * far
-    assert abs(fid_embedded(real, real[::-1].copy())) < 1e-3 * far
+    far = fid_judge(real, noisy(real, 0.5))
+    assert abs(fid_judge(real, real)) < 1e-3 * far
+    assert abs(fid_judge(real, real[::-1].copy())) < 1e-3 * far
 
 
 def test_it_is_symmetric():
     real, fake = blots(60, 0), noisy(blots(60, 1), 0.2)
-    assert fid_embedded(real, fake) == pytest.approx(fid_embedded(fake, real), rel=1e-3)
+    assert fid_judge(real, fake) == pytest.approx(fid_judge(fake, real), rel=1e-3)
 
 
 def test_it_grows_with_corruption():
     real = blots(100, 0)
-    found = [fid_embedded(real, noisy(real, share)) for share in (0.0, 0.05, 0.2, 0.6)]
+    found = [fid_judge(real, noisy(real, share)) for share in (0.0, 0.05, 0.2, 0.6)]
     assert found == sorted(found) and found[-1] > 2 * found[1] > 0
 
 
 def test_grey_is_three_equal_channels():
     grey = blots(40, 0, channels=1)
     other = noisy(grey, 0.3)
-    assert fid_embedded(grey.repeat(3, 1), other) == pytest.approx(fid_embedded(grey, other), rel=1e-3)
+    assert fid_judge(grey.repeat(3, 1), other) == pytest.approx(fid_judge(grey, other), rel=1e-3)
 
 
 @pytest.mark.parametrize(("real", "fake"), [(0, 5), (1, 5), (5, 1), (5, 0)])
 def test_fewer_than_two_images_are_refused(real, fake):
     with pytest.raises(DataError, match=f"{real} real and {fake} generated images; expected at least 2"):
-        fid_embedded(blots(real, 0), blots(fake, 1))
+        fid_judge(blots(real, 0), blots(fake, 1))
 
 
 class Broken:
@@ -117,7 +116,7 @@ def test_a_torchmetrics_that_does_not_import_is_named(monkeypatch, error):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Broken("torchmetrics.image.fid", error), *sys.meta_path])
     with pytest.raises(DependencyError, match="torchmetrics does not import") as caught:
-        fid_embedded(blots(3, 0), blots(3, 1))
+        fid_judge(blots(3, 0), blots(3, 1))
     assert str(error) in str(caught.value) and "torchvision" in caught.value.remedy
 
 
@@ -126,7 +125,7 @@ def test_a_missing_torchmetrics_is_named(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     with pytest.raises(DependencyError, match="torchmetrics does not import"):
-        fid_embedded(blots(3, 0), blots(3, 1))
+        fid_judge(blots(3, 0), blots(3, 1))
 
 
 # ------------------------------------------------------------------------------------ Inception

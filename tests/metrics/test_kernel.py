@@ -1,4 +1,4 @@
-"""`kid_embedded` against sums written out and the library's own metric, and how it behaves."""
+"""`kid_judge` against sums written out and the library's own metric, and how it behaves."""
 
 import sys
 
@@ -9,7 +9,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from prismfl.errors import DataError, DependencyError
 from prismfl.metrics.embedding import judge_features
-from prismfl.metrics.kernel import kernel_distance, kid_embedded
+from prismfl.metrics.kernel import kernel_distance, kid_judge
 
 
 def cloud(count, seed, shift=0.0, width=12):
@@ -85,7 +85,7 @@ def test_sets_of_different_sizes_are_compared_and_nothing_is_drawn_from_global_s
 def test_images_are_compared_by_their_features():
     rng = np.random.default_rng(0)
     real, fake = (rng.integers(0, top, (20, 1, 16, 16), np.uint8) for top in (256, 80))
-    assert kid_embedded(real, fake, batch=7).mean == pytest.approx(
+    assert kid_judge(real, fake, batch=7).mean == pytest.approx(
         kernel_distance(judge_features(real), judge_features(fake)).mean, rel=1e-3
     )
 

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from prismfl.errors import DataError
 from prismfl.metrics import neighbours
 from prismfl.metrics.embedding import judge_features
-from prismfl.metrics.neighbours import Neighbourhoods, balls, compare, neighbourhoods_embedded
+from prismfl.metrics.neighbours import Neighbourhoods, balls, compare, neighbourhoods_judge
 
 
 def cloud(count, seed, shift=0.0, width=8, scale=1.0):
@@ -69,33 +69,33 @@ def test_chunks_do_not_matter(monkeypatch):
 def test_the_same_set_scores_best():
     real = cloud(200, 0)
     found = figures(real, real)
-    assert (found.precision_embedded, found.recall_embedded, found.coverage_embedded) == (1, 1, 1)
-    assert found.density_embedded == pytest.approx(1, abs=0.01)
+    assert (found.precision_judge, found.recall_judge, found.coverage_judge) == (1, 1, 1)
+    assert found.density_judge == pytest.approx(1, abs=0.01)
 
 
 def test_alike_sets_score_high():
     found = figures(cloud(1000, 0), cloud(1000, 1))
-    assert found.coverage_embedded > 0.9 and found.density_embedded == pytest.approx(1, abs=0.15)
+    assert found.coverage_judge > 0.9 and found.density_judge == pytest.approx(1, abs=0.15)
 
 
 def test_lost_modes_are_seen_by_recall_and_coverage_alone():
     real = np.concatenate((cloud(200, 0, -10), cloud(200, 1, 10)))
     found = figures(real, cloud(400, 2, 10))
-    assert found.precision_embedded > 0.7 and found.density_embedded > 0.7
-    assert found.recall_embedded < 0.55 and found.coverage_embedded < 0.55
+    assert found.precision_judge > 0.7 and found.density_judge > 0.7
+    assert found.recall_judge < 0.55 and found.coverage_judge < 0.55
 
 
 def test_one_image_over_and_over_is_precise_and_covers_nothing():
     real = cloud(300, 0)
     found = figures(real, np.repeat(real[:1], 300, axis=0))
-    assert found.precision_embedded == 1
-    assert found.recall_embedded < 0.05 and found.coverage_embedded < 0.1
+    assert found.precision_judge == 1
+    assert found.recall_judge < 0.05 and found.coverage_judge < 0.1
 
 
 def test_noise_is_seen_by_precision_and_density():
     real = cloud(300, 0)
     found = figures(real, cloud(300, 1, scale=6))
-    assert found.precision_embedded < 0.1 and found.density_embedded < 0.1
+    assert found.precision_judge < 0.1 and found.density_judge < 0.1
 
 
 def test_ten_thousand_images_a_side_take_bounded_memory():
@@ -117,11 +117,11 @@ def test_of_more_images_ten_thousand_are_taken_from_all_over(monkeypatch):
 def test_images_are_compared_by_their_features():
     rng = np.random.default_rng(0)
     real, fake = (rng.integers(0, top, (20, 1, 16, 16), np.uint8) for top in (256, 200))
-    assert neighbourhoods_embedded(real, fake) == figures(judge_features(real), judge_features(fake))
+    assert neighbourhoods_judge(real, fake) == figures(judge_features(real), judge_features(fake))
 
 
 @pytest.mark.parametrize(("real", "fake"), [(5, 9), (9, 5), (0, 9)])
 def test_fewer_than_six_images_are_refused(real, fake):
     images = np.zeros((9, 1, 16, 16), np.uint8)
     with pytest.raises(DataError, match=f"{real} real and {fake} generated images; expected at least 6"):
-        neighbourhoods_embedded(images[:real], images[:fake])
+        neighbourhoods_judge(images[:real], images[:fake])

@@ -26,7 +26,7 @@ def test_networks_go_by_their_names(tmp_path, monkeypatch):
         ({"features": "vgg19", "weights": "nowhere.pth"}, ModelFileError, r"nowhere\.pth"),
         ({"features": "vgg", "weights": "a.pth"}, SettingError, r"features\.weights = 'a\.pth'.*only vgg19"),
         ({"features": "random", "weights": "a.pth"}, SettingError, "only vgg19"),
-        ({"features": "judge"}, SettingError, "a judge"),
+        ({"features": "efficientnet-lite2"}, SettingError, "a judge"),
         ({"features": "nowhere"}, ModelFileError, "nowhere"),
     ],
 )

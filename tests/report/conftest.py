@@ -70,9 +70,9 @@ def _fabricate(root, rounds=6, done=None, grids=2, epsilon=0.0, classes=CLASSES,
 def _summary(rounds, epsilon):
     found = {"rounds": rounds, "parameters": 1000, "model_bytes": 150, "model_bits_per_parameter": 1.2}
     found |= {"uplink_bytes": 20_000, "downlink_bytes": 60_000, "uplink_framing_bytes": 500}
-    found |= {"downlink_framing_bytes": 500, "closing_bytes": 700, "fid_embedded": 12.5, "privacy": "said of privacy"}
+    found |= {"downlink_framing_bytes": 500, "closing_bytes": 700, "fid_judge": 12.5, "privacy": "said of privacy"}
     found |= {"versions": {"torch": "9.9.9"}, "hardware": {"processor": "a processor"}}
-    return found | ({"outside_guarantee": ["fid_embedded"]} if epsilon else {})
+    return found | ({"outside_guarantee": ["fid_judge"]} if epsilon else {})
 
 
 @pytest.fixture(scope="session")

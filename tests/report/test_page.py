@@ -55,7 +55,7 @@ class Page(HTMLParser):
 def plain(tmp_path_factory, fabricate, evaluate_as):
     """The page of a finished run without ε that was evaluated."""
     folder = fabricate(tmp_path_factory.mktemp("page") / "digits")
-    evaluate_as(folder, class_shares=[0.1] * 10, class_names=list("0123456789"), fid_embedded=4.5, later_figure=0.25)
+    evaluate_as(folder, class_shares=[0.1] * 10, class_names=list("0123456789"), fid_judge=4.5, later_figure=0.25)
     return build_report([folder.root])
 
 
@@ -64,7 +64,7 @@ def private(tmp_path_factory, fabricate, evaluate_as):
     """The text of the page of a run with ε, in whose folder labels of clients lie all the same."""
     folder = fabricate(tmp_path_factory.mktemp("page") / "private", epsilon=9.8)
     folder.labels.write_text(json.dumps({"classes": ["secret", "b"], "counts": [[1, 2], [3, 4]]}))
-    evaluate_as(folder, fid_embedded=4.5, warnings=["a warning"])
+    evaluate_as(folder, fid_judge=4.5, warnings=["a warning"])
     return build_report([folder.root]).read_text()
 
 

@@ -12,7 +12,7 @@ from prismfl.metrics.embedding import judge_features
 from prismfl.metrics.intervals import CONFIDENCE
 
 LEAST = 2  # images of each kind
-SPACES = ("embedded", "pixels")
+SPACES = ("judge", "pixels")
 _BLOCK = 2000  # members at a time
 
 
@@ -31,7 +31,7 @@ class Copying:
     nearest_other: float
 
 
-def copying_embedded(
+def copying_judge(
     members: NDArray[np.uint8], others: NDArray[np.uint8], samples: NDArray[np.uint8], device: str = "cpu"
 ) -> Copying:
     """Copying of images uint8 `[n, C, H, W]` each, by distances of judge features.
@@ -58,11 +58,11 @@ def copying(members: NDArray[np.float32], others: NDArray[np.float32], samples: 
 
 
 def nearest_images(
-    members: NDArray[np.uint8], samples: NDArray[np.uint8], space: str = "embedded", device: str = "cpu"
+    members: NDArray[np.uint8], samples: NDArray[np.uint8], space: str = "judge", device: str = "cpu"
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Of each sample the nearest member: its row, int64 `[n]`, and the Euclidean distance, float64 `[n]`.
 
-    members, samples: uint8 `[m, C, H, W]` and `[n, C, H, W]`; space: `embedded` (judge features) or `pixels` (0 … 1).
+    members, samples: uint8 `[m, C, H, W]` and `[n, C, H, W]`; space: `judge` (its features) or `pixels` (0 … 1).
     Members are taken a block at a time, so that memory does not grow with their number.  Raises SettingError for
     another space, DataError for no images.
     """
@@ -82,7 +82,7 @@ def nearest_images(
 
 def _placed(images: NDArray[np.uint8], space: str, device: str) -> NDArray[np.float32]:
     """Where images lie: float32 `[n, d]`."""
-    if space == "embedded":
+    if space == "judge":
         return judge_features(images, device=device)
     return (images.reshape(len(images), -1) / np.float32(255)).astype(np.float32)
 

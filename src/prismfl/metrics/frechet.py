@@ -1,4 +1,6 @@
-"""Fréchet distances: `fid_embedded` in the embedded judge network, `fid` in Inception-v3."""
+"""Fréchet distances: `fid_judge` in the judge network, `fid` in Inception-v3."""
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ class _Given(nn.Module):
         return features
 
 
-def fid_embedded(real: NDArray[np.uint8], fake: NDArray[np.uint8], batch: int = 250, device: str = "cpu") -> float:
+def fid_judge(real: NDArray[np.uint8], fake: NDArray[np.uint8], batch: int = 250, device: str = "cpu") -> float:
     """Fréchet distance between judge features of two image sets, uint8 `[n, C, H, W]` each.
 
     See `frechet`.  Not comparable with Inception's FID.  Raises DataError for fewer than two
@@ -34,15 +36,32 @@ def fid_embedded(real: NDArray[np.uint8], fake: NDArray[np.uint8], batch: int = 
 def frechet(real: NDArray[np.float32], fake: NDArray[np.float32]) -> float:
     """Fréchet distance between features float32 `[n, d]` of two image sets.
 
-    `‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½)` (Heusel et al. 2017), computed by torchmetrics.
+    `‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½)` (Heusel et al. 2017), computed by torchmetrics in double precision.
+    It is biased upwards, the more the fewer rows: compare distances of equal numbers of images.
     Raises DataError for fewer than two rows in a set, DependencyError when torchmetrics does
     not import.
     """
     enough(real, fake, 2)
+    real, fake = _spanned(real, fake)
     metric = of_torchmetrics("fid", "FrechetInceptionDistance")(feature=_Given(real.shape[1]))
     metric.update(torch.from_numpy(real), real=True)
     metric.update(torch.from_numpy(fake), real=False)
     return float(metric.compute())
+
+
+def _spanned(
+    real: NDArray[np.float32], fake: NDArray[np.float32]
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+    """Fewer rows than features, as coordinates in the space that all of them span.
+
+    A rotation changes no Fréchet distance, and the features that are dropped are zero: the same number, with
+    covariances that are no larger than they have to be.
+    """
+    rows = np.concatenate((real, fake)).astype(np.float64)
+    if len(rows) >= rows.shape[1]:
+        return real, fake
+    flat = np.linalg.qr(rows.T, "r").T
+    return flat[: len(real)], flat[len(real) :]
 
 
 def fid(

@@ -1,4 +1,4 @@
-"""Kernel distance in the embedded judge network: `kid_embedded`."""
+"""Kernel distance in the judge network: `kid_judge`."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ SUBSETS, SUBSET_IMAGES = 10, 1000
 LEAST = 4  # images a side: two subsets of two
 
 
-def kid_embedded(real: NDArray[np.uint8], fake: NDArray[np.uint8], batch: int = 250, device: str = "cpu") -> Estimate:
+def kid_judge(real: NDArray[np.uint8], fake: NDArray[np.uint8], batch: int = 250, device: str = "cpu") -> Estimate:
     """Kernel distance between judge features of two image sets, uint8 `[n, C, H, W]` each.
 
     See `kernel_distance`.  Not comparable with Inception's KID.

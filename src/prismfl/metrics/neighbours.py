@@ -27,10 +27,10 @@ class Neighbourhoods:
     neighbourhood (Naeem et al. 2020).
     """
 
-    precision_embedded: float
-    recall_embedded: float
-    density_embedded: float
-    coverage_embedded: float
+    precision_judge: float
+    recall_judge: float
+    density_judge: float
+    coverage_judge: float
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Balls:
     radii: NDArray[np.float32]
 
 
-def neighbourhoods_embedded(
+def neighbourhoods_judge(
     real: NDArray[np.uint8], fake: NDArray[np.uint8], batch: int = 250, device: str = "cpu"
 ) -> Neighbourhoods:
     """Neighbourhoods of judge features of two image sets, uint8 `[n, C, H, W]` each; see `compare`."""

@@ -6,9 +6,9 @@ from typing import Any
 
 # A figure that no group names is still shown, among the others.
 GROUPS = {
-    "Distance to test images, in features of the embedded judge": ("fid_embedded", "kid_embedded"),
-    "Fidelity and diversity, in features of the embedded judge": (
-        *("precision_embedded", "recall_embedded", "density_embedded", "coverage_embedded"),
+    "Distance to test images, in features of the judge": ("fid_judge", "kid_judge"),
+    "Fidelity and diversity, in features of the judge": (
+        *("precision_judge", "recall_judge", "density_judge", "coverage_judge"),
     ),
     "Inception-v3, as others report": ("fid", "is"),
     "Readability, by a classifier of real images": (
@@ -23,7 +23,7 @@ GROUPS = {
 }
 # Intervals over parts of one set of samples, by the figure they belong to.
 WITHIN = {
-    "kid_embedded": "kid_embedded_over_subsets",
+    "kid_judge": "kid_judge_over_subsets",
     "is_classifier": "is_classifier_over_splits",
     "is": "is_over_splits",
     "membership_auc": "membership_auc_over_images",

@@ -21,6 +21,7 @@ from prismfl.errors import DependencyError, ModelFileError
 from prismfl.nets.features import Activation, FeatureNet, LoadedNet, folded, rectify
 from prismfl.nets.fused import tripled
 
+JUDGE = "efficientnet-lite2"
 _EPSILON = 1e-3
 _STEM, _HEAD = 32, 1280
 _TRAINED_ON = "ImageNet (ILSVRC 2012)"
@@ -147,7 +148,9 @@ def load_lite(name: str, weights: str = "") -> LoadedNet:
     found = hashlib.sha256(raw).hexdigest()
     if found != lite.sha256:
         raise ModelFileError(
-            f"weights of {name} with SHA-256 {found}", lite.sha256, f"take {lite.file} of the package {_published(lite)}"
+            f"weights of {name} with SHA-256 {found}",
+            lite.sha256,
+            f"take {lite.file} of the package {_published(lite)}",
         )
     net = EfficientNetLite(lite.stages)
     net.load_state_dict(renamed(torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True), net))

@@ -1,4 +1,4 @@
-"""Frozen public feature networks: one that training matches, a differently built one that judges.
+"""Frozen public feature networks: what they share, and the small one that comes with the project.
 
 Networks are trained with BatchNorm by `prismfl.pretrain`, which folds it into the convolutions;
 what is loaded here has convolutions with biases only and nothing that depends on a batch.
@@ -25,12 +25,11 @@ from prismfl.nets.replay import settle
 
 Activation = Callable[[Tensor, bool], tuple[Tensor, Tensor]]
 
-FORMAT = "prismfl-features-1"
-EMBEDDED = {"vgg": "vgg.safetensors", "judge": "judge.safetensors"}
+FORMAT, ARCHITECTURE = "prismfl-features-1", "vgg"
+EMBEDDED = {"vgg": "vgg.safetensors"}
 
 # Channels of each 3×3 convolution; 0 is a 2×2 maximum pooling.
 VGG_PLAN = (16, 0, 32, 64, 0, 64, 128, 0, 128, 192)
-JUDGE_STEM, JUDGE_PLAN = 16, (48, 96, 160)
 
 
 class ConvUnit(nn.Module):
@@ -165,42 +164,6 @@ class Vgg(ClassifierNet):
         return vgg_walk(VGG_PLAN, iter(self.units), x, activate)
 
 
-class Residual(nn.Module):
-    """Two convolutions beside a 1×1 shortcut, the first with stride 2, SiLU after the sum."""
-
-    def __init__(self, inputs: int, outputs: int, *, norm: bool) -> None:
-        super().__init__()
-        self.first = ConvUnit(inputs, outputs, stride=2, norm=norm)
-        self.second = ConvUnit(outputs, outputs, norm=norm)
-        self.short = ConvUnit(inputs, outputs, kernel=1, norm=norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, inputs, H, W]` → `[B, outputs, H/2, W/2]`."""
-        short = self.short(F.avg_pool2d(x, 2))
-        return F.silu(self.second(F.silu(self.first(x))) + short)
-
-
-class Judge(ClassifierNet):
-    """A small residual network with strides and SiLU: no part in common with `Vgg`."""
-
-    def __init__(self, classes: int = 10, *, norm: bool) -> None:
-        super().__init__(classes, JUDGE_PLAN[-1])
-        self.stem = ConvUnit(3, JUDGE_STEM, norm=norm)
-        widths = (JUDGE_STEM, *JUDGE_PLAN)
-        self.blocks = nn.ModuleList(Residual(a, b, norm=norm) for a, b in pairwise(widths))
-
-    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:  # noqa: ARG002
-        """See `FeatureNet.walk`: the stem's map and three block outputs, signed."""
-        x = F.silu(self.stem(x))
-        yield x
-        for block in self.blocks:
-            x = block(x)
-            yield x
-
-
-ARCHITECTURES: dict[str, type[Vgg] | type[Judge]] = {"vgg": Vgg, "judge": Judge}
-
-
 def fold(net: ClassifierNet) -> dict[str, Tensor]:
     """State of the same network with every BatchNorm folded into its convolution (float32)."""
     state = {"head.weight": net.head.weight.detach(), "head.bias": net.head.bias.detach()}
@@ -234,7 +197,7 @@ class LoadedNet:
 
 
 def load_features(source: str | Path) -> LoadedNet:
-    """Load a feature network by embedded name (`vgg`, `judge`) or from a file of `pretrain`.
+    """Load a feature network by embedded name (`vgg`) or from a file of `pretrain`.
 
     Weights come back as float32, in evaluation mode, without gradients.
     Raises ModelFileError when the file is missing, damaged, or not a feature network.
@@ -245,7 +208,9 @@ def load_features(source: str | Path) -> LoadedNet:
         about = json.loads(_metadata(raw)["prismfl"])
         if about["format"] != FORMAT:
             raise KeyError(about["format"])
-        net = ARCHITECTURES[about["architecture"]](len(about["classes"]), norm=False)
+        if about["architecture"] != ARCHITECTURE:
+            raise KeyError(about["architecture"])
+        net = Vgg(len(about["classes"]), norm=False)
         net.unit = float(about["unit"])
         if not 0 < net.unit < float("inf"):
             raise ValueError(f"unit {net.unit}")

@@ -2,6 +2,7 @@
 
 from prismfl.config import Features
 from prismfl.errors import ModelFileError, SettingError
+from prismfl.nets.efficientnet import JUDGE
 from prismfl.nets.features import LoadedNet, load_features
 from prismfl.nets.vgg import load_vgg19, random_vgg
 
@@ -12,13 +13,13 @@ def load_matched(settings: Features) -> LoadedNet:
     Raises SettingError for weights of a network that takes none and for a judge, ModelFileError
     for an unusable file and for one whose SHA-256 is not `features.features_sha256`.
     """
-    loaded = _load(settings)
-    if loaded.about["architecture"] == "judge":
+    if settings.features == JUDGE:
         raise SettingError(
             f"features.features = {settings.features!r}, a judge",
             "a network that no metric uses",
-            "match vgg: a distance in a matched network says nothing",
+            "match another: a distance in a matched network says nothing",
         )
+    loaded = _load(settings)
     if settings.features_sha256 not in ("", loaded.sha256):
         raise ModelFileError(
             f"feature network {settings.features} with SHA-256 {loaded.sha256}",

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from prismfl.nets.efficientnet import JUDGE
+
 # How what a network was trained on may spell a data set, without blanks, hyphens and underscores.
 SPELLINGS = {"fmnist": ("fmnist", "fashionmnist"), "kmnist": ("kmnist", "kuzushijimnist")}
 
@@ -31,6 +33,16 @@ def _names(text: str, dataset: str) -> bool:
     words = re.findall(r"[a-z0-9]+", re.sub(r"[-_]", "", text.lower()))
     found = {*words, *(first + second for first, second in pairwise(words))}
     return not found.isdisjoint(SPELLINGS.get(dataset, (dataset,)))
+
+
+def sibling_note(matched: str) -> list[str]:
+    """One warning where training matches a near relation of the judge, else none."""
+    if matched != "efficientnet-lite0":
+        return []
+    return [
+        f"the judge, {JUDGE}, is a sibling of the matched network {matched}: deeper and wider, of the same family,"
+        " trained on the same images: its distances flatter"
+    ]
 
 
 def overlap_note(name: str, about: Mapping[str, Any], dataset: str, classes: Sequence[str], harm: str) -> list[str]:

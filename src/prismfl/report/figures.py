@@ -106,7 +106,7 @@ FIGURES = (
     _Figure(
         "distance",
         "Distance",
-        "Fréchet distance to held-back images in the embedded judge (fid_embedded); the last is the finished model's.",
+        "Fréchet distance to held-back images in the judge's features (fid_judge); the last is the finished model's.",
         read=Run.distance,
     ),
     _Figure(

@@ -174,7 +174,7 @@ def _facts(run: Run) -> Iterator[Fact]:
     done = f"{len(run.rounds)} of {run.planned}"
     yield Fact("rounds", done, "" if run.finished else "unfinished: figures are of the rounds so far")
     yield Fact("training", f"{sum(run.curve('seconds').values):.0f} s", "rounds alone, without closing figures")
-    yield Fact("fid_embedded", *_distance_fact(run, found))
+    yield Fact("fid_judge", *_distance_fact(run, found))
     yield Fact("loss, last round", _last(run, "loss", ".4f"))
     yield Fact("mean θ(1 - θ), last round", _last(run, "theta_variance", ".3f"), f"λ {_last(run, 'lambda', '.3f')}")
     for way, arrow in zip(WAYS, ("up", "down"), strict=True):
@@ -183,10 +183,10 @@ def _facts(run: Run) -> Iterator[Fact]:
 
 
 def _distance_fact(run: Run, found: Mapping[str, Any]) -> tuple[str, str]:
-    if type(found.get("fid_embedded")) not in (int, float):
+    if type(found.get("fid_judge")) not in (int, float):
         return "–", "not measured" if run.finished else "measured at the end"
     told = "finished model against held-back images"
-    return f"{found['fid_embedded']:.2f}", told + (", outside the guarantee" if run.private else "")
+    return f"{found['fid_judge']:.2f}", told + (", outside the guarantee" if run.private else "")
 
 
 def _model_fact(found: Mapping[str, Any]) -> tuple[str, str]:

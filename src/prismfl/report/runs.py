@@ -84,7 +84,7 @@ class Run:
 
     def distance(self) -> Curve:
         """Distances on the way and of the finished model."""
-        found, last = self.curve("distance"), (self.summary or {}).get("fid_embedded")
+        found, last = self.curve("distance"), (self.summary or {}).get("fid_judge")
         if last is None or not _number(last):
             return found
         return Curve((*found.rounds, len(self.rounds)), (*found.values, float(last)))
