@@ -84,6 +84,11 @@ def rectify(x: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
     return phi, pooled(phi) if pool else phi
 
 
+def averaged(phi: Tensor, most: int) -> Tensor:
+    """A map `[B, C, H, W]` averaged down to a side of at most `most`; 0 for any."""
+    return F.avg_pool2d(phi, phi.shape[-1] // most) if most and phi.shape[-1] > most else phi
+
+
 class FeatureNet(nn.Module):
     """What all networks share: `stages` gives the maps to match, `embed` one vector an image.
 
