@@ -45,17 +45,16 @@ INLINE Floats chosen(Floats values, uint16_t bits) {
  * the averaged one, where the clamp let pass. */
 INLINE void gathered(const Each *e, Py_ssize_t image, Py_ssize_t c, Floats *room, int half, int back) {
     const Py_ssize_t pixels = e->rows.sources * e->columns.sources, channels = e->channels;
-    const Py_ssize_t bits = (image * channels + c) / LANES * pixels, side = e->columns.sources / e->factor;
+    const Py_ssize_t bits = (image * channels + c) / LANES * pixels, first = image * pixels / e->square * channels + c;
     const Floats shift = e->before ? load(e->before, c, 0) : (Floats){0};
-    const float share = 1.0f / (float)(e->factor * e->factor);
+    const float share = 1.0f / (float)e->square;
     for (Py_ssize_t y = 0, at = 0; y < e->rows.sources; y++) {
         Floats *line = room + (y + e->rows.lead) * e->columns.room + e->columns.lead;
-        Py_ssize_t below = (image * (e->rows.sources / e->factor) + y / e->factor) * side;
         for (Py_ssize_t x = 0; x < e->columns.sources; x++, at++) {
             Floats value = {0};
             if (e->from) value = load(e->from, (image * pixels + at) * channels + c, half);
             if (back) {
-                if (e->small) value += share * load(e->small, (below + x / e->factor) * channels + c, half);
+                if (e->small) value += share * load(e->small, first + e->cells[at] * channels, half);
                 value = chosen(value, e->outer[bits + at]);
             } else if (e->before) {
                 value += shift;
@@ -81,7 +80,7 @@ INLINE void tapped(const Floats *const *starts, const Floats *weights, const Py_
  * lets it. */
 INLINE void placed(const Each *e, Py_ssize_t image, Py_ssize_t c, Py_ssize_t pixel, Floats value, Floats shift,
                    Floats *averages, int half, int back) {
-    const Py_ssize_t width = e->columns.results, pixels = e->rows.results * width, channels = e->channels;
+    const Py_ssize_t pixels = e->rows.results * e->columns.results, channels = e->channels;
     const Py_ssize_t bits = (image * channels + c) / LANES * pixels + pixel;
     if (back) {
         if (e->inner) value = chosen(value, e->inner[bits]);
@@ -89,8 +88,7 @@ INLINE void placed(const Each *e, Py_ssize_t image, Py_ssize_t c, Py_ssize_t pix
         value += shift;
         if (e->outer) e->outer[bits] = within(value);
         value = capped(rectified(value));
-        if (e->small)
-            averages[pixel / width / e->factor * (width / e->factor) + pixel % width / e->factor] += reread(value, half);
+        if (e->small) averages[e->cells[pixel]] += reread(value, half);
     }
     if (e->into) store(e->into, (image * pixels + pixel) * channels + c, value, half);
 }
@@ -120,8 +118,8 @@ INLINE void each_of(const Each *e, Py_ssize_t image, Py_ssize_t c, Floats *room,
 
 /* The averaged map of sixteen channels of an image; the sums are 0 afterwards. */
 INLINE void averaged(const Each *e, Py_ssize_t image, Py_ssize_t c, Floats *averages, int half) {
-    const Py_ssize_t many = e->rows.results / e->factor * (e->columns.results / e->factor);
-    const float share = 1.0f / (float)(e->factor * e->factor);
+    const Py_ssize_t many = e->rows.results * e->columns.results / e->square;
+    const float share = 1.0f / (float)e->square;
     for (Py_ssize_t pixel = 0; pixel < many; pixel++) {
         store(e->small, (image * many + pixel) * e->channels + c, share * averages[pixel], half);
         averages[pixel] = (Floats){0};

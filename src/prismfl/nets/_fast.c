@@ -77,11 +77,12 @@ typedef struct {
     const float *weights;        /* [taps, channels] */
     const float *before, *after; /* [channels]: biases; before NULL: what is read has been clamped */
     uint16_t *inner, *outer;     /* [images, channels / 16, pixels], what the clamps let pass; NULL where nobody asks */
-    Py_ssize_t channels, factor;
+    Py_ssize_t channels, square; /* square: pixels that are averaged to one */
     Axis rows, columns;
     int half, phases, failed;
     Phase phase[4];
     Py_ssize_t *starts, *places; /* [results]: in the room, and the result's pixel */
+    Py_ssize_t *cells;           /* of each pixel of the map after the convolution: its place in the averaged one */
 } Each;
 
 typedef struct {
@@ -396,22 +397,32 @@ static void add_phase(Each *e, Turn rows, Turn columns, Py_ssize_t kernel) {
             }
 }
 
+/* Where each pixel of a map goes in the averaged one. */
+static void cells(Py_ssize_t *found, Py_ssize_t height, Py_ssize_t width, Py_ssize_t factor) {
+    for (Py_ssize_t y = 0; y < height; y++)
+        for (Py_ssize_t x = 0; x < width; x++) *found++ = y / factor * (width / factor) + x / factor;
+}
+
 /* Of maps [images, sources, channels] sixteen channels after the other, which stay in the nearest cache. */
 static PyObject *py_each(PyObject *self, PyObject *args) {
     (void)self;
     unsigned long long from, into, small, weights, before, after, inner, outer;
-    Py_ssize_t images, kernel, stride, top, left;
+    Py_ssize_t images, kernel, stride, top, left, factor;
     Each e = {0};
     int back, threads;
     if (!PyArg_ParseTuple(args, "(KKKKKKKK)n(nnnn)n(nnnn)nppi", &from, &into, &small, &weights, &before, &after, &inner,
                           &outer, &images, &e.rows.sources, &e.columns.sources, &e.rows.results, &e.columns.results,
-                          &e.channels, &kernel, &stride, &top, &left, &e.factor, &e.half, &back, &threads))
+                          &e.channels, &kernel, &stride, &top, &left, &factor, &e.half, &back, &threads))
         return NULL;
     e.from = at(from), e.into = at(into), e.small = at(small), e.weights = at(weights);
     e.before = at(before), e.after = at(after), e.inner = at(inner), e.outer = at(outer);
-    e.starts = PyMem_Malloc(2 * e.rows.results * e.columns.results * sizeof *e.starts);
+    const Axis *high = &e.rows, *wide = &e.columns;
+    Py_ssize_t results = high->results * wide->results, mapped = back ? high->sources * wide->sources : results;
+    e.square = factor * factor;
+    e.starts = PyMem_Malloc((2 * results + mapped) * sizeof *e.starts);
     if (!e.starts) return PyErr_NoMemory();
-    e.places = e.starts + e.rows.results * e.columns.results;
+    e.places = e.starts + results, e.cells = e.places + results;
+    cells(e.cells, back ? high->sources : high->results, back ? wide->sources : wide->results, factor);
     axis(&e.rows, kernel, stride, top, back), axis(&e.columns, kernel, stride, left, back);
     for (Py_ssize_t y = 0; y < (back ? stride : 1); y++)
         for (Py_ssize_t x = 0; x < (back ? stride : 1); x++)
