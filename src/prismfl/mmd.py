@@ -324,12 +324,7 @@ class FeatureMap:
         size = self.settings.feature_size
         if size and size != x.shape[-1]:
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        return [self._pooled(phi) for phi in self.net.stages(x, self.last, activate)]
-
-    def _pooled(self, phi: Tensor) -> Tensor:
-        """A map averaged down to the largest side that is matched."""
-        most = self.settings.pool
-        return F.avg_pool2d(phi, phi.shape[-1] // most) if most and phi.shape[-1] > most else phi
+        return self.net.stages(x, self.last, activate, self.settings.pool)
 
     def moments(self, x: Tensor, groups: Tensor | None = None) -> Tensor:
         """Sums of ψ of images `[B, C, H, W]` in [-1, 1]: float32 `[G · D]`, differentiable.

@@ -10,6 +10,7 @@
 #include <Python.h>
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
@@ -17,6 +18,7 @@
 #define LANES 16
 #define BLOCK 1024 /* numbers between two additions to a double, and columns that stay in the nearest cache */
 #define STRETCH 64 /* tiles between two additions to doubles */
+#define MOST_TAPS 49 /* of a kernel of seven by seven */
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Flags __attribute__((vector_size(64)));
@@ -56,6 +58,32 @@ typedef struct {
     double *sums;                    /* [2, channels], to work with */
     int half;
 } Norm;
+
+/* Lines, or columns, that a kernel is moved along: so many read and written; those read lie from `lead` on in a room
+ * with zeros around them. */
+typedef struct {
+    Py_ssize_t sources, results, lead, room;
+} Axis;
+
+/* Results that the same taps of a kernel make, `begin` to `end` of all: what stride 2 takes apart on the way back. */
+typedef struct {
+    Py_ssize_t begin, end, taps;
+    Py_ssize_t tap[MOST_TAPS], step[MOST_TAPS]; /* its number, and how far from a result's start it reads */
+} Phase;
+
+typedef struct {
+    const void *from;            /* [images, sources, channels]; NULL for zeros */
+    void *into, *small;          /* [images, results, channels], and averaged by the factor; NULL for none */
+    const float *weights;        /* [taps, channels] */
+    const float *before, *after; /* [channels]: biases; before NULL: what is read has been clamped */
+    uint16_t *inner, *outer;     /* [images, channels / 16, pixels], what the clamps let pass; NULL where nobody asks */
+    Py_ssize_t channels, square; /* square: pixels that are averaged to one */
+    Axis rows, columns;
+    int half, phases, failed;
+    Phase phase[4];
+    Py_ssize_t *starts, *places; /* [results]: in the room, and the result's pixel */
+    Py_ssize_t *cells;           /* of each pixel of the map after the convolution: its place in the averaged one */
+} Each;
 
 typedef struct {
     const float *weights, *theta, *uniform;
@@ -320,6 +348,94 @@ static PyObject *py_tripled(PyObject *self, PyObject *args) {
     return pixels(args, BEST(tripled), BEST(untripled), BLOCK);
 }
 
+/* ------------------------------------------------------------------ each channel's own convolution */
+
+/* Whether a tap of a phase reads a source for any result. */
+static int reaches(const Axis *a, Py_ssize_t first, Py_ssize_t step, Py_ssize_t count, Py_ssize_t offset) {
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Py_ssize_t source = first + i * step + offset - a->lead;
+        if (source >= 0 && source < a->sources) return 1;
+    }
+    return 0;
+}
+
+/* One axis of a phase: its results are `result`, `result + by`, …; the first starts at `start`, the next `step` on;
+ * its taps are `tap`, `tap + by`, …, each reading `hop` further. */
+typedef struct {
+    Py_ssize_t result, by, count, start, step, tap, taps, hop;
+} Turn;
+
+/* Forwards a result reads from `stride` times its place on; back, those of a phase read where they were read from. */
+static Turn turn_of(Axis *a, Py_ssize_t kernel, Py_ssize_t stride, Py_ssize_t pad, Py_ssize_t phase, int back) {
+    if (!back) return (Turn){0, 1, a->results, 0, stride, 0, kernel, 1};
+    Py_ssize_t result = (phase - pad % stride + stride) % stride;
+    Py_ssize_t count = (a->results - result + stride - 1) / stride;
+    return (Turn){result, stride, count, a->lead + (result + pad) / stride, 1, phase, (kernel - phase + stride - 1) / stride, -1};
+}
+
+static void axis(Axis *a, Py_ssize_t kernel, Py_ssize_t stride, Py_ssize_t pad, int back) {
+    Py_ssize_t last = back ? (a->results - 1 + pad) / stride + 1 : (a->results - 1) * stride + kernel;
+    a->lead = back ? (kernel - 1) / stride : pad;
+    a->room = a->lead + a->sources;
+    if (a->room < last + (back ? a->lead : 0)) a->room = last + (back ? a->lead : 0);
+}
+
+static void add_phase(Each *e, Turn rows, Turn columns, Py_ssize_t kernel) {
+    Phase *p = e->phase + e->phases;
+    p->begin = p->end = e->phases ? p[-1].end : 0, p->taps = 0, e->phases++;
+    for (Py_ssize_t y = 0; y < rows.count; y++)
+        for (Py_ssize_t x = 0; x < columns.count; x++, p->end++) {
+            e->starts[p->end] = (rows.start + y * rows.step) * e->columns.room + columns.start + x * columns.step;
+            e->places[p->end] = (rows.result + y * rows.by) * e->columns.results + columns.result + x * columns.by;
+        }
+    for (Py_ssize_t y = 0; y < rows.taps; y++)
+        for (Py_ssize_t x = 0; x < columns.taps; x++)
+            if (reaches(&e->rows, rows.start, rows.step, rows.count, y * rows.hop) &&
+                reaches(&e->columns, columns.start, columns.step, columns.count, x * columns.hop)) {
+                p->tap[p->taps] = (rows.tap + y * rows.by) * kernel + columns.tap + x * columns.by;
+                p->step[p->taps++] = y * rows.hop * e->columns.room + x * columns.hop;
+            }
+}
+
+/* Where each pixel of a map goes in the averaged one. */
+static void cells(Py_ssize_t *found, Py_ssize_t height, Py_ssize_t width, Py_ssize_t factor) {
+    for (Py_ssize_t y = 0; y < height; y++)
+        for (Py_ssize_t x = 0; x < width; x++) *found++ = y / factor * (width / factor) + x / factor;
+}
+
+/* Of maps [images, sources, channels] sixteen channels after the other, which stay in the nearest cache. */
+static PyObject *py_each(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned long long from, into, small, weights, before, after, inner, outer;
+    Py_ssize_t images, kernel, stride, top, left, factor;
+    Each e = {0};
+    int back, threads;
+    if (!PyArg_ParseTuple(args, "(KKKKKKKK)n(nnnn)n(nnnn)nppi", &from, &into, &small, &weights, &before, &after, &inner,
+                          &outer, &images, &e.rows.sources, &e.columns.sources, &e.rows.results, &e.columns.results,
+                          &e.channels, &kernel, &stride, &top, &left, &factor, &e.half, &back, &threads))
+        return NULL;
+    e.from = at(from), e.into = at(into), e.small = at(small), e.weights = at(weights);
+    e.before = at(before), e.after = at(after), e.inner = at(inner), e.outer = at(outer);
+    const Axis *high = &e.rows, *wide = &e.columns;
+    Py_ssize_t results = high->results * wide->results, mapped = back ? high->sources * wide->sources : results;
+    e.square = factor * factor;
+    e.starts = PyMem_Malloc((2 * results + mapped) * sizeof *e.starts);
+    if (!e.starts) return PyErr_NoMemory();
+    e.places = e.starts + results, e.cells = e.places + results;
+    cells(e.cells, back ? high->sources : high->results, back ? wide->sources : wide->results, factor);
+    axis(&e.rows, kernel, stride, top, back), axis(&e.columns, kernel, stride, left, back);
+    for (Py_ssize_t y = 0; y < (back ? stride : 1); y++)
+        for (Py_ssize_t x = 0; x < (back ? stride : 1); x++)
+            add_phase(&e, turn_of(&e.rows, kernel, stride, top, y, back),
+                      turn_of(&e.columns, kernel, stride, left, x, back), kernel);
+    Py_BEGIN_ALLOW_THREADS
+    share(back ? BEST(uneach) : BEST(each), &e, images * e.channels / LANES, 1, threads);
+    Py_END_ALLOW_THREADS
+    PyMem_Free(e.starts);
+    if (e.failed) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_kept(PyObject *self, PyObject *args) {
     (void)self;
     unsigned long long weights, theta, uniform, into;
@@ -380,6 +496,7 @@ static PyMethodDef methods[] = {
     {"doubled", py_doubled, METH_VARARGS, "Add a doubled map, or its transpose."},
     {"tripled", py_tripled, METH_VARARGS, "One channel as three, or the sums of three."},
     {"pooled", py_pooled, METH_VARARGS, "The largest of four pixels, or its gradient."},
+    {"each", py_each, METH_VARARGS, "Each channel's own convolution between two clamps, or its gradient; see lite.py."},
     {"kept", py_kept, METH_VARARGS, "Weights that a draw keeps."},
     {"scored", py_scored, METH_VARARGS, "The gradient by the scores."},
     {"adam", py_adam, METH_VARARGS, "One step of Adam."},

@@ -3,12 +3,19 @@
 
 #define adam NAMED(adam)
 #define alongs NAMED(alongs)
+#define averaged NAMED(averaged)
 #define begun NAMED(begun)
 #define blocks_met NAMED(blocks_met)
 #define blocks_of NAMED(blocks_of)
+#define capped NAMED(capped)
+#define chosen NAMED(chosen)
 #define doubled NAMED(doubled)
 #define doubled_of NAMED(doubled_of)
+#define each NAMED(each)
+#define each_of NAMED(each_of)
+#define eaches NAMED(eaches)
 #define folded NAMED(folded)
+#define gathered NAMED(gathered)
 #define halved NAMED(halved)
 #define halved_of NAMED(halved_of)
 #define kept NAMED(kept)
@@ -21,6 +28,7 @@
 #define norms NAMED(norms)
 #define part NAMED(part)
 #define passed NAMED(passed)
+#define placed NAMED(placed)
 #define pooled NAMED(pooled)
 #define pooled_of NAMED(pooled_of)
 #define put NAMED(put)
@@ -40,8 +48,10 @@
 #define store NAMED(store)
 #define summed NAMED(summed)
 #define summed_of NAMED(summed_of)
+#define tapped NAMED(tapped)
 #define tripled NAMED(tripled)
 #define tripled_of NAMED(tripled_of)
+#define uneach NAMED(uneach)
 #define unmatch NAMED(unmatch)
 #define unmatch_of NAMED(unmatch_of)
 #define unmet NAMED(unmet)
@@ -52,6 +62,7 @@
 #define untripled NAMED(untripled)
 #define untripled_of NAMED(untripled_of)
 #define widened NAMED(widened)
+#define within NAMED(within)
 
 /* Compilers make two of these of halves of a vector, and join them, where the processor has one. */
 INLINE Words widened(Halves raw) {
@@ -619,17 +630,26 @@ static void adam(void *given, Py_ssize_t from, Py_ssize_t to) {
     }
 }
 
+#include "_depthwise.h"
+
 #undef FOURS
 #undef PIXELS
 #undef STRETCHES
 #undef adam
 #undef alongs
+#undef averaged
 #undef begun
 #undef blocks_met
 #undef blocks_of
+#undef capped
+#undef chosen
 #undef doubled
 #undef doubled_of
+#undef each
+#undef each_of
+#undef eaches
 #undef folded
+#undef gathered
 #undef halved
 #undef halved_of
 #undef kept
@@ -642,6 +662,7 @@ static void adam(void *given, Py_ssize_t from, Py_ssize_t to) {
 #undef norms
 #undef part
 #undef passed
+#undef placed
 #undef pooled
 #undef pooled_of
 #undef put
@@ -661,8 +682,10 @@ static void adam(void *given, Py_ssize_t from, Py_ssize_t to) {
 #undef store
 #undef summed
 #undef summed_of
+#undef tapped
 #undef tripled
 #undef tripled_of
+#undef uneach
 #undef unmatch
 #undef unmatch_of
 #undef unmet
@@ -673,3 +696,4 @@ static void adam(void *given, Py_ssize_t from, Py_ssize_t to) {
 #undef untripled
 #undef untripled_of
 #undef widened
+#undef within

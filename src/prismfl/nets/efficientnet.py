@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prismfl.errors import DependencyError, ModelFileError
-from prismfl.nets.features import Activation, FeatureNet, LoadedNet, folded, rectify
-from prismfl.nets.fused import tripled
+from prismfl.nets.features import Activation, FeatureNet, LoadedNet, averaged, folded, rectify
+from prismfl.nets.depthwise import Unit, before_and_after, passed
+from prismfl.nets.fused import fusible, tripled
 
 JUDGE = "efficientnet-lite2"
 _EPSILON = 1e-3
@@ -81,12 +82,19 @@ class SameConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, inputs, H, W]` → `[B, outputs, ⌈H / stride⌉, ⌈W / stride⌉]`."""
+        return self._convolved(x, self.conv.bias)
+
+    def without_bias(self, x: Tensor) -> Tensor:
+        """The same less the bias."""
+        return self._convolved(x, None)
+
+    def _convolved(self, x: Tensor, bias: Tensor | None) -> Tensor:
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        high, wide = (max(0, (-(-side // stride) - 1) * stride + kernel - side) for side in x.shape[2:])
-        if high % 2 == 0 and wide % 2 == 0:
-            half = (high // 2, wide // 2)
-            return F.conv2d(x, self.conv.weight, self.conv.bias, stride, half, groups=self.conv.groups)
-        return self.conv(F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2)))  # type: ignore[no-any-return]
+        high, wide = (before_and_after(side, kernel, stride) for side in x.shape[2:])
+        pad = (high[0], wide[0])
+        if high[0] != high[1] or wide[0] != wide[1]:
+            x, pad = F.pad(x, (*wide, *high)), (0, 0)
+        return F.conv2d(x, self.conv.weight, bias, stride, pad, groups=self.conv.groups)
 
 
 class Block(nn.Module):
@@ -122,10 +130,38 @@ class EfficientNetLite(FeatureNet):
         self.blocks = nn.ModuleList(blocks)
         self.top = SameConv(channels, _HEAD)
         self.classes = nn.Linear(_HEAD, 1000)
+        self._made: tuple[list[Any], list[Unit]] | None = None
 
-    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:  # noqa: ARG002
+    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
         """See `FeatureNet.walk`: all maps are in 0 … 6."""
-        x = F.relu6(self.stem(tripled(x) if x.shape[1] == 1 else x))
+        return self.walk_averaged(x, 0, activate)
+
+    def walk_averaged(self, x: Tensor, most: int, activate: Activation = rectify) -> Iterator[Tensor]:  # noqa: ARG002
+        """See `FeatureNet.walk_averaged`."""
+        x = tripled(x) if x.shape[1] == 1 else x
+        if self._frozen_for(x):
+            return self._walk_units(x, most)
+        return (averaged(phi, most) for phi in self._walk_plain(x))
+
+    def _frozen_for(self, x: Tensor) -> bool:
+        frozen = not any(weight.requires_grad for weight in self.parameters())
+        return frozen and fusible(x) and x.dtype == self.top.conv.weight.dtype
+
+    def _walk_units(self, x: Tensor, most: int) -> Iterator[Tensor]:
+        x = self.stem.without_bias(x)
+        for unit in self._units():
+            phi, x = passed(x, unit, most)
+            yield phi
+
+    def _units(self) -> list[Unit]:
+        """The blocks for the kernels, made anew when weights change."""
+        made_of = [(one._version, one.dtype, one.device) for one in self.parameters()]
+        if self._made is None or self._made[0] != made_of:
+            self._made = made_of, list(units_of(self))
+        return self._made[1]
+
+    def _walk_plain(self, x: Tensor) -> Iterator[Tensor]:
+        x = F.relu6(self.stem(x))
         yield x
         for block in self.blocks:
             phi, x = block(x)
@@ -135,6 +171,40 @@ class EfficientNetLite(FeatureNet):
     def forward(self, x: Tensor) -> Tensor:
         """Scores of ImageNet's classes, `[B, 1000]`."""
         return self.classes(self._pooled(x))  # type: ignore[no-any-return]
+
+
+def units_of(net: EfficientNetLite) -> Iterator[Unit]:
+    """A network's stem, after its convolution, its blocks and its top for the kernels.
+
+    Biases of narrowing products are left out of what goes on, and added, widened, where it is read: a product takes a
+    constant to a constant, and so do sums.
+    """
+    dtype = net.top.conv.weight.dtype
+    once = torch.ones(1, _STEM)
+    yield Unit(None, None, once, net.stem.conv.bias.float(), None)
+    left: Tensor | None = None
+    for block in net.blocks:
+        widen = None if block.widen is None else block.widen.conv.weight.flatten(1).T
+        before = None if block.widen is None else _shifted(block.widen.conv, left)
+        narrow, each = block.narrow.conv, block.each.conv
+        yield Unit(
+            widen,
+            before,
+            each.weight.flatten(1).T.float().contiguous(),
+            each.bias.float(),
+            narrow.weight.flatten(1).T,
+            each.stride[0],
+            block.adds,
+        )
+        left = narrow.bias.double() + (left if block.adds and left is not None else 0)
+    top = net.top.conv
+    yield Unit(top.weight.flatten(1).T, None, torch.ones(1, _HEAD), _shifted(top, left), None)
+
+
+def _shifted(conv: nn.Conv2d, left: Tensor | None) -> Tensor:
+    """The bias of a 1×1 convolution whose input is to have a constant added: float32."""
+    bias = conv.bias.double()
+    return (bias if left is None else bias + conv.weight.flatten(1).double() @ left).float()
 
 
 def load_lite(name: str, weights: str = "") -> LoadedNet:

@@ -83,6 +83,16 @@ def rectify(x: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
     return phi, pooled(phi) if pool else phi
 
 
+def scaled_up(x: Tensor, factor: int) -> Tensor:
+    """Images `[B, C, H, W]` of so many times the height and width, bilinear: borders are repeated beyond the edge."""
+    return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="bilinear")
+
+
+def averaged(phi: Tensor, most: int) -> Tensor:
+    """A map `[B, C, H, W]` averaged down to a side of at most `most`; 0 for any."""
+    return F.avg_pool2d(phi, phi.shape[-1] // most) if most and phi.shape[-1] > most else phi
+
+
 class FeatureNet(nn.Module):
     """What all networks share: `stages` gives the maps to match, `embed` one vector an image.
 
@@ -104,13 +114,18 @@ class FeatureNet(nn.Module):
         """
         raise NotImplementedError
 
-    def stages(self, x: Tensor, last: int | None = None, activate: Activation = rectify) -> list[Tensor]:
+    def walk_averaged(self, x: Tensor, most: int, activate: Activation = rectify) -> Iterator[Tensor]:
+        """The same maps, averaged down to a side of at most `most` (0: any): a network may do so while it makes them."""
+        return (averaged(phi, most) for phi in self.walk(x, activate))
+
+    def stages(self, x: Tensor, last: int | None = None, activate: Activation = rectify, most: int = 0) -> list[Tensor]:
         """Images `[B, 1 or 3, H, W]` in [-1, 1] → activation maps `[B, C_j, H_j, W_j]`.
 
-        last: number of the last map wanted, from 0; no later one is computed; activate: see `walk`.
+        last: number of the last map wanted, from 0; no later one is computed; activate: see `walk`; most: see
+        `walk_averaged`.
         """
         maps: list[Tensor] = []
-        for found in self.walk(x, activate):
+        for found in self.walk_averaged(x, most, activate):
             maps.append(found)
             if len(maps) - 1 == last:
                 break
