@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from prismfl import __version__
-from prismfl.config import Settings, all_fields, check_pattern, load_settings, merged, settings_from
+from prismfl.config import Features, Settings, all_fields, check_pattern, load_settings, merged, settings_from
 from prismfl.errors import PrismError, SettingError
 from prismfl.progress import LiveWatcher, PlainWatcher, on_terminal, sized
 
@@ -508,7 +508,7 @@ def _audited_training(epsilon: float, delta: float, runs: int) -> Any:
         with tempfile.TemporaryDirectory() as root:
             return load(inprocess.train(settings, images, out=Path(root) / "run").folder.model).sample(100)
 
-    features = FeatureMap(load_features("vgg"), settings.features, 1, 16)
+    features = FeatureMap(load_features("vgg"), settings.features.filled(16, lite=False, private=True), 1, 16)
     images = load_dataset("digits", None, 16, "train").images[:60]
     return audit_training(train, images, features, settings.privacy, runs)
 
@@ -526,8 +526,8 @@ def _default_entries() -> int:
     from prismfl.nets.features import load_features
     from prismfl.privacy.release import grid_of
 
-    defaults = settings_from({"privacy": {"epsilon": 1.0}}).features
-    return round(grid_of(FeatureMap(load_features(defaults.features), defaults, 1, 32), 10).noise)
+    defaults = Features().filled(32, lite=False, private=True)
+    return round(grid_of(FeatureMap(load_features("vgg"), defaults, 1, 32), 10).noise)
 
 
 @app.command()

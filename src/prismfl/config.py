@@ -27,8 +27,10 @@ def _setting(
     return field(default=default, metadata={"about": about, **limits})
 
 
+AUTO = -1  # what a setting says that is to follow from others
+
 # Feature networks with a name of their own; any other is a file.
-FEATURE_NETS = ("vgg", "vgg19", "random")
+FEATURE_NETS = ("auto", "efficientnet-lite0", "vgg", "vgg19", "random")
 
 
 @dataclass(frozen=True)
@@ -83,29 +85,71 @@ class Features:
     """The frozen feature network that training matches, and what is matched of it."""
 
     features: str = _setting(
-        "vgg",
-        "feature network to match: vgg (embedded), vgg19 (needs weights), random (never trained),"
-        " or a file of `prismfl pretrain`",
+        "auto",
+        "feature network to match: efficientnet-lite0 (ImageNet), vgg (embedded, small), vgg19 (needs weights), random"
+        " (never trained), or a file of `prismfl pretrain`; auto: efficientnet-lite0 for colour, vgg for grey",
     )
-    weights: str = _setting("", "file of vgg19's weights: torchvision's .pth, or .safetensors")
+    weights: str = _setting(
+        "", "file of the network's weights: torchvision's vgg19 (.pth, or .safetensors), or another copy of"
+        " efficientnet-lite0's"
+    )
     features_sha256: str = _setting("", "SHA-256 that the network's weights must have; filled in when a run begins")
-    feature_size: int = _setting(
-        0, "pixels that images are scaled to for the features; 0 leaves them", choices=(0, 16, 32, 64)
+    feature_scale: int = _setting(
+        0,
+        "images are scaled up so many times for the network; 0: efficientnet-lite0 to 64 pixels, others not at all",
+        least=0,
+        most=16,
     )
-    layers: tuple[int, ...] = _setting((), "numbers of the matched layers, from 0; none names all", least=0)
+    shift: int = _setting(
+        AUTO,
+        "images are matched at all shifts of up to so many pixels, so that no grid of the network's strides is painted;"
+        " -1: 2 with efficientnet-lite0, else none",
+        least=AUTO,
+        most=8,
+    )
+    layers: tuple[int, ...] = _setting(
+        (), "numbers of the matched layers, from 0; none names those that the network is matched by", least=0
+    )
     pool: int = _setting(
-        0, "largest side of a matched map: larger ones are averaged down to it; 0 for any", choices=(0, 1, 2, 4, 8, 16)
+        AUTO,
+        "largest side of a matched map: larger ones are averaged down to it; 0 for any; -1: 4 with efficientnet-lite0,"
+        " with others 8 where epsilon is set, else any",
+        choices=(AUTO, 0, 1, 2, 4, 8, 16),
     )
-    second_weight: float = _setting(0.05, "weight of second moments; first moments have 1", least=0.0, most=1e6)
-    patch: int = _setting(0, "random Fourier features of small patches of pixels; 0 for none", least=0, most=65536)
-    patch_size: int = _setting(3, "pixels a side of a patch", least=1, most=8)
-    patch_scales: tuple[int, ...] = _setting(
-        (1, 2, 4), "patches are taken of the image averaged over so many pixels a side", least=1
+    second_weight: float = _setting(
+        float(AUTO),
+        "weight of second moments; first moments have 1; -1: 0.05, and 0 with efficientnet-lite0 or epsilon",
+        least=AUTO,
+        most=1e6,
     )
-    patch_weight: float = _setting(1.0, "weight of a scale's patches; first moments have 1", least=0.0, most=1e6)
-    patch_bandwidth: float = _setting(
-        0.5, "bandwidth of the patches' Gaussian kernel, in differences of colour from -1 to 1", above=0.0, most=1000.0
+    tone_weight: float = _setting(
+        float(AUTO),
+        "weight of tones and colours in cells of the image; first moments have 1; -1: 0.3 with efficientnet-lite0,"
+        " else 0",
+        least=AUTO,
+        most=1e6,
     )
+
+    def named(self, channels: int) -> "Features":
+        """The same with its network named, for images of so many channels."""
+        auto = "efficientnet-lite0" if channels > 1 else "vgg"
+        return replace(self, features=auto) if self.features == "auto" else self
+
+    def filled(self, size: int, *, lite: bool, private: bool = False) -> "Features":
+        """The same with all that follows from others written down, for images of so many pixels a side.
+
+        lite: whether an EfficientNet-Lite is matched; private: whether noise is added to what is matched, an entry
+        each: then fewer are better.
+        """
+        auto = {
+            "feature_scale": max(1, 64 // size) if lite else 1,
+            "shift": 2 if lite else 0,
+            "pool": 4 if lite else 8 if private else 0,
+            "second_weight": 0.0 if lite or private else 0.05,
+            "tone_weight": 0.3 if lite else 0.0,
+        }
+        open_ = {"feature_scale": self.feature_scale == 0} | {key: getattr(self, key) == AUTO for key in [*auto][1:]}
+        return replace(self, **{key: value for key, value in auto.items() if open_[key]})
 
 
 _WHOLE_RATE, _LEAST_RATE = 300, 0.05  # steps up to which the rate is 1, and the least that longer runs come to
@@ -374,9 +418,6 @@ def all_fields() -> dict[str, tuple[str, "Field[Any]"]]:
     return found
 
 
-PRIVATE_FEATURES: Mapping[str, Any] = {"pool": 8, "second_weight": 0.0}
-
-
 def settings_from(values: Mapping[str, Any]) -> Settings:
     """Settings from a nested mapping as TOML gives it.
 
@@ -384,7 +425,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     type, or impossible.
     """
     parts: dict[str, Any] = {}
-    for key, value in _with_less_to_release(values).items():
+    for key, value in values.items():
         if key == "seed":
             parts[key] = _checked("seed", _field("seed"), value)
         elif key in SECTIONS and isinstance(value, Mapping):
@@ -392,14 +433,6 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         else:
             raise SettingError(f"key {key!r}", f"seed or a section: {', '.join(SECTIONS)}", "mend the settings")
     return Settings(**parts)
-
-
-def _with_less_to_release(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With ε set, small maps and no second moments unless asked for: every entry that is released needs noise."""
-    privacy, features = values.get("privacy"), values.get("features", {})
-    if not isinstance(privacy, Mapping) or not privacy.get("epsilon") or not isinstance(features, Mapping):
-        return values
-    return {**values, "features": {**PRIVATE_FEATURES, **features}}
 
 
 def _filled(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -533,6 +566,7 @@ def _range_text(kind: Any, limits: Mapping[str, Any]) -> str:
 def _check_together(settings: Settings) -> None:
     """Settings that are fine alone and impossible together."""
     data, federation = settings.data, settings.federation
+    _check_weights(settings.features)
     _check_clients_from(data)
     _check_people(data)
     if data.partition == "shards" and data.shards % data.clients:
@@ -576,6 +610,13 @@ def _check_together(settings: Settings) -> None:
             "draw or half: clients would send distances from moments that no noise protects",
             "change federation.shipped",
         )
+
+
+def _check_weights(features: Features) -> None:
+    """Weights are at least 0; only what stands for another rule is below it."""
+    for key in ("second_weight", "tone_weight"):
+        if AUTO < (value := getattr(features, key)) < 0:
+            raise SettingError(f"features.{key} = {value}", f"a number ≥ 0, or {AUTO}", f"change features.{key}")
 
 
 def _check_one_shot(settings: Settings) -> None:

@@ -531,10 +531,11 @@ def _moments_of_mask(agreement: Agreement, kit: ClientKit, mask: NDArray[np.bool
     latents = latent_batch(agreement.layout, stream, count).to(kit.weights.device)
     labels = label_turns(agreement.layout, len(latents)).to(latents.device)
     groups = label_means(labels, agreement.layout.classes)
-    parts = [part.split(_CANDIDATE_BATCH, -1) for part in (latents.T, labels, groups)]
+    turns = kit.features.turns_of(torch.arange(len(latents), device=latents.device) // max(1, agreement.layout.classes))
+    parts = [part.split(_CANDIDATE_BATCH, -1) for part in (latents.T, labels, groups, turns)]
     sums = (
-        kit.features.moments(generate(agreement.layout, flat, rows.T, labels=tags), weights)
-        for rows, tags, weights in zip(*parts, strict=True)
+        kit.features.moments(generate(agreement.layout, flat, rows.T, labels=tags), weights, shifts)
+        for rows, tags, weights, shifts in zip(*parts, strict=True)
     )
     return torch.stack(tuple(sums)).sum(0)
 

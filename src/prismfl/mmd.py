@@ -2,9 +2,12 @@
 
 With the kernel k(x, y) = ⟨ψ(x), ψ(y)⟩ of a feature vector ψ, the squared maximum mean
 discrepancy is the squared distance of mean feature vectors (Gretton et al. 2012).  Here ψ stacks,
-for each layer, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, and for
-a few scales random Fourier features of small patches of pixels, averaged over the image, with
-weights w_j whose squares sum to 1, so that ‖ψ(x)‖ ≤ 1 for every image.
+for each layer, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, and
+what tones and colours an image has in its cells (`nets/tones.py`), with weights w_j whose squares
+sum to 1, so that ‖ψ(x)‖ ≤ 1 for every image.
+
+An image may be matched at shifts of some pixels (`nets/framing.py`): real ones take all shifts in turn,
+a batch of generated ones is shifted at random.  ψ(x) is then that of the shifted image: no norm grows.
 
 Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): the
 feature vector is ψ(x) in the block of its label and 0 in the others, still of norm ≤ 1, and the
@@ -27,10 +30,12 @@ from torch import Tensor
 
 from prismfl.config import Features
 from prismfl.errors import DataError, SettingError
+from prismfl.nets.efficientnet import LITES
 from prismfl.nets.features import Activation, LoadedNet, rectify
+from prismfl.nets.framing import Framing
 from prismfl.nets.fused import fusible, matched
 from prismfl.nets.replay import settle
-from prismfl.seeding import Purpose, Stream
+from prismfl.nets.tones import mean_colours, tone_histograms
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -212,91 +217,43 @@ def _inverse(norm: Tensor) -> Tensor:
     return torch.where(norm > 1e-12, norm.reciprocal(), 0.0)
 
 
-class _MeanWaves(torch.autograd.Function):
-    """Means over all positions of cos and sin of angles `[B, R, H, W]`: `[B, 2R]`.
-
-    Plain autograd would compute every sine and cosine twice.
-    """
-
-    @staticmethod
-    def forward(ctx, angles: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        cosines, sines = angles.cos(), angles.sin()
-        ctx.save_for_backward(cosines, sines)
-        return torch.cat((cosines.mean((2, 3)), sines.mean((2, 3))), 1)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        waves: tuple[Tensor, Tensor] = ctx.saved_tensors
-        cosines, sines = waves
-        each = gradient / (cosines.shape[2] * cosines.shape[3])
-        by_cosine, by_sine = each[:, :, None, None].chunk(2, 1)
-        return cosines * by_sine - sines * by_cosine
-
-
-def patch_features(x: Tensor, frequencies: Tensor, scale: int) -> Tensor:
-    """Random Fourier features of an image's patches, averaged over positions: `[B, 2R]` of norm ≤ 1.
-
-    x: `[B, C, H, W]`, first averaged over `scale` × `scale` pixels; frequencies: `[R, C, p, p]`.
-    Inner products approximate the mean Gaussian kernel over all pairs of patches, so mean features
-    say how colours and small textures are distributed, wherever they lie.
-    """
-    pooled = F.avg_pool2d(x, scale) if scale > 1 else x
-    waves: Tensor = _MeanWaves.apply(F.conv2d(pooled, frequencies))  # type: ignore[no-untyped-call]
-    return waves.div(frequencies.shape[0] ** 0.5)
-
-
-def _frequencies(settings: Features, scale: int, channels: int, size: int) -> Tensor:
-    """Public normals over the bandwidth: float32 `[patch / 2, C, p, p]`, the same for every run.
-
-    A flat patch counts as one pixel: distances are divided by the patch's side.
-    """
-    half, side = max(1, settings.patch // 2), settings.patch_size
-    if size // scale < side:
-        raise SettingError(
-            f"patches of {side} pixels in {size // scale} (features.patch_scales: {scale})",
-            "patches that fit into the averaged image",
-            "take smaller patches or scales",
-        )
-    normals = Stream(0, Purpose.PATCH, scale).normals(half * channels * side * side)
-    return torch.from_numpy(normals).view(half, channels, side, side) / (settings.patch_bandwidth * side)
-
-
 class FeatureMap:
     """Images → weighted moments ψ̄, through a frozen feature network.
 
     `dimension` is D, the entries of one group's moments: twice the sum of the matched layers'
-    sizes (once without second moments), and `patch` for each scale with patches.  `blocks` says which entries are
+    sizes (once without second moments), and tones.  `blocks` says which entries are
     what, in order; the norm of each block of a vector is at most its weight.  Raises SettingError when a layer does
-    not exist or a patch does not fit.
+    not exist.
     """
 
     def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
-        self.net, self.settings, self.sha256 = loaded.net, settings, loaded.sha256
+        lite = loaded.about["architecture"] in LITES
+        self.net, self.settings, self.sha256 = loaded.net, settings.filled(size, lite=lite), loaded.sha256
+        self.framing = Framing(size, self.settings.feature_scale, self.settings.shift)
         self._others: dict[str, FeatureMap] = {}  # in other precisions: made once, for every client
-        self.last = max(settings.layers, default=None)
-        maps = self._stages(torch.zeros((1, channels, size, size)))
-        self.layers = settings.layers or tuple(range(len(maps)))
+        self.layers = self.settings.layers or loaded.net.matched
+        self.last = max(self.layers, default=None)
+        blank = torch.zeros((1, channels, size, size))
+        maps = self._stages(blank)
+        self.layers = self.layers or tuple(range(len(maps)))
         if max(self.layers) >= len(maps):
             raise SettingError(
                 f"features.layers = {list(self.layers)}", f"numbers in 0 … {len(maps) - 1}", "change features.layers"
             )
         self.sizes = tuple(maps[layer][0].numel() for layer in self.layers)
         self.sides = tuple(phi.shape[-1] for phi in maps)  # of all stages, as they are matched
-        self.seconds = settings.second_weight > 0
-        scales = settings.patch_scales if settings.patch else ()
-        self.frequencies = {scale: _frequencies(settings, scale, channels, size) for scale in scales}
-        patch_share = len(self.frequencies) * settings.patch_weight
-        share = 1 / (len(self.layers) * (1 + settings.second_weight) + patch_share)
-        parts = (1.0, settings.second_weight, settings.patch_weight)
-        self.weights = tuple((share * part) ** 0.5 for part in parts)
-        self.blocks = tuple(self._listed())
+        second, tone = self.settings.second_weight, self.settings.tone_weight
+        self.seconds, self.tones = second > 0, tone > 0
+        share = 1 / (len(self.layers) * (1 + second + tone))
+        self.weights = tuple((share * part) ** 0.5 for part in (1.0, second, tone * len(self.layers) / 2))
+        self.blocks = (*self._of_maps(), *self._of_tones(blank))
         self.dimension = sum(block.size for block in self.blocks)
 
     def to(self, device: str) -> "FeatureMap":
         """Move the network to a device; returns itself."""
         self.net.to(device)
+        self.framing.to(device)
         self._others = {}
-        self.frequencies = {scale: matrix.to(device) for scale, matrix in self.frequencies.items()}
         return self
 
     def in_precision(self, name: str) -> "FeatureMap":
@@ -311,45 +268,47 @@ class FeatureMap:
             self._others[name] = found
         return self._others[name]
 
-    def _listed(self) -> Iterator[Block]:
-        """Blocks in order: maps after ReLU and squares are never below 0, features of patches may be."""
+    def _of_maps(self) -> Iterator[Block]:
+        """Blocks in order: maps after ReLU and squares are never below 0."""
         for size in self.sizes:
             yield Block(size, self.weights[0], False)
             if self.seconds:
                 yield Block(size, self.weights[1], False)
-        for one in self.frequencies.values():
-            yield Block(2 * len(one), self.weights[2], True)
 
-    def _stages(self, x: Tensor, activate: Activation = rectify) -> list[Tensor]:
-        size = self.settings.feature_size
-        if size and size != x.shape[-1]:
-            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        return self.net.stages(x, self.last, activate, self.settings.pool)
+    def _of_tones(self, x: Tensor) -> Iterator[Block]:
+        if self.tones:
+            yield Block(mean_colours(x).shape[1], self.weights[2], True)
+            yield Block(tone_histograms(x).shape[1], self.weights[2], False)
 
-    def moments(self, x: Tensor, groups: Tensor | None = None) -> Tensor:
+    def _stages(self, x: Tensor, activate: Activation = rectify, turns: Tensor | None = None) -> list[Tensor]:
+        shown = _channels_last(self.framing(x, turns))
+        return self.net.stages(shown, self.last, activate, self.settings.pool)
+
+    def moments(self, x: Tensor, groups: Tensor | None = None, turns: Tensor | None = None) -> Tensor:
         """Sums of ψ of images `[B, C, H, W]` in [-1, 1]: float32 `[G · D]`, differentiable.
 
         groups: float32 `[G, B]`, each image's weight in each sum (`label_groups`); None: the mean.
+        turns: the shifts at which they are seen, int64 `[1]` or `[B]`; None: as they are.
         """
         if groups is None:
             groups = torch.full((1, len(x)), 1 / len(x), device=x.device)
-        maps, parts = self._stages(_channels_last(x)), []
+        maps, parts = self._stages(x, turns=turns), []
         for layer in self.layers:
             sums = _UnitMoments.apply(_flat(maps[layer]).float(), groups)  # type: ignore[no-untyped-call]
             parts += [part * weight for part, weight in zip(sums, self.weights, strict=False)][: 1 + self.seconds]
-        parts += [groups @ found for found in self._patches(x)]
+        parts += [groups @ found for found in self._toned(x)]
         return torch.cat(parts, 1).flatten()
 
-    def squared_distance(self, x: Tensor, labels: Tensor, goals: Goals) -> Tensor:
+    def squared_distance(self, x: Tensor, labels: Tensor, goals: Goals, turns: Tensor | None = None) -> Tensor:
         """`distance` of the moments by label of images `[B, C, H, W]` from a target, in fewer passes: a scalar.
 
-        labels: int64 `[B]`, ascending; goals: as `split` makes them.
+        labels: int64 `[B]`, ascending; goals: as `split` makes them; turns: see `moments`.
         """
         passing = _Passing(self, labels, goals)
-        maps = self._stages(_channels_last(x), passing.activate)
+        maps = self._stages(x, passing.activate, turns)
         for layer in self.layers:
             passing.add_map(layer, maps[layer])
-        for found in self._patches(x):
+        for found in self._toned(x):
             passing.add_mean(found)
         return passing.total()
 
@@ -366,16 +325,25 @@ class FeatureMap:
         goals = Goals(blocks[:of_maps:each], squares, blocks[of_maps:])
         return goals if target.device.type == "cpu" else goals.joined()
 
-    def _patches(self, x: Tensor) -> Iterator[Tensor]:
-        """Weighted features of patches, `[B, d]` of each scale."""
-        for scale, frequencies in self.frequencies.items():
-            yield patch_features(x.float(), frequencies, scale) * self.weights[2]
+    def _toned(self, x: Tensor) -> Iterator[Tensor]:
+        """Weighted tones, `[B, d]` each."""
+        if self.tones:
+            yield mean_colours(x.float()) * self.weights[2]
+            yield tone_histograms(x.float()) * self.weights[2]
 
     @torch.no_grad()
-    def vectors(self, images: NDArray[np.uint8]) -> Tensor:
-        """ψ of each of uint8 images `[B, C, H, W]`: float32 `[B, D]`, of norm ≤ 1 up to rounding."""
+    def vectors(self, images: NDArray[np.uint8], first: int = 0) -> Tensor:
+        """ψ of each of uint8 images `[B, C, H, W]`: float32 `[B, D]`, of norm ≤ 1 up to rounding.
+
+        first: the number of the first of them in its set, which says at what shift it is seen.
+        """
         x = torch.from_numpy(images).to(next(self.net.parameters()).device).float().div_(127.5).sub_(1)
-        return self.moments(x, torch.eye(len(x), device=x.device)).view(len(x), -1)
+        turns = self.turns_of(torch.arange(first, first + len(x), device=x.device))
+        return self.moments(x, torch.eye(len(x), device=x.device), turns).view(len(x), -1)
+
+    def turns_of(self, numbers: Tensor) -> Tensor:
+        """At what shift images of a set are seen, by their numbers in it: all in turn, int64 `[B]`."""
+        return numbers % self.framing.turns
 
     @torch.no_grad()
     def target(
@@ -394,7 +362,8 @@ class FeatureMap:
         for start in range(0, len(images), batch):
             part = torch.from_numpy(images[start : start + batch]).to(device)
             groups = label_groups(tags[start : start + batch].to(device), classes)
-            total += self.moments(part.float().div_(127.5).sub_(1), groups).double() * len(part)
+            x, turns = part.float().div_(127.5).sub_(1), self.turns_of(torch.arange(start, start + len(part), device=device))
+            total += self.moments(x, groups, turns).double() * len(part)
         moments = (total / len(images)).float().cpu().numpy()
         if not np.isfinite(moments).all():
             raise DataError(

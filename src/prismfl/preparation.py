@@ -18,6 +18,7 @@ from prismfl.errors import DataError, PrivacyError, SettingError
 from prismfl.federation import Agreement, ClientKit, agree, make_kit
 from prismfl.layout import SIZES
 from prismfl.mmd import FeatureMap
+from prismfl.nets.efficientnet import LITES
 from prismfl.nets.features import LoadedNet
 from prismfl.nets.generator import check_device
 from prismfl.nets.matched import load_matched
@@ -75,6 +76,7 @@ def prepare(
         test = None  # held-back images are private too, and no noise covers what is measured on them
     _check_test(settings, train, test)
     parts = partition(train, settings.data, settings.seed)
+    settings = _matching(settings, train.images.shape[1])
     loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_private(settings, loaded, train.classes, [len(part) for part in parts])
@@ -84,6 +86,14 @@ def prepare(
     clients = deal(train, parts, scratch)
     warnings = _warnings(settings, loaded, clients, test)
     return Prepared(agreement, make_kit(agreement, features), clients, test, warnings)
+
+
+def _matching(settings: Settings, channels: int) -> Settings:
+    """The settings with what is matched written down: the network, and what of its maps."""
+    features = settings.features.named(channels)
+    private = settings.privacy.epsilon > 0 and settings.privacy.mechanism == "release"
+    lite = features.features in LITES
+    return replace(settings, features=features.filled(settings.pixels, lite=lite, private=private))
 
 
 def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
@@ -127,6 +137,7 @@ def agree_on(settings: Settings, channels: int, classes: tuple[str, ...]) -> Agr
     Its settings name the feature network by its SHA-256.  Raises PrismError subclasses, PrivacyError for a
     feature network that may have seen the private images.
     """
+    settings = _matching(settings, channels)
     loaded = load_matched(settings.features)
     names = select_names(classes, settings.data.classes)
     if settings.privacy.epsilon:

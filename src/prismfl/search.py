@@ -223,10 +223,11 @@ class Searcher:
         """What is descended, and the squared distance, of a batch made with weights `[N]`."""
         latents, labels = _inputs(self.layout, self.settings, self.shares, self.draws)
         images = generate(self.layout, flat.to(self.dtype), latents.to(self.dtype), labels=labels)
+        turns = self.features.framing.drawn(self.draws)
         if self.settings.loss == "squared":
-            measured = self.features.squared_distance(images, labels, self.goals)
+            measured = self.features.squared_distance(images, labels, self.goals, turns)
             return measured, measured
-        moments = self.features.moments(images, label_groups(labels, self.layout.classes))
+        moments = self.features.moments(images, label_groups(labels, self.layout.classes), turns)
         return self.moving.loss(moments), distance(moments, self.target)
 
 

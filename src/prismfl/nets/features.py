@@ -83,11 +83,6 @@ def rectify(x: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
     return phi, pooled(phi) if pool else phi
 
 
-def scaled_up(x: Tensor, factor: int) -> Tensor:
-    """Images `[B, C, H, W]` of so many times the height and width, bilinear: borders are repeated beyond the edge."""
-    return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="bilinear")
-
-
 def averaged(phi: Tensor, most: int) -> Tensor:
     """A map `[B, C, H, W]` averaged down to a side of at most `most`; 0 for any."""
     return F.avg_pool2d(phi, phi.shape[-1] // most) if most and phi.shape[-1] > most else phi
@@ -96,11 +91,13 @@ def averaged(phi: Tensor, most: int) -> Tensor:
 class FeatureNet(nn.Module):
     """What all networks share: `stages` gives the maps to match, `embed` one vector an image.
 
-    unit: standard deviation of pooled features on the public images, which `embed` divides by.
+    unit: standard deviation of pooled features on the public images, which `embed` divides by; matched: numbers of the
+    maps that are matched where nothing else is asked for, none for all.
     """
 
     width: int
     unit: float
+    matched: tuple[int, ...] = ()
 
     def __init__(self, width: int) -> None:
         super().__init__()

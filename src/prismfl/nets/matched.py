@@ -2,13 +2,13 @@
 
 from prismfl.config import Features
 from prismfl.errors import ModelFileError, SettingError
-from prismfl.nets.efficientnet import JUDGE
+from prismfl.nets.efficientnet import JUDGE, LITES, load_lite
 from prismfl.nets.features import LoadedNet, load_features
 from prismfl.nets.vgg import load_vgg19, random_vgg
 
 
 def load_matched(settings: Features) -> LoadedNet:
-    """The feature network that the settings name.
+    """The feature network that the settings name; `auto` must have been resolved (`Features.named`).
 
     Raises SettingError for weights of a network that takes none and for a judge, ModelFileError
     for an unusable file and for one whose SHA-256 is not `features.features_sha256`.
@@ -32,10 +32,12 @@ def load_matched(settings: Features) -> LoadedNet:
 def _load(settings: Features) -> LoadedNet:
     if settings.features == "vgg19":
         return load_vgg19(settings.weights)
+    if settings.features in LITES:
+        return load_lite(settings.features, settings.weights)
     if settings.weights:
         raise SettingError(
             f"features.weights = {settings.weights!r} with features.features = {settings.features!r}",
-            "none: only vgg19 takes published weights",
-            "set features.features to vgg19, or leave features.weights out",
+            "none: only vgg19 and efficientnet-lite0 take published weights",
+            "set features.features to one of these, or leave features.weights out",
         )
     return random_vgg() if settings.features == "random" else load_features(settings.features)

@@ -3,7 +3,7 @@
 An image's feature vector is put on an integer grid and its L2 norm is held to `NORM` steps,
 after rounding and by exact arithmetic.  Sums over images are exact int64.  Replacing one image
 then moves the sum by at most √2 · NORM where no entry is below 0, for such vectors are never more
-than a right angle apart; entries that may be (of patches) have a bound B of their own, and
+than a right angle apart; entries that may be (mean colours) have a bound B of their own, and
 the sum moves by at most √(2 NORM² + 2 B²).  Of n images the mean moves by √2 / n, or so much more.
 
 Every entry gets the same noise, so blocks are released with weights of their own, a_j² ∝ w_j √d_j where the
@@ -159,7 +159,7 @@ def integer_sums(
         raise DataError(f"labels {tags.dtype} {list(tags.shape)}", f"0 … {groups - 1}, one an image", "mend the labels")
     for start in range(0, len(images), _BATCH):
         batch = tags[start : start + _BATCH]
-        whole = quantise(features.vectors(images[start : start + _BATCH]), grid)
+        whole = quantise(features.vectors(images[start : start + _BATCH], start), grid)
         for tag in np.unique(batch):
             mine = whole[torch.from_numpy(batch == tag).to(whole.device)]
             sums[tag] += _summed(mine)
