@@ -37,7 +37,7 @@ def test_a_group_or_else_the_whole_match_is_the_person():
 
 @pytest.mark.parametrize("pattern", [r"p(\d+)", r"p(\d*)|x"])
 def test_files_of_nobody_are_counted_and_not_named(pattern):
-    with pytest.raises(DataError, match=r"2 of 3 file names in which data\\.people finds nobody") as caught:
+    with pytest.raises(DataError, match=r"2 of 3 file names in which data\.people finds nobody") as caught:
         people_of(["p1.png", "secret.png", "x.png"], pattern)
     assert "secret" not in str(caught.value)
 
