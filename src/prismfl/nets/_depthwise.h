@@ -1,4 +1,10 @@
-/* Each channel's own convolution, between two clamps; a part of _kernels.h. */
+/* Frozen blocks of matrix products and each channel's own convolution between two clamps; a part of _kernels.h. */
+
+#ifdef WHOLE
+#define TALL 12 /* rows of a product that are in registers at a time */
+#else
+#define TALL 3
+#endif
 
 /* Values where they are below 6, else 6; of NaN, NaN. */
 INLINE Floats capped(Floats values) {
@@ -41,29 +47,114 @@ INLINE Floats chosen(Floats values, uint16_t bits) {
 #endif
 }
 
-/* Sixteen channels of an image, where a kernel's taps find them: forwards clamped; back what came for the map and for
- * the averaged one, where the clamp let pass. */
-INLINE void gathered(const Each *e, Py_ssize_t image, Py_ssize_t c, Floats *room, int half, int back) {
-    const Py_ssize_t pixels = e->rows.sources * e->columns.sources, channels = e->channels;
-    const Py_ssize_t bits = (image * channels + c) / LANES * pixels, first = image * pixels / e->square * channels + c;
-    const Floats shift = e->before ? load(e->before, c, 0) : (Floats){0};
-    const float share = 1.0f / (float)e->square;
-    for (Py_ssize_t y = 0, at = 0; y < e->rows.sources; y++) {
-        Floats *line = room + (y + e->rows.lead) * e->columns.room + e->columns.lead;
-        for (Py_ssize_t x = 0; x < e->columns.sources; x++, at++) {
-            Floats value = {0};
-            if (e->from) value = load(e->from, (image * pixels + at) * channels + c, half);
-            if (back) {
-                if (e->small) value += share * load(e->small, first + e->cells[at] * channels, half);
-                value = chosen(value, e->outer[bits + at]);
-            } else if (e->before) {
-                value += shift;
-                if (e->inner) e->inner[bits + at] = within(value);
-                value = capped(rectified(value));
-            }
-            line[x] = value;
+/* ------------------------------------------------------------------ matrix products */
+
+/* Three rows at a time, or one, times one or two panels of sixteen columns; rows and panels are `depth` long. */
+INLINE void multiplied(const float *rows, const float *panel, Py_ssize_t depth, int many, int panels, Floats *found) {
+    const int high = many < 3 ? many : 3;
+    const float *starts[TALL / 3];
+    Floats sums[2 * TALL];
+    for (int i = 0; i < many * panels; i++) sums[i] = (Floats){0};
+    for (int i = 0; i < many; i += 3) starts[i / 3] = rows + i * depth;
+    for (Py_ssize_t k = 0; k < depth; k++) {
+        Floats one = load(panel, k * LANES, 0), other = {0};
+        if (panels == 2) other = load(panel, (depth + k) * LANES, 0);
+        for (int i = 0; i < many; i++) {
+            float value = starts[i / 3][i % high * depth];
+            sums[i * panels] += value * one;
+            if (panels == 2) sums[i * panels + 1] += value * other;
         }
+        for (int i = 0; i < many; i += 3) starts[i / 3]++;
     }
+    for (int i = 0; i < many * panels; i++) found[i] = sums[i];
+}
+
+/* Does something for each `TALL`, then three, then one of some rows. */
+#define TALLS(at, end, ...)                                                                      \
+    do {                                                                                         \
+        Py_ssize_t at = 0;                                                                       \
+        for (; at + TALL <= (end); at += TALL) { enum { many = TALL }; __VA_ARGS__; }            \
+        if (TALL > 3) for (; at + 3 <= (end); at += 3) { enum { many = 3 }; __VA_ARGS__; }       \
+        for (; at < (end); at++) { enum { many = 1 }; __VA_ARGS__; }                             \
+    } while (0)
+
+/* Some rows of a product to where they belong, with something added; the last panel may be partly used. */
+INLINE void written(const float *rows, const Product *p, Py_ssize_t panel, const float *plus, float *into, int many,
+                    int panels) {
+    const float *const matrix = p->panels + panel * p->depth * LANES;
+    Floats found[2 * TALL];
+    multiplied(rows, matrix, p->depth, many, panels, found);
+    for (int i = 0; i < many; i++)
+        for (int j = 0; j < panels; j++) {
+            Py_ssize_t left = p->width - (panel + j) * LANES, here = i * p->width + (panel + j) * LANES;
+            float lanes[LANES] = {0};
+            if (left >= LANES) {
+                store(into, here, plus ? found[i * panels + j] + load(plus, here, 0) : found[i * panels + j], 0);
+                continue;
+            }
+            if (plus) memcpy(lanes, plus + here, left * sizeof(float));
+            store(lanes, 0, found[i * panels + j] + load(lanes, 0, 0), 0);
+            memcpy(into + here, lanes, left * sizeof(float));
+        }
+}
+
+/* `[count, depth]` times a matrix of panels, with something added: `[count, width]`. */
+INLINE void product(const float *rows, const Product *p, const float *plus, float *into, Py_ssize_t count) {
+    const Py_ssize_t panels = (p->width + LANES - 1) / LANES;
+    for (Py_ssize_t panel = 0; panel < panels; panel += 2) {
+        if (panel + 1 < panels)
+            TALLS(row, count, written(rows + row * p->depth, p, panel, plus ? plus + row * p->width : NULL,
+                                      into + row * p->width, many, 2));
+        else
+            TALLS(row, count, written(rows + row * p->depth, p, panel, plus ? plus + row * p->width : NULL,
+                                      into + row * p->width, many, 1));
+    }
+}
+
+/* ------------------------------------------------------------------ each channel's own convolution */
+
+/* A value of a channel to where a kernel's taps find it: forwards with its bias and clamped; back with what came for
+ * the averaged map, as far as the clamp lets it.  bit: its place among the clamps' bits. */
+INLINE void entered(const Each *e, Floats value, Floats *room, Py_ssize_t row, Py_ssize_t first, Py_ssize_t c,
+                    Py_ssize_t bits, Floats shift, Floats share, int half, int back) {
+    if (back) {
+        if (e->small) value += share * load(e->small, (first / e->square + e->cells[row]) * e->channels + c, half);
+        value = chosen(value, e->outer[bits + row]);
+    } else if (e->before) {
+        value += shift;
+        if (e->inner) e->inner[bits + row] = within(value);
+        value = capped(rectified(value));
+    }
+    room[e->spots[row]] = value;
+}
+
+/* Channels of some images from pixel `first` on, to their rooms: as they are, or made by a product. */
+INLINE void gathered(const Each *e, Py_ssize_t first, Py_ssize_t count, Py_ssize_t c, Floats *room, int panels, int half,
+                     int back) {
+    const Floats share = (Floats){0} + 1.0f / (float)e->square;
+    const Py_ssize_t bits = c / LANES * e->images * e->sources + first, more = e->images * e->sources;
+    Floats shift[2] = {{0}};
+    for (int j = 0; j < panels && e->before; j++) shift[j] = load(e->before, c + j * LANES, 0);
+    if (e->made.panels) {
+        const float *const rows = (const float *)e->from + first * e->made.depth;
+        const float *const matrix = e->made.panels + c * e->made.depth;
+        TALLS(row, count, {
+            Floats found[2 * TALL];
+            multiplied(rows + row * e->made.depth, matrix, e->made.depth, many, panels, found);
+            for (int i = 0; i < many; i++)
+                for (int j = 0; j < panels; j++)
+                    entered(e, found[i * panels + j], room + j * e->space, row + i, first, c + j * LANES,
+                            bits + j * more, shift[j], share, half, back);
+        });
+        return;
+    }
+    for (Py_ssize_t row = 0; row < count; row++)
+        for (int j = 0; j < panels; j++) {
+            Floats value = {0};
+            if (e->from) value = load(e->from, (first + row) * e->channels + c + j * LANES, half);
+            entered(e, value, room + j * e->space, row, first, c + j * LANES, bits + j * more, shift[j], share, half,
+                    back);
+        }
 }
 
 /* `many` results of some taps. */
@@ -78,26 +169,23 @@ INLINE void tapped(const Floats *const *starts, const Floats *weights, const Py_
 
 /* A result to where it belongs: forwards with its bias and clamped, and added to its average; back as the first clamp
  * lets it. */
-INLINE void placed(const Each *e, Py_ssize_t image, Py_ssize_t c, Py_ssize_t pixel, Floats value, Floats shift,
+INLINE void placed(const Each *e, void *into, Py_ssize_t pixel, Py_ssize_t bit, Floats value, Floats shift,
                    Floats *averages, int half, int back) {
-    const Py_ssize_t pixels = e->rows.results * e->columns.results, channels = e->channels;
-    const Py_ssize_t bits = (image * channels + c) / LANES * pixels + pixel;
     if (back) {
-        if (e->inner) value = chosen(value, e->inner[bits]);
+        if (e->inner) value = chosen(value, e->inner[bit]);
     } else {
         value += shift;
-        if (e->outer) e->outer[bits] = within(value);
+        if (e->outer) e->outer[bit] = within(value);
         value = capped(rectified(value));
         if (e->small) averages[e->cells[pixel]] += reread(value, half);
     }
-    if (e->into) store(e->into, (image * pixels + pixel) * channels + c, value, half);
+    store(into, pixel * e->channels, value, half);
 }
 
-/* All results of sixteen channels of an image, phase by phase. */
-INLINE void each_of(const Each *e, Py_ssize_t image, Py_ssize_t c, Floats *room, Floats *averages, int half,
-                    int back) {
+/* All results of sixteen channels of an image, phase by phase; bits: where its bits begin. */
+INLINE void convolved(const Each *e, Py_ssize_t c, const Floats *room, void *into, Py_ssize_t bits, Floats *averages,
+                      int half, int back) {
     const Floats shift = back ? (Floats){0} : load(e->after, c, 0);
-    gathered(e, image, c, room, half, back);
     for (int phase = 0; phase < e->phases; phase++) {
         const Phase *p = e->phase + phase;
         Floats weights[MOST_TAPS];
@@ -111,14 +199,14 @@ INLINE void each_of(const Each *e, Py_ssize_t image, Py_ssize_t c, Floats *room,
             else if (many == 4) tapped(starts, weights, p->step, p->taps, found, 4);
             else tapped(starts, weights, p->step, p->taps, found, 1);
             for (int i = 0; i < many; i++)
-                placed(e, image, c, e->places[at + i], found[i], shift, averages, half, back);
+                placed(e, into, e->places[at + i], bits + e->places[at + i], found[i], shift, averages, half, back);
         }
     }
 }
 
 /* The averaged map of sixteen channels of an image; the sums are 0 afterwards. */
 INLINE void averaged(const Each *e, Py_ssize_t image, Py_ssize_t c, Floats *averages, int half) {
-    const Py_ssize_t many = e->rows.results * e->columns.results / e->square;
+    const Py_ssize_t many = e->results / e->square;
     const float share = 1.0f / (float)e->square;
     for (Py_ssize_t pixel = 0; pixel < many; pixel++) {
         store(e->small, (image * many + pixel) * e->channels + c, share * averages[pixel], half);
@@ -126,17 +214,38 @@ INLINE void averaged(const Each *e, Py_ssize_t image, Py_ssize_t c, Floats *aver
     }
 }
 
+/* Sixteen or thirty-two channels of some images; into: the results of the first of them. */
+INLINE void channels_of(const Each *e, Py_ssize_t image, Py_ssize_t last, Py_ssize_t c, Floats *room, void *into,
+                        int panels, int half, int back) {
+    Floats *const averages = room + 2 * e->space;
+    const Py_ssize_t area = e->rows.room * e->columns.room;
+    gathered(e, image * e->sources, (last - image) * e->sources, c, room, panels, half, back);
+    for (int j = 0; j < panels; j++)
+        for (Py_ssize_t one = image; one < last; one++) {
+            Py_ssize_t here = c + j * LANES, bits = (here / LANES * e->images + one) * e->results;
+            convolved(e, here, room + j * e->space + (one - image) * area,
+                      part(into, (one - image) * e->results * e->channels + here, half), bits, averages, half, back);
+            if (!back && e->small) averaged(e, one, here, averages, half);
+        }
+}
+
+/* Some images at a time: a product, the convolution and another product, all while the maps are near. */
 INLINE void eaches(Each *e, Py_ssize_t from, Py_ssize_t to, int half, int back) {
-    const Py_ssize_t vectors = e->channels / LANES, many = e->rows.room * e->columns.room;
-    Floats *room = aligned_alloc(sizeof(Floats), (many + e->rows.results * e->columns.results) * sizeof(Floats));
+    const Py_ssize_t rooms = 2 * e->space + e->results, floats = e->into ? 0 : e->together * e->results * e->channels;
+    Floats *room = aligned_alloc(sizeof(Floats), rooms * sizeof(Floats) + floats * sizeof(float));
     if (!room) {
         e->failed = 1;
         return;
     }
-    memset(room, 0, (many + e->rows.results * e->columns.results) * sizeof(Floats));
-    for (Py_ssize_t at = from; at < to; at++) {
-        each_of(e, at / vectors, at % vectors * LANES, room, room + many, half, back);
-        if (!back && e->small) averaged(e, at / vectors, at % vectors * LANES, room + many, half);
+    memset(room, 0, rooms * sizeof(Floats));
+    for (Py_ssize_t image = from; image < to; image += e->together) {
+        Py_ssize_t last = least(image + e->together, to), c = 0, at = image * e->results;
+        void *into = e->into ? part(e->into, at * e->channels, half) : room + rooms;
+        for (; c + LANES < e->channels; c += 2 * LANES) channels_of(e, image, last, c, room, into, 2, half, back);
+        if (c < e->channels) channels_of(e, image, last, c, room, into, 1, half, back);
+        if (e->goes.panels)
+            product(into, &e->goes, e->plus ? e->plus + at * e->goes.width : NULL, e->out + at * e->goes.width,
+                    (last - image) * e->results);
     }
     free(room);
 }
@@ -150,3 +259,6 @@ static void uneach(void *given, Py_ssize_t from, Py_ssize_t to) {
     Each *e = given;
     e->half ? eaches(e, from, to, 1, 1) : eaches(e, from, to, 0, 1);
 }
+
+#undef TALL
+#undef TALLS

@@ -71,18 +71,31 @@ typedef struct {
     Py_ssize_t tap[MOST_TAPS], step[MOST_TAPS]; /* its number, and how far from a result's start it reads */
 } Phase;
 
+/* A frozen matrix [depth, width] in panels of sixteen columns, [panels, depth, 16], the last with zeros. */
 typedef struct {
-    const void *from;            /* [images, sources, channels]; NULL for zeros */
-    void *into, *small;          /* [images, results, channels], and averaged by the factor; NULL for none */
+    const float *panels; /* NULL of none */
+    Py_ssize_t depth, width;
+} Product;
+
+typedef struct {
+    const void *from;            /* [images, sources, channels], or what a product makes that of; NULL for zeros */
+    void *into, *small;          /* [images, results, channels], and averaged; NULL for none */
     const float *weights;        /* [taps, channels] */
     const float *before, *after; /* [channels]: biases; before NULL: what is read has been clamped */
-    uint16_t *inner, *outer;     /* [images, channels / 16, pixels], what the clamps let pass; NULL where nobody asks */
-    Py_ssize_t channels, square; /* square: pixels that are averaged to one */
+    uint16_t *inner, *outer;     /* [channels / 16, images, pixels], what the clamps let pass; NULL where nobody asks */
+    Product made, goes;          /* before the convolution and after it: float32 only */
+    const float *plus;           /* [images, results, goes.width], or NULL */
+    float *out;                  /* the same */
+    Py_ssize_t images, channels, sources, results;
+    Py_ssize_t square;   /* pixels that are averaged to one */
+    Py_ssize_t together; /* images that are worked on at a time */
+    Py_ssize_t space;    /* of a room for sixteen channels of them */
     Axis rows, columns;
     int half, phases, failed;
     Phase phase[4];
     Py_ssize_t *starts, *places; /* [results]: in the room, and the result's pixel */
-    Py_ssize_t *cells;           /* of each pixel of the map after the convolution: its place in the averaged one */
+    Py_ssize_t *spots;           /* [together, sources]: where they are in the room */
+    Py_ssize_t *cells;           /* of pixels of the map after the convolution: their place in the averaged one */
 } Each;
 
 typedef struct {
@@ -397,41 +410,66 @@ static void add_phase(Each *e, Turn rows, Turn columns, Py_ssize_t kernel) {
             }
 }
 
-/* Where each pixel of a map goes in the averaged one. */
-static void cells(Py_ssize_t *found, Py_ssize_t height, Py_ssize_t width, Py_ssize_t factor) {
-    for (Py_ssize_t y = 0; y < height; y++)
-        for (Py_ssize_t x = 0; x < width; x++) *found++ = y / factor * (width / factor) + x / factor;
+/* Where each pixel of some maps goes in the averaged ones. */
+static void cells_of(Py_ssize_t *found, Py_ssize_t images, Py_ssize_t height, Py_ssize_t width, Py_ssize_t factor) {
+    for (Py_ssize_t line = 0; line < images * height; line++)
+        for (Py_ssize_t x = 0; x < width; x++)
+            *found++ = (line / height * (height / factor) + line % height / factor) * (width / factor) + x / factor;
 }
 
-/* Of maps [images, sources, channels] sixteen channels after the other, which stay in the nearest cache. */
+/* Where each pixel of some maps is in the rooms. */
+static void spots_of(const Each *e, Py_ssize_t *found) {
+    for (Py_ssize_t image = 0; image < e->together; image++)
+        for (Py_ssize_t y = 0; y < e->rows.sources; y++)
+            for (Py_ssize_t x = 0; x < e->columns.sources; x++)
+                *found++ = (image * e->rows.room + y + e->rows.lead) * e->columns.room + x + e->columns.lead;
+}
+
+/* All places, for kernels of a size, a stride and pads; returns what is to be freed, or NULL. */
+static Py_ssize_t *planned(Each *e, Py_ssize_t kernel, Py_ssize_t stride, Py_ssize_t top, Py_ssize_t left,
+                           Py_ssize_t factor, int back) {
+    const Axis *rows = &e->rows, *columns = &e->columns;
+    e->sources = rows->sources * columns->sources, e->results = rows->results * columns->results;
+    e->square = factor * factor;
+    Py_ssize_t sources = e->together * e->sources, mapped = back ? sources : e->results;
+    Py_ssize_t *places = PyMem_Malloc((2 * e->results + sources + mapped) * sizeof *places);
+    if (!places) return NULL;
+    e->starts = places, e->places = e->starts + e->results;
+    e->spots = e->places + e->results, e->cells = e->spots + sources;
+    axis(&e->rows, kernel, stride, top, back), axis(&e->columns, kernel, stride, left, back);
+    e->space = e->together * rows->room * columns->room;
+    if (back) cells_of(e->cells, e->together, rows->sources, columns->sources, factor);
+    else cells_of(e->cells, 1, rows->results, columns->results, factor);
+    spots_of(e, e->spots);
+    for (Py_ssize_t y = 0; y < (back ? stride : 1); y++)
+        for (Py_ssize_t x = 0; x < (back ? stride : 1); x++)
+            add_phase(e, turn_of(&e->rows, kernel, stride, top, y, back),
+                      turn_of(&e->columns, kernel, stride, left, x, back), kernel);
+    return places;
+}
+
+/* Of maps some images at a time, whose channels stay in a near cache. */
 static PyObject *py_each(PyObject *self, PyObject *args) {
     (void)self;
-    unsigned long long from, into, small, weights, before, after, inner, outer;
-    Py_ssize_t images, kernel, stride, top, left, factor;
+    unsigned long long from, into, small, weights, before, after, inner, outer, made, goes, plus, out;
+    Py_ssize_t kernel, stride, top, left, factor;
     Each e = {0};
     int back, threads;
-    if (!PyArg_ParseTuple(args, "(KKKKKKKK)n(nnnn)n(nnnn)nppi", &from, &into, &small, &weights, &before, &after, &inner,
-                          &outer, &images, &e.rows.sources, &e.columns.sources, &e.rows.results, &e.columns.results,
-                          &e.channels, &kernel, &stride, &top, &left, &factor, &e.half, &back, &threads))
+    if (!PyArg_ParseTuple(args, "(KKKKKKKK)(KnnKnnKK)nn(nnnn)n(nnnn)nppi", &from, &into, &small, &weights, &before,
+                          &after, &inner, &outer, &made, &e.made.depth, &e.made.width, &goes, &e.goes.depth,
+                          &e.goes.width, &plus, &out, &e.images, &e.together, &e.rows.sources, &e.columns.sources,
+                          &e.rows.results, &e.columns.results, &e.channels, &kernel, &stride, &top, &left, &factor,
+                          &e.half, &back, &threads))
         return NULL;
     e.from = at(from), e.into = at(into), e.small = at(small), e.weights = at(weights);
     e.before = at(before), e.after = at(after), e.inner = at(inner), e.outer = at(outer);
-    const Axis *high = &e.rows, *wide = &e.columns;
-    Py_ssize_t results = high->results * wide->results, mapped = back ? high->sources * wide->sources : results;
-    e.square = factor * factor;
-    e.starts = PyMem_Malloc((2 * results + mapped) * sizeof *e.starts);
-    if (!e.starts) return PyErr_NoMemory();
-    e.places = e.starts + results, e.cells = e.places + results;
-    cells(e.cells, back ? high->sources : high->results, back ? wide->sources : wide->results, factor);
-    axis(&e.rows, kernel, stride, top, back), axis(&e.columns, kernel, stride, left, back);
-    for (Py_ssize_t y = 0; y < (back ? stride : 1); y++)
-        for (Py_ssize_t x = 0; x < (back ? stride : 1); x++)
-            add_phase(&e, turn_of(&e.rows, kernel, stride, top, y, back),
-                      turn_of(&e.columns, kernel, stride, left, x, back), kernel);
+    e.made.panels = at(made), e.goes.panels = at(goes), e.plus = at(plus), e.out = at(out);
+    Py_ssize_t *places = planned(&e, kernel, stride, top, left, factor, back);
+    if (!places) return PyErr_NoMemory();
     Py_BEGIN_ALLOW_THREADS
-    share(back ? BEST(uneach) : BEST(each), &e, images * e.channels / LANES, 1, threads);
+    share(back ? BEST(uneach) : BEST(each), &e, e.images, e.together, threads);
     Py_END_ALLOW_THREADS
-    PyMem_Free(e.starts);
+    PyMem_Free(places);
     if (e.failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }

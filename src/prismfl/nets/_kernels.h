@@ -8,12 +8,14 @@
 #define blocks_met NAMED(blocks_met)
 #define blocks_of NAMED(blocks_of)
 #define capped NAMED(capped)
+#define channels_of NAMED(channels_of)
 #define chosen NAMED(chosen)
+#define convolved NAMED(convolved)
 #define doubled NAMED(doubled)
 #define doubled_of NAMED(doubled_of)
 #define each NAMED(each)
-#define each_of NAMED(each_of)
 #define eaches NAMED(eaches)
+#define entered NAMED(entered)
 #define folded NAMED(folded)
 #define gathered NAMED(gathered)
 #define halved NAMED(halved)
@@ -23,6 +25,7 @@
 #define kept_some NAMED(kept_some)
 #define larger NAMED(larger)
 #define load NAMED(load)
+#define multiplied NAMED(multiplied)
 #define narrowed NAMED(narrowed)
 #define normed NAMED(normed)
 #define norms NAMED(norms)
@@ -31,6 +34,7 @@
 #define placed NAMED(placed)
 #define pooled NAMED(pooled)
 #define pooled_of NAMED(pooled_of)
+#define product NAMED(product)
 #define put NAMED(put)
 #define rectified NAMED(rectified)
 #define reread NAMED(reread)
@@ -63,6 +67,7 @@
 #define untripled_of NAMED(untripled_of)
 #define widened NAMED(widened)
 #define within NAMED(within)
+#define written NAMED(written)
 
 /* Compilers make two of these of halves of a vector, and join them, where the processor has one. */
 INLINE Words widened(Halves raw) {
@@ -642,12 +647,14 @@ static void adam(void *given, Py_ssize_t from, Py_ssize_t to) {
 #undef blocks_met
 #undef blocks_of
 #undef capped
+#undef channels_of
 #undef chosen
+#undef convolved
 #undef doubled
 #undef doubled_of
 #undef each
-#undef each_of
 #undef eaches
+#undef entered
 #undef folded
 #undef gathered
 #undef halved
@@ -657,6 +664,7 @@ static void adam(void *given, Py_ssize_t from, Py_ssize_t to) {
 #undef kept_some
 #undef larger
 #undef load
+#undef multiplied
 #undef narrowed
 #undef normed
 #undef norms
@@ -665,6 +673,7 @@ static void adam(void *given, Py_ssize_t from, Py_ssize_t to) {
 #undef placed
 #undef pooled
 #undef pooled_of
+#undef product
 #undef put
 #undef rectified
 #undef reread
@@ -697,3 +706,4 @@ static void adam(void *given, Py_ssize_t from, Py_ssize_t to) {
 #undef untripled_of
 #undef widened
 #undef within
+#undef written

@@ -5,16 +5,44 @@ stay in a near cache; one kernel (`_depthwise.h`) adds the bias, clamps to 0 …
 averages; and what is kept for the gradient is a bit for each number: whether the clamp let it pass.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prismfl.nets import fused
 
 _NEAR = 2**19  # bytes of a widened map that are worked on at a time
+_ROWS = 96  # pixels that a product takes at least, where there are as many
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A frozen matrix `[depth, width]`, the same in panels of sixteen columns, float32, and transposed."""
+
+    plain: Tensor
+    panels: Tensor
+    back: "Matrix"
+
+    @property
+    def width(self) -> int:
+        """Its columns."""
+        return self.plain.shape[1]
+
+    @staticmethod
+    def of(plain: Tensor) -> "Matrix":
+        """A matrix for both directions."""
+        back = Matrix(plain.T, _panels(plain.T), None)  # type: ignore[arg-type]
+        return Matrix(plain, _panels(plain), back)
+
+
+def _panels(matrix: Tensor) -> Tensor:
+    """`[depth, width]` → `[⌈width / 16⌉, depth, 16]`, the last with zeros."""
+    padded = F.pad(matrix.float(), (0, -matrix.shape[1] % 16))
+    return padded.unflatten(1, (-1, 16)).transpose(0, 1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -26,11 +54,11 @@ class Unit:
     adds: whether x is added to that.
     """
 
-    widen: Tensor | None
+    widen: Matrix | None
     before: Tensor | None
     each: Tensor
     after: Tensor
-    narrow: Tensor | None
+    narrow: Matrix | None
     stride: int = 1
     adds: bool = False
 
@@ -83,71 +111,89 @@ def _shape(x: Tensor, unit: Unit, most: int) -> _Shape:
 class _Passed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, unit: Unit, most: int) -> tuple[Tensor, Tensor]:
-        x, shape, wants = fused._channels_last(x), _shape(x, unit, most), ctx.needs_input_grad[0]
+        x, shape, narrow = fused._channels_last(x), _shape(x, unit, most), unit.narrow
+        bits = _all_bits(x, unit, shape) if ctx.needs_input_grad[0] else (None, None)
         phi = fused._maps(len(x), shape.channels, *shape.small, x.dtype)
-        narrow = unit.narrow
-        out = None if narrow is None else fused._maps(len(x), narrow.shape[1], *shape.results, x.dtype)
-        if out is None and shape.factor > 1:
-            out = fused._maps(len(x), shape.channels, *shape.results, x.dtype)
-        first, second = (_bits(len(x), shape.channels, side) if wants else None for side in (shape.sources, shape.results))
-        first = None if unit.before is None else first
-        for some in _chunks(x, shape):
-            inner = x[some] if unit.widen is None else _product(x[some], unit.widen)
-            full = phi[some] if shape.factor == 1 else _like(inner, shape) if narrow is not None else out[some]
-            small = None if shape.factor == 1 else phi[some]
-            _each(unit, shape, (inner, full, small), _of(first, some), _of(second, some), back=False)
-            if narrow is not None:
-                _product(full, narrow, x[some] if unit.adds else None, out[some])
+        width = shape.channels if narrow is None else narrow.width
+        out = phi if narrow is None and shape.factor == 1 else fused._maps(len(x), width, *shape.results, x.dtype)
+        small, full = (None, phi) if shape.factor == 1 else (phi, out if narrow is None else None)
+        plus = x if unit.adds else None
+        _run(unit, shape, (x, unit.widen, full, small), (narrow, plus, out), bits, back=False)
         ctx.unit, ctx.shape, ctx.like = unit, shape, x.shape
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(first, second)
-        return phi, phi if out is None else out
+        ctx.save_for_backward(*bits)
+        return phi, out
 
     @staticmethod
     def backward(ctx: Any, small: Tensor | None, given: Tensor | None) -> tuple[Tensor | None, None, None]:
-        if small is None and given is None:
-            return None, None, None
-        (first, second), unit, shape = ctx.saved_tensors, ctx.unit, ctx.shape
         small, given = (None if one is None else fused._channels_last(one) for one in (small, given))
-        dtype = (small if given is None else given).dtype
-        found = fused._maps(*ctx.like, dtype)
-        for some in _chunks(found, shape):
-            full = _of(given, some)
-            if full is not None and unit.narrow is not None:
-                full = _product(full, unit.narrow.T)
-            inner = found[some] if unit.widen is None else fused._maps(len(found[some]), shape.channels, *shape.sources, dtype)
-            _each(unit, shape, (full, inner, _of(small, some)), _of(first, some), _of(second, some), back=True)
-            if unit.widen is not None:
-                _product(inner, unit.widen.T, _of(given, some) if unit.adds else None, found[some])
+        some = small if given is None else given
+        if some is None:
+            return None, None, None
+        unit, widen = ctx.unit, ctx.unit.widen
+        found = fused._maps(*ctx.like, some.dtype)
+        narrow = None if unit.narrow is None or given is None else unit.narrow.back
+        full, plus = (found if widen is None else None), (given if unit.adds else None)
+        ends = None if widen is None else widen.back, plus, found
+        _run(unit, ctx.shape, (given, narrow, full, small), ends, ctx.saved_tensors, back=True)
         return found, None, None
 
 
-def _like(x: Tensor, shape: _Shape) -> Tensor:
-    return fused._maps(len(x), shape.channels, *shape.results, x.dtype)
+def _all_bits(x: Tensor, unit: Unit, shape: _Shape) -> tuple[Tensor | None, Tensor]:
+    """Room for what the clamps let pass, a bit a number: `[C / 16, B · pixels]` each."""
+    first, second = (
+        torch.empty((shape.channels // 16, len(x) * high * wide), dtype=torch.int16)
+        for high, wide in (shape.sources, shape.results)
+    )
+    return None if unit.before is None else first, second
 
 
-def _of(x: Tensor | None, some: slice) -> Tensor | None:
-    return None if x is None else x[some]
+def _run(
+    unit: Unit,
+    shape: _Shape,
+    maps: tuple[Tensor | None, Matrix | None, Tensor | None, Tensor | None],
+    ends: tuple[Matrix | None, Tensor | None, Tensor],
+    bits: Sequence[Tensor | None],
+    *,
+    back: bool,
+) -> None:
+    """A unit forwards, or its gradient: a product, the convolution and another product.
+
+    maps: what comes, the product that it goes through, where the convolved map goes (None: nobody asks), and the
+    averaged one; ends: the product after it, what is added, and where that goes.
+    """
+    read, write = (shape.results, shape.sources) if back else (shape.sources, shape.results)
+    like = ends[2]
+    if like.dtype == torch.float32:
+        together = max(1, _ROWS // (read[0] * read[1]))
+        _each(unit, shape, (maps[0], *maps[2:]), bits, (maps[1], *ends), together, back=back)
+        return
+    step = max(1, _NEAR // (shape.channels * shape.sources[0] * shape.sources[1] * like.element_size()))
+    for start in range(0, len(like), step):
+        given, full, small, plus, out = (
+            None if one is None else one[start : start + step] for one in (maps[0], *maps[2:], *ends[1:])
+        )
+        if given is not None and maps[1] is not None:
+            given = _product(given, maps[1])
+        if full is None:
+            full = fused._maps(len(out), shape.channels, *write, like.dtype)
+        parts = [None if one is None else one.view(len(one), len(like), -1)[:, start : start + step].contiguous() for one in bits]
+        _each(unit, shape, (given, full, small), parts, (None, None, None, None), 1, back=back)
+        if not back:
+            for one, part in zip(bits, parts):
+                if one is not None:
+                    one.view(len(one), len(like), -1)[:, start : start + step] = part
+        if ends[0] is not None:
+            _product(full, ends[0], plus, out)
 
 
-def _bits(images: int, channels: int, sides: tuple[int, int]) -> Tensor:
-    return torch.empty((images, channels // 16, sides[0] * sides[1]), dtype=torch.int16)
-
-
-def _chunks(x: Tensor, shape: _Shape) -> Iterator[slice]:
-    """Some images at a time, whose widened maps stay near."""
-    each = shape.channels * shape.sources[0] * shape.sources[1] * x.element_size()
-    step = max(1, _NEAR // each)
-    return (slice(start, min(start + step, len(x))) for start in range(0, len(x), step))
-
-
-def _product(x: Tensor, matrix: Tensor, plus: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+def _product(x: Tensor, matrix: Matrix, plus: Tensor | None = None, into: Tensor | None = None) -> Tensor:
     """Each pixel of `[B, C, H, W]` times a matrix `[C, D]`, and something added: `[B, D, H, W]`."""
-    into = fused._maps(len(x), matrix.shape[1], *x.shape[2:], x.dtype) if into is None else into
+    into = fused._maps(len(x), matrix.width, *x.shape[2:], x.dtype) if into is None else into
     if plus is None:
-        torch.mm(_rows(x), matrix, out=_rows(into))
+        torch.mm(_rows(x), matrix.plain, out=_rows(into))
     else:
-        torch.addmm(_rows(plus), _rows(x), matrix, out=_rows(into))
+        torch.addmm(_rows(plus), _rows(x), matrix.plain, out=_rows(into))
     return into
 
 
@@ -160,16 +206,25 @@ def _rows(x: Tensor) -> Tensor:
 def _each(
     unit: Unit,
     shape: _Shape,
-    maps: tuple[Tensor | None, Tensor, Tensor | None],
-    first: Tensor | None,
-    second: Tensor | None,
+    maps: tuple[Tensor | None, Tensor | None, Tensor | None],
+    bits: Sequence[Tensor | None],
+    products: tuple[Matrix | None, Matrix | None, Tensor | None, Tensor | None],
+    together: int,
     *,
     back: bool,
 ) -> None:
+    made, goes, plus, out = products
     weights = (unit.each.data_ptr(), fused._place(unit.before), unit.after.data_ptr())
-    places = (*(fused._place(one) for one in maps), *weights, fused._place(first), fused._place(second))
+    places = (*(fused._place(one) for one in maps), *weights, *(fused._place(one) for one in bits))
+    ends = (*_sizes(made), *_sizes(goes), fused._place(plus), fused._place(out))
     sizes = (*shape.results, *shape.sources) if back else (*shape.sources, *shape.results)
     pads = [before_and_after(side, unit.kernel, unit.stride)[0] for side in shape.sources]
-    kernel, images = (unit.kernel, unit.stride, *pads), len(maps[1])
-    threads = fused._threads(maps[1].numel())
-    fused._fast.each(places, images, sizes, shape.channels, kernel, shape.factor, fused._half(maps[1]), back, threads)
+    some = next(one for one in (out, *maps) if one is not None)
+    kernel, threads = (unit.kernel, unit.stride, *pads), fused._threads(len(some) * shape.channels * sizes[0] * sizes[1])
+    fused._fast.each(
+        places, ends, len(some), together, sizes, shape.channels, kernel, shape.factor, fused._half(some), back, threads
+    )
+
+
+def _sizes(matrix: Matrix | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if matrix is None else (matrix.panels.data_ptr(), *matrix.plain.shape)

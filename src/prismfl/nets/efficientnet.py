@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prismfl.errors import DependencyError, ModelFileError
 from prismfl.nets.features import Activation, FeatureNet, LoadedNet, averaged, folded, rectify
-from prismfl.nets.depthwise import Unit, before_and_after, passed
+from prismfl.nets.depthwise import Matrix, Unit, before_and_after, passed
 from prismfl.nets.fused import fusible, tripled
 
 JUDGE = "efficientnet-lite2"
@@ -189,7 +189,7 @@ def units_of(net: EfficientNetLite) -> Iterator[Unit]:
     yield Unit(None, None, once, net.stem.conv.bias.float(), None)
     left: Tensor | None = None
     for block in net.blocks:
-        widen = None if block.widen is None else block.widen.conv.weight.flatten(1).T
+        widen = None if block.widen is None else Matrix.of(block.widen.conv.weight.flatten(1).T)
         before = None if block.widen is None else _shifted(block.widen.conv, left)
         narrow, each = block.narrow.conv, block.each.conv
         yield Unit(
@@ -197,13 +197,13 @@ def units_of(net: EfficientNetLite) -> Iterator[Unit]:
             before,
             each.weight.flatten(1).T.float().contiguous(),
             each.bias.float(),
-            narrow.weight.flatten(1).T,
+            Matrix.of(narrow.weight.flatten(1).T),
             each.stride[0],
             block.adds,
         )
         left = narrow.bias.double() + (left if block.adds and left is not None else 0)
     top = net.top.conv
-    yield Unit(top.weight.flatten(1).T, None, torch.ones(1, _HEAD), _shifted(top, left), None)
+    yield Unit(Matrix.of(top.weight.flatten(1).T), None, torch.ones(1, _HEAD), _shifted(top, left), None)
 
 
 def _shifted(conv: nn.Conv2d, left: Tensor | None) -> Tensor:
