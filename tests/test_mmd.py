@@ -13,17 +13,19 @@ from prismfl.errors import DataError, SettingError
 from prismfl.mmd import (
     FeatureMap,
     MovingResidual,
-    _MeanWaves,
     _UnitMoments,
     distance,
     label_groups,
     label_means,
     label_shares,
-    patch_features,
 )
 from prismfl.nets import fused
 from prismfl.nets.features import load_features
+from prismfl.nets.framing import Framing
+from prismfl.nets.tape import Tape
+from prismfl.nets.tones import mean_colours, tone_histograms
 from prismfl.nets.vgg import random_vgg
+from prismfl.seeding import Purpose, Stream
 
 
 @pytest.fixture(scope="module")
@@ -203,15 +205,6 @@ def test_nothing_is_computed_after_the_last_matched_layer(vgg):
     assert ran == [0, 1, 2]
 
 
-def test_images_are_scaled_to_the_feature_size(vgg):
-    mapped = FeatureMap(vgg, Features(layers=(0,), feature_size=32), 1, 16)
-    assert mapped.dimension == 2 * 16 * 32 * 32
-    flat = mapped.moments(torch.full((1, 1, 16, 16), 0.3))
-    torch.testing.assert_close(
-        flat, FeatureMap(vgg, Features(layers=(0,)), 1, 32).moments(torch.full((1, 1, 32, 32), 0.3))
-    )
-
-
 def test_gradient_by_the_images_is_the_measured_slope(vgg):
     mapped = FeatureMap(vgg, Features(layers=(0, 1)), 1, 16)
     target = mapped.moments(scaled(noise(4, seed=1)))
@@ -246,9 +239,9 @@ def test_a_target_is_the_mean_of_its_images(feature_map):
 LABELS = np.array([2, 0, 2, 2, 4, 0, 2, 4, 0, 2, 2, 0, 0])  # of five labels, 1 and 3 without an image
 
 
-@pytest.mark.parametrize(("batch", "patch"), [(1, 0), (4, 8), (100, 8)])
-def test_a_target_by_label_is_each_labels_share_times_its_mean(vgg, batch, patch):
-    mapped, pictures = FeatureMap(vgg, Features(layers=(0, 1), patch=patch), 1, 16), noise(13)
+@pytest.mark.parametrize(("batch", "tone"), [(1, 0.0), (4, 0.5), (100, 0.5)])
+def test_a_target_by_label_is_each_labels_share_times_its_mean(vgg, batch, tone):
+    mapped, pictures = FeatureMap(vgg, Features(layers=(0, 1), tone_weight=tone), 1, 16), noise(13)
     found = mapped.target(pictures, LABELS, 5, batch)
     blocks = found.moments.reshape(5, mapped.dimension)
     np.testing.assert_array_equal(found.shares, [5 / 13, 0, 6 / 13, 0, 2 / 13])
@@ -268,9 +261,9 @@ def test_labels_without_classes_leave_the_target_alone(feature_map):
     assert plain.shares.tolist() == labelled.shares.tolist() == [1]
 
 
-@pytest.mark.parametrize("patch", [0, 32])
-def test_no_images_moments_by_label_are_longer_than_one(vgg, patch):
-    mapped = FeatureMap(vgg, Features(patch=patch), 1, 16)
+@pytest.mark.parametrize("tone", [0.0, 1.0])
+def test_no_images_moments_by_label_are_longer_than_one(vgg, tone):
+    mapped = FeatureMap(vgg, Features(tone_weight=tone), 1, 16)
     pictures = np.concatenate((noise(4), np.full((1, 1, 16, 16), 255, np.uint8), np.zeros((1, 1, 16, 16), np.uint8)))
     for label, image in enumerate(pictures):
         found = mapped.moments(scaled(image[None]), label_groups(torch.tensor([label]), 6)).view(6, -1)
@@ -304,7 +297,7 @@ def test_fingerprints_name_the_map(vgg):
     others = [
         FeatureMap(vgg, Features(layers=(0, 2)), 1, 16),
         FeatureMap(vgg, Features(layers=(0, 1), second_weight=0.1), 1, 16),
-        FeatureMap(vgg, Features(layers=(0, 1), feature_size=32), 1, 16),
+        FeatureMap(vgg, Features(layers=(0, 1), feature_scale=2), 1, 16),
         FeatureMap(vgg, Features(layers=(0, 1)), 1, 32),
         FeatureMap(random_vgg(), Features(layers=(0, 1)), 1, 16),
     ]
@@ -389,73 +382,77 @@ def test_the_loss_has_no_gradient_through_the_average():
     assert float(moments.grad) == pytest.approx(-2 * 0.75)
 
 
-# ------------------------------------------------------------------------------- patch features
+# ---------------------------------------------------------------------------------------- tones
 
 
-def normal_frequencies(half, bandwidth=0.5, channels=3, side=3):
-    draws = torch.Generator().manual_seed(5)
-    return torch.randn(half, channels, side, side, generator=draws, dtype=torch.float64) / (bandwidth * side)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tones_keep_the_norm_and_never_fall_below_nought(vgg, channels):
+    images = torch.rand(3, channels, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    images[0], images[1] = 1, -1
+    plain, toned = (FeatureMap(vgg, Features(tone_weight=weight), channels, 16) for weight in (0.0, 2.0))
+    of_tones = toned.dimension - plain.dimension
+    assert of_tones == 64 * channels + 16 * 9 * (1 if channels == 1 else 4)
+    vectors = toned.moments(images, torch.eye(3)).view(3, -1)
+    assert (vectors.norm(dim=1) <= 1 + 1e-5).all() and (vectors >= 0).all()
+    assert plain.fingerprint() != toned.fingerprint()
 
 
-def test_the_gradient_of_mean_waves_is_that_of_plain_autograd():
-    angles = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    assert torch.autograd.gradcheck(_MeanWaves.apply, angles.requires_grad_())
+def test_tone_weight_is_its_share_beside_first_moments(vgg):
+    white = torch.ones(1, 3, 16, 16)
+    found = FeatureMap(vgg, Features(layers=(0,), second_weight=0.0, tone_weight=1.5), 3, 16).moments(white)
+    shares = [part.square().sum() for part in (found[-768:-576], found[-576:])]
+    torch.testing.assert_close(torch.stack(shares), torch.full((2,), 1.5 / 2.5 / 2))
 
 
-@pytest.mark.parametrize("scale", [1, 2])
-def test_patch_features_approximate_the_mean_kernel_over_pairs_of_patches(scale):
-    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(6), dtype=torch.float64) * 2 - 1
-    found = patch_features(x, normal_frequencies(8192), scale)
-    pooled = torch.nn.functional.avg_pool2d(x, scale)
-    patches = torch.nn.functional.unfold(pooled, 3).transpose(1, 2) / 3
-    pairs = torch.cdist(patches[:, None], patches[None]).square()
-    kernel = torch.exp(-pairs / (2 * 0.5**2)).mean((2, 3))
-    torch.testing.assert_close(found @ found.T, kernel, atol=0.03, rtol=0)
+def test_tones_tell_a_saturated_image_from_a_soft_one_of_equal_mean():
+    soft = torch.zeros(1, 1, 32, 32)
+    hard = torch.ones(1, 1, 32, 32)
+    hard[:, :, :, ::4] = hard[:, :, :, 1::4] = -1
+    torch.testing.assert_close(mean_colours(soft), mean_colours(hard))
+    assert (tone_histograms(soft) - tone_histograms(hard)).norm() > 0.5
 
 
-def test_patch_features_of_flat_images_have_norm_one_and_no_others_have_more():
-    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(7), dtype=torch.float64) * 2 - 1
-    x[0] = 0.3
-    norms = patch_features(x, normal_frequencies(64), 1).norm(dim=1)
-    assert norms[0] == pytest.approx(1)
-    assert (norms[1:] < 1).all()
+# ------------------------------------------------------------------------------------- framing
 
 
-def test_patch_features_tell_a_saturated_green_from_a_grey():
-    grey, green = torch.zeros(1, 3, 8, 8, dtype=torch.float64), -torch.ones(1, 3, 8, 8, dtype=torch.float64)
-    green[:, 1] = 1
-    one, other = (patch_features(x, normal_frequencies(512), 2) for x in (grey, green))
-    assert (one - other).square().sum() > 1.5
+def test_images_are_scaled_up_for_the_network(vgg):
+    small, large = torch.rand(2, 3, 16, 16) * 2 - 1, FeatureMap(vgg, Features(layers=(0,)), 3, 32)
+    mapped = FeatureMap(vgg, Features(layers=(0,), feature_scale=2), 3, 16)
+    assert mapped.dimension == 2 * 16 * 32 * 32
+    doubled = torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(mapped.moments(small), large.moments(doubled), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("channels", "scales"), [(1, (1, 2)), (3, (1, 2, 4))])
-def test_patches_keep_the_norm_and_raise_the_dimension(vgg, channels, scales):
-    images = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    plain, patched = (
-        FeatureMap(vgg, Features(patch=count, patch_scales=scales, patch_weight=2.0), channels, 16) for count in (0, 32)
-    )
-    assert patched.dimension == plain.dimension + 32 * len(scales)
-    assert patched.moments(images).shape == (patched.dimension,)
-    assert patched.moments(images).norm() <= 1 + 1e-5
-    assert plain.fingerprint() != patched.fingerprint()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("factor", "shift"), [(1, 0), (1, 2), (2, 1), (3, 0)])
+def test_framing_is_a_shift_with_borders_repeated_and_then_bilinear(dtype, factor, shift):
+    framing = Framing(8, factor, shift)
+    x = torch.rand(framing.turns, 3, 8, 8, generator=torch.Generator().manual_seed(2)).to(dtype)
+    padded = torch.nn.functional.pad(x.float(), [shift] * 4, mode="replicate")
+    each = 2 * shift + 1
+    cut = [padded[n, :, n // each : n // each + 8, n % each : n % each + 8] for n in range(framing.turns)]
+    wanted = torch.nn.functional.interpolate(torch.stack(cut), scale_factor=factor, mode="bilinear")
+    close = {"rtol": 2e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(framing(x, torch.arange(framing.turns)).float(), wanted, **close)
+    whole = framing(x, torch.tensor([framing.turns - 1]))
+    torch.testing.assert_close(whole[-1].float(), wanted[-1], **close)
+    torch.testing.assert_close(framing(x)[framing.turns // 2].float(), wanted[framing.turns // 2], **close)
 
 
-def test_patch_weight_is_a_scales_share_beside_first_moments(vgg):
-    settings = Features(layers=(0,), second_weight=0.0, patch=8, patch_scales=(1, 2), patch_weight=1.5)
-    flat = torch.zeros(1, 3, 16, 16)
-    parts = FeatureMap(vgg, settings, 3, 16).moments(flat)[-16:].view(2, 8)
-    torch.testing.assert_close(parts.square().sum(1), torch.full((2,), 1.5 / 4))
+def test_real_images_take_all_shifts_in_turn_whatever_the_batches(vgg):
+    mapped, pictures = FeatureMap(vgg, Features(layers=(0, 1), shift=1), 1, 16), noise(20)
+    one, other = (mapped.target(pictures, batch=batch).moments for batch in (7, 100))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    apart = [mapped.moments(scaled(pictures[i : i + 1]), turns=torch.tensor([i % 9])) for i in range(20)]
+    np.testing.assert_allclose(torch.stack(apart).mean(0).numpy(), one, atol=1e-6)
+    np.testing.assert_allclose(mapped.vectors(pictures[10:13], 10).numpy(), torch.stack(apart[10:13]), atol=1e-6)
 
 
-def test_patch_frequencies_are_the_same_for_every_run(vgg):
-    one, other = (FeatureMap(vgg, Features(patch=8, patch_scales=(2,)), 3, 16).frequencies[2] for _ in range(2))
-    assert torch.equal(one, other)
-    assert one.shape == (4, 3, 3, 3)
-
-
-def test_patches_that_do_not_fit_are_refused(vgg):
-    with pytest.raises(SettingError, match="patch_scales: 8"):
-        FeatureMap(vgg, Features(patch=8, patch_scales=(8,)), 3, 16)
+def test_a_search_draws_a_shift_only_where_there_are_some():
+    plain, some = Tape(Stream(0, Purpose.SEARCH)), Tape(Stream(0, Purpose.SEARCH))
+    assert Framing(8).drawn(plain) is None and int(plain.block) == 0
+    drawn = {int(Framing(8, 1, 1).drawn(some)) for _ in range(200)}
+    assert drawn == set(range(9))
 
 
 # ------------------------------------------------------------------------------ squared distance
@@ -463,7 +460,7 @@ def test_patches_that_do_not_fit_are_refused(vgg):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"second_weight": 0.0}, {"layers": (0, 2)}, {"patch": 8, "pool": 4}],
+    [{}, {"second_weight": 0.0}, {"layers": (0, 2)}, {"tone_weight": 0.5, "pool": 4}],
     ids=str,
 )
 @pytest.mark.parametrize("labels", [[0] * 6, [0, 0, 1, 3, 3, 3], [2] * 6], ids=str)
@@ -486,7 +483,7 @@ def test_the_distance_by_blocks_is_that_of_the_moments(monkeypatch, vgg, changes
 
 @pytest.mark.parametrize("joined", [False, True])
 def test_pieces_of_a_target_hold_each_number_once(vgg, joined):
-    mapped = FeatureMap(vgg, Features(patch=8), 1, 16)
+    mapped = FeatureMap(vgg, Features(tone_weight=0.5), 1, 16)
     target = torch.arange(3 * mapped.dimension, dtype=torch.float32)
     goals = mapped.split(target)
     pieces = torch.cat((goals.joined() if joined else goals).tensors, 1)

@@ -277,7 +277,7 @@ class FeatureMap:
 
     def _of_tones(self, x: Tensor) -> Iterator[Block]:
         if self.tones:
-            yield Block(mean_colours(x).shape[1], self.weights[2], True)
+            yield Block(mean_colours(x).shape[1], self.weights[2], False)
             yield Block(tone_histograms(x).shape[1], self.weights[2], False)
 
     def _stages(self, x: Tensor, activate: Activation = rectify, turns: Tensor | None = None) -> list[Tensor]:

@@ -13,8 +13,8 @@ _LEVELS = 9  # of a histogram, from -1 to 1: each pixel counts for the two next 
 
 
 def mean_colours(x: Tensor) -> Tensor:
-    """Means of 8×8 cells: `[B, C, H, W]` in [-1, 1] → `[B, C · 64]` of norm ≤ 1, signed."""
-    means = _averaged(x, _MEANS).flatten(1)
+    """Means of 8×8 cells, from 0 to 1: `[B, C, H, W]` in [-1, 1] → `[B, C · 64]` of norm ≤ 1, never below 0."""
+    means = (1 + _averaged(x, _MEANS).flatten(1)) / 2
     return means / means.shape[1] ** 0.5
 
 
