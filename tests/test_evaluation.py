@@ -11,19 +11,21 @@ from PIL import Image
 
 import prismfl
 from prismfl import evaluation
+from prismfl.config import Features, Settings
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
 from prismfl.evaluation import METRICS, as_text, evaluate_model, over_seeds, save_evaluation
 from prismfl.metrics.diversity import inception_score
-from prismfl.metrics.embedding import judge_features
+from prismfl.metrics.embedding import JUDGE_FEATURES, judge_features
 from prismfl.metrics.frechet import fid, fid_judge
 from prismfl.metrics.intervals import t_interval
 from prismfl.metrics.kernel import kernel_distance
 from prismfl.metrics.neighbours import balls, compare
+from prismfl.metrics.presentation import of_real
 from prismfl.metrics.readability import Classifier, readability, record
 from prismfl.metrics.synthetic import worth
+from prismfl.metrics.tone import tone
 from prismfl.modelfile import load_model, save_model
-from prismfl.nets import overlap
 from prismfl.sampling import labels_like
 
 
@@ -56,7 +58,7 @@ def test_figures_are_those_of_their_makers(model):
     real, fake = judge_features(test.images), judge_features(images)
     kid = kernel_distance(real, fake)
     assert (found["kid_judge"], found["kid_judge_over_subsets"]) == (kid.mean, kid.interval)
-    near = vars(compare(balls(real), balls(fake)))
+    near = vars(compare(balls(real), balls(fake))) | vars(tone(images)) | of_real(vars(tone(test.images)))
     judge = Classifier(load_dataset("digits", None, 16, "train"), steps=2)
     told = vars(readability(judge, images, test, labels_like(test.labels, 40))) | vars(record(judge, test))
     assert near | told == {name: found[name] for name in (*near, *told)}
@@ -68,6 +70,9 @@ def test_figures_are_those_of_their_makers(model):
             "fid_judge",
             "kid_judge",
             "kid_judge_over_subsets",
+            "real_samples",
+            "warnings",
+            *of_real(dict.fromkeys(BY_JUDGE["fid"] | BY_JUDGE["kid"] | BY_JUDGE["prdc"])),
             "ledger",
             "privacy",
             "class_names",
@@ -77,10 +82,15 @@ def test_figures_are_those_of_their_makers(model):
     }
 
 
-ALL = {
+BY_JUDGE = {
     "fid": {"fid_judge"},
     "kid": {"kid_judge", "kid_judge_over_subsets"},
     "prdc": {"precision_judge", "recall_judge", "density_judge", "coverage_judge"},
+}
+TONES = {"black", "white", "midtone", "channel_range"}
+ALL = {
+    **{name: figures | {*of_real(dict.fromkeys(figures)), "real_samples"} for name, figures in BY_JUDGE.items()},
+    "tone": TONES | {*of_real(dict.fromkeys(TONES))},
     "readability": {
         *("readable", "confidence", "label_agreement", "class_shares", "least_class", "label_imbalance"),
         *("is_classifier", "is_classifier_over_splits", "test_accuracy", "test_readable", "class_names"),
@@ -88,11 +98,12 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("metrics", ["fid", "kid", "prdc", "readability", " prdc , fid", "fid,fid", ",kid,"])
+@pytest.mark.parametrize("metrics", ["fid", "kid", "prdc", "tone", "readability", " prdc , fid", "fid,fid", ",kid,"])
 def test_what_is_asked_for_is_measured_and_nothing_else(model, metrics):
     found = evaluate_model(model, samples=20, metrics=metrics)
     asked = {name.strip() for name in metrics.split(",")} - {""}
-    assert set(found) == {"samples", "repeats", "seed", "ledger", "privacy"}.union(*(ALL[name] for name in asked))
+    head = {"samples", "repeats", "seed", "ledger", "privacy"} | ({"warnings"} if "fid" in asked else set())
+    assert set(found) == head.union(*(ALL[name] for name in asked))
     if asked != {"readability"}:
         whole = evaluate_model(model, samples=20)
         assert {name: whole[name] for name in found} == found, "what else is measured changes nothing"
@@ -105,7 +116,7 @@ def test_without_readability_no_classifier_is_trained(model, monkeypatch):
 
 @pytest.mark.parametrize("metrics", ["is", "fid,lpips", "FID", "fid kid"])
 def test_unknown_metrics_are_refused(model, metrics):
-    with pytest.raises(SettingError, match="expected some of fid, kid, prdc, readability"):
+    with pytest.raises(SettingError, match="expected some of fid, kid, prdc, tone, readability"):
         evaluate_model(model, samples=20, metrics=metrics)
 
 
@@ -323,11 +334,26 @@ def test_a_model_of_some_classes_is_judged_by_these(tiny, tmp_path):
     assert found["fid_judge"] == pytest.approx(fid_judge(part.images, images), rel=1e-6)
 
 
-def test_a_judge_that_saw_the_images_is_warned_of(model, monkeypatch):
-    assert "warnings" not in evaluate_model(model, samples=20)
-    monkeypatch.setitem(overlap.SPELLINGS, "digits", ("cifar10",))
-    (note,) = evaluate_model(model, samples=20)["warnings"]
-    assert "the judge was trained on CIFAR-10" in note and "fid_judge flatters" in note
+def test_a_near_relation_of_the_judge_is_told_of(model, monkeypatch):
+    assert "warnings" not in evaluate_model(model, samples=20, metrics="tone")
+    monkeypatch.setattr(evaluation, "_settings", lambda *_: Settings(features=Features(features="efficientnet-lite0")))
+    (note,) = evaluate_model(model, samples=20, metrics="tone")["warnings"]
+    assert "efficientnet-lite2, is a sibling of the matched network efficientnet-lite0" in note
+
+
+def test_a_distance_of_fewer_images_than_features_is_warned_of(model):
+    (note,) = evaluate_model(model, samples=JUDGE_FEATURES - 1, metrics="fid")["warnings"]
+    assert "fid_judge of 271 images, fewer than the judge's 272 features" in note
+    assert "warnings" not in evaluate_model(model, samples=JUDGE_FEATURES, metrics="fid")
+
+
+def test_beside_a_distance_stands_that_of_as_many_real_images(model):
+    found = evaluate_model(model, samples=60, metrics="fid,kid,tone")
+    assert found["real_samples"] == 60 and 0 < found["fid_judge_of_real"] < found["fid_judge"] / 3
+    assert found["kid_judge_of_real"] < found["kid_judge"] / 3
+    text = as_text(found)
+    assert f"(real images {found['fid_judge_of_real']:.4f})" in text
+    assert f"(real images {found['black_of_real']:.4f})" in text and "Others" not in text
 
 
 # -------------------------------------------------------------------------------- pairs and saving

@@ -168,7 +168,9 @@ def _closing(folder: Any, found: Any, report: str) -> None:
         print(f"a client and round: {each[0]:.3f} bits a parameter up, {each[1]:.3f} down")
     if "fid_judge" in found:
         outside = ", outside the guarantee" if found.get("outside_guarantee") else ""
-        print(f"fid_judge {found['fid_judge']:.2f} (Fréchet distance in the judge network{outside})")
+        halves = found.get("fid_judge_of_halves")
+        beside = "" if halves is None else f"; one half of the real test images from the other: {halves:.2f}"
+        print(f"fid_judge {found['fid_judge']:.2f} (Fréchet distance in the judge network{outside}{beside})")
     print(
         f"model    {folder.model} ({found['model_bytes']} bytes, {found['model_bits_per_parameter']:.3f} bits a weight)"
     )
@@ -380,7 +382,7 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help="Some of fid,kid,prdc,readability [all of these that apply],"
+            help="Some of fid,kid,prdc,tone,readability [all of these that apply],"
             " and synthetic: what a classifier learns of the samples alone;"
             " membership: what they tell of the training images.",
             show_default=False,
@@ -396,7 +398,7 @@ def evaluate(
     save: Annotated[bool, typer.Option("--save", help="Write evaluation.json beside the model, for reports.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a finished model: distance to test images, fidelity, diversity, and how readable its samples are."""
+    """Measure a finished model beside real images: distance, fidelity, diversity, tone and colour, readability."""
     from prismfl.evaluation import as_text, evaluate_model, save_evaluation
 
     asked = (model, dataset, data_dir, samples, seed, inception, device)

@@ -27,7 +27,7 @@ from prismfl.federation import (
     shipped_mask,
 )
 from prismfl.files import write_atomic
-from prismfl.metrics.frechet import fid_judge
+from prismfl.metrics.frechet import Reference
 from prismfl.modelfile import Model, save_model
 from prismfl.privacy.accountant import from_json, summary_of
 from prismfl.runfolder import RunFolder
@@ -146,12 +146,13 @@ def run(
     )
     rounds = agreement.settings.federation.rounds
     state = runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients) or init(agreement)
+    real = None if test is None else Reference(test, agreement.settings.output.device)
     watcher.started(state.round, rounds)
     if test is not None and len(test):
         save_picture(grid_of_real(test, agreement.layout), folder.real)
     while state.round < rounds:
-        state = _round(agreement, course, folder, watcher, state, test)
-    return _finish(agreement, course, folder, watcher, state, test)
+        state = _round(agreement, course, folder, watcher, state, real)
+    return _finish(agreement, course, folder, watcher, state, real)
 
 
 def _round(
@@ -160,7 +161,7 @@ def _round(
     folder: RunFolder,
     watcher: Watcher,
     state: ServerState,
-    test: ImageSet | None,
+    real: Reference | None,
 ) -> ServerState:
     begun = time.monotonic()
     after, record = course.play(state)
@@ -171,8 +172,8 @@ def _round(
     sampler = None if last else _preview(agreement, after)
     if sampler and _due(output.grid_every, after.round):
         save_picture(grid_of(sampler), folder.samples(after.round))
-    if sampler and test is not None and output.distance_samples and _due(output.distance_every, after.round):
-        line["distance"] = _distance(agreement, sampler, test)
+    if sampler and real is not None and output.distance_samples and _due(output.distance_every, after.round):
+        line["distance"] = _distance(agreement, sampler, real)
     runfolder.save_state(folder, after, line)
     watcher.round_done(line, agreement.settings.federation.rounds)
     return after
@@ -249,7 +250,7 @@ def _finish(
     folder: RunFolder,
     watcher: Watcher,
     state: ServerState,
-    test: ImageSet | None,
+    real: Reference | None,
 ) -> Finished:
     watcher.note("choosing the finished model's mask")
     closing = Traffic()
@@ -261,10 +262,11 @@ def _finish(
     sampler = Sampler(model, settings.output.device)
     save_picture(grid_of(sampler), folder.samples(state.round))
     summary = _summary(agreement, folder, size, closing) | {"privacy": summary_of(from_json(ledger))}
-    if test is not None and settings.output.distance_samples:
+    if real is not None and settings.output.distance_samples:
         watcher.note(f"measuring the distance on {settings.output.distance_samples} samples")
-        summary["fid_judge"] = _distance(agreement, sampler, test)
-        summary |= {"outside_guarantee": ["fid_judge"]} if ledger else {}
+        summary["fid_judge"] = _distance(agreement, sampler, real)
+        summary["fid_judge_of_halves"] = real.halves
+        summary |= {"outside_guarantee": ["fid_judge", "fid_judge_of_halves"]} if ledger else {}
     write_atomic(folder.summary, json.dumps(summary, indent=1) + "\n")
     return Finished(folder, summary)
 
@@ -289,8 +291,7 @@ def _summary(agreement: Agreement, folder: RunFolder, size: int, closing: Traffi
     }
 
 
-def _distance(agreement: Agreement, sampler: Sampler, test: ImageSet) -> float:
-    output = agreement.settings.output
-    count = output.distance_samples
-    labels = labels_like(test.labels, count) if agreement.labels else None
-    return fid_judge(test.images, sampler.sample(count, labels=labels), device=output.device)
+def _distance(agreement: Agreement, sampler: Sampler, real: Reference) -> float:
+    count = agreement.settings.output.distance_samples
+    labels = labels_like(real.test.labels, count) if agreement.labels else None
+    return real.distance(sampler.sample(count, labels=labels))

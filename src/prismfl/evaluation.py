@@ -17,12 +17,12 @@ from prismfl.data.classes import select_classes
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.errors import DataError, ModelFileError, SettingError
 from prismfl.files import check_writable, write_atomic
-from prismfl.metrics import copying, kernel, neighbours, readability, synthetic
+from prismfl.metrics import copying, kernel, neighbours, readability, synthetic, tone
 from prismfl.metrics.diversity import inception_score
-from prismfl.metrics.embedding import judge_features
+from prismfl.metrics.embedding import JUDGE_FEATURES, judge_features
 from prismfl.metrics.frechet import frechet
 from prismfl.metrics.intervals import t_interval
-from prismfl.metrics.presentation import WITHIN, grouped
+from prismfl.metrics.presentation import WITHIN, Figure, grouped, of_real
 from prismfl.metrics.readability import Classifier
 from prismfl.nets.generator import check_device
 from prismfl.nets.inception import Inception, load_inception
@@ -37,12 +37,14 @@ METRICS = {
     "fid": 2,
     "kid": kernel.LEAST,
     "prdc": neighbours.LEAST,
+    "tone": tone.LEAST,
     "readability": readability.LEAST,
     "synthetic": synthetic.LEAST,
     "membership": copying.LEAST,
 }
 _ASKED_ONLY = {"synthetic", "membership"}  # one trains a classifier for each set of samples, one attacks the model
 _OF_CLASSES = {"readability", "synthetic"}
+_DISTANCES = {"fid", "kid", "prdc"}  # by the judge, of samples as of real images
 _OUTSIDE = "these figures are of the model's own data set: publish them, and the ledger does not cover what they tell"
 _PAIRS_OUTSIDE = "the picture of pairs shows training images: no guarantee covers it"
 _PAIRS, _PAIRS_ACROSS = 40, 5
@@ -73,10 +75,12 @@ def evaluate_model(
     which add `fid`, `is` (where there are enough samples) and `inception_sha256`.  repeats: how
     many sets of samples, of seeds `seed … seed + repeats - 1`; for more than one a figure is the
     mean over them, and `NAME_interval` is its 95 % t-interval [low, high].  metrics: some of fid,
-    kid, prdc, readability, synthetic and membership, by commas; empty takes all that apply but the last two, for
+    kid, prdc, tone, readability, synthetic and membership, by commas; empty takes all that apply but the last two, for
     readability wants images of two classes or more, synthetic a model that makes images by these, and each
-    wants a few images.  pairs: a PNG to write, of samples beside the training images nearest to them, in
-    the space `pairs_by`: see `show_pairs`.  `warnings` are there where a figure flatters or is outside a guarantee.
+    wants a few images.  Beside each distance, and beside tone, stands `NAME_of_real`: distances of `real_samples` training
+    images (as many as samples, where there are enough) from the test images, and the test images' own tone.
+    pairs: a PNG to write, of samples beside the training images nearest to them, in the space `pairs_by`: see
+    `show_pairs`.  `warnings` are there where a figure misleads or is outside a guarantee.
     Raises PrismError subclasses for unusable files, data and numbers.
     """
     if samples < 2:
@@ -106,6 +110,7 @@ def evaluate_model(
         head["inception_sha256"] = network.sha256
     notes = sibling_note(trained.features.features)
     ledger = sampler.model.ledger
+    notes += _few(wanted, samples, len(judge.test))
     notes += [_OUTSIDE] if ledger and name == trained.data.dataset else []
     notes += [_PAIRS_OUTSIDE] if pairs is not None else []
     tail = {"ledger": list(ledger), "privacy": summary_of(from_json(ledger))} | ({"warnings": notes} if notes else {})
@@ -162,11 +167,15 @@ class _Judge:
     def features(self) -> NDArray[np.float32]:
         return judge_features(self.test.images, device=self.device)
 
+    def trained(self, count: int) -> NDArray[np.float32]:
+        """Features of `count` training images, or of all where there are fewer: float32 `[n, d]`."""
+        rows = Stream(0, Purpose.SUBSETS).permutation(len(self.train))[:count]
+        return judge_features(self.train.images[np.sort(rows)], device=self.device)
+
     @cached_property
     def members(self) -> NDArray[np.float32]:
         """Features of training images, of as many as there are test images: float32 `[n, d]`."""
-        rows = Stream(0, Purpose.SUBSETS).permutation(len(self.train))[: len(self.test)]
-        return judge_features(self.train.images[np.sort(rows)], device=self.device)
+        return self.trained(len(self.test))
 
     @cached_property
     def pooled(self) -> NDArray[np.float32]:
@@ -201,8 +210,14 @@ class _Judge:
         return asked or tuple(name for name in fits if name not in without | _ASKED_ONLY)
 
     def record(self, wanted: tuple[str, ...], samples: int) -> dict[str, Any]:
-        """How classifiers do that were trained on real images: what figures of samples are to be held against."""
+        """What figures of samples are to be held against: the same of real images, and classifiers trained on these."""
         found: dict[str, Any] = {}
+        if asked := tuple(name for name in wanted if name in _DISTANCES):
+            real = self.trained(samples)
+            applying = tuple(name for name in asked if len(real) >= METRICS[name])
+            found |= {"real_samples": len(real)} | of_real(self._distances(applying, real))
+        if "tone" in wanted:
+            found |= of_real(vars(tone.tone(self.test.images)))
         if "readability" in wanted:
             found |= vars(readability.record(self.classifier, self.test))
         if _OF_CLASSES & set(wanted):
@@ -221,10 +236,12 @@ class _Judge:
         seed: of the classifier that is trained on them.
         """
         found: dict[str, Any] = {}
-        if set(wanted) - _OF_CLASSES:
+        if set(wanted) & (_DISTANCES | {"membership"}):
             found |= self._distances(wanted, judge_features(images, device=self.device))
         if self.inception is not None:
             found |= self._by_inception(self.inception, images)
+        if "tone" in wanted:
+            found |= vars(tone.tone(images))
         if "readability" in wanted:
             found |= vars(readability.readability(self.classifier, images, self.test, labels))
         if "synthetic" in wanted and labels is not None:
@@ -283,10 +300,24 @@ def as_text(found: dict[str, Any]) -> str:
     seeds = f"seed {found['seed']}" + f" … {found['seed'] + found['repeats'] - 1}" * (found["repeats"] > 1)
     lines = [f"{found['samples']} samples, {seeds}"]
     for title, figures in grouped(found):
-        lines += ["", title, *(f"  {one.name:20} {one.value}  {one.interval}".rstrip() for one in figures)]
+        lines += ["", title, *(_line(one) for one in figures)]
     lines += _ledger_lines(found["ledger"])
     warnings = [f"Warning: {note}" for note in found.get("warnings", ())]
     return "\n".join([*lines, "", *warnings, f"Privacy: {found['privacy']}"])
+
+
+def _line(one: Figure) -> str:
+    return f"  {one.name:20} " + "  ".join(part for part in (one.value, one.interval, one.real) if part)
+
+
+def _few(wanted: tuple[str, ...], samples: int, test: int) -> list[str]:
+    """One warning where a Fréchet distance is of fewer images than features, else none."""
+    fewest = min(samples, test)
+    if "fid" not in wanted or fewest >= JUDGE_FEATURES:
+        return []
+    return [
+        f"fid_judge of {fewest} images, fewer than the judge's {JUDGE_FEATURES} features, is far too large: ask for more"
+    ]
 
 
 def _ledger_lines(ledger: Sequence[Mapping[str, Any]]) -> list[str]:

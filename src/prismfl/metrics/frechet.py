@@ -1,5 +1,7 @@
 """Fréchet distances: `fid_judge` in the judge network, `fid` in Inception-v3."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -7,9 +9,36 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from prismfl.data.datasets import ImageSet
 from prismfl.metrics.embedding import enough, judge_features
 from prismfl.metrics.library import of_torchmetrics
 from prismfl.nets.inception import Inception
+from prismfl.seeding import Purpose, Stream
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images that distances are measured against: embedded when first asked for, and only once."""
+
+    test: ImageSet
+    device: str = "cpu"
+
+    @cached_property
+    def features(self) -> NDArray[np.float32]:
+        """Judge features of the images: float32 `[n, 272]`."""
+        return judge_features(self.test.images, device=self.device)
+
+    @cached_property
+    def halves(self) -> float | None:
+        """Fréchet distance of one half of the images from the other, None of fewer than four."""
+        order = Stream(0, Purpose.SUBSETS).permutation(len(self.test))
+        half = len(order) // 2
+        return frechet(self.features[order[:half]], self.features[order[half:]]) if half > 1 else None
+
+    def distance(self, samples: NDArray[np.uint8]) -> float:
+        """Fréchet distance of samples uint8 `[n, C, H, W]`; see `frechet`."""
+        enough(self.test.images, samples, 2)
+        return frechet(self.features, judge_features(samples, device=self.device))
 
 
 class _Given(nn.Module):

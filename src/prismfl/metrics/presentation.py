@@ -10,6 +10,9 @@ GROUPS = {
     "Fidelity and diversity, in features of the judge": (
         *("precision_judge", "recall_judge", "density_judge", "coverage_judge"),
     ),
+    "Tone and colour: shares of pixels, and how far a pixel's channels lie apart (0 … 255)": (
+        *("black", "white", "midtone", "channel_range"),
+    ),
     "Inception-v3, as others report": ("fid", "is"),
     "Readability, by a classifier of real images": (
         *("readable", "confidence", "label_agreement", "class_shares", "least_class", "label_imbalance"),
@@ -29,16 +32,23 @@ WITHIN = {
     "membership_auc": "membership_auc_over_images",
 }
 _BY_CLASS = ("class_shares", "synthetic_by_class", "real_by_class")
-_NO_FIGURES = ("samples", "repeats", "seed")
+_NO_FIGURES = ("samples", "repeats", "seed", "real_samples")
+_REAL = "_of_real"
+
+
+def of_real(figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures of real images, under the names at which they stand beside those of samples."""
+    return {f"{name}{_REAL}": value for name, value in figures.items()}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure's name, its value, and its interval as text, empty where it has none."""
+    """A figure's name, its value, its interval and what real images come to as text, these empty where it has none."""
 
     name: str
     value: str
     interval: str
+    real: str = ""
 
 
 def grouped(found: Mapping[str, Any]) -> Iterator[tuple[str, list[Figure]]]:
@@ -51,7 +61,7 @@ def grouped(found: Mapping[str, Any]) -> Iterator[tuple[str, list[Figure]]]:
     others = [
         _figure(name, found)
         for name, value in found.items()
-        if name not in known and not name.endswith("_interval") and type(value) in (int, float)
+        if name not in known and not name.endswith(("_interval", _REAL)) and type(value) in (int, float)
     ]
     if others:
         yield "Others", others
@@ -62,7 +72,13 @@ def _figure(name: str, found: Mapping[str, Any]) -> Figure:
     if name in _BY_CLASS or not isinstance(interval, list | tuple):
         interval = ()  # ten intervals in a line would bury the shares
     value = _by_class(name, found) if name in _BY_CLASS else shown(found[name])
-    return Figure(name, value, "[" + ", ".join(map(shown, interval)) + "]" if interval else "")
+    real = found.get(f"{name}{_REAL}")
+    return Figure(
+        name,
+        value,
+        "[" + ", ".join(map(shown, interval)) + "]" if interval else "",
+        "" if real is None else f"(real images {shown(real)})",
+    )
 
 
 def _by_class(name: str, found: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """EfficientNet-Lite, trained on ImageNet: what training matches (Lite0), and what judges (Lite2).
 
-Tan, Le, "EfficientNet: rethinking model scaling for convolutional neural networks", ICML 2019; Lite leaves out squeezing
-and excitation and puts ReLU6 for Swish.  Images are in [-1, 1]; padding is TensorFlow's "same", which puts the odd pixel
-at the end; every BatchNorm (ε = 1e-3) is folded into the convolution before it.
+Tan, Le, "EfficientNet: rethinking model scaling for convolutional neural networks", ICML 2019; Lite leaves out
+squeezing and excitation and puts ReLU6 for Swish.  Images are in [-1, 1]; padding is TensorFlow's "same", which puts
+the odd pixel at the end; every BatchNorm (ε = 1e-3) is folded into the convolution before it.
 """
 
 import hashlib
