@@ -7,7 +7,7 @@ STAMP := $(shell date +%Y%m%d-%H%M%S)
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.ready  ## ten non-IID clients train a digit generator, then show its images
-	$(BIN)/prismfl train --rounds 10 --local-steps 50 --batch-size 32 --out runs/demo-$(STAMP)
+	$(BIN)/prismfl train --out runs/demo-$(STAMP)
 
 test: $(VENV)/.ready  ## the default test suite
 	$(BIN)/python -m pytest -q

@@ -36,7 +36,7 @@ class Sizes:
     size: int = 32
     width: int = 16
     latent: int = 64
-    batch: int = Search().batch_size
+    batch: int = 64
     layers: tuple[int, ...] = ()
     round_steps: int = 5
     mask: int = 1_000_000

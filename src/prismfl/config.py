@@ -73,7 +73,7 @@ class Generator:
     """The frozen random network whose mask is searched."""
 
     size: int = _setting(0, "pixels a side; 0 takes 16 for digits, else 32", choices=(0, 16, 32, 64))
-    width: int = _setting(16, "channels of the last block", least=1, most=1024)
+    width: int = _setting(0, "channels of the last block; 0 takes 16 for grey images, 32 for colour", least=0, most=1024)
     latent: int = _setting(64, "latent normals an image", least=1, most=65536)
     conditional: bool = _setting(
         True, "make images by label and match each label's moments, where images have labels (2 … 1000 of them)"
@@ -152,6 +152,8 @@ class Features:
         return replace(self, **{key: value for key, value in auto.items() if open_[key]})
 
 
+_FEW_IMAGES = 500  # a client, on average: larger batches of so few bring nothing
+_ROUND_IMAGES = {1: 1600, 3: 3200}  # that a client generates in a round, by channels
 _WHOLE_RATE, _LEAST_RATE = 300, 0.05  # steps up to which the rate is 1, and the least that longer runs come to
 
 
@@ -159,8 +161,16 @@ _WHOLE_RATE, _LEAST_RATE = 300, 0.05  # steps up to which the rate is 1, and the
 class Search:
     """A client's local mask search."""
 
-    local_steps: int = _setting(25, "gradient steps a client and round", least=1, most=1_000_000)
-    batch_size: int = _setting(64, "images a step", least=2, most=65536)
+    local_steps: int = _setting(
+        0,
+        f"gradient steps a client and round; 0: as many as make {_ROUND_IMAGES[1]} images, of colour"
+        f" {_ROUND_IMAGES[3]}",
+        least=0,
+        most=1_000_000,
+    )
+    batch_size: int = _setting(
+        0, f"images a step, 2 at least; 0: 64, and 32 where clients have fewer than {_FEW_IMAGES} images", least=0, most=65536
+    )
     learning_rate: float = _setting(
         0.0,
         f"Adam's step on the scores; 0: 1, with masks {_WHOLE_RATE} over the steps of all rounds where these are more",
@@ -387,6 +397,17 @@ class Settings:
         always = self.federation.cohort in (0, self.data.clients) and self.federation.mode != "one-shot"
         return always if self.search.adam == "auto" else self.search.adam == "keep"
 
+    def sized(self, channels: int, images: float | None = None) -> "Settings":
+        """The settings with width, batch and local steps written down, for images of so many channels.
+
+        images: how many a client has, on average; None where nobody knows.
+        """
+        width = self.generator.width or (16 if channels == 1 else 32)
+        batch = self.search.batch_size or (32 if images is not None and images < _FEW_IMAGES else 64)
+        steps = self.search.local_steps or max(1, _ROUND_IMAGES[channels] // batch)
+        search = replace(self.search, batch_size=batch, local_steps=steps)
+        return replace(self, generator=replace(self.generator, width=width), search=search)
+
     def public(self) -> "Settings":
         """The settings without paths and machines, which change nothing and are nobody's business.
 
@@ -567,6 +588,8 @@ def _check_together(settings: Settings) -> None:
     """Settings that are fine alone and impossible together."""
     data, federation = settings.data, settings.federation
     _check_weights(settings.features)
+    if settings.search.batch_size == 1:
+        raise SettingError("search.batch_size = 1", "0, or at least 2", "change search.batch_size")
     _check_clients_from(data)
     _check_people(data)
     if data.partition == "shards" and data.shards % data.clients:

@@ -76,12 +76,13 @@ def prepare(
         test = None  # held-back images are private too, and no noise covers what is measured on them
     _check_test(settings, train, test)
     parts = partition(train, settings.data, settings.seed)
-    settings = _matching(settings, train.images.shape[1])
+    channels = train.images.shape[1]
+    settings = _matching(settings.sized(channels, len(train) / len(parts)), channels)
     loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_private(settings, loaded, train.classes, [len(part) for part in parts])
     settings = _settled(_compiled(settings), loaded)
-    agreement = agree(settings, train.images.shape[1], train.classes)
+    agreement = agree(settings, channels, train.classes)
     features = FeatureMap(loaded, settings.features, agreement.layout.channels, agreement.layout.size)
     clients = deal(train, parts, scratch)
     warnings = _warnings(settings, loaded, clients, test)
@@ -137,7 +138,7 @@ def agree_on(settings: Settings, channels: int, classes: tuple[str, ...]) -> Agr
     Its settings name the feature network by its SHA-256.  Raises PrismError subclasses, PrivacyError for a
     feature network that may have seen the private images.
     """
-    settings = _matching(settings, channels)
+    settings = _matching(settings.sized(channels), channels)
     loaded = load_matched(settings.features)
     names = select_names(classes, settings.data.classes)
     if settings.privacy.epsilon:
