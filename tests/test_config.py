@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prismfl import cli
 from prismfl.config import SECTIONS, Search, Settings, load_settings, merged, read_toml, settings_from, to_toml
 from prismfl.errors import SettingError
+from prismfl.preparation import matching
 
 HARD_TEXTS = [
     'a "quoted" word',
@@ -158,15 +159,15 @@ IMPOSSIBLE = [
     ("generator", "size", 128, "one of 0, 16, 32, 64"),
     ("generator", "size", False, "one of 0, 16, 32, 64"),
     ("generator", "size", 16.0, "one of 0, 16, 32, 64"),
-    ("generator", "width", 0, "≥ 1"),
+    ("generator", "width", -1, "≥ 0"),
     ("generator", "latent", 0, "≥ 1"),
     ("features", "layers", [-1], "≥ 0"),
     ("features", "layers", [0, 1.5], "int"),
     ("features", "layers", [True], "int"),
     ("features", "layers", "0,1", "tuple"),
     ("features", "second_weight", -0.1, "≥ 0"),
-    ("search", "local_steps", 0, "≥ 1"),
-    ("search", "batch_size", 1, "≥ 2"),
+    ("search", "local_steps", -1, "≥ 0"),
+    ("search", "batch_size", -1, "≥ 0"),
     ("search", "learning_rate", -0.1, "≥ 0"),
     ("search", "learning_rate", math.inf, "≤ 1000"),
     ("search", "learning_rate", math.nan, "float"),
@@ -296,7 +297,7 @@ def test_settings_made_in_python_are_checked_too():
     with pytest.raises(SettingError, match=r"data\.clients"):
         Settings(data=Data(clients=0))
     with pytest.raises(SettingError, match=r"search\.batch_size"):
-        Settings(search=Search(batch_size=0))
+        Settings(search=Search(batch_size=1))
 
 
 # ----------------------------------------------------------------------------- merged, and options
@@ -356,13 +357,51 @@ def test_a_network_in_a_file_is_public_by_its_hash_alone():
     assert made.public() == settings_from(tomllib.loads(to_toml(made.public())))
 
 
-def test_with_epsilon_less_is_released_unless_asked_for():
-    plain, private = settings_from({}), settings_from({"privacy": {"epsilon": 3.0}})
-    assert (plain.features.pool, plain.features.second_weight) == (0, 0.05)
-    assert (private.features.pool, private.features.second_weight) == (8, 0.0)
-    asked = {"privacy": {"epsilon": 3.0}, "features": {"pool": 0}}
-    assert (settings_from(asked).features.pool, settings_from(asked).features.second_weight) == (0, 0.0)
-    assert settings_from({"privacy": {"epsilon": 0.0}}) == plain
+@pytest.mark.parametrize(
+    ("channels", "epsilon", "asked", "wanted"),
+    [
+        (1, 0.0, {}, ("vgg", 1, 0, 0, 0.05, 0.0)),
+        (1, 3.0, {}, ("vgg", 1, 0, 8, 0.0, 0.0)),
+        (1, 3.0, {"pool": 0, "second_weight": 0.1}, ("vgg", 1, 0, 0, 0.1, 0.0)),
+        (3, 0.0, {}, ("efficientnet-lite0", 2, 2, 4, 0.0, 0.3)),
+        (3, 3.0, {}, ("efficientnet-lite0", 2, 2, 4, 0.0, 0.3)),
+        (3, 0.0, {"shift": 0, "tone_weight": 0.0, "feature_scale": 3}, ("efficientnet-lite0", 3, 0, 4, 0.0, 0.0)),
+        (3, 0.0, {"features": "vgg"}, ("vgg", 1, 0, 0, 0.05, 0.0)),
+        (1, 0.0, {"features": "efficientnet-lite0"}, ("efficientnet-lite0", 2, 2, 4, 0.0, 0.3)),
+    ],
+    ids=str,
+)
+def test_what_is_matched_follows_from_images_and_epsilon_unless_asked_for(channels, epsilon, asked, wanted):
+    features = matching(
+        settings_from({"generator": {"size": 32}, "privacy": {"epsilon": epsilon}, "features": asked}), channels
+    ).features
+    found = (features.features, features.feature_scale, features.shift, features.pool)
+    assert (*found, features.second_weight, features.tone_weight) == wanted
+    assert features.filled(32, lite="lite" in features.features) == features, "resolved once, it stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("channels", "images", "asked", "wanted"),
+    [
+        (1, 6000.0, {}, (16, 64, 25)),
+        (1, 144.0, {}, (16, 32, 50)),
+        (3, None, {}, (32, 64, 50)),
+        (3, 400.0, {"batch_size": 128, "local_steps": 7}, (32, 128, 7)),
+    ],
+    ids=str,
+)
+def test_width_batch_and_steps_follow_from_the_images_unless_asked_for(channels, images, asked, wanted):
+    found = settings_from({"search": asked}).sized(channels, images)
+    assert (found.generator.width, found.search.batch_size, found.search.local_steps) == wanted
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("features", "second_weight", -0.5), ("features", "tone_weight", -0.01), ("search", "batch_size", 1)],
+)
+def test_numbers_between_auto_and_the_least_are_refused(section, key, value):
+    with pytest.raises(SettingError, match=f"{section}.{key} = {value}"):
+        settings_from({section: {key: value}})
 
 
 def test_private_settings_come_back_from_their_text(tmp_path):

@@ -73,7 +73,9 @@ class Generator:
     """The frozen random network whose mask is searched."""
 
     size: int = _setting(0, "pixels a side; 0 takes 16 for digits, else 32", choices=(0, 16, 32, 64))
-    width: int = _setting(0, "channels of the last block; 0 takes 16 for grey images, 32 for colour", least=0, most=1024)
+    width: int = _setting(
+        0, "channels of the last block; 0 takes 16 for grey images, 32 for colour", least=0, most=1024
+    )
     latent: int = _setting(64, "latent normals an image", least=1, most=65536)
     conditional: bool = _setting(
         True, "make images by label and match each label's moments, where images have labels (2 … 1000 of them)"
@@ -90,8 +92,9 @@ class Features:
         " (never trained), or a file of `prismfl pretrain`; auto: efficientnet-lite0 for colour, vgg for grey",
     )
     weights: str = _setting(
-        "", "file of the network's weights: torchvision's vgg19 (.pth, or .safetensors), or another copy of"
-        " efficientnet-lite0's"
+        "",
+        "file of the network's weights: torchvision's vgg19 (.pth, or .safetensors), or another copy of"
+        " efficientnet-lite0's",
     )
     features_sha256: str = _setting("", "SHA-256 that the network's weights must have; filled in when a run begins")
     feature_scale: int = _setting(
@@ -169,7 +172,10 @@ class Search:
         most=1_000_000,
     )
     batch_size: int = _setting(
-        0, f"images a step, 2 at least; 0: 64, and 32 where clients have fewer than {_FEW_IMAGES} images", least=0, most=65536
+        0,
+        f"images a step, 2 at least; 0: 64, and 32 where clients have fewer than {_FEW_IMAGES} images",
+        least=0,
+        most=65536,
     )
     learning_rate: float = _setting(
         0.0,

@@ -362,7 +362,10 @@ class FeatureMap:
         for start in range(0, len(images), batch):
             part = torch.from_numpy(images[start : start + batch]).to(device)
             groups = label_groups(tags[start : start + batch].to(device), classes)
-            x, turns = part.float().div_(127.5).sub_(1), self.turns_of(torch.arange(start, start + len(part), device=device))
+            x, turns = (
+                part.float().div_(127.5).sub_(1),
+                self.turns_of(torch.arange(start, start + len(part), device=device)),
+            )
             total += self.moments(x, groups, turns).double() * len(part)
         moments = (total / len(images)).float().cpu().numpy()
         if not np.isfinite(moments).all():

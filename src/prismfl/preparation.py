@@ -77,7 +77,7 @@ def prepare(
     _check_test(settings, train, test)
     parts = partition(train, settings.data, settings.seed)
     channels = train.images.shape[1]
-    settings = _matching(settings.sized(channels, len(train) / len(parts)), channels)
+    settings = matching(settings.sized(channels, len(train) / len(parts)), channels)
     loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_private(settings, loaded, train.classes, [len(part) for part in parts])
@@ -89,7 +89,7 @@ def prepare(
     return Prepared(agreement, make_kit(agreement, features), clients, test, warnings)
 
 
-def _matching(settings: Settings, channels: int) -> Settings:
+def matching(settings: Settings, channels: int) -> Settings:
     """The settings with what is matched written down: the network, and what of its maps."""
     features = settings.features.named(channels)
     private = settings.privacy.epsilon > 0 and settings.privacy.mechanism == "release"
@@ -138,7 +138,7 @@ def agree_on(settings: Settings, channels: int, classes: tuple[str, ...]) -> Agr
     Its settings name the feature network by its SHA-256.  Raises PrismError subclasses, PrivacyError for a
     feature network that may have seen the private images.
     """
-    settings = _matching(settings.sized(channels), channels)
+    settings = matching(settings.sized(channels), channels)
     loaded = load_matched(settings.features)
     names = select_names(classes, settings.data.classes)
     if settings.privacy.epsilon:
