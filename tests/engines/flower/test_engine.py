@@ -248,7 +248,9 @@ def test_a_client_may_insist_on_privacy(fake, site_nodes, site_settings, serve, 
 
 def test_a_run_may_not_search_a_clients_file_names(fake, site_nodes, site_settings, serve, tmp_path, notes):
     settings = site_settings(data={"partition": "iid", "people": "a"}, deployment={"join_wait": 0.3})
-    assert "deals persons" in refused(fake, site_nodes, settings, serve, tmp_path / "run", notes)
+    with pytest.raises(ClientError, match="without 0, 1, 2"):
+        serve(fake(site_nodes), tmp_path / "run", settings, notes)
+    assert any("is refused" in line and "deals persons" in line for line in notes.lines)
 
 
 def test_a_clients_own_count_of_a_person_is_told_to_it_alone(
