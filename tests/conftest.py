@@ -11,6 +11,7 @@ from PIL import Image
 from prismfl.config import Features, Settings, settings_from
 from prismfl.federation import agree, make_kit
 from prismfl.layout import Layout
+from prismfl.metrics import embedding
 from prismfl.mmd import FeatureMap
 from prismfl.nets.features import load_features
 
@@ -39,6 +40,12 @@ def _tiny(**changes) -> Settings:
 def tiny():
     """A maker of tiny settings."""
     return _tiny
+
+
+@pytest.fixture(autouse=True)
+def small_judge(monkeypatch):
+    """The judge looks at 32 pixels, in a tenth of the time; `test_judge` tests it at its own size."""
+    monkeypatch.setattr(embedding, "JUDGE_SIZE", 32)
 
 
 @pytest.fixture(scope="session")

@@ -77,8 +77,8 @@ def evaluate_model(
     mean over them, and `NAME_interval` is its 95 % t-interval [low, high].  metrics: some of fid,
     kid, prdc, tone, readability, synthetic and membership, by commas; empty takes all that apply but the last two, for
     readability wants images of two classes or more, synthetic a model that makes images by these, and each
-    wants a few images.  Beside each distance, and beside tone, stands `NAME_of_real`: distances of `real_samples` training
-    images (as many as samples, where there are enough) from the test images, and the test images' own tone.
+    wants a few images.  Beside each distance, and beside tone, stands `NAME_of_real`: distances of `real_samples`
+    training images (as many as samples, where there are enough) from the test images, and the test images' own tone.
     pairs: a PNG to write, of samples beside the training images nearest to them, in the space `pairs_by`: see
     `show_pairs`.  `warnings` are there where a figure misleads or is outside a guarantee.
     Raises PrismError subclasses for unusable files, data and numbers.
@@ -316,7 +316,7 @@ def _few(wanted: tuple[str, ...], samples: int, test: int) -> list[str]:
     if "fid" not in wanted or fewest >= JUDGE_FEATURES:
         return []
     return [
-        f"fid_judge of {fewest} images, fewer than the judge's {JUDGE_FEATURES} features, is far too large: ask for more"
+        f"fid_judge of {fewest} images, fewer than the judge's {JUDGE_FEATURES} features, is mostly bias: take more"
     ]
 
 
