@@ -455,7 +455,7 @@ static PyObject *py_each(PyObject *self, PyObject *args) {
     Py_ssize_t kernel, stride, top, left, factor;
     Each e = {0};
     int back, threads;
-    if (!PyArg_ParseTuple(args, "(KKKKKKKK)(KnnKnnKK)nn(nnnn)n(nnnn)nppi", &from, &into, &small, &weights, &before,
+    if (!PyArg_ParseTuple(args, "(KKKKKKKK)(KnnKnnKK)(nnnnnnn)(nnnn)nppi", &from, &into, &small, &weights, &before,
                           &after, &inner, &outer, &made, &e.made.depth, &e.made.width, &goes, &e.goes.depth,
                           &e.goes.width, &plus, &out, &e.images, &e.together, &e.rows.sources, &e.columns.sources,
                           &e.rows.results, &e.columns.results, &e.channels, &kernel, &stride, &top, &left, &factor,
@@ -534,7 +534,7 @@ static PyMethodDef methods[] = {
     {"doubled", py_doubled, METH_VARARGS, "Add a doubled map, or its transpose."},
     {"tripled", py_tripled, METH_VARARGS, "One channel as three, or the sums of three."},
     {"pooled", py_pooled, METH_VARARGS, "The largest of four pixels, or its gradient."},
-    {"each", py_each, METH_VARARGS, "Each channel's own convolution between two clamps, or its gradient; see lite.py."},
+    {"each", py_each, METH_VARARGS, "Each channel's own convolution between two clamps, or its gradient; see depthwise.py."},
     {"kept", py_kept, METH_VARARGS, "Weights that a draw keeps."},
     {"scored", py_scored, METH_VARARGS, "The gradient by the scores."},
     {"adam", py_adam, METH_VARARGS, "One step of Adam."},

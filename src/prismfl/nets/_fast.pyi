@@ -26,6 +26,16 @@ def pooled(
 def tripled(
     places: tuple[int, ...], count: int, height: int, width: int, channels: int, half: bool, back: bool, threads: int
 ) -> None: ...
+def each(
+    places: tuple[int, ...],
+    ends: tuple[int, ...],
+    counts: tuple[int, ...],
+    kernel: tuple[int, ...],
+    factor: int,
+    half: bool,
+    back: bool,
+    threads: int,
+) -> None: ...
 def kept(places: tuple[int, ...], count: int, half: bool, threads: int) -> None: ...
 def scored(places: tuple[int, ...], count: int, half: bool, threads: int) -> None: ...
 def adam(

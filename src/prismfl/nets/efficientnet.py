@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prismfl.errors import DependencyError, ModelFileError
 from prismfl.nets.features import Activation, FeatureNet, LoadedNet, averaged, folded, rectify
-from prismfl.nets.depthwise import Matrix, Unit, before_and_after, passed
+from prismfl.nets.depthwise import Matrix, Unit, before_and_after, matrix, passed
 from prismfl.nets.fused import fusible, tripled
 
 JUDGE = "efficientnet-lite2"
@@ -184,32 +184,32 @@ def units_of(net: EfficientNetLite) -> Iterator[Unit]:
     Biases of narrowing products are left out of what goes on, and added, widened, where it is read: a product takes a
     constant to a constant, and so do sums.
     """
-    dtype = net.top.conv.weight.dtype
-    once = torch.ones(1, _STEM)
-    yield Unit(None, None, once, net.stem.conv.bias.float(), None)
+    yield Unit(None, None, torch.ones(1, _STEM), _bias(net.stem).float(), None)
     left: Tensor | None = None
     for block in net.blocks:
-        widen = None if block.widen is None else Matrix.of(block.widen.conv.weight.flatten(1).T)
-        before = None if block.widen is None else _shifted(block.widen.conv, left)
-        narrow, each = block.narrow.conv, block.each.conv
-        yield Unit(
-            widen,
-            before,
-            each.weight.flatten(1).T.float().contiguous(),
-            each.bias.float(),
-            Matrix.of(narrow.weight.flatten(1).T),
-            each.stride[0],
-            block.adds,
-        )
-        left = narrow.bias.double() + (left if block.adds and left is not None else 0)
-    top = net.top.conv
-    yield Unit(Matrix.of(top.weight.flatten(1).T), None, torch.ones(1, _HEAD), _shifted(top, left), None)
+        widen = None if block.widen is None else _both_ways(block.widen)
+        before = None if block.widen is None else _shifted(block.widen, left)
+        each = block.each.conv.weight.flatten(1).T.float().contiguous()
+        after, stride = _bias(block.each).float(), block.each.conv.stride[0]
+        yield Unit(widen, before, each, after, _both_ways(block.narrow), stride, block.adds)
+        left = _bias(block.narrow).double() + (left if block.adds and left is not None else 0)
+    yield Unit(_both_ways(net.top), None, torch.ones(1, _HEAD), _shifted(net.top, left), None)
 
 
-def _shifted(conv: nn.Conv2d, left: Tensor | None) -> Tensor:
+def _bias(part: SameConv) -> Tensor:
+    return cast(Tensor, part.conv.bias)
+
+
+def _both_ways(part: SameConv) -> tuple[Matrix, Matrix]:
+    """A 1×1 convolution as a matrix `[inputs, outputs]`, and its transpose."""
+    weight = part.conv.weight.flatten(1)
+    return matrix(weight.T), matrix(weight)
+
+
+def _shifted(part: SameConv, left: Tensor | None) -> Tensor:
     """The bias of a 1×1 convolution whose input is to have a constant added: float32."""
-    bias = conv.bias.double()
-    return (bias if left is None else bias + conv.weight.flatten(1).double() @ left).float()
+    bias = _bias(part).double()
+    return (bias if left is None else bias + part.conv.weight.flatten(1).double() @ left).float()
 
 
 def load_lite(name: str, weights: str = "") -> LoadedNet:
