@@ -86,11 +86,10 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive entries of a vector ψ: how many, their weight w_j in it, and whether they may be below 0."""
+    """Consecutive entries of a vector ψ, none below 0: how many, and their weight w_j in it."""
 
     size: int
     weight: float
-    signed: bool
 
 
 class _UnitMoments(torch.autograd.Function):
@@ -271,14 +270,14 @@ class FeatureMap:
     def _of_maps(self) -> Iterator[Block]:
         """Blocks in order: maps after ReLU and squares are never below 0."""
         for size in self.sizes:
-            yield Block(size, self.weights[0], False)
+            yield Block(size, self.weights[0])
             if self.seconds:
-                yield Block(size, self.weights[1], False)
+                yield Block(size, self.weights[1])
 
     def _of_tones(self, x: Tensor) -> Iterator[Block]:
         if self.tones:
-            yield Block(mean_colours(x).shape[1], self.weights[2], False)
-            yield Block(tone_histograms(x).shape[1], self.weights[2], False)
+            yield Block(mean_colours(x).shape[1], self.weights[2])
+            yield Block(tone_histograms(x).shape[1], self.weights[2])
 
     def _stages(self, x: Tensor, activate: Activation = rectify, turns: Tensor | None = None) -> list[Tensor]:
         shown = _channels_last(self.framing(x, turns))

@@ -36,15 +36,8 @@ LABELS = np.arange(30) % 3
 FAST = Privacy(epsilon=9.8, delta=1e-3, noise="fast")
 
 
-def signed_grid(plain, signed, bound, classes=0):
-    mask = np.arange(plain + signed) >= plain
-    return Grid(
-        np.append(mask, np.zeros(int(classes > 0), np.bool_)),
-        bound,
-        float(NORM - 10),
-        float(classes > 0) * NORM / 10,
-        classes,
-    )
+def plain_grid(entries, classes=0):
+    return Grid(entries + (classes > 0), float(NORM - 10), float(classes > 0) * NORM / 10, classes)
 
 
 def exact_square(row):
@@ -52,9 +45,9 @@ def exact_square(row):
 
 
 @pytest.fixture(scope="module")
-def patch_map():
-    """A feature map with signed blocks."""
-    return FeatureMap(load_features("vgg"), Features(layers=(0, 5), patch=8, patch_scales=(1,)), 1, 16)
+def toned_map():
+    """A feature map with tones, whose images are seen at shifts."""
+    return FeatureMap(load_features("vgg"), Features(layers=(0, 5), tone_weight=1.0, shift=1), 1, 16)
 
 
 # ------------------------------------------------------------------------------- enforced norms
@@ -75,51 +68,45 @@ def test_no_row_is_longer_than_its_bound(row, power, bound):
         assert torch.equal(after, before)
 
 
-@given(rows, rows, powers, st.integers(1, NORM))
-def test_whatever_the_features_are_what_is_summed_is_bounded(plain, signed, power, bound):
-    grid = signed_grid(len(plain), len(signed), bound)
-    (found,) = quantise(torch.tensor([plain + signed]) * power, grid)
+@given(rows, powers)
+def test_whatever_the_features_are_what_is_summed_is_bounded(row, power):
+    (found,) = quantise(torch.tensor([row]) * power, plain_grid(len(row)))
     assert exact_square(found) <= NORM**2
-    assert exact_square(found[len(plain) :]) <= bound**2
-    assert bool((found[: len(plain)] >= 0).all())
+    assert bool((found >= 0).all())
 
 
-pairs = st.integers(1, 6).flatmap(
-    lambda size: st.lists(st.lists(st.floats(-1, 1, width=32), min_size=size, max_size=size), min_size=4, max_size=4)
+pairs = st.integers(1, 12).flatmap(
+    lambda size: st.lists(st.lists(st.floats(-1, 1, width=32), min_size=size, max_size=size), min_size=2, max_size=2)
 )
 
 
-@given(pairs, powers, st.integers(1, NORM))
-def test_two_images_are_never_farther_apart_than_the_sensitivity(found, power, bound):
-    size = len(found[0])
-    for plain, grid in ((size, signed_grid(size, size, bound)), (2 * size, signed_grid(2 * size, 0, 0))):
-        assert plain + int(grid.signed.sum()) == 2 * size
-        one, two = quantise(torch.tensor([found[0] + found[1], found[2] + found[3]]) * power, grid)
-        assert exact_square(one - two) <= grid.sensitivity**2 * (1 + 1e-12)
+@given(pairs, powers)
+def test_two_images_are_never_farther_apart_than_the_sensitivity(found, power):
+    grid = plain_grid(len(found[0]))
+    one, two = quantise(torch.tensor(found) * power, grid)
+    assert exact_square(one - two) <= grid.sensitivity**2 * (1 + 1e-12)
 
 
-def test_opposite_signed_and_unlike_plain_entries_reach_the_sensitivity():
-    grid = signed_grid(2, 1, NORM // 2)
-    rest = math.sqrt(3) / 2
-    one, two = quantise(torch.tensor([[rest, 0.0, 0.5], [0.0, rest, -0.5]]) * 1.001, grid)
+def test_unlike_images_reach_the_sensitivity():
+    grid = plain_grid(2)
+    one, two = quantise(torch.eye(2) * 1.001, grid)
     assert math.sqrt(exact_square(one - two)) == pytest.approx(grid.sensitivity, rel=1e-3)
-    assert grid.sensitivity == pytest.approx(NORM * math.sqrt(2.5))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_features_that_are_not_finite_are_refused(value):
     with pytest.raises(DataError, match="not finite"):
-        quantise(torch.tensor([[0.5, value]]), signed_grid(2, 0, 0))
+        quantise(torch.tensor([[0.5, value]]), plain_grid(2))
 
 
-def test_real_vectors_are_put_on_the_grid_unshrunk(feature_map, patch_map, blobs):
-    for features in (feature_map, patch_map):
+def test_real_vectors_are_put_on_the_grid_unshrunk(feature_map, toned_map, blobs):
+    for features in (feature_map, toned_map):
         grid = grid_of(features, 0)
         vectors = features.vectors(blobs)
-        assert 0.9 < float(vectors.norm(dim=1).max()) <= 1 + 1e-5  # patches that differ average to less than 1
+        assert 0.8 < float(vectors.norm(dim=1).max()) <= 1 + 1e-5  # tones come to less than 1
         assert unshrunk(vectors, grid)
         longest = float(quantise(vectors, grid).norm(dim=1).max())
-        assert 0.9 * grid.scale < longest <= NORM
+        assert 0.8 * grid.scale < longest <= NORM
 
 
 def unshrunk(vectors, grid):
@@ -127,24 +114,9 @@ def unshrunk(vectors, grid):
     return torch.allclose(quantise(vectors, grid), wanted.round().double(), rtol=1e-6, atol=1)
 
 
-def test_patches_raise_the_sensitivity_as_their_share_says(feature_map, patch_map):
-    assert grid_of(feature_map, 0).sensitivity == pytest.approx(NORM * math.sqrt(2))
-    weights = release_weights(patch_map.blocks)
-    share = sum(weight**2 for weight, block in zip(weights, patch_map.blocks, strict=True) if block.signed)
-    assert 0 < share < 0.1
-    assert grid_of(patch_map, 0).sensitivity == pytest.approx(NORM * math.sqrt(2 + 2 * share), rel=1e-4)
-    assert grid_of(patch_map, 0).signed.sum() == 8
-
-
-def test_patches_are_signed_too_and_never_longer_than_their_share(blobs):
-    features = FeatureMap(load_features("vgg"), Features(layers=(0, 5), patch=8), 1, 16)
-    grid = grid_of(features, 0)
-    assert grid.signed.sum() == 3 * 8 and grid.signed[-24:].all()
-    vectors = features.vectors(blobs)
-    whole = quantise(vectors, grid)
-    signed = whole[:, torch.from_numpy(grid.signed)].norm(dim=1)
-    assert 0.7 * grid.signed_norm < float(signed.max()) <= grid.signed_norm
-    assert (vectors[:, torch.from_numpy(~grid.signed)] >= 0).all() and unshrunk(vectors, grid)
+def test_no_entry_of_tones_is_below_nought_and_the_sensitivity_stays(toned_map, blobs):
+    assert bool((toned_map.vectors(blobs, 3) >= 0).all())
+    assert grid_of(toned_map, 0).sensitivity == pytest.approx(NORM * math.sqrt(2))
 
 
 # -------------------------------------------------------------------------------- block weights
@@ -155,7 +127,7 @@ found_blocks = st.lists(st.tuples(st.integers(1, 10**6), st.floats(0.01, 1)), mi
 
 @given(found_blocks, st.integers(0, 2**32 - 1))
 def test_no_other_weights_of_blocks_leave_less_noise(found, seed):
-    blocks = [Block(size, weight, False) for size, weight in found]
+    blocks = [Block(size, weight) for size, weight in found]
     sizes, asked = (np.array(part, np.float64) for part in zip(*found, strict=True))
     weights = release_weights(blocks)
     assert (weights**2).sum() == pytest.approx((asked**2).sum())
@@ -168,19 +140,12 @@ def test_no_other_weights_of_blocks_leave_less_noise(found, seed):
 
 
 def test_blocks_of_one_size_and_weight_are_left_as_they_are():
-    np.testing.assert_allclose(release_weights([Block(50, 0.5, False)] * 4), 0.5)
-
-
-def test_a_block_without_weight_is_released_as_zeros(blobs):
-    features = FeatureMap(load_features("vgg"), Features(layers=(0, 5), patch=8, patch_weight=0.0), 1, 16)
-    grid = grid_of(features, 0)
-    found = to_target(integer_sums(features, grid, blobs, LABELS), grid, 1, 30)
-    assert grid.signed.any() and not found.moments[grid.signed].any()
+    np.testing.assert_allclose(release_weights([Block(50, 0.5)] * 4), 0.5)
 
 
 def test_each_block_has_the_noise_that_its_weight_says(feature_map):
     grid = grid_of(feature_map, 3)
-    drawn = noisy(np.zeros((3, len(grid.signed)), np.int64), NORM, "fast")
+    drawn = noisy(np.zeros((3, grid.width), np.int64), NORM, "fast")
     drawn[:, -1] = 100 * NORM  # counts above the noise, that no label is dropped
     errors = to_target(drawn, grid, NORM, 1).moments.reshape(3, -1) * (grid.scale / NORM)
     blocks = feature_map.blocks
@@ -194,8 +159,8 @@ def test_each_block_has_the_noise_that_its_weight_says(feature_map):
 # ----------------------------------------------------------------------------------------- sums
 
 
-def test_sums_are_the_moments_before_noise(feature_map, patch_map, blobs):
-    for features in (feature_map, patch_map):
+def test_sums_are_the_moments_before_noise(feature_map, toned_map, blobs):
+    for features in (feature_map, toned_map):
         for labels, classes in ((LABELS, 3), (LABELS, 0)):
             grid = grid_of(features, classes)
             sums = integer_sums(features, grid, blobs, labels)
@@ -335,7 +300,7 @@ def test_labels_that_a_client_has_none_of_are_released_too_and_then_dropped(feat
 
 def test_labels_that_all_drown_are_kept_as_they_are(feature_map):
     grid = grid_of(feature_map, 3)
-    drawn = np.zeros((3, len(grid.signed)), np.int64)
+    drawn = np.zeros((3, grid.width), np.int64)
     drawn[:, -1] = [30, 10, -5]
     np.testing.assert_allclose(to_target(drawn, grid, 1000, 30).shares, [0.75, 0.25, 0])
     drawn[:, -1] = -1

@@ -2,9 +2,8 @@
 
 An image's feature vector is put on an integer grid and its L2 norm is held to `NORM` steps,
 after rounding and by exact arithmetic.  Sums over images are exact int64.  Replacing one image
-then moves the sum by at most √2 · NORM where no entry is below 0, for such vectors are never more
-than a right angle apart; entries that may be (mean colours) have a bound B of their own, and
-the sum moves by at most √(2 NORM² + 2 B²).  Of n images the mean moves by √2 / n, or so much more.
+then moves the sum by at most √2 · NORM, for no entry is below 0, and such vectors are never more
+than a right angle apart.  Of n images the mean moves by √2 / n.
 
 Every entry gets the same noise, so blocks are released with weights of their own, a_j² ∝ w_j √d_j where the
 distance gives a block of d_j entries the weight w_j: of all weights whose squares have the same sum these leave the
@@ -46,14 +45,13 @@ _BATCH = 16  # images at a time: their vectors stay in the processor's cache
 class Grid:
     """Public constants of a release: what is bounded by what, in steps of the integer grid.
 
-    signed: bool `[E]`, entries that may be below 0, and signed_norm, the bound of these alone;
+    width: E, the entries of a label's block, of which with labels the last one counts;
     scale, label_scale: steps that make 1 of a feature entry and of a label's count; classes: 0
     for images without labels; stretch: float32 `[D]` or `[1]`, a_j / w_j of each feature entry, what it is multiplied
-    by before the noise and divided by after it.  A label's block has E entries, with labels the last one counts.
+    by before the noise and divided by after it.
     """
 
-    signed: NDArray[np.bool_]
-    signed_norm: int
+    width: int
     scale: float
     label_scale: float
     classes: int
@@ -62,35 +60,31 @@ class Grid:
     @property
     def entries(self) -> int:
         """Entries of the whole released vector."""
-        return len(self.signed) * max(1, self.classes)
+        return self.width * max(1, self.classes)
 
     @property
     def noise(self) -> float:
         """Squared norm of the noise that the distance sees, in σ²: that of so many entries that are not stretched."""
-        entries = len(self.signed) - (self.classes > 0)
+        entries = self.width - (self.classes > 0)
         return float((1 / np.broadcast_to(self.stretch, entries).astype(np.float64) ** 2).sum()) * max(1, self.classes)
 
     @property
     def sensitivity(self) -> float:
         """How far replacing one image moves the sum, at most: L2 norm in steps."""
-        return math.sqrt(2 * NORM**2 + 2 * self.signed_norm**2)
+        return math.sqrt(2) * NORM
 
 
 def grid_of(features: FeatureMap, classes: int) -> Grid:
     """The grid of a feature map: vectors of norm 1 fill it but for what rounding may add."""
     counted = classes > 0
     weights, sizes = release_weights(features.blocks), [block.size for block in features.blocks]
-    signed = np.repeat([block.signed for block in features.blocks], sizes)
-    signed = np.append(signed, np.zeros(int(counted), np.bool_))
-    # A block of weight 0 holds zeros, which any factor suits.
-    stretch = [one / block.weight if block.weight else 1.0 for one, block in zip(weights, features.blocks, strict=True)]
-    room = math.sqrt(len(signed))
+    width = features.dimension + counted
+    stretch = [one / block.weight for one, block in zip(weights, features.blocks, strict=True)]
+    room = math.sqrt(width)
     weight = LABEL_WEIGHT if counted else 0.0
     scale = (NORM - room) * math.sqrt(1 - weight**2)
-    share = math.fsum(one**2 for one, block in zip(weights, features.blocks, strict=True) if block.signed)
-    signed_norm = math.ceil(scale * math.sqrt(share) + room) if signed.any() else 0
     label_scale = float(int((NORM - room) * weight))
-    return Grid(signed, signed_norm, scale, label_scale, classes, np.repeat(np.array(stretch, np.float32), sizes))
+    return Grid(width, scale, label_scale, classes, np.repeat(np.array(stretch, np.float32), sizes))
 
 
 def release_weights(blocks: Sequence[Block]) -> NDArray[np.float64]:
@@ -109,8 +103,7 @@ def release_weights(blocks: Sequence[Block]) -> NDArray[np.float64]:
 def quantise(vectors: Tensor, grid: Grid) -> Tensor:
     """Feature vectors float32 `[B, D]` as whole numbers, float64 `[B, E]`, of enforced norm.
 
-    Each row's norm is at most `NORM`, that of its signed entries at most `signed_norm`, and no
-    other entry is below 0.  Raises DataError for features that are not finite.
+    Each row's norm is at most `NORM`, and no entry is below 0.  Raises DataError for features that are not finite.
     """
     if not bool(torch.isfinite(vectors).all()):
         raise DataError("features that are not finite", "finite ones", "check the images and the feature network")
@@ -118,13 +111,7 @@ def quantise(vectors: Tensor, grid: Grid) -> Tensor:
     whole = (vectors * steps).round_().double()
     if grid.classes:
         whole = torch.cat((whole, whole.new_full((len(whole), 1), grid.label_scale)), 1)
-    if grid.signed_norm:
-        signed = torch.from_numpy(grid.signed).to(whole.device)
-        whole[:, signed] = enforce(whole[:, signed], grid.signed_norm)
-        whole = torch.where(signed, whole, whole.clamp_min(0))
-    else:
-        whole.clamp_min_(0)
-    return enforce(whole, NORM)
+    return enforce(whole.clamp_min_(0), NORM)
 
 
 def enforce(whole: Tensor, bound: int) -> Tensor:
@@ -153,7 +140,7 @@ def integer_sums(
     were not agreed on.
     """
     groups = max(1, grid.classes)
-    sums = np.zeros((groups, len(grid.signed)), np.int64)
+    sums = np.zeros((groups, grid.width), np.int64)
     tags = labels if grid.classes else np.zeros(len(images), np.int64)
     if tags.shape != (len(images),) or not np.isin(tags, np.arange(groups)).all():
         raise DataError(f"labels {tags.dtype} {list(tags.shape)}", f"0 … {groups - 1}, one an image", "mend the labels")
@@ -208,7 +195,7 @@ def _rounded(count: int, scale: int) -> NDArray[np.int64]:
 def noisy_sums(batches: Iterable[Tensor], images: int, privacy: Privacy, draws: int = 1) -> NDArray[np.int64]:
     """Feature vectors of `images` images, float32 `[B, D]` at a time, summed and released `draws` times.
 
-    int64 `[draws, D]`: what `release` does to vectors without labels and signed entries, as
+    int64 `[draws, D]`: what `release` does to vectors without labels, as
     audits call it.  Each draw alone is (ε, δ)-DP; more than one are more releases.
     """
     total, grid = np.zeros(0, np.int64), None
@@ -222,7 +209,7 @@ def noisy_sums(batches: Iterable[Tensor], images: int, privacy: Privacy, draws: 
 
 
 def _plain_grid(entries: int) -> Grid:
-    return Grid(np.zeros(entries, np.bool_), 0, NORM - math.sqrt(entries), 0.0, 0)
+    return Grid(entries, NORM - math.sqrt(entries), 0.0, 0)
 
 
 def _summed(whole: Tensor) -> NDArray[np.int64]:
