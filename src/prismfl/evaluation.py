@@ -213,9 +213,9 @@ class _Judge:
         """What figures of samples are to be held against: the same of real images, and classifiers trained on these."""
         found: dict[str, Any] = {}
         if asked := tuple(name for name in wanted if name in _DISTANCES):
-            real = self.trained(samples)
-            applying = tuple(name for name in asked if len(real) >= METRICS[name])
-            found |= {"real_samples": len(real)} | of_real(self._distances(applying, real))
+            others = self.trained(samples)
+            applying = tuple(name for name in asked if len(others) >= METRICS[name])
+            found |= {"real_samples": len(others)} | of_real(self._distances(applying, others))
         if "tone" in wanted:
             found |= of_real(vars(tone.tone(self.test.images)))
         if "readability" in wanted:

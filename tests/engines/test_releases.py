@@ -119,7 +119,7 @@ def test_distances_to_private_images_are_off_unless_asked_for(private, blobs, tm
     assert "fid_judge" not in quiet.summary
     assert not any("distance" in line for line in read_rounds(quiet.folder))
     asked = train(private({"distances": True}, output=output), blobs, LABELS, out=tmp_path / "asked")
-    assert asked.summary["outside_guarantee"] == ["fid_judge"] and asked.summary["fid_judge"] > 0
+    assert asked.summary["outside_guarantee"] == ["fid_judge", "fid_judge_of_halves"] and asked.summary["fid_judge"] > 0
 
 
 def test_the_same_seed_has_other_noise(private, blobs, finished, tmp_path):

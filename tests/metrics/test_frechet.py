@@ -7,9 +7,10 @@ import pytest
 import scipy.linalg
 import torch
 
+from prismfl.data.datasets import ImageSet
 from prismfl.errors import DataError, DependencyError
 from prismfl.metrics.embedding import embed, judge_features, load_judge
-from prismfl.metrics.frechet import fid, fid_judge, frechet
+from prismfl.metrics.frechet import Reference, fid, fid_judge, frechet
 from prismfl.nets.inception import Inception
 
 
@@ -83,6 +84,21 @@ def test_it_grows_with_corruption():
     real = blots(100, 0)
     found = [fid_judge(real, noisy(real, share)) for share in (0.0, 0.05, 0.2, 0.6)]
     assert found == sorted(found) and found[-1] > 2 * found[1] > 0
+
+
+def test_fewer_rows_than_features_have_the_same_distance_in_the_space_they_span():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 30, 8)).astype(np.float32) * (1, 2, 3, 1, 1, 1, 1, 1)
+    a, b = a.astype(np.float32), (b + 1).astype(np.float32)
+    wider = np.linalg.qr(rng.normal(size=(100, 8)))[0].T.astype(np.float32)  # a rotation into 100 features
+    assert frechet(a @ wider, b @ wider) == pytest.approx(frechet(a, b), rel=1e-4)
+
+
+def test_halves_of_one_set_are_nearer_than_another_set():
+    real = Reference(ImageSet(blots(80, 0), np.zeros(80, np.int64), ("one",)))
+    assert 0 < real.halves < real.distance(noisy(blots(40, 1), 0.3))
+    assert real.distance(blots(40, 1)) == frechet(real.features, judge_features(blots(40, 1)))
+    assert Reference(ImageSet(blots(3, 0), np.zeros(3, np.int64), ("one",))).halves is None
 
 
 def test_grey_is_three_equal_channels():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from prismfl.data.datasets import load_dataset
+from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.errors import DataError
-from prismfl.metrics.synthetic import _changed, worth
+from prismfl.metrics.synthetic import _changed, _mirrored, worth
 
 STEPS = 60
 
@@ -72,6 +72,21 @@ def test_changed_images_are_near_what_they_were(digits):
     apart = (found - images).flatten(1).norm(dim=1)
     others = (found - images.roll(1, 0)).flatten(1).norm(dim=1)
     assert apart.min() > 0 and (apart < others).float().mean() > 0.9
+
+
+def test_colours_teach_to_tell_colours():
+    labels = np.arange(90) % 3
+    images = np.random.default_rng(0).integers(0, 100, (90, 3, 16, 16), np.uint8)
+    images[np.arange(90), labels] += 100
+    made = ImageSet(images, labels, ("red", "green", "blue"))
+    assert worth(images, labels, made, steps=20).accuracy > 0.9
+
+
+def test_about_half_of_the_images_are_mirrored():
+    images = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = _mirrored(images, torch.Generator().manual_seed(1))
+    same, turned = ((found == one).flatten(1).all(1) for one in (images, images.flip(3)))
+    assert (same ^ turned).all() and 70 < turned.sum() < 130
 
 
 @pytest.mark.parametrize("case", ["few", "below", "above", "lengths"])

@@ -89,7 +89,7 @@ def _spanned(
     rows = np.concatenate((real, fake)).astype(np.float64)
     if len(rows) >= rows.shape[1]:
         return real, fake
-    flat = np.linalg.qr(rows.T, "r").T
+    flat = np.linalg.qr(rows.T).R.T
     return flat[: len(real)], flat[len(real) :]
 
 
