@@ -78,6 +78,14 @@ def test_colour_arrays_make_a_coloured_generator(tiny, arrays):
     assert ready.agreement.layout.channels == 3 and ready.clients[0].images.shape[1] == 3
 
 
+def test_the_matched_network_follows_the_colour_of_the_images_and_is_written_down(tiny, arrays):
+    grey, labels = arrays
+    found = [prepare(tiny(), images, labels).agreement.settings.features for images in (grey, grey.repeat(3, 1))]
+    assert [one.features for one in found] == ["vgg", "efficientnet-lite0"]
+    assert [len(one.features_sha256) for one in found] == [64, 64]
+    assert found[1].feature_scale == 4 and found[1].shift == 2
+
+
 def test_clients_as_given_keep_every_image(tiny, tmp_path):
     rng = np.random.default_rng(0)
     for client, count in (("a", 5), ("b", 9)):
