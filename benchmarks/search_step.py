@@ -1,16 +1,22 @@
 """Seconds and GFLOP/s of one local step, beside what its own matrix products take alone.
 
     python benchmarks/search_step.py [--threads 1] [--repeats 9] [--only default]
+    python benchmarks/search_step.py --against-vgg [--threads 1] [--repeats 9]
 
 Two sizes: the default (embedded network, width 16, batch 64, grey, ten labels) and the paper's (VGG-19
 with random weights, all 16 ReLU outputs, width 64, latent 128, batch 64, grey, no labels), both at 32×32 pixels,
 in each precision.  `alone` replays every convolution and matrix product that the step
 dispatched, with the same shapes, strides and dtypes and nothing between them: the share says how much of a
 step is spent in them.  Times are medians.  The last line is `paper_step_seconds X`, the best precision.
+
+`--against-vgg` steps in turns with the embedded network and with EfficientNet-Lite0 (colour, images scaled up to
+64×64 pixels, all 18 maps averaged to sides of 8 and of 4), by its kernels and by its modules in plain torch, and has
+the least seconds of processor time of each, and its ratio to the embedded network's.
 """
 
 import argparse
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -26,7 +32,8 @@ from prismfl.config import Features, Search
 from prismfl.engines.searching import keep_freed_memory
 from prismfl.layout import Layout, frozen_weights
 from prismfl.mmd import FeatureMap, label_shares
-from prismfl.nets.features import LoadedNet, load_features
+from prismfl.nets.efficientnet import EfficientNetLite, load_lite
+from prismfl.nets.features import Activation, FeatureNet, LoadedNet, averaged, load_features, rectify, scaled_up
 from prismfl.nets.tape import Tape
 from prismfl.nets.vgg import VGG19_PLAN, HeadlessVgg
 from prismfl.search import Searcher
@@ -41,10 +48,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--only", choices=("default", "paper"))
+    parser.add_argument("--against-vgg", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     print(f"{args.threads} threads\n")
+    if args.against_vgg:
+        print("\n".join(against_vgg(args.repeats)))
+        return
     print("| size | precision | ms a step | GFLOP/s | alone, ms | share |\n|---|---|---|---|---|---|")
     best = {}
     for size in [args.only] if args.only else ["default", "paper"]:
@@ -70,6 +81,46 @@ def line(size: str, precision: str, repeats: int) -> tuple[float, str]:
     rate = counter.get_total_flops() / seconds / 1e9
     row = f"| {size} | {precision} | {seconds * 1e3:.0f} | {rate:.0f} | {alone * 1e3:.0f} | {alone / seconds:.2f} |"
     return seconds, row
+
+
+class ScaledUp(FeatureNet):
+    """A network that sees images of twice their size; plain: by its modules, without its kernels."""
+
+    def __init__(self, net: EfficientNetLite, *, plain: bool) -> None:
+        super().__init__(net.width)
+        self.net, self.plain = net, plain
+
+    def walk_averaged(self, x: torch.Tensor, most: int, activate: Activation = rectify) -> Iterator[torch.Tensor]:
+        """See `FeatureNet.walk_averaged`."""
+        x = scaled_up(x, 2)
+        if self.plain:
+            return (averaged(phi, most) for phi in self.net.walk_plain(x))
+        return self.net.walk_averaged(x, most, activate)
+
+
+def against_vgg(repeats: int) -> Iterator[str]:
+    """A table of steps that were taken in turns."""
+    yield "| precision | features | ms of processor time | by vgg's |\n|---|---|---|---|"
+    lite, layout, theta = load_lite("efficientnet-lite0"), Layout(32, 3, 16, 64, 10), torch.full((1,), 0.5)
+    loaded = {"vgg": (load_features("vgg"), 0)}
+    for plain in (False, True):
+        net = LoadedNet(ScaledUp(lite.net, plain=plain), lite.sha256, lite.about)
+        name = "lite0, plain torch" if plain else "lite0"
+        loaded |= {f"{name}, sides of {pool}": (net, pool) for pool in (8, 4)}
+    for precision in ("float32", "bfloat16"):
+        settings = Search(batch_size=64, precision=precision)
+        steps = {
+            name: made(layout, FeatureMap(net, Features(pool=pool), 3, 32), settings)
+            for name, (net, pool) in loaded.items()
+        }
+        least = dict.fromkeys(steps, float("inf"))
+        for _ in range(repeats):
+            for name, searcher in steps.items():
+                begun = time.process_time()
+                searcher.gradient(theta.expand(layout.count))
+                least[name] = min(least[name], time.process_time() - begun)
+        for name, seconds in least.items():
+            yield f"| {precision} | {name} | {seconds * 1e3:.0f} | {seconds / least['vgg']:.2f} |"
 
 
 def default_size() -> tuple[Layout, FeatureMap, int]:

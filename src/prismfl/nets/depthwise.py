@@ -138,14 +138,14 @@ class _Passed(torch.autograd.Function):
         x, sizes = fused._channels_last(x), _sizes(x, unit, most)
         widen, narrow = (None if pair is None else pair[0] for pair in (unit.widen, unit.narrow))
         bits = _bits(x, unit, sizes) if ctx.needs_input_grad[0] else (None, None)
-        phi = fused._maps(len(x), unit.channels, *sizes.averaged, x.dtype)
+        phi = _maps(len(x), unit.channels, sizes.averaged, x.dtype)
         width = unit.channels if narrow is None else narrow.width
         whole = sizes.factor == 1
-        out = phi if whole and narrow is None else fused._maps(len(x), width, *sizes.written, x.dtype)
+        out = phi if whole and narrow is None else _maps(len(x), width, sizes.written, x.dtype)
         full = phi if whole else out if narrow is None else None
         plus = x if unit.adds else None
         _run(unit, sizes, _Work(x, widen, full, None if whole else phi, narrow, plus, out, bits), back=False)
-        ctx.unit, ctx.sizes, ctx.shape = unit, sizes, x.shape
+        ctx.unit, ctx.sizes, ctx.shape = unit, sizes, x.shape[:2]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*bits)
         return phi, out
@@ -156,7 +156,7 @@ class _Passed(torch.autograd.Function):
         some, unit = small if given is None else given, ctx.unit
         if some is None:
             return None, None, None
-        found = fused._maps(*ctx.shape, some.dtype)
+        found = _maps(ctx.shape[0], ctx.shape[1], ctx.sizes.read, some.dtype)
         made = None if unit.narrow is None or given is None else unit.narrow[1]
         full, goes = (found, None) if unit.widen is None else (None, unit.widen[1])
         plus = given if unit.adds else None
@@ -178,10 +178,10 @@ def _run(unit: Unit, sizes: _Sizes, work: _Work, *, back: bool) -> None:
         high, wide = sizes.written if back else sizes.read
         _each(unit, sizes, work, max(1, _ROWS // (high * wide)), back=back)
         return
-    high, wide = sizes.read if back else sizes.written
+    sides = sizes.read if back else sizes.written
     for some in _parts(unit, sizes, work):
         given = some.given if some.given is None or some.made is None else _product(some.given, some.made)
-        full = fused._maps(len(some.out), unit.channels, high, wide, some.out.dtype) if some.full is None else some.full
+        full = _maps(len(some.out), unit.channels, sides, some.out.dtype) if some.full is None else some.full
         convolved = _Work(given, None, full, some.small, None, None, full, some.bits)
         _each(unit, sizes, convolved, 1, back=back)
         if some.goes is not None:
@@ -202,12 +202,16 @@ def _parts(unit: Unit, sizes: _Sizes, work: _Work) -> Iterator[_Work]:
 
 def _product(x: Tensor, by: Matrix, plus: Tensor | None = None, into: Tensor | None = None) -> Tensor:
     """Each pixel of `[B, C, H, W]` times a matrix `[C, D]`, and something added: `[B, D, H, W]`."""
-    into = fused._maps(len(x), by.width, *x.shape[2:], x.dtype) if into is None else into
+    into = _maps(len(x), by.width, (x.shape[2], x.shape[3]), x.dtype) if into is None else into
     if plus is None:
         torch.mm(_rows(x), by.plain, out=_rows(into))
     else:
         torch.addmm(_rows(plus), _rows(x), by.plain, out=_rows(into))
     return into
+
+
+def _maps(images: int, channels: int, sides: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return fused._maps(images, channels, *sides, dtype)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -227,4 +231,6 @@ def _each(unit: Unit, sizes: _Sizes, work: _Work, together: int, *, back: bool) 
     pads = [before_and_after(side, unit.kernel, unit.stride)[0] for side in sizes.read]
     kernel, threads = (unit.kernel, unit.stride, *pads), fused._threads(len(out) * unit.channels * lines[0] * lines[1])
     counts = (len(out), together, *lines, unit.channels)
-    fused._fast.each((*maps, *weights), ends, counts, kernel, sizes.factor, fused._half(out), back, threads)
+    fused._fast.each(  # type: ignore[attr-defined]
+        (*maps, *weights), ends, counts, kernel, sizes.factor, fused._half(out), back, threads
+    )

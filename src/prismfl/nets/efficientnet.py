@@ -2,12 +2,13 @@
 
 Tan, Le, "EfficientNet: rethinking model scaling for convolutional neural networks", ICML 2019; Lite leaves out
 squeezing and excitation and puts ReLU6 for Swish.  Images are in [-1, 1]; padding is TensorFlow's "same", which puts
-the odd pixel at the end; every BatchNorm (ε = 1e-3) is folded into the convolution before it.
+the odd pixel at the end; every BatchNorm (ε = 1e-3) is folded into the convolution before it.  On a processor, frozen
+blocks are computed by a kernel: see depthwise.py.
 """
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prismfl.errors import DependencyError, ModelFileError
-from prismfl.nets.features import Activation, FeatureNet, LoadedNet, averaged, folded, rectify
 from prismfl.nets.depthwise import Matrix, Unit, before_and_after, matrix, passed
+from prismfl.nets.features import Activation, FeatureNet, LoadedNet, averaged, folded, rectify
 from prismfl.nets.fused import fusible, tripled
 
 JUDGE = "efficientnet-lite2"
@@ -146,7 +147,7 @@ class EfficientNetLite(FeatureNet):
         x = tripled(x) if x.shape[1] == 1 else x
         if self._frozen_for(x):
             return self._walk_units(x, most)
-        return (averaged(phi, most) for phi in self._walk_plain(x))
+        return (averaged(phi, most) for phi in self.walk_plain(x))
 
     def _frozen_for(self, x: Tensor) -> bool:
         frozen = not any(weight.requires_grad for weight in self.parameters())
@@ -165,7 +166,8 @@ class EfficientNetLite(FeatureNet):
             self._made = made_of, list(units_of(self))
         return self._made[1]
 
-    def _walk_plain(self, x: Tensor) -> Iterator[Tensor]:
+    def walk_plain(self, x: Tensor) -> Iterator[Tensor]:
+        """The maps by the modules alone, for colour images: what the kernels are compared with."""
         x = F.relu6(self.stem(x))
         yield x
         for block in self.blocks:
@@ -186,7 +188,7 @@ def units_of(net: EfficientNetLite) -> Iterator[Unit]:
     """
     yield Unit(None, None, torch.ones(1, _STEM), _bias(net.stem).float(), None)
     left: Tensor | None = None
-    for block in net.blocks:
+    for block in cast(Iterable[Block], net.blocks):
         widen = None if block.widen is None else _both_ways(block.widen)
         before = None if block.widen is None else _shifted(block.widen, left)
         each = block.each.conv.weight.flatten(1).T.float().contiguous()

@@ -112,7 +112,7 @@ class FeatureNet(nn.Module):
         raise NotImplementedError
 
     def walk_averaged(self, x: Tensor, most: int, activate: Activation = rectify) -> Iterator[Tensor]:
-        """The same maps, averaged down to a side of at most `most` (0: any): a network may do so while it makes them."""
+        """The same maps, averaged to a side of at most `most` (0: any): networks may do so while they make them."""
         return (averaged(phi, most) for phi in self.walk(x, activate))
 
     def stages(self, x: Tensor, last: int | None = None, activate: Activation = rectify, most: int = 0) -> list[Tensor]:

@@ -1,0 +1,200 @@
+"""Blocks in one kernel compute what plain torch does, in every precision and on every kind of processor."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from prismfl.nets import fused
+from prismfl.nets.depthwise import Unit, before_and_after, matrix, passed
+from prismfl.nets.efficientnet import EfficientNetLite, Stage
+from prismfl.nets.features import averaged, scaled_up
+
+pytestmark = pytest.mark.skipif(fused._fast is None, reason="kernels were not compiled")
+
+PRECISIONS = [torch.float32, torch.bfloat16]
+FAR = {
+    torch.float32: 1e-5,
+    torch.bfloat16: 3e-2,
+}  # of the norm; a clamp lets another number pass where rounding differs
+MOST = 3  # kinds of processors are 0 … 3
+STAGES = (Stage(1, 3, 1, 1, 16), Stage(2, 3, 2, 6, 24), Stage(2, 5, 2, 4, 40), Stage(2, 5, 1, 6, 40))
+
+
+@pytest.fixture(params=range(MOST + 1), autouse=True)
+def kind(request):
+    """Every kind of processor that this one can stand for."""
+    if fused._fast.limit(request.param) != request.param:
+        fused._fast.limit(MOST)
+        pytest.skip(f"this processor is no kind {request.param}")
+    yield request.param
+    fused._fast.limit(MOST)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def images(count, channels, high, wide, dtype=torch.float32, seed=0):
+    return normal(count, channels, high, wide, seed=seed).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def a_unit(dtype, kernel=3, stride=1, *, widen=True, narrow=True, inputs=24, channels=48):
+    """A unit whose clamps let about half of all numbers pass, both ends in use."""
+
+    def pair(high, wide, seed):
+        weights = (normal(high, wide, seed=seed) / high**0.5).to(dtype)
+        return matrix(weights), matrix(weights.T)
+
+    inputs = inputs if widen else channels
+    return Unit(
+        pair(inputs, channels, 1) if widen else None,
+        normal(channels, seed=2) * 4 if widen else None,
+        normal(kernel * kernel, channels, seed=3),
+        normal(channels, seed=4),
+        pair(channels, inputs, 5) if narrow else None,
+        stride,
+        adds=stride == 1 and narrow,
+    )
+
+
+def plainly(x, unit, most):
+    """The same by torch's own convolutions."""
+    inner = x
+    if unit.widen:
+        inner = torch.einsum("bchw,cd->bdhw", x, unit.widen[0].plain.to(x)) + unit.before.to(x)[:, None, None]
+        inner = inner.clamp(0, 6)
+    (top, below), (left, right) = (before_and_after(side, unit.kernel, unit.stride) for side in x.shape[2:])
+    weights = unit.each.to(x).T.reshape(unit.channels, 1, unit.kernel, unit.kernel)
+    padded = F.pad(inner, (left, right, top, below))
+    phi = F.conv2d(padded, weights, unit.after.to(x), unit.stride, groups=unit.channels).clamp(0, 6)
+    out = torch.einsum("bchw,cd->bdhw", phi, unit.narrow[0].plain.to(x)) if unit.narrow else phi
+    return averaged(phi, most), out + x if unit.adds else out
+
+
+def near(one, other, dtype):
+    assert one.dtype == dtype and one.shape == other.shape
+    assert (one.double() - other).norm() <= FAR[dtype] * other.norm()
+
+
+def agree(x, unit, most, dtype):
+    leaves = [x.to(dtype).requires_grad_(), x.to(dtype).double().requires_grad_()]
+    found = [call(leaf * 1, unit, most) for call, leaf in zip((passed, plainly), leaves, strict=True)]
+    for one, other in zip(*found, strict=True):
+        near(one, other, dtype)
+    weights = [normal(*end.shape, seed=8 + n) for n, end in enumerate(found[1])]
+    for chosen in ((0, 1), (0,), (1,)):  # what comes for either may be missing
+        pair = [
+            torch.autograd.grad(
+                [ends[n] for n in chosen], leaf, [weights[n].to(leaf) for n in chosen], retain_graph=True
+            )
+            for ends, leaf in zip(found, leaves, strict=True)
+        ]
+        near(pair[0][0], pair[1][0], dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("high,wide", [(1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (32, 32), (5, 7), (9, 4)])
+def test_a_unit_is_two_products_with_a_convolution_between(dtype, kernel, stride, high, wide):
+    agree(images(3, 24, high, wide), a_unit(dtype, kernel, stride), 0, dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("widen,narrow", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("most", [0, 2])
+def test_either_product_may_be_missing(dtype, widen, narrow, most):
+    unit = a_unit(dtype, widen=widen, narrow=narrow)
+    agree(images(5, 24 if widen else 48, 8, 8), unit, most, dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("most", [1, 4, 8])
+def test_what_is_matched_may_be_averaged(dtype, most):
+    agree(images(3, 24, 16, 16), a_unit(dtype, 5, 2), most, dtype)
+
+
+@pytest.mark.parametrize("count", [1, 23, 50])
+@pytest.mark.parametrize("channels", [16, 80])
+def test_any_number_of_small_images(count, channels):
+    agree(images(count, 40, 2, 2), a_unit(torch.float32, 5, inputs=40, channels=channels), 0, torch.float32)
+
+
+def test_what_is_not_a_number_stays_none():
+    x = images(2, 24, 4, 4)
+    x[1, 3, 2, 2] = torch.nan
+    phi, _ = passed(x, a_unit(torch.float32), 0)
+    assert phi[1, :, 2, 2].isnan().all() and not phi[0].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_nothing_depends_on_the_number_of_threads(dtype):
+    x, unit = images(9, 24, 16, 16, dtype).requires_grad_(), a_unit(dtype, 5, 2)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            ends = passed(x, unit, 4)
+            (gradient,) = torch.autograd.grad(ends, x, [torch.ones_like(end) for end in ends])
+            found.append([*ends, gradient])
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+def a_net():
+    """A small network of random weights, whose maps stay of about one size."""
+    torch.manual_seed(0)
+    net = EfficientNetLite(STAGES)
+    for name, weight in net.named_parameters():
+        scale = (3 / weight[0].numel()) ** 0.5 if name.endswith("weight") else 0.5
+        torch.nn.init.normal_(weight, std=scale)
+    return net.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_frozen_network_has_the_maps_and_the_gradient_of_its_modules(dtype, channels):
+    net = a_net().to(dtype)
+    exact, x = a_net().to(dtype).double(), images(4, channels, 32, 32, dtype)
+    leaves = [x.requires_grad_(), x.detach().double().requires_grad_()]
+    maps = [one.stages(leaf, most=4) for one, leaf in zip((net, exact), leaves, strict=True)]
+    assert [phi.shape[-1] for phi in maps[0]] == [4] * 9
+    weights = [normal(*phi.shape, seed=n) for n, phi in enumerate(maps[1])]
+    pair = [
+        torch.autograd.grad(found, leaf, [one.to(leaf) for one in weights])[0]
+        for found, leaf in zip(maps, leaves, strict=True)
+    ]
+    slack = 1 if dtype == torch.float32 else 10  # of seven blocks, one after the other
+    for one, other in [*zip(*maps, strict=True), pair]:
+        assert (one.double() - other).norm() <= slack * FAR[dtype] * other.norm()
+
+
+def test_the_kernels_follow_the_weights_and_leave_those_that_learn_to_torch():
+    net, x = a_net(), images(2, 3, 16, 16)
+    before = net.stages(x)[-1]
+    net.blocks[1].each.conv.bias.add_(1)
+    after = net.stages(x)[-1]
+    assert not torch.allclose(before, after)
+    net.requires_grad_(True)
+    learning = net.stages(x)[-1]
+    torch.testing.assert_close(learning.detach(), after, rtol=1e-4, atol=1e-4)
+    assert torch.autograd.grad(learning.sum(), net.stem.conv.weight)[0].any()
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_images_are_scaled_up_between_the_centres_of_their_pixels(dtype):
+    x = images(2, 3, 3, 5, dtype).requires_grad_()
+    found = scaled_up(x, 2)
+    padded = F.pad(x.float(), (1, 1, 1, 1), mode="replicate")
+    for axis in (2, 3):
+        size = padded.shape[axis] - 2
+        left, middle, right = (padded.narrow(axis, start, size) for start in range(3))
+        pairs = torch.stack((left / 4 + middle * 3 / 4, middle * 3 / 4 + right / 4), axis + 1)
+        padded = pairs.flatten(axis, axis + 1)
+    torch.testing.assert_close(found.float(), padded, rtol=1e-2, atol=FAR[dtype])
+    weights = normal(*found.shape, seed=1)
+    pair = [torch.autograd.grad(one, x, weights.to(one))[0].float() for one in (found, padded)]
+    torch.testing.assert_close(*pair, rtol=1e-2, atol=FAR[dtype])
+    assert scaled_up(x, 1) is x
