@@ -9,9 +9,9 @@ in each precision.  `alone` replays every convolution and matrix product that th
 dispatched, with the same shapes, strides and dtypes and nothing between them: the share says how much of a
 step is spent in them.  Times are medians.  The last line is `paper_step_seconds X`, the best precision.
 
-`--against-vgg` steps in turns with the embedded network and with EfficientNet-Lite0 (colour, images scaled up to
-64×64 pixels, all 18 maps averaged to sides of 8 and of 4), by its kernels and by its modules in plain torch, and has
-the least seconds of processor time of each, and its ratio to the embedded network's.
+`--against-vgg` steps in turns with the embedded network and with EfficientNet-Lite0 (colour, as a run matches it), by
+its kernels and by its modules in plain torch, and has the least seconds of processor time of each, and its ratio to
+the embedded network's.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from prismfl.engines.searching import keep_freed_memory
 from prismfl.layout import Layout, frozen_weights
 from prismfl.mmd import FeatureMap, label_shares
 from prismfl.nets.efficientnet import EfficientNetLite, load_lite
-from prismfl.nets.features import Activation, FeatureNet, LoadedNet, averaged, load_features, rectify, scaled_up
+from prismfl.nets.features import Activation, FeatureNet, LoadedNet, averaged, load_features, rectify
 from prismfl.nets.tape import Tape
 from prismfl.nets.vgg import VGG19_PLAN, HeadlessVgg
 from prismfl.search import Searcher
@@ -83,36 +83,27 @@ def line(size: str, precision: str, repeats: int) -> tuple[float, str]:
     return seconds, row
 
 
-class ScaledUp(FeatureNet):
-    """A network that sees images of twice their size; plain: by its modules, without its kernels."""
+class Plain(FeatureNet):
+    """EfficientNet-Lite by its modules, without its kernels."""
 
-    def __init__(self, net: EfficientNetLite, *, plain: bool) -> None:
+    def __init__(self, net: EfficientNetLite) -> None:
         super().__init__(net.width)
-        self.net, self.plain = net, plain
+        self.net, self.matched = net, net.matched
 
-    def walk_averaged(self, x: torch.Tensor, most: int, activate: Activation = rectify) -> Iterator[torch.Tensor]:
+    def walk_averaged(self, x: torch.Tensor, most: int, activate: Activation = rectify) -> Iterator[torch.Tensor]:  # noqa: ARG002
         """See `FeatureNet.walk_averaged`."""
-        x = scaled_up(x, 2)
-        if self.plain:
-            return (averaged(phi, most) for phi in self.net.walk_plain(x))
-        return self.net.walk_averaged(x, most, activate)
+        return (averaged(phi, most) for phi in self.net.walk_plain(x))
 
 
 def against_vgg(repeats: int) -> Iterator[str]:
-    """A table of steps that were taken in turns."""
+    """A table of steps that were taken in turns, each matched as colour is by default in its network."""
     yield "| precision | features | ms of processor time | by vgg's |\n|---|---|---|---|"
     lite, layout, theta = load_lite("efficientnet-lite0"), Layout(32, 3, 16, 64, 10), torch.full((1,), 0.5)
-    loaded = {"vgg": (load_features("vgg"), 0)}
-    for plain in (False, True):
-        net = LoadedNet(ScaledUp(lite.net, plain=plain), lite.sha256, lite.about)
-        name = "lite0, plain torch" if plain else "lite0"
-        loaded |= {f"{name}, sides of {pool}": (net, pool) for pool in (8, 4)}
+    plain = LoadedNet(Plain(lite.net), lite.sha256, lite.about)
+    loaded = {"vgg": load_features("vgg"), "lite0": lite, "lite0, plain torch": plain}
     for precision in ("float32", "bfloat16"):
         settings = Search(batch_size=64, precision=precision)
-        steps = {
-            name: made(layout, FeatureMap(net, Features(pool=pool), 3, 32), settings)
-            for name, (net, pool) in loaded.items()
-        }
+        steps = {name: made(layout, FeatureMap(net, Features(), 3, 32), settings) for name, net in loaded.items()}
         least = dict.fromkeys(steps, float("inf"))
         for _ in range(repeats):
             for name, searcher in steps.items():
@@ -125,7 +116,7 @@ def against_vgg(repeats: int) -> Iterator[str]:
 
 def default_size() -> tuple[Layout, FeatureMap, int]:
     """What `prismfl train --dataset mnist` searches with."""
-    return Layout(32, 1, 16, 64, 10), FeatureMap(load_features("vgg"), Features(), 1, 32), Search().batch_size
+    return Layout(32, 1, 16, 64, 10), FeatureMap(load_features("vgg"), Features(), 1, 32), 64
 
 
 def paper_size() -> tuple[Layout, FeatureMap, int]:

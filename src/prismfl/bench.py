@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.config import Search, Settings, settings_from
+from prismfl.config import Settings, settings_from
 from prismfl.errors import PrismError
 from prismfl.federation import Agreement, ClientKit, Reply, agree, client_update, init, make_kit, server_update
 from prismfl.layout import frozen_weights

@@ -144,7 +144,7 @@ class Features:
         lite: whether an EfficientNet-Lite is matched; private: whether noise is added to what is matched, an entry
         each: then fewer are better.
         """
-        auto = {
+        auto: dict[str, Any] = {
             "feature_scale": max(1, 64 // size) if lite else 1,
             "shift": 2 if lite else 0,
             "pool": 4 if lite else 8 if private else 0,

@@ -226,7 +226,7 @@ class FeatureMap:
     """
 
     def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
-        lite = loaded.about["architecture"] in LITES
+        lite = loaded.about.get("architecture") in LITES
         self.net, self.settings, self.sha256 = loaded.net, settings.filled(size, lite=lite), loaded.sha256
         self.framing = Framing(size, self.settings.feature_scale, self.settings.shift)
         self._others: dict[str, FeatureMap] = {}  # in other precisions: made once, for every client

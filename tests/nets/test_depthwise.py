@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from prismfl.nets import fused
 from prismfl.nets.depthwise import Unit, before_and_after, matrix, passed
 from prismfl.nets.efficientnet import EfficientNetLite, Stage
-from prismfl.nets.features import averaged, scaled_up
+from prismfl.nets.features import averaged
 
 pytestmark = pytest.mark.skipif(fused._fast is None, reason="kernels were not compiled")
 
@@ -181,20 +181,3 @@ def test_the_kernels_follow_the_weights_and_leave_those_that_learn_to_torch():
     learning = net.stages(x)[-1]
     torch.testing.assert_close(learning.detach(), after, rtol=1e-4, atol=1e-4)
     assert torch.autograd.grad(learning.sum(), net.stem.conv.weight)[0].any()
-
-
-@pytest.mark.parametrize("dtype", PRECISIONS)
-def test_images_are_scaled_up_between_the_centres_of_their_pixels(dtype):
-    x = images(2, 3, 3, 5, dtype).requires_grad_()
-    found = scaled_up(x, 2)
-    padded = F.pad(x.float(), (1, 1, 1, 1), mode="replicate")
-    for axis in (2, 3):
-        size = padded.shape[axis] - 2
-        left, middle, right = (padded.narrow(axis, start, size) for start in range(3))
-        pairs = torch.stack((left / 4 + middle * 3 / 4, middle * 3 / 4 + right / 4), axis + 1)
-        padded = pairs.flatten(axis, axis + 1)
-    torch.testing.assert_close(found.float(), padded, rtol=1e-2, atol=FAR[dtype])
-    weights = normal(*found.shape, seed=1)
-    pair = [torch.autograd.grad(one, x, weights.to(one))[0].float() for one in (found, padded)]
-    torch.testing.assert_close(*pair, rtol=1e-2, atol=FAR[dtype])
-    assert scaled_up(x, 1) is x

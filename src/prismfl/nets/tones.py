@@ -15,7 +15,8 @@ _LEVELS = 9  # of a histogram, from -1 to 1: each pixel counts for the two next 
 def mean_colours(x: Tensor) -> Tensor:
     """Means of 8×8 cells, from 0 to 1: `[B, C, H, W]` in [-1, 1] → `[B, C · 64]` of norm ≤ 1, never below 0."""
     means = (1 + _averaged(x, _MEANS).flatten(1)) / 2
-    return means / means.shape[1] ** 0.5
+    found: Tensor = means / means.shape[1] ** 0.5
+    return found
 
 
 def tone_histograms(x: Tensor) -> Tensor:
@@ -30,7 +31,8 @@ def tone_histograms(x: Tensor) -> Tensor:
     levels = torch.linspace(-1, 1, _LEVELS, device=x.device, dtype=x.dtype)
     shares = F.relu(1 - (small[:, :, None] - levels[:, None, None]).abs() * ((_LEVELS - 1) / 2))
     counts = _averaged(shares.flatten(1, 2), _CELLS).flatten(1)
-    return counts / (small.shape[1] * _CELLS**2) ** 0.5
+    found: Tensor = counts / (small.shape[1] * _CELLS**2) ** 0.5
+    return found
 
 
 def _averaged(x: Tensor, side: int) -> Tensor:
