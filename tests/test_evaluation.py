@@ -195,11 +195,13 @@ def test_no_repeats_are_refused(model, repeats):
 def test_the_text_has_every_figure_in_one_column_with_intervals_in_brackets(model, repeats):
     found = evaluate_model(model, samples=30, repeats=repeats)
     rows = {line.split()[0]: line for line in as_text(found).splitlines() if line.startswith("  ")}
-    figures = {n for n in found if not n.endswith("_interval") and "_over_" not in n} - {"samples", "repeats", "seed"}
-    assert set(rows) == {name for name in figures if found[name] is not None} - {"ledger", "privacy", "class_names"}
+    figures = {n for n in found if not n.endswith(("_interval", "_of_real")) and "_over_" not in n}
+    told = {"samples", "repeats", "seed", "real_samples", "ledger", "privacy", "class_names", "warnings"}
+    assert set(rows) == {name for name in figures if found[name] is not None} - told
     assert {line[: len("  ") + 21].strip() for line in rows.values()} == set(rows), "names fit their column"
     shown = found["kid_judge_interval" if repeats > 1 else "kid_judge_over_subsets"]
-    assert rows["kid_judge"].endswith(f"[{shown[0]:.4f}, {shown[1]:.4f}]")
+    beside = f"[{shown[0]:.4f}, {shown[1]:.4f}]  (real images {found['kid_judge_of_real']:.4f})"
+    assert rows["kid_judge"].endswith(beside)
     assert ("[" in rows["fid_judge"]) == (repeats > 1)
     assert "[" not in rows["class_shares"] and "[" not in rows["test_accuracy"]
 

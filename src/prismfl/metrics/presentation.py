@@ -37,8 +37,8 @@ _REAL = "_of_real"
 
 
 def of_real(figures: Mapping[str, float]) -> dict[str, float]:
-    """Figures of real images, under the names at which they stand beside those of samples."""
-    return {f"{name}{_REAL}": value for name, value in figures.items()}
+    """Figures of real images, under the names at which they stand beside those of samples; intervals stay away."""
+    return {f"{name}{_REAL}": value for name, value in figures.items() if name not in WITHIN.values()}
 
 
 @dataclass(frozen=True)
