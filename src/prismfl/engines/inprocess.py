@@ -21,6 +21,7 @@ from prismfl.engines.searching import SearchProcesses, keep_freed_memory, proces
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation import (
     Agreement,
+    Answer,
     ClientKit,
     Exchange,
     Reply,
@@ -97,12 +98,16 @@ class InProcess:
             memory, target, held = self.disk.recall(client, round_index), self.target(client), self.held.get(client)
             noise = self.disk.noise(client, target.images)
             answer = client_update(self.agreement, self.kit, frame, round_index, client, target, memory, held, noise)
-            self.memories[client] = answer.memory
-            if answer.held is not None:
-                self.held.put(client, answer.held)
-            return answer.frame
+            return self._remembered(client, answer)
 
         return lambda frames: self._carry(one, frames)
+
+    def _remembered(self, client: int, answer: Answer) -> bytes:
+        """A client's reply, once what it keeps for its next round is kept."""
+        self.memories[client] = answer.memory
+        if answer.held is not None:
+            self.held.put(client, answer.held)
+        return answer.frame
 
     def compare(self) -> Exchange:
         """Carry the final θ to the clients and yield their distances."""
