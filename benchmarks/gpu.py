@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from search_step import PRODUCTS, default_size, made, paper_size
+from search_step import PRODUCTS, colour_size, default_size, made, paper_size
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -113,6 +113,7 @@ class Plan:
 PLANS = {
     "paper": Plan(paper_size, 10, 100, 3, 8192, 2**30),
     "default": Plan(default_size, 10, 25, 3, 8192, 2**30),
+    "colour": Plan(colour_size, 10, 50, 3, 8192, 2**30),
     "tiny": Plan(
         lambda: (Layout(16, 1, 2, 8), FeatureMap(load_features("vgg"), Features(layers=(0, 1)), 1, 16), 8),
         3,
@@ -128,7 +129,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--size", choices=("paper", "default"), default="paper")
+    parser.add_argument("--size", choices=("paper", "default", "colour"), default="paper")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--minutes", type=float, default=9.5)

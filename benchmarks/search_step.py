@@ -3,7 +3,8 @@
     python benchmarks/search_step.py [--threads 1] [--repeats 9] [--only default]
     python benchmarks/search_step.py --against-vgg [--threads 1] [--repeats 9]
 
-Two sizes: the default (embedded network, width 16, batch 64, grey, ten labels) and the paper's (VGG-19
+Three sizes: the default (embedded network, width 16, batch 64, grey, ten labels), the same in colour
+(EfficientNet-Lite0, width 32) and the paper's (VGG-19
 with random weights, all 16 ReLU outputs, width 64, latent 128, batch 64, grey, no labels), both at 32×32 pixels,
 in each precision.  `alone` replays every convolution and matrix product that the step
 dispatched, with the same shapes, strides and dtypes and nothing between them: the share says how much of a
@@ -47,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--only", choices=("default", "paper"))
+    parser.add_argument("--only", choices=tuple(SIZES))
     parser.add_argument("--against-vgg", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -58,7 +59,7 @@ def main() -> None:
         return
     print("| size | precision | ms a step | GFLOP/s | alone, ms | share |\n|---|---|---|---|---|---|")
     best = {}
-    for size in [args.only] if args.only else ["default", "paper"]:
+    for size in [args.only] if args.only else SIZES:
         for precision in ("float32", "bfloat16"):
             seconds, text = line(size, precision, args.repeats)
             best[size] = min(seconds, best.get(size, seconds))
@@ -68,7 +69,7 @@ def main() -> None:
 
 def line(size: str, precision: str, repeats: int) -> tuple[float, str]:
     """Seconds of a step, and its row of the table."""
-    layout, features, batch = default_size() if size == "default" else paper_size()
+    layout, features, batch = SIZES[size]()
     searcher = made(layout, features, Search(batch_size=batch, precision=precision))
     theta = torch.full((layout.count,), 0.5)
     step = lambda: searcher.gradient(theta)  # noqa: E731
@@ -119,6 +120,12 @@ def default_size() -> tuple[Layout, FeatureMap, int]:
     return Layout(32, 1, 16, 64, 10), FeatureMap(load_features("vgg"), Features(), 1, 32), 64
 
 
+def colour_size() -> tuple[Layout, FeatureMap, int]:
+    """What `prismfl train --dataset cifar10` searches with."""
+    features = FeatureMap(load_lite("efficientnet-lite0"), Features(), 3, 32)
+    return Layout(32, 3, 32, 64, 10), features, 64
+
+
 def paper_size() -> tuple[Layout, FeatureMap, int]:
     """The paper's: weights do not change how long anything takes, so random ones stand for ImageNet's."""
     net = HeadlessVgg(VGG19_PLAN).eval().requires_grad_(False)
@@ -126,6 +133,9 @@ def paper_size() -> tuple[Layout, FeatureMap, int]:
         torch.nn.init.kaiming_normal_(unit.conv.weight, generator=torch.Generator().manual_seed(0))
         torch.nn.init.zeros_(unit.conv.bias)
     return Layout(32, 1, 64, 128), FeatureMap(LoadedNet(net, "0" * 64, {}), Features(), 1, 32), 64
+
+
+SIZES = {"default": default_size, "colour": colour_size, "paper": paper_size}
 
 
 def made(layout: Layout, features: FeatureMap, settings: Search, device: torch.device | None = None) -> Searcher:

@@ -175,6 +175,7 @@ def agree(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Agr
 
     Raises SettingError when there are more classes than a conditional generator takes, or odd names.
     """
+    settings = settings.sized(channels)
     labels = tuple(classes) if settings.generator.conditional and len(classes) > 1 else ()
     if len(labels) > MOST_LABELS:
         raise SettingError(
