@@ -34,24 +34,28 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def images(count, channels, high, wide, dtype=torch.float32, seed=0):
-    return normal(count, channels, high, wide, seed=seed).to(dtype).contiguous(memory_format=torch.channels_last)
+def whole(*shape, most=1, seed=0):
+    """Whole numbers: what they make is exact, so that a clamp lets the same pass whatever the precision."""
+    return torch.randint(-most, most + 1, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def images(count, channels, high, wide, dtype=torch.float32):
+    return whole(count, channels, high, wide, most=2).to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def a_unit(dtype, kernel=3, stride=1, *, widen=True, narrow=True, inputs=24, channels=48):
-    """A unit whose clamps let about half of all numbers pass, both ends in use."""
+    """A unit of whose numbers each clamp lets about a third pass; none of them is 0 or 6."""
 
-    def pair(high, wide, seed):
-        weights = (normal(high, wide, seed=seed) / high**0.5).to(dtype)
-        return matrix(weights), matrix(weights.T)
+    def pair(weights):
+        return matrix(weights.to(dtype)), matrix(weights.T.to(dtype))
 
     inputs = inputs if widen else channels
     return Unit(
-        pair(inputs, channels, 1) if widen else None,
-        normal(channels, seed=2) * 4 if widen else None,
-        normal(kernel * kernel, channels, seed=3),
-        normal(channels, seed=4),
-        pair(channels, inputs, 5) if narrow else None,
+        pair(whole(inputs, channels, seed=1)) if widen else None,
+        whole(channels, most=3, seed=2) + 0.5 if widen else None,
+        whole(kernel * kernel, channels, seed=3),
+        whole(channels, most=3, seed=4) + 0.25,
+        pair(normal(channels, inputs, seed=5) / channels**0.5) if narrow else None,
         stride,
         adds=stride == 1 and narrow,
     )
@@ -156,23 +160,24 @@ def a_net():
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_frozen_network_has_the_maps_and_the_gradient_of_its_modules(dtype, channels):
-    net = a_net().to(dtype)
-    exact, x = a_net().to(dtype).double(), images(4, channels, 32, 32, dtype)
-    leaves = [x.requires_grad_(), x.detach().double().requires_grad_()]
-    maps = [one.stages(leaf, most=4) for one, leaf in zip((net, exact), leaves, strict=True)]
+    # A clamp may let another number pass where rounding differs: plain torch is as far from what is exact.
+    net, exact, x = a_net().to(dtype), a_net().to(dtype).double(), normal(4, channels, 32, 32).to(dtype)
+    leaves = [x.clone().requires_grad_(), x.clone().requires_grad_(), x.double().requires_grad_()]
+    colour = [leaf.expand(-1, 3, -1, -1) for leaf in leaves]
+    maps = [net.stages(leaves[0], most=4)]
+    maps += [[averaged(phi, 4) for phi in one.walk_plain(x)] for one, x in zip((net, exact), colour[1:], strict=True)]
     assert [phi.shape[-1] for phi in maps[0]] == [4] * 9
-    weights = [normal(*phi.shape, seed=n) for n, phi in enumerate(maps[1])]
-    pair = [
-        torch.autograd.grad(found, leaf, [one.to(leaf) for one in weights])[0]
+    gradients = [
+        torch.autograd.grad(found, leaf, [normal(*phi.shape, seed=n).to(leaf) for n, phi in enumerate(found)])[0]
         for found, leaf in zip(maps, leaves, strict=True)
     ]
-    slack = 1 if dtype == torch.float32 else 10  # of seven blocks, one after the other
-    for one, other in [*zip(*maps, strict=True), pair]:
-        assert (one.double() - other).norm() <= slack * FAR[dtype] * other.norm()
+    for ours, theirs, truth in [*zip(*maps, strict=True), gradients]:
+        errors = [(one.double() - truth).norm() / truth.norm() for one in (ours, theirs)]
+        assert errors[0] <= 2 * errors[1] + 1e-5
 
 
 def test_the_kernels_follow_the_weights_and_leave_those_that_learn_to_torch():
-    net, x = a_net(), images(2, 3, 16, 16)
+    net, x = a_net(), normal(2, 3, 16, 16)
     before = net.stages(x)[-1]
     net.blocks[1].each.conv.bias.add_(1)
     after = net.stages(x)[-1]

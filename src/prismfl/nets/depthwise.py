@@ -161,6 +161,8 @@ class _Passed(torch.autograd.Function):
         full, goes = (found, None) if unit.widen is None else (None, unit.widen[1])
         plus = given if unit.adds else None
         _run(unit, ctx.sizes, _Work(given, made, full, small, goes, plus, found, ctx.saved_tensors), back=True)
+        if plus is not None and goes is None:  # no product that would add it
+            found += plus
         return found, None, None
 
 
