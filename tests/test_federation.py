@@ -1081,7 +1081,10 @@ def test_what_masks_are_drawn_with_is_shared_where_it_is_asked_for_and_nothing_e
     agreement, kit, _ = make_world(search={"stream": stream})
     masks, latents = {}, {}
     for turn, client in ((0, 0), (0, 1), (1, 1)):
-        _, _, draws = federation._search_of(agreement, kit, agreement.place(turn, client))
+        place, asked = agreement.place(turn, client), []
+        seen = replace(kit, search=lambda *given, asked=asked: asked.append(given))
+        federation._found(agreement, seen, place, init(agreement).q, None, None)
+        draws = asked[0][7]
         masks[turn, client], latents[turn, client] = draws.masks(500), draws.normals(500)
     assert torch.equal(masks[0, 0], masks[0, 1]) == (stream == "shared")
     assert not torch.equal(masks[0, 1], masks[1, 1])
