@@ -261,6 +261,14 @@ def test_a_model_with_unusable_settings_is_named_as_the_culprit(model, tmp_path)
         evaluate_model(tmp_path / "m.safetensors", samples=4)
 
 
+def test_a_model_of_another_version_is_judged_by_the_settings_that_are_known(model, tmp_path):
+    whole = load_model(model)
+    older = whole.settings.replace("[features]", "[features]\npatch_of_an_older_version = 8")
+    save_model(replace(whole, settings=older), tmp_path / "m.safetensors")
+    found = evaluate_model(tmp_path / "m.safetensors", samples=4, metrics="fid")
+    assert found["fid_judge"] == evaluate_model(model, samples=4, metrics="fid")["fid_judge"]
+
+
 def test_a_model_of_a_callers_arrays_asks_what_to_be_judged_against(tiny, tmp_path):
     """Its settings name a data set that it never saw; judging against that would mislead."""
     images = np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16), np.uint8)

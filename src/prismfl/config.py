@@ -462,6 +462,17 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     return Settings(**parts)
 
 
+def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping without the settings that this version does not have: a model of another one is read by it."""
+    names = {section: {item.name for item in fields(kind)} for section, kind in SECTIONS.items()}
+    return {
+        key: {name: one for name, one in value.items() if name in names[key]}
+        if key in names and isinstance(value, Mapping)
+        else value
+        for key, value in values.items()
+    }
+
+
 def _filled(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """What is not set follows from clients_from or people; what is set and says otherwise is refused later."""
     if data.get("clients_from"):

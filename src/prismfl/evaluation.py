@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.config import Data, Settings, settings_from
+from prismfl.config import Data, Settings, known_settings, settings_from
 from prismfl.data.classes import select_classes
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.errors import DataError, ModelFileError, SettingError
@@ -356,7 +356,7 @@ def _judge(sampler: Sampler, trained: Data, name: str, data_dir: str, network: I
 
 def _settings(path: Path, text: str) -> Settings:
     try:
-        return settings_from(tomllib.loads(text))
+        return settings_from(known_settings(tomllib.loads(text)))
     except (tomllib.TOMLDecodeError, SettingError) as error:
         raise ModelFileError(
             f"settings inside {path} do not read ({error})", "those of a run", "fetch the file anew"
