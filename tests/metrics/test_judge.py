@@ -81,7 +81,8 @@ def test_spoilt_photographs_are_farther_than_other_photographs():
     assert min(found.values()) > 3, found
 
 
-# Of each data set: images a half, and the least that each factor was measured to be, less a tenth.
+# Measured of CIFAR-10: 3.2 for the faintest grid, 3.8 for red and blue exchanged, more for the others, and 1.3 where
+# classes are left out.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "faces", "mnist", "fmnist"])
 def test_spoilt_test_images_are_farther_than_other_real_ones(name):
@@ -95,5 +96,5 @@ def test_spoilt_test_images_are_farther_than_other_real_ones(name):
         rest = np.setdiff1d(np.flatnonzero(test.labels < len(test.classes) // 2), half)
         few = test.images[np.random.default_rng(1).permutation(rest)[: len(other)]]
     found = factors(test.images[half], test.images[other], few)
-    print(name, len(half), {way: round(factor, 2) for way, factor in found.items()})
-    assert min(found.values()) > 1.1, found
+    assert found.pop("half of the classes", 2) > 1.1
+    assert min(found.values()) > 1.5, found
