@@ -12,7 +12,7 @@ step is spent in them.  Times are medians.  The last line is `paper_step_seconds
 
 `--against-vgg` steps in turns with the embedded network and with EfficientNet-Lite0 (colour, as a run matches it), by
 its kernels and by its modules in plain torch, and has the least seconds of processor time of each, and its ratio to
-the embedded network's.
+the embedded network's; in bfloat16 too where the processor multiplies it.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from prismfl.nets.efficientnet import EfficientNetLite, load_lite
 from prismfl.nets.features import Activation, FeatureNet, LoadedNet, averaged, load_features, rectify
 from prismfl.nets.tape import Tape
 from prismfl.nets.vgg import VGG19_PLAN, HeadlessVgg
-from prismfl.search import Searcher
+from prismfl.search import Searcher, precision_of
 from prismfl.seeding import Purpose, Stream
 
 PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm")
@@ -55,7 +55,8 @@ def main() -> None:
     keep_freed_memory()
     print(f"{args.threads} threads\n")
     if args.against_vgg:
-        print("\n".join(against_vgg(args.repeats)))
+        for row in against_vgg(args.repeats):
+            print(row, flush=True)
         return
     print("| size | precision | ms a step | GFLOP/s | alone, ms | share |\n|---|---|---|---|---|---|")
     best = {}
@@ -102,7 +103,7 @@ def against_vgg(repeats: int) -> Iterator[str]:
     lite, layout, theta = load_lite("efficientnet-lite0"), Layout(32, 3, 16, 64, 10), torch.full((1,), 0.5)
     plain = LoadedNet(Plain(lite.net), lite.sha256, lite.about)
     loaded = {"vgg": load_features("vgg"), "lite0": lite, "lite0, plain torch": plain}
-    for precision in ("float32", "bfloat16"):
+    for precision in dict.fromkeys(("float32", precision_of("auto", "cpu"))):
         settings = Search(batch_size=64, precision=precision)
         steps = {name: made(layout, FeatureMap(net, Features(), 3, 32), settings) for name, net in loaded.items()}
         least = dict.fromkeys(steps, float("inf"))
