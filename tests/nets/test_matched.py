@@ -5,6 +5,7 @@ import pytest
 from prismfl.config import Features
 from prismfl.errors import ModelFileError, SettingError
 from prismfl.nets import features, matched
+from prismfl.nets.efficientnet import load_lite
 from prismfl.nets.features import load_features
 from prismfl.nets.matched import load_matched
 from prismfl.nets.vgg import random_vgg
@@ -12,7 +13,8 @@ from prismfl.nets.vgg import random_vgg
 
 def test_networks_go_by_their_names(tmp_path, monkeypatch):
     (tmp_path / "mine").write_bytes(features._file_bytes("vgg"))
-    assert load_matched(Features()).sha256 == load_features("vgg").sha256
+    assert load_matched(Features().named(1)).sha256 == load_features("vgg").sha256
+    assert load_matched(Features().named(3)).sha256 == load_lite("efficientnet-lite0").sha256
     assert load_matched(Features(features=str(tmp_path / "mine"))).sha256 == load_features("vgg").sha256
     assert load_matched(Features(features="random")).sha256 == random_vgg().sha256
     monkeypatch.setattr(matched, "load_vgg19", lambda weights: features.LoadedNet(None, weights, {"architecture": "x"}))
