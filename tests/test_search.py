@@ -351,6 +351,8 @@ def test_long_runs_take_short_steps(rounds, steps, wanted):
     settings = settings_from(values)
     assert rate_at(settings, 0) == settings.first_rate == wanted
     assert settings_from(merged(values, {"learning_rate": 0.7})).first_rate == 0.7
+    lite = settings_from(merged(values, {"features": "efficientnet-lite0"})).first_rate
+    assert lite == pytest.approx(min(1, wanted * 4 / 3), abs=0.02), "a third longer at full rate"
     assert settings_from(merged(values, {"mode": "one-shot", "mada": "off"})).first_rate == 1.0  # nothing is averaged
 
 

@@ -157,7 +157,8 @@ class Features:
 
 _FEW_IMAGES = 500  # a client, on average: larger batches of so few bring nothing
 _ROUND_IMAGES = {1: 1600, 3: 3200}  # that a client generates in a round, by channels
-_WHOLE_RATE, _LEAST_RATE = 300, 0.05  # steps up to which the rate is 1, and the least that longer runs come to
+_WHOLE_RATE, _WHOLE_RATE_LITE = 300, 400  # steps up to which the rate is 1, the second with EfficientNet-Lite0
+_LEAST_RATE = 0.05  # what longer runs come to
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ class Search:
     )
     learning_rate: float = _setting(
         0.0,
-        f"Adam's step on the scores; 0: 1, with masks {_WHOLE_RATE} over the steps of all rounds where these are more",
+        f"Adam's step on the scores; 0: 1, with masks {_WHOLE_RATE} over the steps of all rounds where these are more,"
+        f" with efficientnet-lite0 {_WHOLE_RATE_LITE}",
         least=0.0,
         most=1000.0,
     )
@@ -391,7 +393,8 @@ class Settings:
             return self.search.learning_rate
         # A server alone has no masks of others to average: there large steps were better in long runs as well.
         steps = 1 if self.federation.mode == "one-shot" else self.federation.rounds * self.search.local_steps
-        return max(_LEAST_RATE, min(1.0, _WHOLE_RATE / steps))
+        whole = _WHOLE_RATE_LITE if self.features.features == "efficientnet-lite0" else _WHOLE_RATE
+        return max(_LEAST_RATE, min(1.0, whole / max(1, steps)))
 
     @property
     def keeps_adam(self) -> bool:
