@@ -22,7 +22,7 @@ from prismfl.mmd import FeatureMap
 from prismfl.modelfile import load_model
 from prismfl.nets import features
 from prismfl.nets.features import load_features
-from prismfl.preparation import for_arrays, prepare
+from prismfl.preparation import for_arrays, matching, prepare
 from prismfl.runfolder import RunFolder, read_rounds
 from prismfl.sampling import load
 from prismfl.search import precision_of
@@ -117,11 +117,12 @@ def test_a_run_leaves_what_it_promises(finished, run_settings):
     assert (folder.root / summary["grid"]).read_bytes().startswith(b"\x89PNG")
     kept = runfolder.reopen(folder.root)[1]
     assert kept.features.features_sha256 == summary["features_sha256"] == load_features("vgg").sha256
+    assert kept.features == replace(matching(run_settings(), 1).features, features_sha256=summary["features_sha256"])
     named = precision_of("auto", "cpu")
     assert kept.search.precision == named
     kept = replace(
         kept,
-        features=replace(kept.features, features_sha256=""),
+        features=run_settings().features,
         search=replace(kept.search, precision="auto", beta1=0.0, compile="auto", learning_rate=0.0),
     )
     assert kept == for_arrays(run_settings(), np.zeros((1, 1, 16, 16), np.uint8))
