@@ -180,7 +180,7 @@ if __name__ == "__main__":
     ids=str,
 )
 def test_long_runs_on_processors_search_in_processes(output, federation, wanted):
-    changes = {"output": output, "federation": {"rounds": 100, **federation}}
+    changes = {"output": output, "federation": {"rounds": 100, **federation}, "search": {"local_steps": 25}}
     assert processes_of(settings_from({"data": {"dataset": "digits"}, **changes}), 4) == wanted
 
 
