@@ -74,7 +74,7 @@ def alive(pid):
     return True
 
 
-def gone(numbers, seconds=20):
+def gone(numbers, seconds=60):
     """Whether processes have ended within some time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and any(alive(pid) for pid in numbers):
