@@ -43,9 +43,12 @@ def tiny():
 
 
 @pytest.fixture(autouse=True)
-def small_judge(monkeypatch):
+def small_judge():
     """The judge looks at 32 pixels, in a tenth of the time; `test_judge` tests it at its own size."""
-    monkeypatch.setattr(embedding, "JUDGE_SIZE", 32)
+    # With a patch of its own: a test's may be undone before other fixtures end.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding, "JUDGE_SIZE", 32)
+        yield
 
 
 @pytest.fixture(scope="session")
