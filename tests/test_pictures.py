@@ -27,7 +27,7 @@ def rows(images):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("names", [("2", "10", "1"), ("cat", "a/b", "a"), ("", "x y")], ids=str)
+@pytest.mark.parametrize("names", [("2", "10", "1"), ("cat", "a/b", "a"), ("ü", "x y")], ids=str)
 def test_a_labelled_folder_is_read_back_as_it_was_made(tmp_path, channels, names):
     made = sampler_of(channels, names).per_class(20, seed=3)
     save_folders(made, tmp_path / "deep" / "images")
