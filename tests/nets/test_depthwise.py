@@ -9,25 +9,17 @@ from prismfl.nets.depthwise import Unit, before_and_after, matrix, passed
 from prismfl.nets.efficientnet import EfficientNetLite, Stage
 from prismfl.nets.features import averaged
 
-pytestmark = pytest.mark.skipif(fused._fast is None, reason="kernels were not compiled")
+pytestmark = [
+    pytest.mark.skipif(fused._fast is None, reason="kernels were not compiled"),
+    pytest.mark.usefixtures("kind"),
+]
 
 PRECISIONS = [torch.float32, torch.bfloat16]
 FAR = {
     torch.float32: 1e-5,
     torch.bfloat16: 3e-2,
 }  # of the norm; a clamp lets another number pass where rounding differs
-MOST = 3  # kinds of processors are 0 … 3
 STAGES = (Stage(1, 3, 1, 1, 16), Stage(2, 3, 2, 6, 24), Stage(2, 5, 2, 4, 40), Stage(2, 5, 1, 6, 40))
-
-
-@pytest.fixture(params=range(MOST + 1), autouse=True)
-def kind(request):
-    """Every kind of processor that this one can stand for."""
-    if fused._fast.limit(request.param) != request.param:
-        fused._fast.limit(MOST)
-        pytest.skip(f"this processor is no kind {request.param}")
-    yield request.param
-    fused._fast.limit(MOST)
 
 
 def normal(*shape, seed=0):

@@ -12,23 +12,13 @@ from prismfl.nets import fused
 from prismfl.nets.features import ConvUnit
 from prismfl.search import _Adam
 
-pytestmark = pytest.mark.skipif(fused._fast is None, reason="kernels were not compiled")
+pytestmark = [
+    pytest.mark.skipif(fused._fast is None, reason="kernels were not compiled"),
+    pytest.mark.usefixtures("kind"),
+]
 
 PRECISIONS = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
-
-
-MOST = 3  # kinds of processors are 0 … 3
-
-
-@pytest.fixture(params=range(MOST + 1), autouse=True)
-def kind(request):
-    """Every kind of processor that this one can stand for."""
-    if fused._fast.limit(request.param) != request.param:
-        fused._fast.limit(MOST)
-        pytest.skip(f"this processor is no kind {request.param}")
-    yield request.param
-    fused._fast.limit(MOST)
 
 
 def maps(*shape, dtype=torch.float32, seed=0):
