@@ -50,13 +50,15 @@ def test_scores_are_the_published_networks(lite, picture):
 def test_real_classes_land_in_their_families():
     net = load_lite("efficientnet-lite0").net
     test = load_dataset("folder", data_folder("cifar10", "cifar10-jpeg.zip"), 32, "test")
-    for truth in FAMILIES:
-        rows = np.flatnonzero(test.labels == test.classes.index(truth))[:60]
-        x = torch.from_numpy(test.images[rows]).float() / 127.5 - 1
-        with torch.no_grad():
-            scores = net(F.interpolate(x, scale_factor=7, mode="bilinear"))
-        best = torch.stack([scores[:, numbers].amax(1) for numbers in FAMILIES.values()]).argmax(0)
-        assert float((best == list(FAMILIES).index(truth)).float().mean()) > 0.65
+    rows = [np.flatnonzero(test.labels == test.classes.index(truth))[:40] for truth in FAMILIES]
+    x = torch.from_numpy(test.images[np.concatenate(rows)]).float() / 127.5 - 1
+    with torch.no_grad():
+        scores = torch.cat([net(F.interpolate(part, scale_factor=7, mode="bilinear")) for part in x.split(40)])
+    best = torch.stack([scores[:, numbers].amax(1) for numbers in FAMILIES.values()])
+    # A family of 118 has a high best score of anything: each is taken from its own mean.
+    named = (best - best.mean(1, keepdim=True)).argmax(0).view(len(FAMILIES), -1)
+    right = (named == torch.arange(len(FAMILIES))[:, None]).float().mean(1)
+    assert (right > 0.6).all(), right  # by chance a third
 
 
 def test_maps_are_those_of_relu6_and_grey_is_three_equal_channels():
