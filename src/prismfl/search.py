@@ -116,7 +116,9 @@ class _Station:
         count = searcher.layout.count
         self.adam = _Adam(self.settings, count, self.device)
         self.scores = torch.zeros(count, device=self.device)
-        self.rate, self.total = (torch.zeros((), dtype=torch.float64, device=self.device) for _ in range(2))
+        self.rate = torch.zeros((), dtype=torch.float64, device=self.device)
+        # Of one entry, not a scalar: torch's compiler drops sums into double scalars where it takes them for numbers.
+        self.total = torch.zeros(1, dtype=torch.float64, device=self.device)
         told = [self.scores, self.rate, self.total, *self.adam.tensors, *searcher.tensors]
         # A moving average counts its own steps, outside of tensors.
         self.repeated = Repeated(self._step, told, programs, recorded=self.settings.loss == "squared")
