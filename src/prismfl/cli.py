@@ -242,7 +242,7 @@ def _simulate(changes: dict[str, Any], config: _Config = None, out: _Out = None,
     root, settings = _federated(changes, config, out, resume)
     clients = settings.data.clients or len(client_roots(settings.data.clients_from))
     link = flower.Link("127.0.0.1", flower.free_port(), simulation=True)
-    more = flower.simulated(clients, settings.search.client_threads, settings.output.workers)
+    more = flower.simulated(clients, settings.search.threads, settings.output.workers)
     summary = _watched(lambda watcher: flower.run_server(root, link, watcher, watcher.note, more=more))
     _closing(flower.RunFolder(root), summary, _reported(root))
 

@@ -159,12 +159,21 @@ _FEW_IMAGES = 500  # a client, on average: larger batches of so few bring nothin
 _ROUND_IMAGES = {1: 1600, 3: 3200}  # that a client generates in a round, by channels
 _WHOLE_RATE, _WHOLE_RATE_LITE = 300, 400  # steps up to which the rate is 1, the second with EfficientNet-Lite0
 _LEAST_RATE = 0.05  # what longer runs come to
+_FINAL_RATE, _CERTAINTY = 0.3, 0.95
+_SOFT_RATE, _SOFT_FINAL_RATE, _SOFT_CERTAINTY = 0.15, 0.05, 0.25  # of soft masks
+_ALONE = 4  # times as many steps a round where the server searches alone: it is one search instead of many
 
 
 @dataclass(frozen=True)
 class Search:
     """A client's local mask search."""
 
+    mask: str = _setting(
+        "binary",
+        "what is searched: a binary mask, one bit a weight; or a soft one, which scales each weight by its"
+        " keep-probability and ships it in four bits: nearer images, above all in colour, for more bytes",
+        choices=("binary", "soft"),
+    )
     local_steps: int = _setting(
         0,
         f"gradient steps a client and round; 0: as many as make {_ROUND_IMAGES[1]} images, of colour"
@@ -180,12 +189,18 @@ class Search:
     )
     learning_rate: float = _setting(
         0.0,
-        f"Adam's step on the scores; 0: 1, with masks {_WHOLE_RATE} over the steps of all rounds where these are more,"
-        f" with efficientnet-lite0 {_WHOLE_RATE_LITE}",
+        f"Adam's step on the scores; 0: {_SOFT_RATE} of soft masks; of binary ones 1, in many rounds {_WHOLE_RATE} over"
+        f" the steps of all of them where these are more, with efficientnet-lite0 {_WHOLE_RATE_LITE}",
         least=0.0,
         most=1000.0,
     )
-    final_rate: float = _setting(0.3, "share of the learning rate left in the last round (cosine)", least=0.0, most=1.0)
+    final_rate: float = _setting(
+        float(AUTO),
+        f"share of the learning rate left in the last round (cosine); -1: {_FINAL_RATE}, of soft masks"
+        f" {_SOFT_FINAL_RATE}",
+        least=AUTO,
+        most=1.0,
+    )
     beta1: float = _setting(
         0.0,
         "Adam's first decay; 0: 0.9 where its moments are kept between rounds, 0.5 where they are not",
@@ -199,9 +214,11 @@ class Search:
         choices=("auto", "reset", "keep"),
     )
     loss: str = _setting(
-        "squared",
-        "squared distance of moments, or with an Adam moving average of the residual",
-        choices=("squared", "moving"),
+        "auto",
+        "what a batch's moments are descended by: their squared distance, which favours images that are alike; the same"
+        " over pairs of images alone (unbiased), which does not; or an Adam moving average of the residual; auto:"
+        " unbiased with efficientnet-lite0, else squared",
+        choices=("auto", "squared", "unbiased", "moving"),
     )
     moving_rate: float = _setting(
         0.1, "rate of the moving average, in root-mean-square residuals", above=0.0, most=10.0
@@ -229,7 +246,17 @@ class Search:
         "a step compiled by torch before it is recorded, on a GPU (other roundings); auto: where a run is long enough",
         choices=("auto", "on", "off"),
     )
-    client_threads: int = _setting(1, "processor threads a client's search uses", least=1, most=1024)
+    client_threads: int = _setting(
+        0,
+        "processor threads a search uses; 0: one a client, and all there are where the server searches alone",
+        least=0,
+        most=1024,
+    )
+
+    @property
+    def threads(self) -> int:
+        """Processor threads of a search, once preparation has said what 0 is."""
+        return self.client_threads or 1
 
     @property
     def first_decay(self) -> float:
@@ -286,9 +313,10 @@ class Federation:
     )
     initial_theta: float = _setting(0.5, "keep-probability before the first round", above=0.0, most=0.9999)
     initial_certainty: float = _setting(
-        0.95,
-        "how far towards 1 or 0 an entry begins, by a public draw at that probability; 0: all begin alike",
-        least=0.0,
+        float(AUTO),
+        "how far towards 1 or 0 an entry begins, by a public draw at that probability; 0: all begin alike; "
+        f"-1: {_CERTAINTY}, of soft masks {_SOFT_CERTAINTY}",
+        least=AUTO,
         most=1.0,
     )
     clip: float = _setting(0.01, "θ stays this far from 0 and 1", least=0.0001, most=0.49)
@@ -391,31 +419,48 @@ class Settings:
         """The learning rate before it falls."""
         if self.search.learning_rate:
             return self.search.learning_rate
+        if self.search.mask == "soft":
+            return _SOFT_RATE
         # A server alone has no masks of others to average: there large steps were better in long runs as well.
         steps = 1 if self.federation.mode == "one-shot" else self.federation.rounds * self.search.local_steps
         whole = _WHOLE_RATE_LITE if self.features.features == "efficientnet-lite0" else _WHOLE_RATE
         return max(_LEAST_RATE, min(1.0, whole / max(1, steps)))
 
     @property
+    def alpha(self) -> float:
+        """Share of the layers, the last ones, whose keep-probabilities travel; all of a soft mask's do."""
+        return 1.0 if self.search.mask == "soft" and self.federation.mode != "one-shot" else self.federation.alpha
+
+    @property
     def keeps_adam(self) -> bool:
         """Whether a client takes up Adam's moments where its last round left them.
 
-        `auto` does where that is the round before.  Of clients that are asked now and then, moments would be old, and a
-        simulator of very many would keep as many times eight bytes a parameter.
+        So does a server that searches alone.  `auto` does where that is the round before.  Of clients that are asked
+        now and then, moments would be old, and a simulator of very many would keep as many times eight bytes a
+        parameter.
         """
-        always = self.federation.cohort in (0, self.data.clients) and self.federation.mode != "one-shot"
+        always = self.federation.cohort in (0, self.data.clients)
         return always if self.search.adam == "auto" else self.search.adam == "keep"
 
     def sized(self, channels: int, images: float | None = None) -> "Settings":
-        """The settings with width, batch and local steps written down, for images of so many channels.
+        """The settings with width, batch, local steps and what a soft mask changes written down, for so many channels.
 
         images: how many a client has, on average; None where nobody knows.
         """
         width = self.generator.width or (16 if channels == 1 else 32)
         batch = self.search.batch_size or (32 if images is not None and images < _FEW_IMAGES else 64)
-        steps = self.search.local_steps or max(1, _ROUND_IMAGES[channels] // batch)
-        search = replace(self.search, batch_size=batch, local_steps=steps)
-        return replace(self, generator=replace(self.generator, width=width), search=search)
+        generated = _ROUND_IMAGES[channels] * (_ALONE if self.federation.mode == "one-shot" else 1)
+        steps = self.search.local_steps or max(1, generated // batch)
+        soft, search, federation = self.search.mask == "soft", self.search, self.federation
+        final = (_SOFT_FINAL_RATE if soft else _FINAL_RATE) if search.final_rate == AUTO else search.final_rate
+        certainty = federation.initial_certainty
+        certainty = (_SOFT_CERTAINTY if soft else _CERTAINTY) if certainty == AUTO else certainty
+        return replace(
+            self,
+            generator=replace(self.generator, width=width),
+            search=replace(search, batch_size=batch, local_steps=steps, final_rate=final),
+            federation=replace(federation, initial_certainty=certainty),
+        )
 
     def public(self) -> "Settings":
         """The settings without paths and machines, which change nothing and are nobody's business.
@@ -607,7 +652,7 @@ def _range_text(kind: Any, limits: Mapping[str, Any]) -> str:
 def _check_together(settings: Settings) -> None:
     """Settings that are fine alone and impossible together."""
     data, federation = settings.data, settings.federation
-    _check_weights(settings.features)
+    _check_open(settings)
     if settings.search.batch_size == 1:
         raise SettingError("search.batch_size = 1", "0, or at least 2", "change search.batch_size")
     _check_clients_from(data)
@@ -647,6 +692,8 @@ def _check_together(settings: Settings) -> None:
         )
     if federation.mode == "one-shot":
         _check_one_shot(settings)
+    if settings.search.mask == "soft":
+        _check_soft(settings)
     if settings.privacy.epsilon and settings.privacy.mechanism == "theta" and federation.shipped == "best":
         raise SettingError(
             "federation.shipped = 'best' with privacy.mechanism = 'theta'",
@@ -655,11 +702,31 @@ def _check_together(settings: Settings) -> None:
         )
 
 
-def _check_weights(features: Features) -> None:
-    """Weights are at least 0; only what stands for another rule is below it."""
-    for key in ("second_weight", "tone_weight"):
-        if AUTO < (value := getattr(features, key)) < 0:
-            raise SettingError(f"features.{key} = {value}", f"a number ≥ 0, or {AUTO}", f"change features.{key}")
+def _check_open(settings: Settings) -> None:
+    """These are at least 0; only what stands for another rule is below it."""
+    keys = ("features.second_weight", "features.tone_weight", "search.final_rate", "federation.initial_certainty")
+    for key in keys:
+        section, name = key.split(".")
+        if AUTO < (value := getattr(getattr(settings, section), name)) < 0:
+            raise SettingError(f"{key} = {value}", f"a number ≥ 0, or {AUTO}", f"change {key}")
+
+
+def _check_soft(settings: Settings) -> None:
+    """Soft masks travel as keep-probabilities, all of them, and nothing is drawn."""
+    federation = settings.federation
+    wanted = (
+        ("federation.alpha", federation.alpha or 1.0, 1.0),
+        ("federation.control_variate", federation.control_variate, False),
+        ("federation.screen", federation.screen, 0.0),
+        ("privacy.mechanism", settings.privacy.mechanism, "release"),
+    )
+    for key, value, fitting in wanted:
+        if value != fitting:
+            raise SettingError(
+                f"{key} = {value!r} with search.mask = 'soft'",
+                f"{fitting!r}: all weights send keep-probabilities, no masks",
+                "leave one of the two out",
+            )
 
 
 def _check_one_shot(settings: Settings) -> None:
@@ -673,7 +740,6 @@ def _check_one_shot(settings: Settings) -> None:
         ("federation.mada", federation.mada, "off"),
         ("federation.alpha", federation.alpha, 0.0),
         ("federation.control_variate", federation.control_variate, False),
-        ("search.adam", "reset" if settings.search.adam == "auto" else settings.search.adam, "reset"),
         ("privacy.mechanism", settings.privacy.mechanism, "release"),
     )
     for key, value, fitting in wanted:

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from prismfl import oneshot, runfolder
 from prismfl.config import to_toml
 from prismfl.data.datasets import ImageSet
@@ -27,6 +24,7 @@ from prismfl.federation import (
     shipped_mask,
 )
 from prismfl.files import write_atomic
+from prismfl.layout import Mask
 from prismfl.metrics.frechet import Reference
 from prismfl.modelfile import Model, save_model
 from prismfl.privacy.accountant import from_json, summary_of
@@ -95,7 +93,7 @@ class _Course:
     """How a run goes: a round of it, and the choice of the finished model's mask, whose bytes are counted."""
 
     play: Callable[[ServerState], tuple[ServerState, RoundRecord]]
-    choose: Callable[[ServerState, Traffic], NDArray[np.bool_]]
+    choose: Callable[[ServerState, Traffic], Mask]
 
 
 def _by_masks(agreement: Agreement, engine: Engine, watcher: Watcher) -> _Course:
@@ -207,7 +205,7 @@ def _preview(agreement: Agreement, state: ServerState) -> Sampler | None:
     return Sampler(_model(agreement, mask, ""), output.device)
 
 
-def _model(agreement: Agreement, mask: NDArray[np.bool_], settings: str) -> Model:
+def _model(agreement: Agreement, mask: Mask, settings: str) -> Model:
     device = agreement.settings.output.device
     return finish(agreement.layout, agreement.settings.seed, mask, settings, agreement.labels, device)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from prismfl.errors import DependencyError, ModelFileError
 from prismfl.files import write_atomic
-from prismfl.layout import Layer, frozen_signs, frozen_weights
+from prismfl.layout import SOFT_ONE, Layer, frozen_signs, kept_weights
 from prismfl.modelfile import Model, load_model
 from prismfl.nets.generator import EPSILON, generate, label_turns, latent_batch
 from prismfl.seeding import Purpose, Stream
@@ -83,7 +83,7 @@ def _difference(model: Model, raw: bytes) -> float:
     """Largest difference of values between onnxruntime and PyTorch, on public latents."""
     latents = latent_batch(model.layout, Stream(0, Purpose.LATENT), _CHECKED)
     labels = label_turns(model.layout, _CHECKED)
-    flat = torch.from_numpy(frozen_weights(model.layout, model.seed) * model.mask)
+    flat = torch.from_numpy(kept_weights(model.layout, model.seed, model.mask))
     mean, var = torch.from_numpy(model.norm_mean), torch.from_numpy(model.norm_var)
     with torch.no_grad():
         wanted = generate(model.layout, flat, latents, labels=labels, mean=mean, var=var).numpy()
@@ -124,14 +124,15 @@ class _Weights:
 
     def __init__(self, graph: _Graph, model: Model) -> None:
         self.graph = graph
-        self.kept = frozen_signs(model.layout, model.seed) * model.mask
+        self.kept = frozen_signs(model.layout, model.seed) * model.mask.astype(np.int8)
+        self.one = SOFT_ONE if model.mask.dtype == np.uint8 else 1
         self.layers: dict[str, Layer] = {layer.name: layer for layer in model.layout.layers}
 
     def __call__(self, name: str, *shape: int) -> str:
         """The layer's weights, float32, in its own shape or another."""
         layer, graph = self.layers[name], self.graph
         stored = graph.store(name, self.kept[layer.span].reshape(shape or layer.shape).astype(np.int8))
-        scale = graph.store(f"{name}.scale", np.array(layer.scale, np.float32))
+        scale = graph.store(f"{name}.scale", np.array(layer.scale / self.one, np.float32))
         return graph.of("Mul", graph.of("Cast", stored, to=graph.onnx.TensorProto.FLOAT), scale)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from prismfl.config import Settings, to_toml
 from prismfl.errors import ClientError, MessageError, PrismError, SettingError
-from prismfl.layout import Layout, frozen_weights
+from prismfl.layout import Layout, Mask, frozen_weights, soft_mask
 from prismfl.mmd import FeatureMap, Target, label_means
 from prismfl.nets.generator import generate, label_turns, latent_batch
 from prismfl.nets.masked import mask_of
@@ -81,7 +81,7 @@ class Agreement:
     @property
     def masked(self) -> int:
         """Number of parameters whose masks travel; the rest are α layers."""
-        return self.layout.alpha_start(self.settings.federation.alpha)
+        return self.layout.alpha_start(self.settings.alpha)
 
     def known(self, q: NDArray[np.uint16]) -> Entries:
         """What both ends know of all weights when θ_t = q / 65536."""
@@ -525,7 +525,7 @@ def _weight(settings: Settings, target: Target) -> int:
 
 
 @torch.no_grad()
-def _moments_of_mask(agreement: Agreement, kit: ClientKit, mask: NDArray[np.bool_]) -> torch.Tensor:
+def _moments_of_mask(agreement: Agreement, kit: ClientKit, mask: Mask) -> torch.Tensor:
     flat = kit.weights * torch.from_numpy(mask).to(kit.weights.device)
     stream = Stream(agreement.settings.seed, Purpose.SHIPPED, 2**32 - 1)
     count = max(_CANDIDATE_LATENTS, 4 * agreement.layout.classes)
@@ -719,16 +719,18 @@ def check_weight(agreement: Agreement, client: int, weight: int, size: int) -> N
 # ------------------------------------------------------------------------------- finished model
 
 
-def candidates(agreement: Agreement, q: NDArray[np.uint16]) -> list[NDArray[np.bool_]]:
-    """Masks that may be shipped, bool `[N]` each: draws from θ, and θ ≥ 1/2."""
+def candidates(agreement: Agreement, q: NDArray[np.uint16]) -> list[Mask]:
+    """Masks `[N]` that may be shipped: draws from θ, and θ ≥ 1/2; of soft masks θ alone."""
     federation = agreement.settings.federation
-    if federation.shipped != "best":
+    if federation.shipped != "best" or agreement.settings.search.mask == "soft":
         return [preview_mask(agreement, q)]
     return [*(_drawn(agreement, q, index) for index in range(federation.shipped_draws)), q >= 32768]
 
 
-def preview_mask(agreement: Agreement, q: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """What would be shipped of θ without asking the clients, bool `[N]`: a draw if draws are, else θ ≥ 1/2."""
+def preview_mask(agreement: Agreement, q: NDArray[np.uint16]) -> Mask:
+    """What would be shipped of θ without asking the clients, `[N]`: a draw if draws are, else θ ≥ 1/2, or soft θ."""
+    if agreement.settings.search.mask == "soft":
+        return soft_mask(q)
     return _drawn(agreement, q, 0) if agreement.settings.federation.shipped == "draw" else q >= 32768
 
 
@@ -736,10 +738,8 @@ def _drawn(agreement: Agreement, q: NDArray[np.uint16], index: int) -> NDArray[n
     return mask_of(q, Stream(agreement.settings.seed, Purpose.SHIPPED, index).halves(len(q)))
 
 
-def shipped_mask(
-    agreement: Agreement, state: ServerState, exchange: Exchange, traffic: Traffic | None = None
-) -> NDArray[np.bool_]:
-    """The finished model's mask: bool `[N]`; what is asked for it is added to the traffic.
+def shipped_mask(agreement: Agreement, state: ServerState, exchange: Exchange, traffic: Traffic | None = None) -> Mask:
+    """The finished model's mask `[N]`; what is asked for it is added to the traffic.
 
     With several candidates, the last cohort's clients send each one's squared distance from
     their targets, and the least mean wins: it differs from the distance to the pooled images'

@@ -47,7 +47,7 @@ def forecast(ready: Prepared, workers: int, processes: int = 0) -> Forecast:
     workers: clients at a time; processes: that search for them, beside this one.
     """
     settings = ready.agreement.settings
-    with processor_threads(settings.search.client_threads):
+    with processor_threads(settings.search.threads):
         moments_seconds, target = _timed_target(ready)
         step_seconds, moved = _timed_search(ready, target)
     members, alone = len(cohort(ready.agreement, 0)), settings.federation.mode == "one-shot"

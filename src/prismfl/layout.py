@@ -17,6 +17,10 @@ from prismfl.errors import SettingError
 from prismfl.seeding import Purpose, Stream
 
 SIZES = (16, 32, 64)
+SOFT_ONE = 15  # of a soft mask: a weight that is kept whole
+
+# A binary mask, bool `[N]`; or a soft one, uint8 `[N]`, by how many fifteenths each weight is kept.
+Mask = NDArray[np.bool_] | NDArray[np.uint8]
 # A label's shift of ±1 or 0 has, over kept and dropped weights, half the variance that latents have.
 _LABEL_FAN_IN = 2
 
@@ -165,3 +169,14 @@ def frozen_weights(layout: Layout, seed: int) -> NDArray[np.float32]:
         weights[layer.span] *= np.float32(layer.scale)
     weights.setflags(write=False)
     return weights
+
+
+def soft_mask(q: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """θ = q / 65536 as a soft mask: uint8 `[N]` of 0 … 15."""
+    return ((q.astype(np.uint32) * SOFT_ONE + 32768) >> 16).astype(np.uint8)
+
+
+def kept_weights(layout: Layout, seed: int, mask: Mask) -> NDArray[np.float32]:
+    """What a finished network computes with, float32 `[N]`: frozen weights as far as a mask `[N]` keeps them."""
+    weights = frozen_weights(layout, seed)
+    return weights * mask if mask.dtype == np.bool_ else weights * (mask.astype(np.float32) / np.float32(SOFT_ONE))

@@ -37,6 +37,7 @@ from prismfl.nets.fused import fusible, matched
 from prismfl.nets.replay import settle
 from prismfl.nets.tones import mean_colours, tone_histograms
 
+_PAIRS = 4  # images of a label in a batch from which on pairs alone are matched
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -57,17 +58,19 @@ class Target:
 class Goals:
     """A target in the pieces in which it is matched: `[G, d]` each, of consecutive numbers.
 
-    units, squares: of maps and of their squares, a layer each, or one of all layers; means: of patches, in order.
+    units, squares: of maps and of their squares, a layer each, or one of all layers; means: of tones, in order.
+    own: float32 `[G]`, how much of its images' own squares each label's sum is matched without; None: nothing.
     """
 
     units: list[Tensor]
     squares: list[Tensor]
     means: list[Tensor]
+    own: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
         """All of them."""
-        return [*self.units, *self.squares, *self.means]
+        return [*self.units, *self.squares, *self.means, *([] if self.own is None else [self.own])]
 
     def of_maps(self, places: Sequence[int]) -> list[Tensor]:
         """What some layers' maps are matched with, one after the other, and what their squares are, if they are."""
@@ -77,7 +80,7 @@ class Goals:
 
     def joined(self) -> "Goals":
         """The same with all layers' maps as one, and all their squares."""
-        return Goals([_joined(self.units)], [_joined(self.squares)] if self.squares else [], self.means)
+        return Goals([_joined(self.units)], [_joined(self.squares)] if self.squares else [], self.means, self.own)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -311,6 +314,19 @@ class FeatureMap:
             passing.add_mean(found)
         return passing.total()
 
+    def aims(self, target: Tensor, shares: Tensor, batch: int) -> Goals:
+        """Goals `[G · D]` at which a batch of labels in these shares, `[G]`, is to aim so that its expectation hits.
+
+        Of n images' mean f̄, E‖f̄‖² is ‖E f‖² (n - 1)/n + E‖f‖²/n: descending ‖f̄ - t‖² overshoots, to images too
+        much alike.  Without each image's own square, and with t (n - 1)/n, the least is where E f = t (it is the
+        U-statistic of Gretton et al. 2012, lemma 6, up to a factor).  The own squares of unit vectors are constant.  Of
+        few images of a label that would leave hardly any pair: there a part of it is done, as if there were four.
+        """
+        counts = (shares * batch).clamp(min=1e-9)
+        own = (counts / _PAIRS).clamp(max=1)
+        rows = target.view(len(shares), -1) * (1 - own / counts)[:, None].to(target.dtype)
+        return replace(self.split(rows.flatten()), own=own.float())
+
     def split(self, target: Tensor) -> Goals:
         """Moments `[G · D]` as `squared_distance` takes them.
 
@@ -410,6 +426,9 @@ class _Passing:
     def add_mean(self, found: Tensor) -> None:
         """Match the sums by label of features `[B, d]`."""
         self.totals.append(distance(label_groups(self.labels, self.groups) @ found, next(self.means)))
+        if (own := self.goals.own) is not None:
+            each = found.square().sum(1) if len(own) == 1 else found.square().sum(1) * own[self.labels]
+            self.totals.append(each.sum() * (own[0] if len(own) == 1 else 1) / -(len(found) ** 2))
 
     def total(self) -> Tensor:
         """The sum of all squared distances, a scalar."""

@@ -1,7 +1,8 @@
 """One self-describing file for a finished model: seed, layout, packed mask, BatchNorm statistics.
 
-safetensors with three tensors: `mask` uint8 `[ceil(N / 8)]`, `norm_mean` and `norm_var` float32
-`[sum(norms)]`; everything else is JSON in its metadata under `prismfl`.  Needs NumPy alone.
+safetensors with three tensors: `mask` uint8 `[ceil(N / 8)]`, or of soft masks `soft` uint8 `[ceil(N / 2)]`, two
+weights a byte, the first one in its low bits; `norm_mean` and `norm_var` float32 `[sum(norms)]`.  Everything else is
+JSON in its metadata under `prismfl`.  Needs NumPy alone.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from safetensors.numpy import save as save_tensors
 
 from prismfl.errors import ModelFileError, PrismError
 from prismfl.files import write_atomic
-from prismfl.layout import Layout, frozen_signs
+from prismfl.layout import SOFT_ONE, Layout, Mask, frozen_signs
 from prismfl.wire.codec import pack_mask, unpack_mask
 
 FORMAT = "prismfl-model-2"
@@ -26,16 +27,16 @@ FORMAT = "prismfl-model-2"
 
 @dataclass(frozen=True)
 class Model:
-    """A finished generator: one bit a weight, and what is needed to run and judge it.
+    """A finished generator: one bit a weight, of soft masks four, and what is needed to run and judge it.
 
-    mask: bool `[N]`; norm_mean, norm_var: float32 `[sum(norms)]`; settings: TOML text of the run;
-    ledger: releases of private data (empty: no privacy guarantee); labels: names of the labels
-    that images are made by (empty: it takes none).
+    mask: bool `[N]`, or soft uint8 `[N]` of 0 … 15 (see `layout.Mask`); norm_mean, norm_var: float32
+    `[sum(norms)]`; settings: TOML text of the run; ledger: releases of private data (empty: no privacy
+    guarantee); labels: names of the labels that images are made by (empty: it takes none).
     """
 
     layout: Layout
     seed: int
-    mask: NDArray[np.bool_]
+    mask: Mask
     norm_mean: NDArray[np.float32]
     norm_var: NDArray[np.float32]
     settings: str
@@ -55,7 +56,7 @@ def save_model(model: Model, path: Path) -> int:
         "ledger": list(model.ledger),
     }
     tensors: dict[str, NDArray[Any]] = {
-        "mask": np.frombuffer(pack_mask(model.mask), np.uint8),
+        **_packed(model.mask),
         "norm_mean": model.norm_mean,
         "norm_var": model.norm_var,
     }
@@ -97,10 +98,11 @@ def _parse(path: str | Path, raw: bytes) -> Model:
     if about.pop("sha256") != _content_hash(about, tensors):
         raise _refuse(path, "holds other bytes than were saved")
     layout = Layout(**about["layout"])
+    name, each = ("soft", 2) if "soft" in tensors else ("mask", 8)
     # The mask's length bounds N before anything of size N is made.
-    if layout.count > 8 * tensors["mask"].size:
-        raise _refuse(path, f"holds {tensors['mask'].size} mask bytes for {layout.count} weights")
-    mask = unpack_mask(tensors["mask"].tobytes(), layout.count)
+    if layout.count > each * tensors[name].size:
+        raise _refuse(path, f"holds {tensors[name].size} mask bytes for {layout.count} weights")
+    mask = _unpacked(tensors[name], layout.count) if each == 2 else unpack_mask(tensors[name].tobytes(), layout.count)
     if not isinstance(about["settings"], str) or not isinstance(about["ledger"], list):
         raise _refuse(path, "holds unusable settings or ledger")
     names = about["labels"]
@@ -122,6 +124,21 @@ def _parse(path: str | Path, raw: bytes) -> Model:
         tuple(about["ledger"]),
         tuple(about["labels"]),
     )
+
+
+def _packed(mask: Mask) -> dict[str, NDArray[np.uint8]]:
+    """A mask as the tensor that is stored."""
+    if mask.dtype == np.bool_:
+        return {"mask": np.frombuffer(pack_mask(mask.astype(np.bool_)), np.uint8)}
+    pairs = np.append(mask, np.zeros(len(mask) % 2, np.uint8)).reshape(-1, 2).astype(np.uint8)
+    return {"soft": pairs[:, 0] + 16 * pairs[:, 1]}
+
+
+def _unpacked(soft: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """A stored soft mask, uint8 `[count]`.  Raises ValueError for another length, type, or what comes after it."""
+    if soft.dtype != np.uint8 or soft.shape != (-(-count // 2),) or (count % 2 and soft[-1] >> 4):
+        raise ValueError(f"a soft mask {soft.dtype} {list(soft.shape)} of {count} weights")
+    return np.stack((soft & SOFT_ONE, soft >> 4), 1).reshape(-1)[:count]
 
 
 def _usable(values: NDArray[Any], layout: Layout) -> bool:

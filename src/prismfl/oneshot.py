@@ -28,9 +28,10 @@ from prismfl.federation import (
     mask_entropy,
     mean_by_layer,
 )
+from prismfl.layout import Mask
 from prismfl.mmd import Target
 from prismfl.nets.tape import Tape
-from prismfl.search import local_search, processor_threads, rate_at
+from prismfl.search import Memory, local_search, processor_threads, rate_at
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import ONE, ServerState
 from prismfl.wire import message
@@ -108,9 +109,17 @@ def search_round(
     settings, first = agreement.settings, state.round == 0
     draws = Tape(Stream(settings.seed, Purpose.SEARCH, state.round), kit.weights.device)
     rate = rate_at(settings, state.round)
-    with processor_threads(settings.search.client_threads):
+    with processor_threads(settings.search.threads):
         found = local_search(
-            agreement.layout, kit.weights, kit.features, state.q, gathered.target, settings.search, rate, draws
+            agreement.layout,
+            kit.weights,
+            kit.features,
+            state.q,
+            gathered.target,
+            settings.search,
+            rate,
+            draws,
+            _remembered(state),
         )
     if not found.finite:
         raise ClientError(f"the search diverged (loss {found.loss})", "finite numbers", "lower search.learning_rate")
@@ -132,11 +141,21 @@ def search_round(
         asked=len(cohort(agreement, 0)),
         traffic=gathered.traffic if first else Traffic(),
     )
-    return ServerState(q, state.round + 1, (), state.held), record
+    mine = found.memory
+    kept = None if mine is None else (mine.first, mine.second, np.array([mine.steps], np.int64))
+    return ServerState(q, state.round + 1, (), state.held, kept), record
 
 
-def shipped(agreement: Agreement, kit: ClientKit, state: ServerState, target: Target) -> NDArray[np.bool_]:
-    """The finished model's mask, bool `[N]`: of several candidates the nearest to the pooled target."""
+def _remembered(state: ServerState) -> Memory | None:
+    """Adam's memory where the last round left it."""
+    if state.memory is None:
+        return None
+    first, second, steps = state.memory
+    return Memory(first, second, int(steps[0]))
+
+
+def shipped(agreement: Agreement, kit: ClientKit, state: ServerState, target: Target) -> Mask:
+    """The finished model's mask `[N]`: of several candidates the nearest to the pooled target."""
     masks = candidates(agreement, state.q)
     return masks[int(np.argmin(candidate_distances(agreement, kit, state.q, target)))] if len(masks) > 1 else masks[0]
 

@@ -1,5 +1,6 @@
 """From settings to everything a simulation needs before its first round."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,9 +101,13 @@ def matching(settings: Settings, channels: int) -> Settings:
 def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
     """The settings with what follows from files, machine and each other written down: a resumed run goes on alike."""
     precision = precision_of(settings.search.precision, settings.output.device)
-    search = replace(settings.search, precision=precision, adam="keep" if settings.keeps_adam else "reset")
+    loss = "unbiased" if settings.features.features in LITES else "squared"
+    loss = loss if settings.search.loss == "auto" else settings.search.loss
+    search = replace(settings.search, loss=loss, precision=precision, adam="keep" if settings.keeps_adam else "reset")
     # Of searches that share nothing, as those of a client that lives for one message, each would compile anew.
     search = replace(search, compile="off" if search.compile == "auto" else search.compile)
+    alone = settings.federation.mode == "one-shot"
+    search = replace(search, client_threads=search.client_threads or (os.cpu_count() or 1 if alone else 1))
     return replace(
         settings,
         features=replace(settings.features, features_sha256=loaded.sha256),

@@ -121,6 +121,9 @@ def reopen(root: Path) -> tuple[RunFolder, Settings]:
         raise RunFolderError(f"{folder.config}: {error.got}", error.expected, error.remedy) from None
 
 
+_MEMORY = ("adam_first", "adam_second", "adam_steps")
+
+
 def save_state(folder: RunFolder, state: ServerState, record: Mapping[str, Any]) -> None:
     """Commit a round: its log line first, then the checkpoint that makes it count."""
     _append(folder.rounds, json.dumps(record))
@@ -131,6 +134,8 @@ def save_state(folder: RunFolder, state: ServerState, record: Mapping[str, Any])
         "steps": np.frombuffer(b"".join(state.steps), np.uint8),
         "lengths": np.array([len(step) for step in state.steps], np.int64),
     }
+    if state.memory is not None:
+        tensors |= dict(zip(_MEMORY, state.memory, strict=True))
     write_atomic(folder.checkpoint, save_tensors(tensors))
 
 
@@ -163,7 +168,9 @@ def _state_of(tensors: Mapping[str, NDArray[Any]]) -> ServerState:
         raise ValueError(f"a client beyond round {done}")
     ends = np.cumsum(lengths).tolist()
     steps = tuple(raw[start:end] for start, end in zip([0, *ends], ends, strict=False))
-    return ServerState(tensors["q"], done, steps, tensors["held"])
+    first, second, taken = _MEMORY
+    memory = (tensors[first], tensors[second], tensors[taken]) if first in tensors else None
+    return ServerState(tensors["q"], done, steps, tensors["held"], memory)
 
 
 def save_ledger(folder: RunFolder, client: int, releases: list[dict[str, Any]]) -> None:

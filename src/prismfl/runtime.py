@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from prismfl.asking import ModelSampler
 from prismfl.errors import DependencyError, PrismError
 from prismfl.files import write_atomic
-from prismfl.layout import Layout, frozen_weights
+from prismfl.layout import Layout, kept_weights
 from prismfl.modelfile import Model, load_model
 from prismfl.pictures import image_grid, save_picture
 from prismfl.seeding import Purpose, Stream
@@ -95,7 +95,7 @@ class _Net:
 
 def _folded(model: Model) -> _Net:
     layout = model.layout
-    flat = frozen_weights(layout, model.seed) * model.mask
+    flat = kept_weights(layout, model.seed, model.mask)
     weights = {layer.name: flat[layer.span].reshape(layer.shape).astype(np.float64) for layer in layout.layers}
     ends = np.cumsum(layout.norms)[:-1]
     means = np.split(model.norm_mean.astype(np.float64), ends)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from prismfl.asking import ModelSampler, columns_of
 from prismfl.data.images import ImageSet
-from prismfl.layout import Layout, frozen_weights
+from prismfl.layout import Layout, Mask, kept_weights
 from prismfl.modelfile import Model, load_model
 from prismfl.nets.generator import Statistics, check_device, latent_batch, recompute_statistics, render
 from prismfl.pictures import image_grid, save_folders, save_picture, save_pictures
@@ -34,7 +34,7 @@ class Sampler(ModelSampler):
         """Images of the public latents of a seed and labels int64 `[n]`: uint8 `[n, C, H, W]`."""
         layout = self.model.layout
         check_device(self.device)
-        flat = torch.from_numpy(frozen_weights(layout, self.model.seed) * self.model.mask).to(self.device)
+        flat = torch.from_numpy(kept_weights(layout, self.model.seed, self.model.mask)).to(self.device)
         statistics = Statistics(self.model.norm_mean, self.model.norm_var)
         latents = latent_batch(layout, Stream(seed, Purpose.LATENT), len(labels))
         return render(layout, flat, statistics, latents, torch.from_numpy(labels))
@@ -48,13 +48,13 @@ def load(path: str | Path, device: str = "cpu") -> Sampler:
 def finish(
     layout: Layout,
     seed: int,
-    mask: NDArray[np.bool_],
+    mask: Mask,
     settings: str,
     labels: tuple[str, ...] = (),
     device: str = "cpu",
 ) -> Model:
-    """A model of a mask bool `[N]`: its BatchNorm statistics are recomputed from latents."""
-    flat = torch.from_numpy(frozen_weights(layout, seed) * mask).to(device)
+    """A model of a mask `[N]`: its BatchNorm statistics are recomputed from latents."""
+    flat = torch.from_numpy(kept_weights(layout, seed, mask)).to(device)
     statistics = recompute_statistics(layout, flat, seed)
     return Model(layout, seed, mask, statistics.mean, statistics.var, settings, labels=labels)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prismfl.config import Search, Settings
 from prismfl.layout import Layout
-from prismfl.mmd import PRECISIONS, FeatureMap, MovingResidual, Target, distance, label_groups
+from prismfl.mmd import PRECISIONS, FeatureMap, Goals, MovingResidual, Target, distance, label_groups
 from prismfl.nets.fused import adam_step, flat_floats
 from prismfl.nets.generator import generate
 from prismfl.nets.latents import spread_normals
@@ -121,7 +121,7 @@ class _Station:
         self.total = torch.zeros(1, dtype=torch.float64, device=self.device)
         told = [self.scores, self.rate, self.total, *self.adam.tensors, *searcher.tensors]
         # A moving average counts its own steps, outside of tensors.
-        self.repeated = Repeated(self._step, told, programs, recorded=self.settings.loss == "squared")
+        self.repeated = Repeated(self._step, told, programs, recorded=self.settings.loss != "moving")
 
     def search(self, q: NDArray[np.uint16], target: Target, rate: float, draws: Tape, memory: Memory | None) -> Found:
         """One client's search.  Nothing waits for the device before all steps are taken."""
@@ -162,7 +162,7 @@ def _station(
     kept: tuple[Any, FeatureMap, _Station] | None = getattr(_here, "station", None)
     if kept is not None and kept[0] == world and kept[1] is features:
         return kept[2]
-    stays = _reusable(weights.device) and settings.loss == "squared"  # a moving average begins anew
+    stays = _reusable(weights.device) and settings.loss != "moving"  # a moving average begins anew
     plain = settings.compile == "on"
     mine = Tape(draws.stream, draws.device, plain=plain, common=draws.common) if stays else draws
     programs = _programs.setdefault(features, {}).setdefault(world, {}) if plain else None
@@ -201,22 +201,33 @@ class Searcher:
         self.weights, self.dtype = weights, PRECISIONS[precision]
         self.features = features.in_precision(precision)
         self.target = torch.tensor(target.moments, device=weights.device)
-        self.goals = self.features.split(self.target)
         self.shares = torch.tensor(target.shares, device=weights.device)
+        self.goals = self._aims()
         self.moving = MovingResidual(self.target, settings.moving_rate)
         self.tensors = [*self.goals.tensors, self.shares, *draws.tensors]
 
     def turn_to(self, target: Target, draws: Tape) -> None:
         """Another client's target and draws, in the tensors that are there."""
         self.target.copy_(torch.from_numpy(target.moments))
-        for mine, theirs in zip(self.goals.tensors, self.features.split(self.target).tensors, strict=True):
-            mine.copy_(theirs)
         self.shares.copy_(torch.from_numpy(target.shares))
+        for mine, theirs in zip(self.goals.tensors, self._aims().tensors, strict=True):
+            mine.copy_(theirs)
         self.draws.follow(draws)
 
+    def _aims(self) -> Goals:
+        if self.settings.loss == "unbiased":
+            return self.features.aims(self.target, self.shares, self.settings.batch_size)
+        return self.features.split(self.target)
+
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient by the scores `[N]` and the squared distance of one batch, a scalar."""
-        flat = masked_weights(self.weights, theta, self.draws, self.dtype)
+        """Gradient by the scores `[N]` and the squared distance of one batch, a scalar.
+
+        A soft mask's is exact: θ itself scales the weights, and nothing is drawn.
+        """
+        if self.settings.mask == "soft":
+            flat = (self.weights * theta).to(self.dtype).requires_grad_()
+        else:
+            flat = masked_weights(self.weights, theta, self.draws, self.dtype)
         loss, measured = self.losses(flat)
         (weight_gradient,) = torch.autograd.grad(loss, flat)
         return score_gradient(weight_gradient, self.weights, theta), measured.detach()
@@ -226,7 +237,7 @@ class Searcher:
         latents, labels = _inputs(self.layout, self.settings, self.shares, self.draws)
         images = generate(self.layout, flat.to(self.dtype), latents.to(self.dtype), labels=labels)
         turns = self.features.framing.drawn(self.draws)
-        if self.settings.loss == "squared":
+        if self.settings.loss != "moving":
             measured = self.features.squared_distance(images, labels, self.goals, turns)
             return measured, measured
         moments = self.features.moments(images, label_groups(labels, self.layout.classes), turns)

@@ -32,13 +32,15 @@ class ServerState:
     """θ_t = q / 65536, uint16 `[N]`, and t, the number of rounds done.
 
     steps: the coded steps that led here, the last one last, as many as are worth keeping; held: int64
-    `[clients]`, the last round whose θ each client has proved to know.
+    `[clients]`, the last round whose θ each client has proved to know; memory: of a server that searches alone, Adam's
+    moments, float32 `[N]` each, and the number of steps behind them, int64 `[1]`.
     """
 
     q: NDArray[np.uint16]
     round: int
     steps: tuple[bytes, ...] = ()
     held: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    memory: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]] | None = None
 
     @cached_property
     def digest(self) -> bytes:

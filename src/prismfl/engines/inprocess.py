@@ -48,7 +48,7 @@ def workers_of(settings: Settings) -> int:
     """
     if settings.output.workers:
         return settings.output.workers
-    cores = max(1, (os.cpu_count() or 1) // settings.search.client_threads)
+    cores = max(1, (os.cpu_count() or 1) // settings.search.threads)
     if settings.output.device == "cpu":
         return cores
     most = min(cores, _ON_A_GPU)
@@ -77,7 +77,7 @@ class InProcess:
 
     def __init__(self, agreement: Agreement, kit: ClientKit, clients: Sequence[ImageSet], folder: RunFolder) -> None:
         self.agreement, self.kit, self.clients, self.folder = agreement, kit, clients, folder
-        threads = agreement.settings.search.client_threads
+        threads = agreement.settings.search.threads
         workers = workers_of(agreement.settings)
         device = kit.weights.device
         if device.type == "cuda":

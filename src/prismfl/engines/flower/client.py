@@ -280,7 +280,7 @@ def _deployed(site: Site, state: Path, run: bytes, terms: Terms, anew: bool) -> 
     from prismfl.runfolder import RunFolder
 
     settings = site.local(settings_from(toml_from(terms.settings)))
-    torch.set_num_threads(settings.search.client_threads)
+    torch.set_num_threads(settings.search.threads)
     agreement = agree_on(settings, terms.channels, terms.classes)
     # Nobody else decides whether this client's images are released a second time.
     privacy = replace(settings.privacy, another_release=site.another_release)
@@ -296,7 +296,7 @@ def _simulated(site: Site, terms: Terms) -> _World:
     from prismfl.runfolder import RunFolder
 
     ready = _prepared(terms.settings)
-    torch.set_num_threads(ready.agreement.settings.search.client_threads)
+    torch.set_num_threads(ready.agreement.settings.search.threads)
     disk = ClientDisk(ready.agreement, ready.kit, RunFolder(Path(terms.folder)))
     return _World(site, ready.agreement, ready.kit, disk, ready.clients[site.client], terms)
 
