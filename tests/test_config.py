@@ -175,7 +175,7 @@ IMPOSSIBLE = [
     ("search", "beta1", 1.0, "≤ 0.9999"),
     ("search", "shrinkage", -0.1, "≥ 0"),
     ("search", "shrinkage", 0.6, "≤ 0.5"),
-    ("search", "client_threads", 0, "≥ 1"),
+    ("search", "client_threads", -1, "≥ 0"),
     ("federation", "rounds", 0, "≥ 1"),
     ("federation", "cohort", -1, "≥ 0"),
     ("federation", "cohort", 11, "0 … 10, the clients"),
@@ -384,7 +384,8 @@ def test_what_is_matched_follows_from_images_and_epsilon_unless_asked_for(channe
     ("channels", "images", "asked", "wanted"),
     [
         (1, 6000.0, {}, (16, 64, 25)),
-        (1, 144.0, {}, (16, 32, 50)),
+        (1, 144.0, {}, (16, 16, 100)),
+        (3, 144.0, {}, (32, 32, 100)),
         (3, None, {}, (32, 64, 50)),
         (3, 400.0, {"batch_size": 128, "local_steps": 7}, (32, 128, 7)),
     ],
@@ -412,13 +413,41 @@ def test_private_settings_come_back_from_their_text(tmp_path):
         assert load_settings(path) == settings
 
 
+def test_what_soft_masks_change_follows_unless_asked_for():
+    soft = settings_from({"search": {"mask": "soft"}})
+    found, alone = soft.sized(3), settings_from({"federation": {"mode": "one-shot"}}).sized(3)
+    assert (found.first_rate, found.search.final_rate, found.federation.initial_certainty) == (0.15, 0.05, 0.25)
+    assert (soft.alpha, alone.alpha, alone.search.local_steps) == (1.0, 0.0, 4 * found.search.local_steps)
+    asked = {
+        "search": {"mask": "soft", "final_rate": 0.0, "learning_rate": 0.5},
+        "federation": {"initial_certainty": 0.0},
+    }
+    told = settings_from(asked).sized(3)
+    assert (told.first_rate, told.search.final_rate, told.federation.initial_certainty) == (0.5, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"federation": {"alpha": 0.5}},
+        {"federation": {"control_variate": True}},
+        {"federation": {"screen": 3.0}},
+        {"federation": {"shipped": "half"}, "privacy": {"epsilon": 1.0, "mechanism": "theta"}},
+    ],
+    ids=str,
+)
+def test_what_is_of_binary_masks_alone_is_refused_with_soft_ones(changes):
+    with pytest.raises(SettingError, match="soft"):
+        settings_from({"search": {"mask": "soft"}, **changes})
+
+
 @pytest.mark.parametrize(
     ("changes", "kept"),
     [
         ({}, True),
         ({"federation": {"cohort": 10}}, True),
         ({"federation": {"cohort": 5}}, False),
-        ({"federation": {"mode": "one-shot"}}, False),
+        ({"federation": {"mode": "one-shot"}}, True),
         ({"federation": {"cohort": 5}, "search": {"adam": "keep"}}, True),
         ({"search": {"adam": "reset"}}, False),
     ],

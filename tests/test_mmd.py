@@ -1,6 +1,7 @@
 """Moments and their gradients against plain autograd, the bound on their norm, and the residual."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -479,6 +480,38 @@ def test_the_distance_by_blocks_is_that_of_the_moments(monkeypatch, vgg, changes
     (3 * whole).backward()
     (3 * found).backward()
     torch.testing.assert_close(images[1].grad, images[0].grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("classes", [0, 2])
+def test_the_unbiased_loss_ranks_populations_as_their_means_do(vgg, classes):
+    """Over all batches of four of three images: but for a constant it is 3/4 of their mean's squared distance."""
+    mapped = FeatureMap(vgg, Features(layers=(0, 1), tone_weight=0.5), 1, 16)
+    groups, others = max(1, classes), scaled(noise(4 if classes else 0, seed=9))
+    target = torch.from_numpy(mapped.target(noise(8), np.arange(8) % groups, classes).moments)
+    tags = torch.tensor([0] * len(others) + [groups - 1] * 4)
+    aims = {
+        "squared": mapped.split(target),
+        "unbiased": mapped.aims(target, torch.full((groups,), 1 / groups, dtype=torch.float64), len(tags)),
+    }
+    losses, means = {name: [] for name in aims}, []
+    # Of three populations, whose images are unlike, much alike, and stronger in contrast.
+    for images in (scaled(noise(3, seed=1)), scaled(noise(3, seed=2)) * 0.2, scaled(noise(3, seed=3)).sign()):
+        mean = mapped.moments(images) / groups
+        means.append(float(distance(mean, target.view(groups, -1)[-1])))
+        for name, aim in aims.items():
+            batches = (torch.cat((others, images[list(some)])) for some in itertools.product(range(3), repeat=4))
+            losses[name].append(np.mean([float(mapped.squared_distance(batch, tags, aim)) for batch in batches]))
+    np.testing.assert_allclose(np.diff(losses["unbiased"]), 0.75 * np.diff(means), atol=1e-6)
+    assert np.abs(np.diff(losses["squared"]) - 0.75 * np.diff(means)).max() > 1e-3
+
+
+def test_of_a_single_image_of_a_label_the_aim_is_the_target_itself(vgg):
+    mapped = FeatureMap(vgg, Features(layers=(0,), second_weight=0.0, tone_weight=0.5), 1, 16)
+    image, tags = noise(1), torch.zeros(1, dtype=torch.int64)
+    goals = mapped.aims(torch.from_numpy(mapped.target(image).moments), torch.ones(1, dtype=torch.float64), 1)
+    x = scaled(image).requires_grad_()
+    mapped.squared_distance(x, tags, goals).backward()
+    assert float(x.grad.abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("joined", [False, True])

@@ -1,6 +1,7 @@
 """The model file: round trip, size, and one error for every kind of damage."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from safetensors.numpy import save as save_tensors
 
 from prismfl.config import to_toml
 from prismfl.errors import ModelFileError, RunFolderError
-from prismfl.layout import Layout
-from prismfl.modelfile import Model, load_model, save_model
+from prismfl.layout import Layout, frozen_weights, kept_weights
+from prismfl.modelfile import Model, _content_hash, load_model, save_model
 
 LAYOUTS = [
     Layout(16, 1, 2, 8),
@@ -65,6 +66,36 @@ def test_a_model_comes_back_from_a_small_file(tmp_path, tiny, layout):
     np.testing.assert_array_equal(found.mask, model.mask)
     np.testing.assert_array_equal(found.norm_mean, model.norm_mean)
     np.testing.assert_array_equal(found.norm_var, model.norm_var)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:4])
+def test_a_soft_mask_comes_back_from_half_a_byte_a_weight(tmp_path, load_bytes, layout):
+    soft = np.random.default_rng(0).integers(0, 16, layout.count, np.uint8)
+    size = save_model(replace(model_of(layout), mask=soft), tmp_path / "m")
+    assert size <= layout.count / 2 + 16_384
+    found = load_model(tmp_path / "m")
+    assert found.mask.dtype == np.uint8
+    np.testing.assert_array_equal(found.mask, soft)
+    np.testing.assert_allclose(
+        kept_weights(layout, 3, found.mask), frozen_weights(layout, 3) * soft / 15, rtol=1e-6, atol=0
+    )
+
+
+def test_soft_masks_of_another_length_or_type_are_refused(tmp_path, load_bytes):
+    layout = LAYOUTS[-1]
+    assert layout.count % 2, "a last byte that is half full"
+    save_model(replace(model_of(layout), mask=np.full(layout.count, 15, np.uint8)), tmp_path / "m")
+    raw = (tmp_path / "m").read_bytes()
+    soft, start = load_tensors(raw)["soft"], header_end(raw)
+    odd = soft.copy()
+    odd[-1] |= 0xF0
+    for changed in (odd, soft[:-1], np.append(soft, 0), soft.astype(np.int8), soft.reshape(1, -1)):
+        tensors = load_tensors(raw) | {"soft": changed}
+        about = json.loads(json.loads(raw[8:start])["__metadata__"]["prismfl"])
+        about.pop("sha256")
+        about["sha256"] = _content_hash(about, tensors)
+        with pytest.raises(ModelFileError):
+            load_bytes(save_tensors(tensors, {"prismfl": json.dumps(about)}))
 
 
 def test_a_model_of_the_papers_size_takes_little_more_than_a_bit_a_weight(tmp_path, tiny):

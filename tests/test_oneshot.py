@@ -244,16 +244,27 @@ def test_a_run_says_what_it_sent_and_sends_it_once(tiny, tmp_path):
     assert prismfl.load(finished.folder.model).sample(3).shape == (3, 1, 16, 16)
 
 
+def test_a_servers_own_search_goes_on_with_adams_memory(world):
+    agreement, kit, _ = world
+    one, _ = search_round(agreement, kit, init(agreement), gathered(world))
+    two, _ = search_round(agreement, kit, one, gathered(world))
+    forgetful, _ = search_round(agreement, kit, replace(one, memory=None), gathered(world))
+    assert [int(state.memory[2][0]) for state in (one, two, forgetful)] == [1, 2, 1]
+    assert (two.q != forgetful.q).any()
+
+
 class Killed(Silent):
     def round_done(self, record, rounds):  # noqa: ARG002
         if record["round"] == 0:
             raise KeyboardInterrupt
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes_and_asks_nobody_again(tiny, tmp_path, monkeypatch):
-    whole = run(tiny, tmp_path / "whole", federation={"rounds": 3})
+@pytest.mark.parametrize("mask", ["binary", "soft"])
+def test_a_killed_run_goes_on_to_the_same_bytes_and_asks_nobody_again(tiny, tmp_path, monkeypatch, mask):
+    changes = {"federation": {"rounds": 3}, "search": {"mask": mask}}
+    whole = run(tiny, tmp_path / "whole", **changes)
     with pytest.raises(KeyboardInterrupt):
-        run(tiny, tmp_path / "killed", watcher=Killed(), federation={"rounds": 3})
+        run(tiny, tmp_path / "killed", watcher=Killed(), **changes)
     monkeypatch.setattr(InProcess, "train", None)
     again = prismfl.resume(tmp_path / "killed")
     assert again.folder.model.read_bytes() == whole.folder.model.read_bytes()
@@ -316,7 +327,6 @@ def test_without_epsilon_a_warning_says_what_is_sent(tiny, tmp_path):
         {"federation": {"alpha": 0.5}},
         {"federation": {"control_variate": True}},
         {"federation": {"cohort": 2}},
-        {"search": {"adam": "keep"}},
         {"privacy": {"epsilon": 1.0, "mechanism": "theta"}},
     ],
     ids=str,

@@ -15,7 +15,7 @@ from prismfl.layout import Layout, frozen_weights
 from prismfl.nets.generator import generate, layer_views
 from prismfl.nets.masked import scores_of
 from prismfl.nets.tape import Tape
-from prismfl.search import Memory, batch_labels, compile_of, local_search, precision_of, rate_at
+from prismfl.search import Memory, Searcher, batch_labels, compile_of, local_search, precision_of, rate_at
 from prismfl.seeding import Purpose, Stream
 
 SETTINGS = Search(local_steps=3, batch_size=4)
@@ -34,7 +34,21 @@ def search(layout, feature_map, blobs):
     return run
 
 
-@pytest.mark.parametrize("loss", ["squared", "moving"])
+def test_a_soft_masks_gradient_is_that_of_its_scores(layout, feature_map, blobs):
+    weights, target = torch.from_numpy(frozen_weights(layout, 0).copy()), feature_map.target(blobs)
+    settings = replace(SETTINGS, mask="soft", precision="float32")
+    scores = torch.linspace(-2, 2, layout.count).requires_grad_()
+    one, other = (
+        Searcher(layout, weights, feature_map, target, settings, Tape(Stream(0, Purpose.SEARCH))) for _ in range(2)
+    )
+    loss, _ = one.losses(weights * torch.sigmoid(scores))
+    loss.backward()
+    found, measured = other.gradient(torch.sigmoid(scores.detach()))
+    torch.testing.assert_close(found, scores.grad, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(measured, loss.detach())
+
+
+@pytest.mark.parametrize("loss", ["squared", "unbiased", "moving"])
 def test_the_same_seed_gives_the_same_bytes(search, loss):
     settings = replace(SETTINGS, loss=loss)
     once, again, other = search(settings), search(settings), search(settings, seed=1)

@@ -155,7 +155,8 @@ class Features:
         return replace(self, **{key: value for key, value in auto.items() if open_[key]})
 
 
-_FEW_IMAGES = 500  # a client, on average: larger batches of so few bring nothing
+_FEW_IMAGES = 500  # a client, on average: of so few, more and smaller steps make clearer images
+_SMALL_BATCH = {1: 16, 3: 32}  # for so few, by channels
 _ROUND_IMAGES = {1: 1600, 3: 3200}  # that a client generates in a round, by channels
 _WHOLE_RATE, _WHOLE_RATE_LITE = 300, 400  # steps up to which the rate is 1, the second with EfficientNet-Lite0
 _LEAST_RATE = 0.05  # what longer runs come to
@@ -183,7 +184,8 @@ class Search:
     )
     batch_size: int = _setting(
         0,
-        f"images a step, 2 at least; 0: 64, and 32 where clients have fewer than {_FEW_IMAGES} images",
+        f"images a step, 2 at least; 0: 64, and where clients have fewer than {_FEW_IMAGES} images {_SMALL_BATCH[1]},"
+        f" of colour {_SMALL_BATCH[3]}",
         least=0,
         most=65536,
     )
@@ -327,6 +329,11 @@ class Federation:
     )
     shipped_draws: int = _setting(8, "draws compared when shipped is best", least=1, most=1000)
 
+    @property
+    def certainty(self) -> float:
+        """How far entries begin towards 1 or 0; of soft masks preparation has said it."""
+        return _CERTAINTY if self.initial_certainty == AUTO else self.initial_certainty
+
 
 @dataclass(frozen=True)
 class Privacy:
@@ -448,13 +455,14 @@ class Settings:
         images: how many a client has, on average; None where nobody knows.
         """
         width = self.generator.width or (16 if channels == 1 else 32)
-        batch = self.search.batch_size or (32 if images is not None and images < _FEW_IMAGES else 64)
+        batch = self.search.batch_size or (
+            _SMALL_BATCH[channels] if images is not None and images < _FEW_IMAGES else 64
+        )
         generated = _ROUND_IMAGES[channels] * (_ALONE if self.federation.mode == "one-shot" else 1)
         steps = self.search.local_steps or max(1, generated // batch)
         soft, search, federation = self.search.mask == "soft", self.search, self.federation
         final = (_SOFT_FINAL_RATE if soft else _FINAL_RATE) if search.final_rate == AUTO else search.final_rate
-        certainty = federation.initial_certainty
-        certainty = (_SOFT_CERTAINTY if soft else _CERTAINTY) if certainty == AUTO else certainty
+        certainty = _SOFT_CERTAINTY if soft and federation.initial_certainty == AUTO else federation.certainty
         return replace(
             self,
             generator=replace(self.generator, width=width),

@@ -98,8 +98,8 @@ def initial_state(settings: Federation, layout: Layout, clients: int = 0, seed: 
     kept[output.span] = np.concatenate(
         [balanced(*row) for row in zip(rows, signs, ranks[output.span].reshape(signs.shape), strict=True)]
     )
-    low = settings.initial_theta * (1 - settings.initial_certainty)
-    ends = np.clip((low, low + settings.initial_certainty), settings.clip, 1 - settings.clip)
+    low = settings.initial_theta * (1 - settings.certainty)
+    ends = np.clip((low, low + settings.certainty), settings.clip, 1 - settings.clip)
     q = np.rint(ends * ONE).astype(np.uint16)[kept.astype(np.intp)]
     return ServerState(q, 0, (), np.zeros(clients, np.int64))
 

@@ -42,6 +42,7 @@ KINDS = {
     "as it comes": {},
     "adam kept, mask compared": {"search": {"adam": "keep"}, "federation": {"rounds": 3, "shipped": "best"}},
     "two a round, by size": {"federation": {"rounds": 4, "cohort": 2, "client_weights": "size"}},
+    "soft masks": {"search": {"mask": "soft"}},
     "alpha, labels off": {"federation": {"alpha": 0.5}, "generator": {"conditional": False}},
 }
 
