@@ -373,11 +373,17 @@ def test_a_network_in_a_file_is_public_by_its_hash_alone():
 )
 def test_what_is_matched_follows_from_images_and_epsilon_unless_asked_for(channels, epsilon, asked, wanted):
     features = matching(
-        settings_from({"generator": {"size": 32}, "privacy": {"epsilon": epsilon}, "features": asked}), channels
+        settings_from({"generator": {"size": 32}, "privacy": {"epsilon": epsilon}, "features": asked}), channels, "ab"
     ).features
     found = (features.features, features.feature_scale, features.shift, features.pool)
     assert (*found, features.second_weight, features.tone_weight) == wanted
     assert features.filled(32, lite="lite" in features.features) == features, "resolved once, it stays as it is"
+
+
+@pytest.mark.parametrize(("conditional", "classes"), [(True, ()), (True, ("a",)), (False, ("a", "b"))])
+def test_maps_of_images_without_labels_keep_more_places(conditional, classes):
+    settings = settings_from({"generator": {"size": 32, "conditional": conditional}})
+    assert matching(settings, 3, classes).features.pool == 8 and matching(settings, 1, classes).features.pool == 0
 
 
 @pytest.mark.parametrize(

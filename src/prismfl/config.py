@@ -115,8 +115,8 @@ class Features:
     )
     pool: int = _setting(
         AUTO,
-        "largest side of a matched map: larger ones are averaged down to it; 0 for any; -1: 4 with efficientnet-lite0,"
-        " with others 8 where epsilon is set, else any",
+        "largest side of a matched map: larger ones are averaged down to it; 0 for any; -1: with efficientnet-lite0 4"
+        " of labelled images and 8 of others, with other networks 8 where epsilon is set, else any",
         choices=(AUTO, 0, 1, 2, 4, 8, 16),
     )
     second_weight: float = _setting(
@@ -138,16 +138,16 @@ class Features:
         auto = "efficientnet-lite0" if channels > 1 else "vgg"
         return replace(self, features=auto) if self.features == "auto" else self
 
-    def filled(self, size: int, *, lite: bool, private: bool = False) -> "Features":
+    def filled(self, size: int, *, lite: bool, private: bool = False, labelled: bool = True) -> "Features":
         """The same with all that follows from others written down, for images of so many pixels a side.
 
         lite: whether an EfficientNet-Lite is matched; private: whether noise is added to what is matched, an entry
-        each: then fewer are better.
+        each: then fewer are better; labelled: whether there are as many entries a label.
         """
         auto: dict[str, Any] = {
             "feature_scale": max(1, 64 // size) if lite else 1,
             "shift": 2 if lite else 0,
-            "pool": 4 if lite else 8 if private else 0,
+            "pool": (4 if labelled else 8) if lite else 8 if private else 0,
             "second_weight": 0.0 if lite or private else 0.05,
             "tone_weight": 0.3 if lite else 0.0,
         }

@@ -78,7 +78,7 @@ def prepare(
     _check_test(settings, train, test)
     parts = partition(train, settings.data, settings.seed)
     channels = train.images.shape[1]
-    settings = matching(settings.sized(channels, len(train) / len(parts)), channels)
+    settings = matching(settings.sized(channels, len(train) / len(parts)), channels, train.classes)
     loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_private(settings, loaded, train.classes, [len(part) for part in parts])
@@ -90,12 +90,13 @@ def prepare(
     return Prepared(agreement, make_kit(agreement, features), clients, test, warnings)
 
 
-def matching(settings: Settings, channels: int) -> Settings:
+def matching(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Settings:
     """The settings with what is matched written down: the network, and what of its maps."""
+    labelled = settings.generator.conditional and len(classes) > 1
     features = settings.features.named(channels)
     private = settings.privacy.epsilon > 0 and settings.privacy.mechanism == "release"
     lite = features.features in LITES
-    return replace(settings, features=features.filled(settings.pixels, lite=lite, private=private))
+    return replace(settings, features=features.filled(settings.pixels, lite=lite, private=private, labelled=labelled))
 
 
 def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
@@ -143,9 +144,9 @@ def agree_on(settings: Settings, channels: int, classes: tuple[str, ...]) -> Agr
     Its settings name the feature network by its SHA-256.  Raises PrismError subclasses, PrivacyError for a
     feature network that may have seen the private images.
     """
-    settings = matching(settings.sized(channels), channels)
-    loaded = load_matched(settings.features)
     names = select_names(classes, settings.data.classes)
+    settings = matching(settings.sized(channels), channels, names)
+    loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_overlap(settings, loaded, names)
     return agree(_settled(settings, loaded), channels, names)

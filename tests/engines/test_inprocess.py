@@ -123,9 +123,10 @@ def test_a_run_leaves_what_it_promises(finished, run_settings):
     kept = replace(
         kept,
         features=run_settings().features,
-        search=replace(kept.search, precision="auto", beta1=0.0, compile="auto", learning_rate=0.0),
+        search=replace(kept.search, precision="auto", beta1=0.0, compile="auto", learning_rate=0.0, loss="auto"),
     )
-    assert kept == for_arrays(run_settings(), np.zeros((1, 1, 16, 16), np.uint8))
+    wanted = for_arrays(run_settings(), np.zeros((1, 1, 16, 16), np.uint8)).sized(1)
+    assert kept == replace(wanted, search=replace(wanted.search, client_threads=1))
     images = load(folder.model).sample(5, seed=1)
     assert images.shape == (5, 1, 16, 16)
     assert images.dtype == np.uint8
