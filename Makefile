@@ -4,13 +4,16 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint clean
+.PHONY: demo test long lint clean
 
 demo: $(VENV)/.ready  ## ten non-IID clients train a digit generator, then show its images
 	$(BIN)/prismfl train --out runs/demo-$(STAMP)
 
 test: $(VENV)/.ready  ## the default test suite
 	$(BIN)/python -m pytest -q
+
+long: $(VENV)/.ready  ## what takes longer than CI allows: every judged data set, all of the fuzzing
+	PRISMFL_FUZZ=100000 $(BIN)/python -m pytest -q -m "slow or long"
 
 lint: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff check .

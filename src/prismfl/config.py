@@ -250,7 +250,7 @@ class Search:
     )
     client_threads: int = _setting(
         0,
-        "processor threads a search uses; 0: one a client, and all there are where the server searches alone",
+        "processor threads a search uses; 0: one a client, and up to four where the server searches alone",
         least=0,
         most=1024,
     )

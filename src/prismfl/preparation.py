@@ -28,6 +28,7 @@ from prismfl.privacy.release import check_sizes
 from prismfl.search import compile_of, precision_of
 
 _TEST_EVERY = 10
+_MOST_THREADS = 4  # of one search: more wait for each other
 _PLAIN_MOMENTS = (
     "warning: one-shot without epsilon: each client sends the exact moments of its images' features, label by label; "
     "nothing hides what they tell of single images, and of few images they tell much: set epsilon to protect them"
@@ -107,8 +108,8 @@ def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
     search = replace(settings.search, loss=loss, precision=precision, adam="keep" if settings.keeps_adam else "reset")
     # Of searches that share nothing, as those of a client that lives for one message, each would compile anew.
     search = replace(search, compile="off" if search.compile == "auto" else search.compile)
-    alone = settings.federation.mode == "one-shot"
-    search = replace(search, client_threads=search.client_threads or (os.cpu_count() or 1 if alone else 1))
+    threads = min(os.cpu_count() or 1, _MOST_THREADS) if settings.federation.mode == "one-shot" else 1
+    search = replace(search, client_threads=search.client_threads or threads)
     return replace(
         settings,
         features=replace(settings.features, features_sha256=loaded.sha256),

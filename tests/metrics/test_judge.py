@@ -83,8 +83,9 @@ def test_spoilt_photographs_are_farther_than_other_photographs():
 
 # Least factors measured: CIFAR-10 3.2 (grid of 8 pixels), MNIST 57 and Fashion-MNIST 35 (blurred); where classes are
 # left out 1.3, 3.6 and 9.1.
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["cifar10", "faces", "mnist", "fmnist"])
+@pytest.mark.timeout(1800)
 def test_spoilt_test_images_are_farther_than_other_real_ones(name):
     if "PRISMFL_DATA" not in os.environ or not (root := Path(os.environ["PRISMFL_DATA"]) / name).is_dir():
         pytest.skip(f"no {name} below PRISMFL_DATA")
