@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+# Tests run side by side, a process a core.
+ONE_THREAD = OMP_NUM_THREADS=1
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test long lint clean
@@ -10,10 +12,10 @@ demo: $(VENV)/.ready  ## ten non-IID clients train a digit generator, then show 
 	$(BIN)/prismfl train --out runs/demo-$(STAMP)
 
 test: $(VENV)/.ready  ## the default test suite
-	$(BIN)/python -m pytest -q
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 long: $(VENV)/.ready  ## what takes longer than CI allows: every judged data set, all of the fuzzing
-	PRISMFL_FUZZ=100000 $(BIN)/python -m pytest -q -m "slow or long"
+	$(ONE_THREAD) PRISMFL_FUZZ=100000 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "slow or long"
 
 lint: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff check .
