@@ -190,6 +190,15 @@ def test_the_log_line_comes_before_the_checkpoint(after_three, monkeypatch):
     assert len(read_rounds(after_three)) == 3
 
 
+@pytest.mark.parametrize("size", [COUNT, COUNT - 1])
+def test_adams_moments_come_back_or_are_refused(after_three, size):
+    moments = np.arange(size, dtype=np.float32)
+    save_state(after_three, replace(state_of(4), memory=(moments, moments + 1, np.array([7]))), {"round": 3})
+    with contextlib.nullcontext() if size == COUNT else pytest.raises(RunFolderError, match="damaged"):
+        first, second, steps = load_ours(after_three).memory
+        assert first.tolist() == moments.tolist() and second.tolist() == (moments + 1).tolist() and steps == [7]
+
+
 @pytest.mark.parametrize("keep", [0, 4, 8, 40, -1])
 def test_a_checkpoint_cut_short_is_named(after_three, keep):
     raw = after_three.checkpoint.read_bytes()

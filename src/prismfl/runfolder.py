@@ -151,6 +151,8 @@ def load_state(folder: RunFolder, count: int, clients: int) -> ServerState | Non
         state = _state_of(load_tensors(folder.checkpoint.read_bytes()))
         if state.q.dtype != np.uint16 or state.q.shape != (count,) or state.held.shape != (clients,):
             raise ValueError(f"θ of shape {state.q.shape}, {count} parameters expected")
+        if state.memory is not None and [part.shape for part in state.memory] != [(count,), (count,), (1,)]:
+            raise ValueError("Adam's moments of other sizes")
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
         raise RunFolderError(
             f"{folder.checkpoint} is damaged ({error})", "a whole checkpoint", "start the run anew"
