@@ -5,7 +5,7 @@ A field's metadata says what it means and what it may be; the command line is ma
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -728,13 +728,14 @@ def _check_soft(settings: Settings) -> None:
         ("federation.screen", federation.screen, 0.0),
         ("privacy.mechanism", settings.privacy.mechanism, "release"),
     )
+    _check_fitting(wanted, "search.mask = 'soft'", "all weights send keep-probabilities, no masks")
+
+
+def _check_fitting(wanted: Sequence[tuple[str, Any, Any]], choice: str, why: str) -> None:
+    """Raises SettingError where a key's value is not the one that fits a choice made elsewhere."""
     for key, value, fitting in wanted:
         if value != fitting:
-            raise SettingError(
-                f"{key} = {value!r} with search.mask = 'soft'",
-                f"{fitting!r}: all weights send keep-probabilities, no masks",
-                "leave one of the two out",
-            )
+            raise SettingError(f"{key} = {value!r} with {choice}", f"{fitting!r}: {why}", "leave one of the two out")
 
 
 def _check_one_shot(settings: Settings) -> None:
@@ -750,13 +751,9 @@ def _check_one_shot(settings: Settings) -> None:
         ("federation.control_variate", federation.control_variate, False),
         ("privacy.mechanism", settings.privacy.mechanism, "release"),
     )
-    for key, value, fitting in wanted:
-        if value != fitting:
-            raise SettingError(
-                f"{key} = {value!r} with federation.mode = 'one-shot'",
-                f"{fitting!r}: clients send moments, no masks, and the server searches alone",
-                "leave one of the two out",
-            )
+    _check_fitting(
+        wanted, "federation.mode = 'one-shot'", "clients send moments, no masks, and the server searches alone"
+    )
 
 
 def _check_clients_from(data: Data) -> None:

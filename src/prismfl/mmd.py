@@ -427,8 +427,7 @@ class _Passing:
         """Match the sums by label of features `[B, d]`."""
         self.totals.append(distance(label_groups(self.labels, self.groups) @ found, next(self.means)))
         if (own := self.goals.own) is not None:
-            each = found.square().sum(1) if len(own) == 1 else found.square().sum(1) * own[self.labels]
-            self.totals.append(each.sum() * (own[0] if len(own) == 1 else 1) / -(len(found) ** 2))
+            self.totals.append(found.square().sum(1) @ own[self.labels] / -(len(found) ** 2))
 
     def total(self) -> Tensor:
         """The sum of all squared distances, a scalar."""
