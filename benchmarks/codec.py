@@ -1,13 +1,12 @@
 """How small and how fast the mask code is: bits a parameter and Mbit of mask a second, zstd beside it.
 
-    python benchmarks/codec.py [--count 3500000] [--repeats 5] [--plain]
+    python benchmarks/codec.py [--count 3500000] [--repeats 5]
 
 Masks are made as training makes them: θ settles towards 0 and 1, and a client moves it by a normal
 step on the scores.  Each line is one size of that step.  Seconds are the least of the repeats, one
 thread; zstd packs the same mask as plain bits, level 3.  `entropy` is that of flips given their
 contexts, counted over eight masks; `own` the same counted from the very mask, which is too low by what a code
 would spend on telling 3,072 frequencies; `mask` the mask's own given θ.  Ratios are of `entropy`.
-With --plain nothing compiled is used.
 """
 
 import argparse
@@ -18,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.wire import codec, native
+from prismfl.wire import codec
 from prismfl.wire.codec import Entries
 
 LAYERS = 12
@@ -31,10 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=3_500_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--plain", action="store_true")
     args = parser.parse_args()
-    if args.plain:
-        native.fast = None
     names = "step, flips, mask, own, entropy, coded, ratio, encode Mbit/s, decode Mbit/s, zstd bits, zstd Mbit/s"
     print("| " + names.replace(", ", " | ") + " |\n" + "|---" * 11 + "|")
     for step in (0.1, 0.3, 1.0, 3.0):

@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 import torch
 from search_step import PRODUCTS, colour_size, default_size, made, paper_size
+from timing import hardware
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from prismfl.bench import hardware
 from prismfl.config import Features, Search, merged, read_toml, settings_from
 from prismfl.coordinator import Silent
 from prismfl.engines import inprocess

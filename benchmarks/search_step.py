@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from timing import seconds_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from prismfl.bench import seconds_of
 from prismfl.config import Features, Search
 from prismfl.engines.searching import keep_freed_memory
 from prismfl.layout import Layout, frozen_weights

@@ -546,7 +546,7 @@ def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
         (["train", "--epsilon", "90"], "a smaller ε"),
         (["train", "--epsilon", "8", "--noise", "none"], "privacy.noise = 'none'"),
         (["train", "--dataset", "cifar10"], "no folder for data set 'cifar10'"),
-        (["train", "--dataset", "cifar10", "--data-dir", "nowhere"], "no data_batch_1.bin or data_batch_1 in nowhere"),
+        (["train", "--dataset", "cifar10", "--data-dir", "nowhere"], "no data_batch_1.bin in nowhere"),
         (["train", "--dataset", "celeba", "--data-dir", "nowhere"], "list_eval_partition.txt"),
         (["train", "--partition", "attribute"], "data.clients = 2 with 10 labels"),
         (["train", "--shards", "41"], "data.shards = 41 with data.clients = 2"),

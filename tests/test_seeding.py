@@ -63,7 +63,6 @@ def test_words_are_the_blocks_that_the_docstring_names(stream):
 def test_torch_and_numpy_agree(stream, count):
     np.testing.assert_array_equal(stream.torch_words(count).numpy(), stream.words(count))
     np.testing.assert_array_equal(stream.torch_halves(count).numpy(), stream.halves(count))
-    np.testing.assert_array_equal(stream.torch_normals(count).numpy(), stream.normals(count))
 
 
 @given(streams, counts, counts)

@@ -583,15 +583,5 @@ def fetch_weights(
     print(f"{out}: SHA-256 {fetch(name, out, url)}")
 
 
-@app.command()
-def bench(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Measure this machine, in about a minute, beside figures of a known one."""
-    from prismfl.bench import as_text, report
-    from prismfl.bench import bench as measure
-
-    found = report(measure())
-    print(json.dumps(found, indent=1) if as_json else as_text(found))
-
-
 if __name__ == "__main__":
     main()

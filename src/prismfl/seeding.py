@@ -144,12 +144,6 @@ class Stream:
         words = self.torch_words(-(-count // 2), device, block)
         return torch.stack((words & 0xFFFF, words >> 16), 1).reshape(-1)[:count]
 
-    def torch_normals(self, count: int, device: "torch.device | str" = "cpu") -> "torch.Tensor":
-        """The same normals as `normals`, computed by torch on `device`: float32 `[count]`."""
-        import torch
-
-        return torch.from_numpy(normal_table().copy()).to(device)[self.torch_halves(count, device)]
-
     def torch_generator(self) -> "torch.Generator":
         """A torch generator on the processor seeded from this stream, for draws that nobody else repeats."""
         import torch

@@ -16,7 +16,6 @@ from prismfl.config import Federation
 from prismfl.errors import MessageError
 from prismfl.layout import Layout, frozen_signs
 from prismfl.seeding import Purpose, Stream
-from prismfl.wire import native
 from prismfl.wire.draws import Baseline
 from prismfl.wire.message import digest_of
 
@@ -148,9 +147,6 @@ def add_reply(
 
 
 def _vote(votes: NDArray[np.int64], mask: NDArray[np.bool_], weight: int) -> None:
-    if native.fast:
-        native.fast.vote(np.ascontiguousarray(mask), votes, weight)
-        return
     for start in range(0, len(mask), _CHUNK):
         votes[start : start + _CHUNK] += mask[start : start + _CHUNK] * np.int64(weight)
 
@@ -179,11 +175,8 @@ def surprise(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint1
     A client that moved θ by Δ flips an entry where u lies between: its expectation is mean(Δ²) / 2.  Masks
     that no search has led to flip entries far from u, and have many times as much.
     """
-    if native.fast:
-        total = native.fast.surprise(np.ascontiguousarray(mask), np.ascontiguousarray(u), np.ascontiguousarray(q))
-    else:
-        flips = np.flatnonzero(mask != (u < q))
-        total = int(np.abs(u[flips].astype(np.int64) - q[flips]).sum())
+    flips = np.flatnonzero(mask != (u < q))
+    total = int(np.abs(u[flips].astype(np.int64) - q[flips]).sum())
     return total / 65536 / max(1, len(mask))
 
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import struct
 import zipfile
 from pathlib import Path
 
@@ -52,36 +51,3 @@ class Tree:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             (self.path / name).write_bytes(raw)
         return self.path
-
-
-def python2_batch(rows, labels):
-    """One of CIFAR-10's Python batches as Python 2 wrote them, byte by byte.
-
-    rows: uint8 `[N, D]`.  Strings are Python 2's (no text, any byte), and the layout follows the
-    published files: label and file names first, protocol 2, a memo entry after each value.
-    """
-
-    def short(text):
-        return b"U" + bytes([len(text)]) + text
-
-    def number(value):
-        return b"K" + bytes([value]) if value < 256 else b"M" + struct.pack("<H", value)
-
-    array = b"".join(
-        [
-            b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x09",
-            b"(K\x01" + number(rows.shape[0]) + number(rows.shape[1]) + b"\x86",
-            b"cnumpy\ndtype\nq\nU\x02u1K\x00K\x01\x87Rq\x0b(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
-            b"\x89T" + struct.pack("<i", rows.size) + rows.tobytes() + b"tb",
-        ]
-    )
-    names = (b"a\xe9.png", b"b.png")
-    return b"".join(
-        [
-            b"\x80\x02}q\x01(",
-            short(b"batch_label") + b"q\x02" + short(b"training batch 1 of 5") + b"q\x03",
-            short(b"labels") + b"q\x04]q\x05(" + b"".join(map(number, labels)) + b"e",
-            short(b"data") + b"q\x06" + array,
-            short(b"filenames") + b"q\x0c]q\x0d(" + b"".join(map(short, names)) + b"eu.",
-        ]
-    )

@@ -1,21 +1,20 @@
-"""CIFAR-10's binary batches and its pickled Python batches, in a folder or still in their `.tar.gz`."""
+"""CIFAR-10's binary batches, in a folder or still in their `.tar.gz`."""
 
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from prismfl.data.images import Images, ImageSet, Labels, joined, read_file
-from prismfl.data.pickled import read_pickle
 from prismfl.errors import DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _STEMS = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
-_FOLDERS = (".", "cifar-10-batches-bin", "cifar-10-batches-py")
-_ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
+_FOLDERS = (".", "cifar-10-batches-bin")
+_ARCHIVE = "cifar-10-binary.tar.gz"
+_PYTHON = ("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1", "test_batch")
 _PIXELS = 3 * 32 * 32
 _MOST_BYTES = 2**28  # of a batch in an archive; the published ones have 31 MB
 
@@ -28,16 +27,18 @@ _Batch = tuple[Images, Labels]
 def load_cifar10(root: Path, split: str) -> ImageSet:
     """One split of CIFAR-10: uint8 images `[N, 3, 32, 32]`.
 
-    root: the folder of the batches, the folder around it, or an archive as published.  Pickled
-    batches are read without executing them.  Raises DataError naming what is missing or damaged.
+    root: the folder of the batches, the folder around it, or the archive as published.  Batches for
+    Python hold the same images, pickled: they are not read.  Raises DataError naming what is missing
+    or damaged.
     """
     stems, found = _STEMS[split], dict(_batches(root, _STEMS[split]))
     missing = [stem for stem in stems if stem not in found]
     if missing:
+        pickled = root.name in _PYTHON or any((root / name).exists() for name in _PYTHON)
         raise DataError(
-            f"no {missing[0]}.bin or {missing[0]} in {root}",
-            "CIFAR-10's batches, binary or Python, or their .tar.gz",
-            "check --data-dir, or run `prismfl fetch cifar10`",
+            f"no {missing[0]}.bin in {root}" + ", but its batches for Python, which are pickled" * pickled,
+            "CIFAR-10's binary batches, or their .tar.gz",
+            "run `prismfl fetch cifar10`" if pickled else "check --data-dir, or run `prismfl fetch cifar10`",
         )
     labels = np.concatenate([found[stem][1] for stem in stems])
     return ImageSet(joined([found.pop(stem)[0] for stem in stems]), labels, CLASSES)
@@ -49,21 +50,18 @@ def _batches(root: Path, stems: tuple[str, ...]) -> Iterator[tuple[str, _Batch]]
         yield from _from_archive(root, stems)
         return
     for folder in (root / name for name in _FOLDERS):
-        for suffix in (".bin", ""):
-            if (folder / f"{stems[0]}{suffix}").is_file():
-                yield from _from_folder(folder, stems, suffix)
-                return
-    for archive in (root / name for name in _ARCHIVES):
-        if archive.is_file():
-            yield from _from_archive(archive, stems)
+        if (folder / f"{stems[0]}.bin").is_file():
+            yield from _from_folder(folder, stems)
             return
+    if (root / _ARCHIVE).is_file():
+        yield from _from_archive(root / _ARCHIVE, stems)
 
 
-def _from_folder(folder: Path, stems: tuple[str, ...], suffix: str) -> Iterator[tuple[str, _Batch]]:
+def _from_folder(folder: Path, stems: tuple[str, ...]) -> Iterator[tuple[str, _Batch]]:
     for stem in stems:
-        path = folder / f"{stem}{suffix}"
+        path = folder / f"{stem}.bin"
         if path.is_file():
-            yield stem, _batch(read_file(path), str(path), bool(suffix))
+            yield stem, _batch(read_file(path), str(path))
 
 
 def _from_archive(path: Path, stems: tuple[str, ...]) -> Iterator[tuple[str, _Batch]]:
@@ -72,9 +70,8 @@ def _from_archive(path: Path, stems: tuple[str, ...]) -> Iterator[tuple[str, _Ba
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
-                if member.isfile() and name.removesuffix(".bin") in stems:
-                    raw = _member(archive, member)
-                    yield name.removesuffix(".bin"), _batch(raw, f"{path}:{member.name}", name.endswith(".bin"))
+                if member.isfile() and name.endswith(".bin") and name.removesuffix(".bin") in stems:
+                    yield name.removesuffix(".bin"), _batch(_member(archive, member), f"{path}:{member.name}")
     except _TAR_DAMAGE as error:
         raise DataError(
             f"{path} does not unpack ({error})", "CIFAR-10's whole .tar.gz", "fetch it anew, or unpack it"
@@ -88,8 +85,8 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def _batch(raw: bytes, name: str, binary: bool) -> _Batch:
-    images, labels = _binary(raw, name) if binary else _pickled(raw, name)
+def _batch(raw: bytes, name: str) -> _Batch:
+    images, labels = _binary(raw, name)
     if labels.min() < 0 or labels.max() >= len(CLASSES):
         raise DataError(
             f"{name} has labels {labels.min()} … {labels.max()}",
@@ -105,26 +102,3 @@ def _binary(raw: bytes, name: str) -> _Batch:
         raise DataError(f"{name} holds {len(raw)} bytes", "records of 3073 bytes, at least one", "fetch it anew")
     records = np.frombuffer(raw, np.uint8).reshape(-1, 1 + _PIXELS)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
-
-
-def _pickled(raw: bytes, name: str) -> _Batch:
-    found = read_pickle(raw, name)
-    pixels, labels = _rows(found.get("data")), _whole_numbers(found.get("labels"))
-    if pixels is None or labels is None or len(labels) != len(pixels) or not len(labels):
-        raise DataError(
-            f"{name} lacks data uint8 [N, 3072] or N labels", "one of CIFAR-10's Python batches", "fetch it anew"
-        )
-    return pixels.reshape(-1, 3, 32, 32), labels
-
-
-def _rows(found: Any) -> Images | None:
-    fits = isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.shape[1:] == (_PIXELS,)
-    return np.asarray(found, np.uint8) if fits else None
-
-
-def _whole_numbers(found: Any) -> Labels | None:
-    if isinstance(found, np.ndarray) and found.ndim == 1 and found.dtype.kind in "ui":
-        return found.astype(np.int64)
-    if isinstance(found, list) and all(type(one) is int and abs(one) < 2**31 for one in found):
-        return np.array(found, np.int64)
-    return None

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.errors import MessageError
-from prismfl.wire import native
 from prismfl.wire.draws import Baseline
 from prismfl.wire.flags import FlagReader, FlagWriter
 
@@ -214,10 +213,6 @@ def flip_contexts(
     """
     near, cells, filled = np.empty(len(u), np.bool_), np.empty(len(u), np.uint16), 0
     shape, width = (_BINS, _THETAS, known.depth), int(_WIDTHS[index])
-    if native.fast:
-        u, q, layers = np.ascontiguousarray(u), np.ascontiguousarray(known.q), np.ascontiguousarray(known.layers)
-        filled = native.fast.flip_cells(u, q, layers, known.depth, levels(), width, near, cells)
-        return near, cells[:filled], shape
     for start in range(0, len(u), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         bins = _differences(u[chunk], known.q[chunk]) // np.uint16(width)
@@ -232,9 +227,6 @@ def flip_contexts(
 
 def _picked(values: NDArray[np.bool_], chosen: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
     """`values[chosen]`, `count` of them: by places of a chunk at a time, up to five times as fast."""
-    if native.fast:
-        found = np.empty(len(values), np.bool_)
-        return found[: native.fast.pick(values, chosen, found)]
     found, filled = np.empty(count, np.bool_), 0
     for start in range(0, len(values), _CHUNK):
         places = np.flatnonzero(chosen[start : start + _CHUNK])
@@ -246,9 +238,6 @@ def _picked(values: NDArray[np.bool_], chosen: NDArray[np.bool_], count: int) ->
 def _spread(values: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Values in the chosen places, bool `[n]`, unset elsewhere: the inverse of `_picked`."""
     found, filled = np.zeros(len(chosen), np.bool_), 0
-    if native.fast:
-        native.fast.spread(chosen, found, values)
-        return found
     for start in range(0, len(chosen), _CHUNK):
         places = np.flatnonzero(chosen[start : start + _CHUNK])
         found[start : start + _CHUNK][places] = values[filled : filled + len(places)]
@@ -311,11 +300,6 @@ def _limited(changes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _net_contexts(base: Baseline, known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
     shape = _PHASES, _THETAS, known.depth
-    if native.fast:
-        cells = np.empty(len(known.q), np.uint16)
-        q, layers = np.ascontiguousarray(known.q), np.ascontiguousarray(known.layers)
-        native.fast.phase_cells(base.below, base.above, q, layers, known.depth, cells)
-        return cells, shape
     below = base.below.astype(np.uint32)
     phases = below * np.uint32(_PHASES) // (below + base.above + np.uint32(1))
     return _with_theta(phases.astype(np.uint16), known.q, known.layers, known.depth), shape

@@ -1,7 +1,6 @@
 """A range coder of flags that are sorted by probability, eight at a time, and of plain bits.
 
-Its models and its bytes are those of constriction; the compiled coder takes the models from there and
-writes the same bytes.  `writer` and `reader` give whichever there is.
+Its models and its bytes are those of constriction.
 """
 
 from collections.abc import Iterator
@@ -13,12 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.errors import DependencyError, MessageError
-from prismfl.wire import native
 
 FINENESS = 8192  # probabilities of the ladder are multiples of 1 / 8192
-_PRECISION = 24  # bits of the models' probabilities
-_BUCKETS = 1024  # of quantiles, each with the symbol to start looking at
-_WORD, _STATE = 2**32 - 1, 2**64 - 1
 
 
 class Piece(NamedTuple):
@@ -32,11 +27,6 @@ class Piece(NamedTuple):
     place: slice
     rungs: NDArray[np.uint8]
     seen: NDArray[np.int64] | None
-
-    @property
-    def parts(self) -> tuple[NDArray[np.uint16], int, int, int, NDArray[np.uint8], NDArray[np.int64] | None]:
-        """As the compiled loops take it."""
-        return self.contexts, self.place.start, self.place.stop, self.place.step, self.rungs, self.seen
 
 
 @lru_cache(maxsize=1)
@@ -81,9 +71,6 @@ def count(seen: NDArray[np.int64], cells: NDArray[np.uint16], bits: NDArray[np.b
     seen += np.bincount(places, minlength=len(seen))
 
 
-# ---------------------------------------------------------------------------------------- constriction
-
-
 def _by_rung(rungs: NDArray[np.uint8], bits: NDArray[np.bool_]) -> Any:
     """A sparse matrix with a row a rung: `data` and `indices` are the bits and their places, ordered by rung.
 
@@ -102,7 +89,7 @@ def _groups(ends: NDArray[np.int32]) -> Iterator[tuple[int, slice]]:
     return ((rung, slice(a, b)) for rung, (a, b) in enumerate(pairwise(found)) if b > a)
 
 
-class SlowWriter:
+class Writer:
     """Writes pieces of flags and plain bits, one call after another."""
 
     def __init__(self) -> None:
@@ -134,7 +121,7 @@ class SlowWriter:
         return bytes(self._coder.get_compressed().astype("<u4").tobytes())
 
 
-class SlowReader:
+class Reader:
     """Reads what a writer wrote, in the same calls.  Raises MessageError for what none can have written."""
 
     def __init__(self, words: NDArray[np.uint32]) -> None:
@@ -176,96 +163,6 @@ class SlowReader:
     def finished(self) -> bool:
         """Whether nothing is left that was written."""
         return bool(self._coder.maybe_exhausted())
-
-
-# -------------------------------------------------------------------------------------------- compiled
-
-
-@lru_cache(maxsize=1)
-def tables() -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint8]]:
-    """constriction's models of each rung, in 1 / 2^24.
-
-    Where each of the 256 symbols of eight flags begins, uint32 `[rungs, 257]`; where a single set flag does,
-    uint32 `[rungs]`; the symbol in which each of 1024 buckets of quantiles begins, uint8 `[rungs, 1024]`.
-    """
-    models = [_models(rung) for rung in range(len(ladder()))]
-    ends = [[_begin(eight, symbol) for symbol in range(256)] + [1 << _PRECISION] for eight, _ in models]
-    cuts, ones = np.array(ends, np.uint32), np.array([_begin(one, 1) for _, one in models], np.uint32)
-    buckets = np.arange(_BUCKETS) * ((1 << _PRECISION) // _BUCKETS)
-    starts = [np.searchsorted(row[1:], buckets, side="right") for row in cuts]
-    return cuts, ones, np.array(starts, np.uint8)
-
-
-def _begin(model: Any, symbol: int) -> int:
-    """Where a symbol begins, told by the state that its code alone leads to."""
-    coder = _constriction().queue.RangeEncoder()
-    coder.encode(symbol, model)
-    _, (lower, _) = coder.pos()
-    return int(lower) // (_STATE >> _PRECISION)
-
-
-class FastWriter:
-    """`SlowWriter`, compiled."""
-
-    def __init__(self) -> None:
-        self._state = np.array([0, _STATE, 0, 0], np.uint64)
-        self._words: list[bytes] = []
-
-    def flags(self, flags: NDArray[np.bool_], piece: Piece) -> None:
-        """Write a piece of flags."""
-        self._words.append(native.fast.write_flags(self._state, flags, *piece.parts, *tables()))
-
-    def bits(self, values: NDArray[np.int64], shift: int, bits: int) -> None:
-        """Write some bits of each value."""
-        self._words.append(native.fast.write_bits(self._state, values, shift, bits))
-
-    def done(self) -> bytes:
-        """All that was written, and as many words more as tell in which interval the state is."""
-        lower, span, held, first = self._state.tolist()
-        if span == _STATE:
-            return b""
-        point = lower + _WORD
-        carried = point >> 64
-        words = ([first + carried] + [0 if carried else _WORD] * (held - 1)) if held else []
-        words.append(point >> 32 & _WORD)
-        if (lower + span) >> 32 & _WORD == words[-1]:
-            words.append(0)
-        return b"".join((*self._words, *((word & _WORD).to_bytes(4, "little") for word in words)))
-
-
-class FastReader:
-    """`SlowReader`, compiled."""
-
-    def __init__(self, words: NDArray[np.uint32]) -> None:
-        begin = words[:2].tolist()
-        high, low = (*begin, 0, 0)[:2]
-        self._state = np.array([0, _STATE, high << 32 | low, len(begin)], np.uint64)
-        self._words = words
-
-    def flags(self, found: NDArray[np.bool_], piece: Piece) -> None:
-        """Read a piece into `found`."""
-        if not native.fast.read_flags(self._state, self._words, found, *piece.parts, *tables()):
-            raise _no_code()
-
-    def bits(self, values: NDArray[np.int64], bits: int) -> None:
-        """Append some bits to each value."""
-        if not native.fast.read_bits(self._state, self._words, values, bits):
-            raise _no_code()
-
-    def finished(self) -> bool:
-        """Whether nothing is left that was written: the point is where a writer's last words lead."""
-        lower, span, point, place = self._state.tolist()
-        return bool(place == len(self._words) and (span == _STATE or (point - lower) & _STATE < 2 * _WORD + 1))
-
-
-def writer() -> SlowWriter | FastWriter:
-    """A new writer."""
-    return FastWriter() if native.fast else SlowWriter()
-
-
-def reader(words: NDArray[np.uint32]) -> SlowReader | FastReader:
-    """A reader of 32-bit words, uint32 `[n]`."""
-    return FastReader(words) if native.fast else SlowReader(words)
 
 
 def refuse(got: str, expected: str) -> MessageError:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.seeding import Purpose, Stream
-from prismfl.wire import native
 
 Stretches = tuple[tuple[int, int], ...]
 
@@ -139,11 +138,6 @@ def baseline(draws: Draws, q: NDArray[np.uint16], replied: Iterable[tuple[int, i
     below, above = np.full((2, len(q)), 65535, np.uint16)
     for client, rank in replied:
         u = draws.uniforms(client, rank)
-        if native.fast:
-            for span, parts in draws.spans():
-                told = (array[span] for array in (clients, kept, below, above))
-                native.fast.meet(u[span], q[span], draws.dealt()[span], draws.place(rank) % parts, *told)
-            continue
         sent = draws.sent(rank)
         clients += sent
         kept += (u < q) & sent

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.wire.coder import FINENESS, Piece, ladder, reader, refuse, writer
+from prismfl.wire.coder import FINENESS, Piece, Reader, Writer, ladder, refuse
 
 Shape = tuple[int, ...]
 
@@ -92,7 +92,7 @@ class FlagWriter:
     """Writes flags and integers, one call after another, into one run of bytes."""
 
     def __init__(self) -> None:
-        self._coder = writer()
+        self._coder = Writer()
 
     def flags(self, flags: NDArray[np.bool_], contexts: NDArray[np.uint16], shape: Shape) -> None:
         """Write bool `[n]`; contexts: uint16 `[n]`, row-major cells of `shape`, coarsest axis first."""
@@ -139,7 +139,7 @@ class FlagReader:
     def __init__(self, raw: bytes) -> None:
         if len(raw) % 4:
             raise refuse(f"{len(raw)} bytes of coded flags", "whole 32-bit words")
-        self._coder = reader(np.frombuffer(raw, "<u4").astype(np.uint32))
+        self._coder = Reader(np.frombuffer(raw, "<u4").astype(np.uint32))
 
     def flags(self, contexts: NDArray[np.uint16], shape: Shape) -> NDArray[np.bool_]:
         """Read bool `[n]` of contexts uint16 `[n]`."""
