@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from prismfl.config import settings_from
 from prismfl.federation import Agreement, Reply, agree, init, seal_found, server_update
+from prismfl.settings.toml import settings_from
 from prismfl.wire import message
 
 STEP = 0.5
@@ -25,9 +25,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=100)
-    parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--uplink", default="whole", choices=("whole", "half", "fewest"))
     args = parser.parse_args()
-    agreement = paper_size(args.messages, args.parts)
+    agreement = paper_size(args.messages, args.uplink)
     state = init(agreement)
     rng = np.random.default_rng(0)
     theta = state.q / 65536
@@ -58,12 +58,12 @@ def main() -> None:
     )
 
 
-def paper_size(clients: int, parts: int) -> Agreement:
+def paper_size(clients: int, uplink: str) -> Agreement:
     """The paper's generator, in a cohort of so many clients."""
     values = {
         "data": {"dataset": "mnist", "clients": clients, "shards": clients},
-        "generator": {"size": 32, "width": 64, "latent": 128},
-        "federation": {"parts": parts},
+        "generator": {"size": 32, "width": 64},
+        "federation": {"uplink": uplink},
     }
     return agree(settings_from(values), 1)
 

@@ -22,19 +22,22 @@ ROOT = Path(__file__).parent.parent
 # Reads no more of the package than both sides have had for long.
 STEP = """
 import sys, time, numpy as np, torch
-from prismfl.config import Features, Search
 from prismfl.layout import Layout, frozen_weights
 from prismfl.mmd import FeatureMap
 from prismfl.nets.features import load_features
 from prismfl.search import Searcher
+try:
+    from prismfl.settings.resolve import Matching, SearchPlan
+except ImportError:
+    from prismfl.config import Features as Matching, Search as SearchPlan
 torch.set_num_threads(1)
 tiny = sys.argv[1] == "tiny"
 layout = Layout(16, 1, 2, 8, 10) if tiny else Layout(32, 1, 16, 64, 10)
-features = FeatureMap(load_features("vgg"), Features(), 1, layout.size)
+features = FeatureMap(load_features("vgg"), Matching(), 1, layout.size)
 images = np.random.default_rng(0).integers(0, 256, (40, 1, layout.size, layout.size), np.uint8)
 target = features.target(images, np.arange(40) % 10, 10)
 weights = torch.from_numpy(frozen_weights(layout, 0).copy())
-settings = Search(batch_size=4 if tiny else 64)
+settings = SearchPlan(batch_size=4 if tiny else 64)
 try:
     from prismfl.nets.tape import Tape
     from prismfl.seeding import Purpose, Stream

@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prismfl import runfolder
-from prismfl.config import Settings, settings_from, to_toml
 from prismfl.coordinator import Silent
 from prismfl.engines.flower import processes
 from prismfl.federation import agree
 from prismfl.files import write_atomic
+from prismfl.settings.schema import Settings
+from prismfl.settings.toml import settings_from, to_toml
 
 SERVER = """
 import json, time
@@ -61,7 +62,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
-from prismfl.config import settings_from, toml_from
+from prismfl.settings.toml import settings_from, toml_from
 from prismfl.nets.tape import Tape
 from prismfl.preparation import prepare
 from prismfl.search import local_search
@@ -106,7 +107,7 @@ def main() -> None:
             "generator": {"width": args.width},
             "search": {"local_steps": args.steps},
             "federation": {"rounds": args.rounds, "shipped": "half"},
-            "output": {"grid_every": 0, "distance_samples": 0},
+            "running": {"distance_samples": 0},
         }
     )
     print(f"{args.clients} clients, {args.steps} local steps, {os.cpu_count()} cores; median seconds a round")

@@ -17,9 +17,10 @@ from statistics import median
 from typing import Any
 
 from prismfl import runfolder
-from prismfl.config import Settings, settings_from
 from prismfl.coordinator import Silent
 from prismfl.engines.flower import processes
+from prismfl.settings.schema import Settings
+from prismfl.settings.toml import settings_from
 
 
 def main() -> None:
@@ -48,11 +49,10 @@ def settings_of(clients: int, rounds: int, cohort: int) -> Settings:
                 "clients": clients,
                 "partition": "iid",
             },
-            "generator": {"size": 16, "width": 4, "latent": 16},
-            "features": {"layers": [2, 4]},
+            "generator": {"size": 16, "width": 4},
             "search": {"local_steps": 1, "batch_size": 8},
             "federation": {"rounds": rounds, "cohort": cohort, "shipped": "half"},
-            "output": {"grid_every": 0, "distance_samples": 0},
+            "running": {"distance_samples": 0},
         }
     )
 

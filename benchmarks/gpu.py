@@ -36,7 +36,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from prismfl.config import Features, Search, merged, read_toml, settings_from
 from prismfl.coordinator import Silent
 from prismfl.engines import inprocess
 from prismfl.errors import PrismError
@@ -47,6 +46,8 @@ from prismfl.nets.generator import check_device
 from prismfl.nets.tape import Tape
 from prismfl.search import Searcher, local_search
 from prismfl.seeding import Purpose, Stream
+from prismfl.settings.resolve import Matching, SearchPlan
+from prismfl.settings.toml import merged, read_toml, settings_from
 
 # Largest relative error of a gradient that is still the same gradient, by precision.
 LIMITS = {"float32": 1e-3, "tf32": 0.1, "bfloat16": 0.6}
@@ -115,7 +116,7 @@ PLANS = {
     "default": Plan(default_size, 10, 25, 3, 8192, 2**30),
     "colour": Plan(colour_size, 10, 50, 3, 8192, 2**30),
     "tiny": Plan(
-        lambda: (Layout(16, 1, 2, 8), FeatureMap(load_features("vgg"), Features(layers=(0, 1)), 1, 16), 8),
+        lambda: (Layout(16, 1, 2, 8), FeatureMap(load_features("vgg"), Matching(layers=(0, 1)), 1, 16), 8),
         3,
         2,
         2,
@@ -209,7 +210,7 @@ def multiplying(precision: str) -> Iterator[None]:
 
 
 def dtype_of(precision: str) -> str:
-    """The setting `search.precision` behind a name here."""
+    """The setting `running.precision` behind a name here."""
     return "bfloat16" if precision == "bfloat16" else "float32"
 
 
@@ -227,7 +228,7 @@ def all_checked(plan: Plan, device: torch.device, precisions: Sequence[str]) -> 
 def checked(plan: Plan, device: torch.device, precision: str) -> Iterator[Check]:
     """Moments and gradients on the device against the processor's float32."""
     layout, features, batch = plan.world()
-    here = made(layout, features, Search(batch_size=batch, precision="float32"))
+    here = made(layout, features, SearchPlan(batch_size=batch, precision="float32"))
     there = moved(plan, device, precision)
     theta = torch.rand(layout.count, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1
     images = torch.rand(batch, layout.channels, layout.size, layout.size, generator=torch.Generator().manual_seed(2))
@@ -241,7 +242,7 @@ def checked(plan: Plan, device: torch.device, precision: str) -> Iterator[Check]
 def searched(device: torch.device) -> Iterator[Check]:
     """A short search of a small network on the device, its step compiled and recorded, against the processor's."""
     layout, features, batch = PLANS["tiny"].world()
-    settings = Search(local_steps=20, batch_size=batch, precision="float32", compile="on")
+    settings = SearchPlan(local_steps=20, batch_size=batch, precision="float32", compile="on")
     with multiplying("float32"):
         moved_by, target = [], None
         for place in (torch.device("cpu"), device, device):
@@ -266,7 +267,7 @@ def check(what: str, found: torch.Tensor, wanted: torch.Tensor, precision: str) 
 def moved(plan: Plan, device: torch.device, precision: str) -> Searcher:
     """A client's search on the device."""
     layout, features, batch = plan.world()
-    return made(layout, features, Search(batch_size=batch, precision=dtype_of(precision)), device)
+    return made(layout, features, SearchPlan(batch_size=batch, precision=dtype_of(precision)), device)
 
 
 def tape(client: int, device: torch.device) -> Tape:
@@ -294,13 +295,13 @@ def timed_row(plan: Plan, one: Searcher, way: Way, rate: float, bandwidth: float
 
 def rounds_of(plan: Plan, one: Searcher, way: Way) -> list[float]:
     """Seconds of rounds of all clients' searches, the first with all that is made once."""
-    settings = replace(one.settings, local_steps=plan.steps, compile=way.compile, adam="reset")
+    asked = replace(one.plan, local_steps=plan.steps, compile=way.compile, keeps_adam=False)
     target = Target(one.target.cpu().numpy(), 64, one.shares.cpu().numpy())
     q, device = np.full(one.layout.count, 32768, np.uint16), one.weights.device
     shared = one.layout, one.weights, one.features
 
     def search(draws: Tape) -> None:
-        local_search(*shared, q, target, settings, 0.1, draws)
+        local_search(*shared, q, target, asked, 0.1, draws)
 
     found = []
     with ThreadPoolExecutor(way.workers, initializer=inprocess.begin_worker, initargs=(1, device)) as pool:
@@ -393,14 +394,14 @@ def trained(
 ) -> dict[str, Any]:
     """A run at the paper's sizes on MNIST of so many rounds as fit, kept in --out."""
     values: dict[str, Any] = {
-        "data": {"dataset": "mnist", "data_dir": str(folder), "clients": 10, "partition": "shards", "shards": 40},
-        "generator": {"width": 64, "latent": 128},
+        "data": {"dataset": "mnist", "data_dir": str(folder), "clients": 10, "partition": "shards"},
+        "generator": {"width": 64},
         "search": {"local_steps": 100, "batch_size": 64},
         "federation": {"rounds": 4},
-        "output": {"device": device, "grid_every": 0, "distance_samples": 0},
+        "running": {"device": device, "distance_samples": 0},
     }
     if tiny:
-        values["generator"] |= {"size": 16, "width": 2, "latent": 8}
+        values["generator"] |= {"size": 16, "width": 2}
         values["search"] |= {"local_steps": 1, "batch_size": 4}
     values, records, why = merged(values, changes), list[dict[str, Any]](), ""
     try:

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from prismfl.config import Settings, settings_from
 from prismfl.coordinator import Silent
 from prismfl.data.datasets import load_dataset
 from prismfl.engines import inprocess
+from prismfl.settings.schema import Settings
+from prismfl.settings.toml import settings_from
 
 EACH = 2  # images a client
 
@@ -86,11 +87,10 @@ def settings_of(population: int, cohort: int, rounds: int) -> Settings:
     return settings_from(
         {
             "data": {"clients": population, "partition": "iid"},
-            "generator": {"size": 16, "width": 4, "latent": 16},
-            "features": {"layers": [2, 4]},
+            "generator": {"size": 16, "width": 4},
             "search": {"local_steps": 1, "batch_size": 8},
             "federation": {"rounds": rounds, "cohort": cohort, "shipped": "half"},
-            "output": {"grid_every": 0, "distance_samples": 0},
+            "running": {"distance_samples": 0},
         }
     )
 

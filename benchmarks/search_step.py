@@ -29,7 +29,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from prismfl.config import Features, Search
 from prismfl.engines.searching import keep_freed_memory
 from prismfl.layout import Layout, frozen_weights
 from prismfl.mmd import FeatureMap, label_shares
@@ -39,7 +38,10 @@ from prismfl.nets.tape import Tape
 from prismfl.nets.vgg import VGG19_PLAN, HeadlessVgg
 from prismfl.search import Searcher, precision_of
 from prismfl.seeding import Purpose, Stream
+from prismfl.settings.resolve import Matching, SearchPlan
+from prismfl.settings.schema import Search
 
+LITE = Matching(scale=2, shift=2, pool=4, second_weight=0.0, tone_weight=0.3)  # as a run of labels matches it
 PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm")
 
 
@@ -71,7 +73,7 @@ def main() -> None:
 def line(size: str, precision: str, repeats: int) -> tuple[float, str]:
     """Seconds of a step, and its row of the table."""
     layout, features, batch = SIZES[size]()
-    searcher = made(layout, features, Search(batch_size=batch, precision=precision))
+    searcher = made(layout, features, SearchPlan(batch_size=batch, precision=precision))
     theta = torch.full((layout.count,), 0.5)
     step = lambda: searcher.gradient(theta)  # noqa: E731
     with FlopCounterMode(display=False) as counter:
@@ -104,8 +106,9 @@ def against_vgg(repeats: int) -> Iterator[str]:
     plain = LoadedNet(Plain(lite.net), lite.sha256, lite.about)
     loaded = {"vgg": load_features("vgg"), "lite0": lite, "lite0, plain torch": plain}
     for precision in dict.fromkeys(("float32", precision_of("auto", "cpu"))):
-        settings = Search(batch_size=64, precision=precision)
-        steps = {name: made(layout, FeatureMap(net, Features(), 3, 32), settings) for name, net in loaded.items()}
+        settings = SearchPlan(batch_size=64, precision=precision)
+        maps = {name: FeatureMap(net, Matching() if name == "vgg" else LITE, 3, 32) for name, net in loaded.items()}
+        steps = {name: made(layout, features, settings) for name, features in maps.items()}
         least = dict.fromkeys(steps, float("inf"))
         for _ in range(repeats):
             for name, searcher in steps.items():
@@ -118,12 +121,12 @@ def against_vgg(repeats: int) -> Iterator[str]:
 
 def default_size() -> tuple[Layout, FeatureMap, int]:
     """What `prismfl train --dataset mnist` searches with."""
-    return Layout(32, 1, 16, 64, 10), FeatureMap(load_features("vgg"), Features(), 1, 32), 64
+    return Layout(32, 1, 16, 64, 10), FeatureMap(load_features("vgg"), Matching(), 1, 32), 64
 
 
 def colour_size() -> tuple[Layout, FeatureMap, int]:
     """What `prismfl train --dataset cifar10` searches with."""
-    features = FeatureMap(load_lite("efficientnet-lite0"), Features(), 3, 32)
+    features = FeatureMap(load_lite("efficientnet-lite0"), LITE, 3, 32)
     return Layout(32, 3, 32, 64, 10), features, 64
 
 
@@ -133,7 +136,7 @@ def paper_size() -> tuple[Layout, FeatureMap, int]:
     for unit in net.units:
         torch.nn.init.kaiming_normal_(unit.conv.weight, generator=torch.Generator().manual_seed(0))
         torch.nn.init.zeros_(unit.conv.bias)
-    return Layout(32, 1, 64, 128), FeatureMap(LoadedNet(net, "0" * 64, {}), Features(), 1, 32), 64
+    return Layout(32, 1, 64, 128), FeatureMap(LoadedNet(net, "0" * 64, {}), Matching(), 1, 32), 64
 
 
 SIZES = {"default": default_size, "colour": colour_size, "paper": paper_size}

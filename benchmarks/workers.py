@@ -16,10 +16,11 @@ from statistics import median
 
 import numpy as np
 
-from prismfl.config import Settings, settings_from
 from prismfl.data.datasets import load_dataset
 from prismfl.engines.inprocess import train
 from prismfl.runfolder import read_rounds
+from prismfl.settings.schema import Settings
+from prismfl.settings.toml import settings_from
 
 # Pixels, images a step, steps a round.
 SIZES = {"digits, 16 pixels": (16, 32, 50), "default, 32 pixels": (32, 64, 25), "two images a step": (32, 2, 50)}
@@ -59,7 +60,7 @@ def settings_of(pixels: int, batch: int, steps: int, args: argparse.Namespace) -
             "generator": {"size": pixels},
             "search": {"batch_size": batch, "local_steps": steps},
             "federation": {"rounds": args.rounds, "shipped": "half"},
-            "output": {"grid_every": 0, "distance_samples": 0, "workers": args.workers},
+            "running": {"distance_samples": 0, "workers": args.workers},
         }
     )
 
@@ -68,7 +69,7 @@ def run(settings: Settings, choice: str, clients: int) -> tuple[list[float], byt
     """Seconds of the rounds after the first, and the model."""
     digits = load_dataset("digits", None, settings.generator.size, "train")
     rows = np.arange(100 * clients) % len(digits)
-    settings = replace(settings, output=replace(settings.output, processes=choice))
+    settings = replace(settings, running=replace(settings.running, processes=choice))
     with tempfile.TemporaryDirectory() as root:
         folder = train(settings, digits.images[rows], digits.labels[rows], out=Path(root) / "run").folder
         return [line["seconds"] for line in read_rounds(folder)][1:], folder.model.read_bytes()

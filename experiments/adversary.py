@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from run import load_row, provenance, row_settings
 
 from prismfl import coordinator, runfolder
-from prismfl.config import Settings
 from prismfl.coordinator import Silent
 from prismfl.engines.inprocess import InProcess
 from prismfl.engines.searching import keep_freed_memory
@@ -30,6 +29,8 @@ from prismfl.federation import Exchange, Reply, client_update, hear
 from prismfl.files import write_atomic
 from prismfl.preparation import prepare
 from prismfl.runfolder import RunFolder, read_rounds
+from prismfl.search import Found, local_search
+from prismfl.settings.schema import Settings
 
 Theta = NDArray[np.uint16]
 ATTACKS = ("ones", "zeros", "random", "flipped", "reversed")
@@ -73,12 +74,12 @@ class Attacked(InProcess):
         u = np.zeros(len(now.q), np.uint16)
         u[: agreement.masked] = agreement.draws(round_index, told.cohort).uniforms(0, told.rank)
 
-        def sent(found: Theta) -> Theta:
-            return attacked(self.attack, found, now.q, u)
+        def search(*asked: Any) -> Found:
+            found = (kit.search or local_search)(*asked)
+            return replace(found, q=attacked(self.attack, found.q, now.q, u))
 
-        answer = client_update(
-            agreement, kit, frame, round_index, 0, self.target(0), None, self.held.get(0), noise=sent
-        )
+        changed = replace(kit, search=search)
+        answer = client_update(agreement, changed, frame, round_index, 0, self.target(0), None, self.held.get(0))
         return self._remembered(0, answer)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.config import Search, Settings
 from prismfl.engines.clientdisk import ClientDisk
 from prismfl.engines.searching import keep_freed_memory
 from prismfl.metrics.embedding import judge_features
@@ -26,6 +25,8 @@ from prismfl.runfolder import RunFolder
 from prismfl.sampling import labels_like
 from prismfl.search import Searcher, rate_at
 from prismfl.seeding import Purpose, Stream
+from prismfl.settings.resolve import SearchPlan, plan_of
+from prismfl.settings.schema import Settings
 
 
 def one_run(settings: Settings, rate: float, folder: Path, metrics: list[str]) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def one_run(settings: Settings, rate: float, folder: Path, metrics: list[str]) -
         raise SystemExit(f"of dense weights prdc alone is measured, not {', '.join(metrics)}")
     keep_freed_memory()
     ready = prepare(settings)
-    begun, samples = time.monotonic(), settings.output.distance_samples
+    begun, samples = time.monotonic(), settings.running.distance_samples
     weights = averaged(ready, rate, folder)
     seconds = round(time.monotonic() - begun, 1)
     messages = settings.federation.rounds * settings.data.clients
@@ -55,26 +56,26 @@ def one_run(settings: Settings, rate: float, folder: Path, metrics: list[str]) -
 def averaged(ready: Prepared, rate: float, folder: Path) -> torch.Tensor:
     """The server's weights `[N]` after all rounds."""
     agreement, kit = ready.agreement, ready.kit
-    search, weights, rounds = agreement.settings.search, kit.weights.clone(), agreement.settings.federation.rounds
+    plan, weights, rounds = plan_of(agreement.settings), kit.weights.clone(), agreement.settings.federation.rounds
     disk = ClientDisk(agreement, kit, RunFolder(folder))
     targets = [disk.target(client, mine) for client, mine in enumerate(ready.clients)]
     draws = [Tape(Stream(agreement.settings.seed, Purpose.SEARCH, 0, client)) for client in range(len(targets))]
     pairs = zip(targets, draws, strict=True)
-    searchers = [Searcher(agreement.layout, weights, kit.features, target, search, one) for target, one in pairs]
-    adams = [adam_of(search, weights) for _ in searchers]
+    searchers = [Searcher(agreement.layout, weights, kit.features, target, plan, one) for target, one in pairs]
+    adams = [adam_of(plan, weights) for _ in searchers]
     for index in range(rounds):
-        size = rate * rate_at(agreement.settings, index) / agreement.settings.first_rate
-        if search.adam == "reset":
-            adams = [adam_of(search, weights) for _ in searchers]
+        size = rate * rate_at(agreement.settings, index) / agreement.settings.search.learning_rate
+        if not plan.keeps_adam:
+            adams = [adam_of(plan, weights) for _ in searchers]
         clients = zip(searchers, adams, strict=True)
-        weights = torch.stack([descended(*client, weights, size, search.local_steps) for client in clients]).mean(0)
+        weights = torch.stack([descended(*client, weights, size, plan.local_steps) for client in clients]).mean(0)
         print(f"dense round {index + 1}/{rounds}", flush=True)
     return weights
 
 
-def adam_of(settings: Search, weights: torch.Tensor) -> torch.optim.Adam:
+def adam_of(plan: SearchPlan, weights: torch.Tensor) -> torch.optim.Adam:
     """A client's Adam, on weights `[N]` of its own."""
-    return torch.optim.Adam([weights.clone().requires_grad_()], betas=(settings.first_decay, settings.beta2), eps=1e-16)
+    return torch.optim.Adam([weights.clone().requires_grad_()], betas=(plan.beta1, 0.999), eps=1e-16)
 
 
 def descended(

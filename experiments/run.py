@@ -27,13 +27,14 @@ from typing import Any
 import dense
 from pooled import pooled_targets
 
-from prismfl.config import Settings, merged, read_toml, settings_from, to_toml
 from prismfl.engines import inprocess
 from prismfl.errors import SettingError
 from prismfl.evaluation import evaluate_model
 from prismfl.files import write_atomic
 from prismfl.progress import PlainWatcher
 from prismfl.runfolder import RunFolder, read_rounds
+from prismfl.settings.schema import Settings
+from prismfl.settings.toml import merged, read_toml, settings_from, to_toml
 
 COLUMNS = (
     "fid_judge",

@@ -8,12 +8,16 @@ import torch
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
-from prismfl.config import Features, Settings, settings_from
+from prismfl import federation
 from prismfl.federation import agree, make_kit
 from prismfl.layout import Layout
 from prismfl.metrics import embedding
 from prismfl.mmd import FeatureMap
 from prismfl.nets.features import load_features
+from prismfl.settings import resolve
+from prismfl.settings.resolve import Matching
+from prismfl.settings.schema import Settings
+from prismfl.settings.toml import settings_from
 
 torch.set_num_threads(1)
 
@@ -25,12 +29,13 @@ def _tiny(**changes) -> Settings:
     """Settings of a run that takes a second; keyword `section={...}` or `seed=` changes them."""
     base = {
         "data": {"clients": 3, "partition": "iid"},
-        "generator": {"size": 16, "width": 2, "latent": 8},
-        "features": {"layers": [0, 1]},
+        "generator": {"size": 16, "width": 2},
         "search": {"local_steps": 1, "batch_size": 4},
         "federation": {"rounds": 2, "shipped": "half"},
-        "output": {"grid_every": 0, "distance_samples": 0, "workers": 1},
+        "running": {"distance_samples": 0, "workers": 1},
     }
+    if changes.get("search", {}).get("mask") == "soft":
+        base["federation"]["shipped"] = "best"
     for key, value in changes.items():
         base[key] = base.get(key, {}) | value if isinstance(value, dict) else value
     return settings_from(base)
@@ -51,6 +56,31 @@ def small_judge():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def small_world():
+    """Runs make images of 8 normals, match the embedded network's first two maps and compare two draws: far sooner."""
+
+    def matching(settings, *, labelled):
+        found = resolve.matching_of(settings, labelled=labelled)
+        return replace(found, layers=(0, 1)) if settings.features.features == "vgg" else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federation, "_LATENT", 8)
+        patch.setattr(federation, "_DRAWS", 2)
+        patch.setattr(federation, "matching_of", matching)
+        yield
+
+
+@pytest.fixture
+def full_world():
+    """Undo `small_world`, for what must agree with processes of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federation, "_LATENT", 64)
+        patch.setattr(federation, "_DRAWS", 8)
+        patch.setattr(federation, "matching_of", resolve.matching_of)
+        yield
+
+
 @pytest.fixture(scope="session")
 def layout():
     """A generator of 16×16 grey images."""
@@ -60,7 +90,7 @@ def layout():
 @pytest.fixture(scope="session")
 def feature_map():
     """The embedded network's first two maps of 16×16 grey images."""
-    return FeatureMap(load_features("vgg"), Features(layers=(0, 1)), 1, 16)
+    return FeatureMap(load_features("vgg"), Matching(layers=(0, 1)), 1, 16)
 
 
 @pytest.fixture(scope="session")

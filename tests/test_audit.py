@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from prismfl.audit import IMAGES, audit_release, audit_training, chance, many_runs, many_runs_if_gaussian, one_run
-from prismfl.config import Privacy
 from prismfl.errors import DataError, SettingError
 from prismfl.privacy import release
 from prismfl.privacy.release import Grid, noisy_sums
+from prismfl.settings.schema import Privacy
 
 ONE = Privacy(epsilon=1.0, delta=1e-5, noise="fast")
 TEN = replace(ONE, epsilon=9.8)

@@ -116,7 +116,7 @@ def test_nothing_leaves_the_machine_unless_the_environment_says_so(libraries, ro
 def test_settings_are_logged_without_paths(libraries, root):
     play(make_logs("wandb,mlflow", root))
     config = libraries["wandb"].of("init")[0][1]["config"]
-    assert config == flat_settings(runfolder.reopen(root)[1]) and config["features.layers"] == "0,1"
+    assert config == flat_settings(runfolder.reopen(root)[1]) and config["search.local_steps"] == 1
     logged = [words[0] for words, _ in libraries["mlflow"].of("log_params")]
     assert {name: value for part in logged for name, value in part.items()} == config
     assert max(map(len, logged)) <= 100

@@ -21,8 +21,7 @@ import torch
 from PIL import Image
 
 import prismfl
-from prismfl import callbacks, cli, evaluation
-from prismfl.config import load_settings
+from prismfl import callbacks, cli, evaluation, runfolder
 from prismfl.data.datasets import load_dataset
 from prismfl.engines import inprocess
 from prismfl.errors import PrismError
@@ -33,10 +32,12 @@ from prismfl.nets.features import load_features
 from prismfl.nets.vgg import random_vgg
 from prismfl.preparation import prepare
 from prismfl.progress import sized
+from prismfl.settings.resolve import resolved
+from prismfl.settings.toml import load_settings, read_toml
 
 TINY = shlex.split("""
-    --size 16 --width 2 --latent 8 --clients 2 --shards 4 --rounds 2 --local-steps 1 --batch-size 4
-    --layers 0,1 --distance-samples 0 --shipped half --workers 1 --report false
+    --size 16 --width 2 --clients 2 --rounds 2 --local-steps 1 --batch-size 4
+    --distance-samples 0 --shipped half --workers 1 --no-report
 """)
 KEYS = shlex.split("""
     round loss lambda density cohort seconds uplink_bytes downlink_bytes
@@ -94,7 +95,7 @@ def lines_of(root):
 def test_a_run_folder_has_all_its_files(run):
     root, out = run
     settings = load_settings(root / "config.toml")
-    assert (settings.federation.rounds, settings.data.clients, settings.features.layers) == (2, 2, (0, 1))
+    assert (settings.federation.rounds, settings.data.clients, settings.generator.width) == (2, 2, 2)
     lines = lines_of(root)
     assert [line["round"] for line in lines] == [0, 1]
     for line in lines:
@@ -145,7 +146,7 @@ def test_a_terminal_sees_a_bar_and_the_same_model(run, model, tmp_path, monkeypa
 
 
 def test_grids_and_distances_come_when_they_are_due(tmp_path):
-    words = ["--grid-every", 1, "--distance-every", 1, "--distance-samples", 50]
+    words = ["--distance-every", 1, "--distance-samples", 50]
     code, out, _ = call("train", *TINY, *words, "--out", tmp_path / "run")
     first, last = lines_of(tmp_path / "run")
     assert code == 0 and first["distance"] > 0 and "distance" not in last
@@ -157,7 +158,7 @@ def test_grids_and_distances_come_when_they_are_due(tmp_path):
 
 def test_what_is_only_shown_does_not_change_the_model(model, tmp_path):
     """Grids, distances and the number of workers are outside the model's numbers."""
-    words = ["--grid-every", 1, "--workers", 2]
+    words = ["--distance-every", 1, "--workers", 2]
     assert call("train", *TINY, *words, "--out", tmp_path / "run")[0] == 0
     one, two = (prismfl.load(path).model for path in (model, tmp_path / "run" / "model.safetensors"))
     assert np.array_equal(one.mask, two.mask) and np.array_equal(one.norm_mean, two.norm_mean)
@@ -168,12 +169,10 @@ def test_what_is_only_shown_does_not_change_the_model(model, tmp_path):
 
 def test_a_run_ends_with_its_report(run, tmp_path):
     copy = shutil.copytree(run[0], tmp_path / "copy")
-    text = (copy / "config.toml").read_text()
-    (copy / "config.toml").write_text(text.replace("report = false", "report = true"))
     code, out, err = call("train", "--resume", copy)
     assert (code, err) == (0, "") and f"report   {copy / 'report.html'}" in out
     assert "<!doctype html>" in (copy / "report.html").read_text() and (copy / "plots" / "loss.png").is_file()
-    assert "report" not in run[1] and not (run[0] / "report.html").exists(), "report = false makes none"
+    assert "report" not in run[1] and not (run[0] / "report.html").exists(), "--no-report makes none"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +183,7 @@ def test_a_report_that_fails_does_not_fail_the_run(run, tmp_path, monkeypatch, e
         raise error
 
     monkeypatch.setattr("prismfl.report.page.build_report", fail)
-    code, out, err = call("train", *TINY, "--report", "true", "--rounds", 1, "--out", tmp_path / "run")
+    code, out, err = call("train", *TINY[:-1], "--rounds", 1, "--out", tmp_path / "run")
     assert (code, err) == (0, "") and "report   not built (" in out and "prismfl report" in out
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
@@ -268,8 +267,9 @@ def test_a_run_stopped_between_rounds_ends_alike(run, model, tmp_path, monkeypat
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
+@pytest.mark.usefixtures("full_world")
 def test_a_killed_run_ends_with_the_same_model(tmp_path):
-    words = ["train", *TINY, "--rounds", "60", "--adam", "keep"]
+    words = ["train", *TINY, "--rounds", "60"]
     killed, log = tmp_path / "killed", tmp_path / "killed" / "rounds.jsonl"
     command = [sys.executable, "-m", "prismfl.cli", *words, "--out", str(killed)]
     with subprocess.Popen(
@@ -288,8 +288,33 @@ def test_a_killed_run_ends_with_the_same_model(tmp_path):
 
 
 @pytest.mark.parametrize("extra", [["--rounds", "9"], ["--out", "other"], ["--dry-run"], ["--config", "a.toml"]])
-def test_resume_stands_alone(run, extra):
-    assert "--resume alone" in refused("train", "--resume", run[0], *extra)
+def test_a_resumed_run_cannot_become_another(run, extra):
+    assert "options of running" in refused("train", "--resume", run[0], *extra)
+
+
+def test_a_resumed_run_may_run_otherwise_and_find_its_files_elsewhere(run, tmp_path, monkeypatch, write_sites):
+    monkeypatch.chdir(tmp_path)
+    write_sites(tmp_path / "sites", {"north": 5, "south": 9})
+    words = ["train", "--clients-from", "sites/*", *SMALL]
+    assert call(*words, "--out", "whole")[0] == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("prismfl.progress.PlainWatcher.round_done", lambda *_: sys.exit(1))
+        assert call(*words, "--out", "stopped")[0] == 1
+    (tmp_path / "sites").rename(tmp_path / "moved")
+    assert "no folder or zip matches" in refused("train", "--resume", "stopped")
+    code, _, err = call("train", "--resume", "stopped", "--clients-from", "moved/*", "--workers", 2)
+    assert (code, err) == (0, "") and len(lines_of(tmp_path / "stopped")) == 2
+    one, two = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
+    assert one.read_bytes() == two.read_bytes()
+    assert load_settings(tmp_path / "stopped" / "config.toml").running.workers == 2
+
+
+def test_more_rounds_of_a_runs_config_are_resolved_anew(run, tmp_path):
+    """What was filled in for two rounds is no wish in two thousand."""
+    asked = load_settings(run[0] / "config.toml", {"rounds": 2000, "local_steps": 2})
+    assert asked.search.learning_rate == 0 and resolved(asked, 1).search.learning_rate < 0.1
+    told = (run[0] / "resolved.toml").read_text()
+    assert "learning_rate = 1.0  # asked: 0.0; " in told and "network = " in told
 
 
 def test_resume_of_what_is_no_run_is_refused(tmp_path):
@@ -502,7 +527,7 @@ def test_training_takes_random_convolutions_and_some_classes(tmp_path):
     assert call("train", *TINY, *words)[0] == 0
     settings = load_settings(root / "config.toml")
     assert (settings.features.features, settings.data.classes) == ("random", "5-9")
-    assert settings.features.features_sha256 == random_vgg().sha256
+    assert read_toml(root / "resolved.toml")["resolved"]["network"] == random_vgg().sha256
     assert prismfl.load(root / "model.safetensors").model.labels == tuple("56789")
 
 
@@ -538,9 +563,8 @@ def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
         (["train", "--alpha", "nan"], "federation.alpha = nan"),
         (["train", "--learning-rate", "inf"], "search.learning_rate = inf"),
         (["train", "--size", "28"], "generator.size = 28; expected one of 0, 16, 32, 64"),
-        (["train", "--layers", "0,x"], "features.layers = '0,x'"),
-        (["train", "--layers", "0,99"], "features.layers"),
-        (["train", "--control-variate", "perhaps"], "federation.control_variate = 'perhaps'"),
+        (["train", "--conditional", "perhaps"], "generator.conditional = 'perhaps'"),
+        (["train", "--control-variate", "true"], "there is federation.uplink"),
         (["train", "--epsilon", "-8"], "privacy.epsilon = -8.0"),
         (["train", "--epsilon", "8", "--delta", "0.01"], "privacy.delta = 0.01 with"),
         (["train", "--epsilon", "90"], "a smaller ε"),
@@ -557,8 +581,8 @@ def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
         (["train", "--dataset", "folder", "--data-dir", "nowhere"], "nowhere does not exist"),
         (["train", "--features", "nowhere.safetensors"], "nowhere.safetensors"),
         (["train", "--config", "nowhere.toml"], "nowhere.toml"),
-        (["train", "--device", "nonsense"], "output.device = 'nonsense'"),
-        (["train", "--device", "cuda:77"], "output.device = 'cuda:77'"),
+        (["train", "--device", "nonsense"], "running.device = 'nonsense'"),
+        (["train", "--device", "cuda:77"], "running.device = 'cuda:77'"),
         (["train", "--clients", "1439", "--partition", "iid"], "data.clients = 1439"),
         (["train", "--data-dir", "\udcff"], "data_dir"),
         (["sample", "nowhere.safetensors"], "nowhere.safetensors cannot be read"),
@@ -761,8 +785,8 @@ def test_bad_arrays_make_no_folder(tiny, arrays, tmp_path):
 
 
 SMALL = shlex.split("""
-    --size 16 --width 2 --latent 8 --rounds 2 --local-steps 1 --batch-size 4
-    --layers 0,1 --distance-samples 0 --shipped half --workers 1
+    --size 16 --width 2 --rounds 2 --local-steps 1 --batch-size 4
+    --distance-samples 0 --shipped half --workers 1
 """)
 
 
@@ -772,7 +796,7 @@ def test_a_pattern_of_folders_is_one_client_each(tmp_path, monkeypatch, write_si
     words = ["train", "--clients-from", "sites/*", *SMALL]
     code, _, err = call(*words, "--out", "run")
     assert (code, err) == (0, "") and [line["cohort"] for line in lines_of(tmp_path / "run")] == [[0, 1, 2]] * 2
-    settings = load_settings(tmp_path / "run" / "config.toml")
+    settings = runfolder.reopen(tmp_path / "run")[1]
     assert (settings.data.clients, settings.data.clients_from) == (3, "sites/*")
     assert b"sites" not in (tmp_path / "run" / "model.safetensors").read_bytes()
     as_given = ["--dataset", "folder", "--data-dir", "sites", "--partition", "given", "--clients", 3]

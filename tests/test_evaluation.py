@@ -11,7 +11,6 @@ from PIL import Image
 
 import prismfl
 from prismfl import evaluation
-from prismfl.config import Features, Settings
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
 from prismfl.evaluation import METRICS, as_text, evaluate_model, over_seeds, save_evaluation
@@ -27,6 +26,7 @@ from prismfl.metrics.synthetic import worth
 from prismfl.metrics.tone import tone
 from prismfl.modelfile import load_model, save_model
 from prismfl.sampling import labels_like
+from prismfl.settings.schema import Features, Settings
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def test_unusable_arguments_are_refused(model, arguments, kind):
         evaluate_model(model, samples=4, **arguments)
 
 
-@pytest.mark.parametrize("text", ["no = toml = at all", "[data]\nclients = 0\n", "colour = 1"])
+@pytest.mark.parametrize("text", ["no = toml = at all", "[data]\ndataset = 3\n", "data = 1"])
 def test_a_model_with_unusable_settings_is_refused(model, tmp_path, text):
     save_model(replace(load_model(model), settings=text), tmp_path / "m.safetensors")
     with pytest.raises(PrismError):

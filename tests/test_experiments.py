@@ -15,6 +15,7 @@ from prismfl import evaluation
 from prismfl.metrics.readability import Classifier
 from prismfl.nets.tape import Tape
 from prismfl.seeding import Purpose, Stream
+from prismfl.settings.resolve import plan_of
 
 RUN = Path(__file__).parent.parent / "experiments" / "run.py"
 ROW = """
@@ -28,17 +29,13 @@ shards = 4
 [generator]
 size = 16
 width = 2
-latent = 8
-[features]
-layers = [0, 1]
 [search]
 local_steps = 1
 batch_size = 4
 [federation]
 rounds = 1
 shipped = "half"
-[output]
-grid_every = 0
+[running]
 distance_samples = 0
 workers = 1
 """
@@ -145,8 +142,8 @@ def test_a_step_of_dense_weights_is_repeatable_and_as_long_as_its_rate(runner, t
     ready = dense.prepare(runner.row_settings(runner.load_row(row)[0], 0, tmp_path / "targets"))
     mine = ready.clients[0]
     target = ready.kit.features.target(mine.images, mine.labels, ready.agreement.layout.classes)
-    made = (ready.agreement.layout, ready.kit.weights, ready.kit.features, target, ready.agreement.settings.search)
-    search, weights = ready.agreement.settings.search, ready.kit.weights
+    made = (ready.agreement.layout, ready.kit.weights, ready.kit.features, target, plan_of(ready.agreement.settings))
+    search, weights = plan_of(ready.agreement.settings), ready.kit.weights
     found = [
         dense.descended(
             dense.Searcher(*made, Tape(Stream(1, Purpose.SEARCH))), dense.adam_of(search, weights), weights, 0.01, 2

@@ -22,11 +22,11 @@ IMAGES = np.random.default_rng(4).integers(0, 256, (40, 1, 16, 16), np.uint8)
         ({}, np.arange(40) % 3),
         ({"cohort": 2, "rounds": 3}, None),
         ({"alpha": 0.5}, None),
-        ({"draws": "independent", "control_variate": True}, None),
-        ({"parts": 3}, None),
+        ({"draws": "independent", "uplink": "fewest"}, None),
+        ({"uplink": "half"}, None),
         ({"rounds": 6}, None),
     ],
-    ids=["all", "labels", "cohort", "alpha", "independent", "parts", "long"],
+    ids=["all", "labels", "cohort", "alpha", "independent", "half", "long"],
 )
 def test_bytes_are_near_those_of_the_run(tiny, tmp_path, federation, labels):
     settings = tiny(federation=federation)
@@ -53,5 +53,5 @@ def test_fewest_and_most_images_are_told(tiny):
 def test_the_trial_uses_a_clients_threads_and_gives_them_back(tiny, monkeypatch):
     asked, before = [], torch.get_num_threads()
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    forecast(prepare(tiny(search={"client_threads": 7}), IMAGES), 1)
+    forecast(prepare(tiny(running={"client_threads": 7}), IMAGES), 1)
     assert asked == [7, before]

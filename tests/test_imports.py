@@ -11,9 +11,9 @@ import pytest
 import prismfl
 
 LINE = """
-errors < config < environment < seeding < layout < files < download < data < nets < mmd < privacy < search < wire
+errors < settings < environment < seeding < layout < files < download < data < nets < mmd < privacy < search < wire
 < server < federation < oneshot < modelfile < pictures < asking < runtime < sampling < export < metrics < runfolder
-< coordinator < preparation < forecast < evaluation < audit < pretrain < bench < engines < progress < report < callbacks
+< coordinator < preparation < forecast < evaluation < audit < pretrain < engines < progress < report < callbacks
 < cli
 """
 ORDER = [name.strip() for name in LINE.split("<")]
@@ -82,7 +82,7 @@ def test_flower_is_imported_by_its_engine_alone():
 
 def test_no_file_or_frame_is_pickled():
     # What a run's own processes tell each other goes through their pipes, by joblib's executor.
-    allowed = {("engines.searching", "joblib.externals.loky.ProcessPoolExecutor")}
+    allowed = {("engines.searching", "joblib.externals.loky.ProcessPoolExecutor"), ("environment", "joblib.cpu_count")}
     loaded = {(name_of(path), name) for path in SOURCES for name in imports_of(path)} - allowed
     assert not {name.split(".")[0] for _, name in loaded} & {"pickle", "joblib", "dill", "shelve"}
 

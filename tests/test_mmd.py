@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prismfl.config import Features
 from prismfl.errors import DataError, SettingError
 from prismfl.mmd import (
     FeatureMap,
@@ -27,6 +26,7 @@ from prismfl.nets.tape import Tape
 from prismfl.nets.tones import mean_colours, tone_histograms
 from prismfl.nets.vgg import random_vgg
 from prismfl.seeding import Purpose, Stream
+from prismfl.settings.resolve import Matching
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_without_classes_there_is_one_group_whatever_the_labels():
 
 @pytest.mark.parametrize("second_weight", [0.0, 0.05, 1.0, 100.0])
 def test_no_images_moments_are_longer_than_one(second_weight):
-    mapped = FeatureMap(load_features("vgg"), Features(second_weight=second_weight), 3, 16)
+    mapped = FeatureMap(load_features("vgg"), Matching(second_weight=second_weight), 3, 16)
     pictures = np.concatenate((noise(3, 3), np.full((1, 3, 16, 16), 255, np.uint8), np.zeros((1, 3, 16, 16), np.uint8)))
     for image in pictures:
         assert 0.5 < float(mapped.moments(scaled(image[None])).norm()) <= 1 + 1e-5
@@ -176,7 +176,7 @@ def test_no_images_moments_are_longer_than_one(second_weight):
 def test_moments_stack_the_chosen_layers(vgg):
     pictures = scaled(noise(3))
     stages = vgg.net.stages(pictures)
-    mapped = FeatureMap(vgg, Features(layers=(1, 4), second_weight=0.25), 1, 16)
+    mapped = FeatureMap(vgg, Matching(layers=(1, 4), second_weight=0.25), 1, 16)
     parts = []
     for layer in (1, 4):
         flat = stages[layer].permute(0, 2, 3, 1).flatten(1)
@@ -187,18 +187,18 @@ def test_moments_stack_the_chosen_layers(vgg):
 
 
 def test_no_layers_named_means_all(vgg):
-    every = FeatureMap(vgg, Features(), 1, 16)
+    every = FeatureMap(vgg, Matching(), 1, 16)
     assert every.layers == tuple(range(7))
     assert every.dimension == 2 * sum(stage[0].numel() for stage in vgg.net.stages(torch.zeros(1, 1, 16, 16)))
 
 
 def test_a_layer_that_does_not_exist_is_refused(vgg):
     with pytest.raises(SettingError, match=r"0 … 6"):
-        FeatureMap(vgg, Features(layers=(0, 7)), 1, 16)
+        FeatureMap(vgg, Matching(layers=(0, 7)), 1, 16)
 
 
 def test_nothing_is_computed_after_the_last_matched_layer(vgg):
-    ran, mapped = [], FeatureMap(vgg, Features(layers=(2, 0)), 1, 16)
+    ran, mapped = [], FeatureMap(vgg, Matching(layers=(2, 0)), 1, 16)
     hooks = [unit.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, unit in enumerate(vgg.net.units)]
     mapped.moments(scaled(noise(2)))
     for hook in hooks:
@@ -207,7 +207,7 @@ def test_nothing_is_computed_after_the_last_matched_layer(vgg):
 
 
 def test_gradient_by_the_images_is_the_measured_slope(vgg):
-    mapped = FeatureMap(vgg, Features(layers=(0, 1)), 1, 16)
+    mapped = FeatureMap(vgg, Matching(layers=(0, 1)), 1, 16)
     target = mapped.moments(scaled(noise(4, seed=1)))
     x = scaled(noise(2, seed=2)) * 0.9
     x.requires_grad_()
@@ -242,7 +242,7 @@ LABELS = np.array([2, 0, 2, 2, 4, 0, 2, 4, 0, 2, 2, 0, 0])  # of five labels, 1 
 
 @pytest.mark.parametrize(("batch", "tone"), [(1, 0.0), (4, 0.5), (100, 0.5)])
 def test_a_target_by_label_is_each_labels_share_times_its_mean(vgg, batch, tone):
-    mapped, pictures = FeatureMap(vgg, Features(layers=(0, 1), tone_weight=tone), 1, 16), noise(13)
+    mapped, pictures = FeatureMap(vgg, Matching(layers=(0, 1), tone_weight=tone), 1, 16), noise(13)
     found = mapped.target(pictures, LABELS, 5, batch)
     blocks = found.moments.reshape(5, mapped.dimension)
     np.testing.assert_array_equal(found.shares, [5 / 13, 0, 6 / 13, 0, 2 / 13])
@@ -264,7 +264,7 @@ def test_labels_without_classes_leave_the_target_alone(feature_map):
 
 @pytest.mark.parametrize("tone", [0.0, 1.0])
 def test_no_images_moments_by_label_are_longer_than_one(vgg, tone):
-    mapped = FeatureMap(vgg, Features(tone_weight=tone), 1, 16)
+    mapped = FeatureMap(vgg, Matching(tone_weight=tone), 1, 16)
     pictures = np.concatenate((noise(4), np.full((1, 1, 16, 16), 255, np.uint8), np.zeros((1, 1, 16, 16), np.uint8)))
     for label, image in enumerate(pictures):
         found = mapped.moments(scaled(image[None]), label_groups(torch.tensor([label]), 6)).view(6, -1)
@@ -283,7 +283,7 @@ def test_moments_that_are_not_finite_are_refused():
     broken = load_features("vgg")
     broken.net.units[0].conv.bias.fill_(float("nan"))
     with pytest.raises(DataError, match="not finite"):
-        FeatureMap(broken, Features(layers=(0,)), 1, 16).target(noise(2))
+        FeatureMap(broken, Matching(layers=(0,)), 1, 16).target(noise(2))
 
 
 def test_distance_is_nought_for_equal_images_and_more_for_others(feature_map):
@@ -294,15 +294,15 @@ def test_distance_is_nought_for_equal_images_and_more_for_others(feature_map):
 
 
 def test_fingerprints_name_the_map(vgg):
-    mine = FeatureMap(vgg, Features(layers=(0, 1)), 1, 16)
+    mine = FeatureMap(vgg, Matching(layers=(0, 1)), 1, 16)
     others = [
-        FeatureMap(vgg, Features(layers=(0, 2)), 1, 16),
-        FeatureMap(vgg, Features(layers=(0, 1), second_weight=0.1), 1, 16),
-        FeatureMap(vgg, Features(layers=(0, 1), feature_scale=2), 1, 16),
-        FeatureMap(vgg, Features(layers=(0, 1)), 1, 32),
-        FeatureMap(random_vgg(), Features(layers=(0, 1)), 1, 16),
+        FeatureMap(vgg, Matching(layers=(0, 2)), 1, 16),
+        FeatureMap(vgg, Matching(layers=(0, 1), second_weight=0.1), 1, 16),
+        FeatureMap(vgg, Matching(layers=(0, 1), scale=2), 1, 16),
+        FeatureMap(vgg, Matching(layers=(0, 1)), 1, 32),
+        FeatureMap(random_vgg(), Matching(layers=(0, 1)), 1, 16),
     ]
-    assert mine.fingerprint() == FeatureMap(vgg, Features(layers=(0, 1)), 1, 16).fingerprint()
+    assert mine.fingerprint() == FeatureMap(vgg, Matching(layers=(0, 1)), 1, 16).fingerprint()
     assert len({mine.fingerprint(), *(other.fingerprint() for other in others)}) == 6
 
 
@@ -390,7 +390,7 @@ def test_the_loss_has_no_gradient_through_the_average():
 def test_tones_keep_the_norm_and_never_fall_below_nought(vgg, channels):
     images = torch.rand(3, channels, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
     images[0], images[1] = 1, -1
-    plain, toned = (FeatureMap(vgg, Features(tone_weight=weight), channels, 16) for weight in (0.0, 2.0))
+    plain, toned = (FeatureMap(vgg, Matching(tone_weight=weight), channels, 16) for weight in (0.0, 2.0))
     of_tones = toned.dimension - plain.dimension
     assert of_tones == 64 * channels + 16 * 9 * (1 if channels == 1 else 4)
     vectors = toned.moments(images, torch.eye(3)).view(3, -1)
@@ -400,7 +400,7 @@ def test_tones_keep_the_norm_and_never_fall_below_nought(vgg, channels):
 
 def test_tone_weight_is_its_share_beside_first_moments(vgg):
     white = torch.ones(1, 3, 16, 16)
-    found = FeatureMap(vgg, Features(layers=(0,), second_weight=0.0, tone_weight=1.5), 3, 16).moments(white)
+    found = FeatureMap(vgg, Matching(layers=(0,), second_weight=0.0, tone_weight=1.5), 3, 16).moments(white)
     shares = [part.square().sum() for part in (found[-768:-576], found[-576:])]
     torch.testing.assert_close(torch.stack(shares), torch.full((2,), 1.5 / 2.5 / 2))
 
@@ -417,8 +417,8 @@ def test_tones_tell_a_saturated_image_from_a_soft_one_of_equal_mean():
 
 
 def test_images_are_scaled_up_for_the_network(vgg):
-    small, large = torch.rand(2, 3, 16, 16) * 2 - 1, FeatureMap(vgg, Features(layers=(0,)), 3, 32)
-    mapped = FeatureMap(vgg, Features(layers=(0,), feature_scale=2), 3, 16)
+    small, large = torch.rand(2, 3, 16, 16) * 2 - 1, FeatureMap(vgg, Matching(layers=(0,)), 3, 32)
+    mapped = FeatureMap(vgg, Matching(layers=(0,), scale=2), 3, 16)
     assert mapped.dimension == 2 * 16 * 32 * 32
     doubled = torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear")
     torch.testing.assert_close(mapped.moments(small), large.moments(doubled), rtol=1e-4, atol=1e-6)
@@ -441,7 +441,7 @@ def test_framing_is_a_shift_with_borders_repeated_and_then_bilinear(dtype, facto
 
 
 def test_real_images_take_all_shifts_in_turn_whatever_the_batches(vgg):
-    mapped, pictures = FeatureMap(vgg, Features(layers=(0, 1), shift=1), 1, 16), noise(20)
+    mapped, pictures = FeatureMap(vgg, Matching(layers=(0, 1), shift=1), 1, 16), noise(20)
     one, other = (mapped.target(pictures, batch=batch).moments for batch in (7, 100))
     np.testing.assert_allclose(one, other, atol=1e-6)
     apart = [mapped.moments(scaled(pictures[i : i + 1]), turns=torch.tensor([i % 9])) for i in range(20)]
@@ -469,7 +469,7 @@ def test_a_search_draws_a_shift_only_where_there_are_some():
 def test_the_distance_by_blocks_is_that_of_the_moments(monkeypatch, vgg, changes, labels, how):
     if how != "in passing":
         monkeypatch.setattr(fused, "_fast", None)
-    mapped, tags = FeatureMap(vgg, Features(**changes), 1, 16), torch.tensor(labels)
+    mapped, tags = FeatureMap(vgg, Matching(**changes), 1, 16), torch.tensor(labels)
     classes = max(labels) + 2  # the last is of no image
     target = torch.from_numpy(mapped.target(noise(8), np.arange(8) % classes, classes).moments)
     images = [scaled(noise(6, seed=1)).requires_grad_() for _ in range(2)]
@@ -485,7 +485,7 @@ def test_the_distance_by_blocks_is_that_of_the_moments(monkeypatch, vgg, changes
 @pytest.mark.parametrize("classes", [0, 2])
 def test_the_unbiased_loss_ranks_populations_as_their_means_do(vgg, classes):
     """Over all batches of four of three images: but for a constant it is 3/4 of their mean's squared distance."""
-    mapped = FeatureMap(vgg, Features(layers=(0, 1), tone_weight=0.5), 1, 16)
+    mapped = FeatureMap(vgg, Matching(layers=(0, 1), tone_weight=0.5), 1, 16)
     groups, others = max(1, classes), scaled(noise(4 if classes else 0, seed=9))
     target = torch.from_numpy(mapped.target(noise(8), np.arange(8) % groups, classes).moments)
     tags = torch.tensor([0] * len(others) + [groups - 1] * 4)
@@ -506,7 +506,7 @@ def test_the_unbiased_loss_ranks_populations_as_their_means_do(vgg, classes):
 
 
 def test_of_a_single_image_of_a_label_the_aim_is_the_target_itself(vgg):
-    mapped = FeatureMap(vgg, Features(layers=(0,), second_weight=0.0, tone_weight=0.5), 1, 16)
+    mapped = FeatureMap(vgg, Matching(layers=(0,), second_weight=0.0, tone_weight=0.5), 1, 16)
     image, tags = noise(1), torch.zeros(1, dtype=torch.int64)
     goals = mapped.aims(torch.from_numpy(mapped.target(image).moments), torch.ones(1, dtype=torch.float64), 1)
     x = scaled(image).requires_grad_()
@@ -516,7 +516,7 @@ def test_of_a_single_image_of_a_label_the_aim_is_the_target_itself(vgg):
 
 @pytest.mark.parametrize("joined", [False, True])
 def test_pieces_of_a_target_hold_each_number_once(vgg, joined):
-    mapped = FeatureMap(vgg, Features(tone_weight=0.5), 1, 16)
+    mapped = FeatureMap(vgg, Matching(tone_weight=0.5), 1, 16)
     target = torch.arange(3 * mapped.dimension, dtype=torch.float32)
     goals = mapped.split(target)
     pieces = torch.cat((goals.joined() if joined else goals).tensors, 1)
@@ -526,15 +526,15 @@ def test_pieces_of_a_target_hold_each_number_once(vgg, joined):
 
 
 def test_a_device_but_the_processor_matches_all_layers_together(vgg):
-    mapped = FeatureMap(vgg, Features(), 1, 16)
+    mapped = FeatureMap(vgg, Matching(), 1, 16)
     goals = mapped.split(torch.empty(mapped.dimension, device="meta"))
     assert [len(goals.units), len(goals.squares)] == [1, 1]
     assert goals.units[0].shape == (1, sum(mapped.sizes))
 
 
 def test_an_image_without_features_has_no_gradient_and_a_finite_distance(vgg):
-    mapped = FeatureMap(vgg, Features(layers=(0,)), 1, 16)
-    dark = FeatureMap(vgg, Features(layers=(0,)), 1, 16)
+    mapped = FeatureMap(vgg, Matching(layers=(0,)), 1, 16)
+    dark = FeatureMap(vgg, Matching(layers=(0,)), 1, 16)
     dark.net = copy.deepcopy(vgg.net)
     for parameter in dark.net.parameters():
         parameter.zero_()
@@ -547,7 +547,7 @@ def test_an_image_without_features_has_no_gradient_and_a_finite_distance(vgg):
 
 
 def test_half_as_many_bits_give_nearly_the_same_moments(vgg):
-    mapped = FeatureMap(vgg, Features(), 1, 16)
+    mapped = FeatureMap(vgg, Matching(), 1, 16)
     short, pictures = mapped.in_precision("bfloat16"), scaled(noise(4))
     assert mapped.in_precision("float32") is mapped
     found = short.moments(pictures.bfloat16())

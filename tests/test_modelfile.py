@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from prismfl.config import to_toml
 from prismfl.errors import ModelFileError, RunFolderError
 from prismfl.layout import Layout, frozen_weights, kept_weights
 from prismfl.modelfile import Model, _content_hash, load_model, save_model
+from prismfl.settings.toml import to_toml
 
 LAYOUTS = [
     Layout(16, 1, 2, 8),

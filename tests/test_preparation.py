@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismfl.config import settings_from, to_toml
 from prismfl.data import images
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
 from prismfl.nets import features, overlap
 from prismfl.preparation import prepare
+from prismfl.settings.toml import settings_from, to_toml
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +80,10 @@ def test_colour_arrays_make_a_coloured_generator(tiny, arrays):
 
 def test_the_matched_network_follows_the_colour_of_the_images_and_is_written_down(tiny, arrays):
     grey, labels = arrays
-    found = [prepare(tiny(), images, labels).agreement.settings.features for images in (grey, grey.repeat(3, 1))]
-    assert [one.features for one in found] == ["vgg", "efficientnet-lite0"]
-    assert [len(one.features_sha256) for one in found] == [64, 64]
-    assert found[1].feature_scale == 4 and found[1].shift == 2
+    found = [prepare(tiny(), images, labels).agreement for images in (grey, grey.repeat(3, 1))]
+    assert [one.settings.features.features for one in found] == ["vgg", "efficientnet-lite0"]
+    assert [len(one.network) for one in found] == [64, 64]
+    assert found[1].matching.scale == 4 and found[1].matching.shift == 2
 
 
 def test_clients_as_given_keep_every_image(tiny, tmp_path):
@@ -141,8 +141,8 @@ def test_more_labels_than_a_generator_takes_are_refused(tiny):
 
 @pytest.mark.parametrize("device", ["nonsense", "", "cuda:99", "hpu", "meta"])
 def test_devices_that_do_not_work_here_are_refused(tiny, device):
-    with pytest.raises(SettingError, match=r"output\.device"):
-        prepare(tiny(output={"device": device}))
+    with pytest.raises(SettingError, match=r"running\.device"):
+        prepare(tiny(running={"device": device}))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,6 @@ def test_devices_that_do_not_work_here_are_refused(tiny, device):
     [
         ({"data": {"clients": 1439}}, SettingError, r"data\.clients = 1439; expected 1 … 1438"),
         ({"features": {"features": "nowhere.safetensors"}}, ModelFileError, r"nowhere\.safetensors"),
-        ({"features": {"layers": [7]}}, SettingError, r"features\.layers"),
         ({"data": {"dataset": "mnist"}}, DataError, "--data-dir"),
         ({"data": {"dataset": "folder", "data_dir": "nowhere"}}, DataError, "nowhere does not exist"),
         ({"data": {"partition": "given"}}, DataError, "names no clients"),
@@ -164,9 +163,9 @@ def test_what_cannot_work_is_refused_before_training(tiny, changes, kind, says):
 def test_a_distance_that_cannot_be_measured_is_refused_before_training(tiny, arrays):
     """Two images of each kind are needed: better said now than after the last round."""
     with pytest.raises(PrismError, match="distance_samples"):
-        prepare(tiny(output={"distance_samples": 1}))
+        prepare(tiny(running={"distance_samples": 1}))
     with pytest.raises(PrismError, match="test images"):
-        prepare(tiny(output={"distance_samples": 50}), arrays[0][:12])
+        prepare(tiny(running={"distance_samples": 50}), arrays[0][:12])
 
 
 def test_a_tree_without_test_images_is_named_as_such(tiny, tmp_path):
@@ -216,13 +215,13 @@ def test_clients_have_one_label_each_by_attribute(tiny):
 def test_images_in_a_file_are_dealt_like_images_in_memory(tiny, monkeypatch, tmp_path):
     small = prepare(tiny())
     monkeypatch.setattr(images, "LARGE", 20_000)
-    large = prepare(tiny(output={"cache_dir": str(tmp_path)}))
+    large = prepare(tiny(running={"cache_dir": str(tmp_path)}))
     for one, two in zip(small.clients, large.clients, strict=True):
         assert np.array_equal(one.images, two.images) and np.array_equal(one.labels, two.labels)
     assert all(isinstance(part.images, np.memmap) for part in large.clients)
     assert not isinstance(small.clients[0].images, np.memmap)
     given = np.random.default_rng(0).integers(0, 256, (100, 1, 20, 20), np.uint8)
-    small, large = prepare(tiny(), given[:60]), prepare(tiny(output={"cache_dir": str(tmp_path)}), given)
+    small, large = prepare(tiny(), given[:60]), prepare(tiny(running={"cache_dir": str(tmp_path)}), given)
     assert all(isinstance(part.images, np.memmap) for part in large.clients)
     assert not isinstance(small.clients[0].images, np.memmap)
 
@@ -238,15 +237,10 @@ def test_the_agreement_names_the_network_by_its_bytes(tiny, tmp_path):
     one, two = (prepare(tiny(features={"features": str(tmp_path / name)})).agreement for name in ("one", "two"))
     assert one.run == two.run and str(tmp_path) not in to_toml(one.settings.public())
     embedded, random = (prepare(tiny(features={"features": name})).agreement for name in ("vgg", "random"))
-    assert one.settings.features.features_sha256 == embedded.settings.features.features_sha256
+    assert one.network == embedded.network
     assert len({one.run, embedded.run, random.run}) == 3
     recorded = settings_from(tomllib.loads(to_toml(random.settings.public())))
     assert prepare(recorded).agreement.run == random.run
-
-
-def test_another_network_than_agreed_on_is_refused(tiny):
-    with pytest.raises(ModelFileError, match="name the file that the run began with"):
-        prepare(tiny(features={"features_sha256": "0" * 64}))
 
 
 def test_classes_are_kept_for_training_and_testing(tiny):
@@ -279,4 +273,4 @@ def test_private_runs_that_share_no_releases_are_told_that_two_add_up(tiny, tmp_
     asked = {"privacy": {"epsilon": 5.0, "delta": 1e-3}}
     (note,) = prepare(tiny(**asked)).warnings
     assert "releases the same images again" in note
-    assert prepare(tiny(**asked, output={"cache_dir": str(tmp_path)})).warnings == ()
+    assert prepare(tiny(**asked, running={"cache_dir": str(tmp_path)})).warnings == ()

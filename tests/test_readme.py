@@ -16,8 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 SMALL = shlex.split(
-    "--rounds 1 --local-steps 1 --batch-size 4 --width 2 --latent 8 --shipped half --distance-samples 20 "
-    "--layers 0 --workers 1"
+    "--rounds 1 --local-steps 1 --batch-size 4 --width 2 --shipped half --distance-samples 20 --workers 1"
 )
 
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="no README beside the tests")

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prismfl.config import Federation
+from prismfl import server
 from prismfl.errors import MessageError
 from prismfl.layout import Layout, frozen_signs
 from prismfl.seeding import Purpose
 from prismfl.server import (
+    ALPHA_STEP,
     Screen,
     ServerState,
     Vote,
     add_reply,
     advance,
-    alpha_step,
     balanced,
     empty_tally,
     initial_state,
@@ -28,10 +28,27 @@ from prismfl.server import (
     settle,
     surprise,
 )
+from prismfl.settings.schema import Federation
 from prismfl.wire.draws import Baseline, Draws, baseline
 
 ONE = 65536
 NONE = np.zeros(0, np.uint16)
+
+
+class Wide(Federation):
+    """As `Federation`, but θ may come near 0 and 1."""
+
+    clip = 0.0001
+
+
+def uplink_of(control):
+    """The setting by which differences are averaged, or masks."""
+    return "fewest" if control else "auto"
+
+
+def moving_by(monkeypatch, share):
+    """Let θ move by a share of the way to the mean, whatever the rule."""
+    monkeypatch.setattr(server, "moved_share", lambda *_: round(share * ONE))
 
 
 class Round:
@@ -74,19 +91,18 @@ def random_replies(rng, clients, masked, alpha, heavy=True):
     ]
 
 
-def test_the_first_state_is_the_setting_everywhere_where_nothing_is_decided():
+def test_the_first_state_is_a_half_everywhere_where_nothing_is_decided():
     layout = Layout(16, 1, 2, 8)
-    state = initial_state(Federation(initial_theta=0.25, initial_certainty=0.0), layout, 3)
-    assert state.q.tolist() == [16384] * layout.count
+    state = initial_state(Federation(initial_certainty=0.0), layout, 3)
+    assert state.q.tolist() == [32768] * layout.count
     assert state.round == 0
     assert state.steps == ()
     assert state.held.tolist() == [0, 0, 0]  # every client knows θ_0
 
 
-@pytest.mark.parametrize("theta", [0.25, 0.5])
 @pytest.mark.parametrize("certainty", [0.4, 0.8, 1.0])
-def test_the_first_state_is_near_a_public_draw_and_keeps_its_mean(theta, certainty):
-    settings, layout = Federation(initial_theta=theta, initial_certainty=certainty), Layout(32, 1, 8, 64)
+def test_the_first_state_is_near_a_public_draw_and_keeps_its_mean(certainty):
+    settings, layout, theta = Federation(initial_certainty=certainty), Layout(32, 1, 8, 64), 0.5
     q = initial_state(settings, layout, seed=3).q
     low, high = np.unique(q / 65536)
     assert low == pytest.approx(max(0.01, theta * (1 - certainty)), abs=1e-5)
@@ -134,11 +150,7 @@ def exact_share(q, means, settings):
     clipped = [min(max(mean / ONE, Fraction(0)), Fraction(1)) for mean in means]
     if settings.mada == "off":
         return ONE
-    if settings.mada == "fixed":
-        return round(settings.fixed_share * ONE)
     pairs = list(zip(theta, clipped, strict=True))
-    if settings.mada == "coupled":
-        return ONE * sum(abs(b - a) for a, b in pairs) / len(pairs)
     return ONE * sum(a + b - 2 * a * b for a, b in pairs) / len(pairs)
 
 
@@ -146,20 +158,19 @@ def exact_share(q, means, settings):
 def rounds_of_all_kinds(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     clients, masked, alpha = draw(st.integers(1, 6)), draw(st.integers(0, 8)), draw(st.integers(0, 5))
-    chosen = Federation(
-        parts=draw(st.integers(1, 4)),
-        mada=draw(st.sampled_from(("off", "fixed", "published", "coupled"))),
-        fixed_share=draw(st.sampled_from((0.001, 0.3, 1.0))),
-        control_variate=draw(st.booleans()),
-        client_weights=draw(st.sampled_from(("equal", "size"))),
-        alpha_bits=draw(st.sampled_from((1, 8, 16))),
-        clip=0.0001,
+    chosen, count = (
+        Wide(
+            mada=draw(st.sampled_from(("off", "published"))),
+            uplink=draw(st.sampled_from(("auto", "fewest"))),
+            client_weights=draw(st.sampled_from(("equal", "size"))),
+        ),
+        draw(st.integers(1, 4)),
     )
     replies = random_replies(rng, clients, masked, alpha + (masked == 0), chosen.client_weights == "size")
     q = rng.integers(656, 64881, masked + alpha + (masked == 0)).astype(np.uint16)
     parts = (
-        rng.integers(0, max(1, chosen.parts), clients).tolist(),
-        rng.integers(0, max(1, chosen.parts), masked).astype(np.uint16),
+        rng.integers(0, count, clients).tolist(),
+        rng.integers(0, count, masked).astype(np.uint16),
     )
     control = [rng.random(masked) < 0.5 for _ in range(clients)]
     return q, replies, chosen, parts, control
@@ -185,14 +196,14 @@ def test_a_round_is_exact_up_to_its_roundings(case, seed, turn):
         told = int(played.step.net[place]) + without * grain
         assert told in whole(mean * len(heard) * grain)
         travelled = Fraction(told, len(heard) * grain) * ONE
-        if chosen.control_variate:
+        if chosen.by_differences:
             travelled += int(q[place]) - Fraction(without, len(heard)) * ONE
         means.append(travelled)
     total = sum(weight for *_, weight in replies)
     for place, told in enumerate(played.step.alpha.tolist(), masked):
         mean = Fraction(sum(int(alpha[place - masked]) * weight for _, alpha, weight in replies), total)
-        assert told in whole((mean - int(q[place])) / alpha_step(chosen))
-        means.append(Fraction(min(max(int(q[place]) + told * alpha_step(chosen), 0), ONE - 1)))
+        assert told in whole((mean - int(q[place])) / ALPHA_STEP)
+        means.append(Fraction(min(max(int(q[place]) + told * ALPHA_STEP, 0), ONE - 1)))
     share = round(played.done.kept_share * ONE)
     assert abs(ONE - share - exact_share(q, means, chosen)) <= 1  # means are cut to whole 1 / 65536 here
     for got, old, mean in zip(played.q.tolist(), q.tolist(), means, strict=True):
@@ -202,10 +213,10 @@ def test_a_round_is_exact_up_to_its_roundings(case, seed, turn):
     assert played.done.density == pytest.approx(float(sum(cut) / len(cut)))
 
 
-def test_the_mean_is_mixed_with_the_old_state():
-    chosen = Federation(mada="fixed", fixed_share=0.25)
+def test_the_mean_is_mixed_with_the_old_state(monkeypatch):
+    moving_by(monkeypatch, 0.25)
     replies = [(np.array([1, 0, 1], np.bool_), NONE, 1), (np.array([1, 0, 0], np.bool_), NONE, 1)]
-    played = Round(np.array([8000, 40000, 60000], np.uint16), replies, chosen)
+    played = Round(np.array([8000, 40000, 60000], np.uint16), replies)
     assert played.q.tolist() == [6000 + 16384, 30000, 45000 + 8192]
     assert played.done.kept_share == 0.75
 
@@ -218,7 +229,7 @@ def test_the_density_is_the_share_of_ones():
 
 @given(
     st.permutations(range(6)),
-    st.sampled_from(("off", "published", "coupled")),
+    st.sampled_from(("off", "published")),
     st.booleans(),
     st.sampled_from(("equal", "size")),
     st.integers(1, 4),
@@ -227,7 +238,7 @@ def test_the_order_of_arrival_changes_no_byte(order, mada, control, weights, par
     rng = np.random.default_rng(2)
     replies = random_replies(rng, 6, 40, 8, weights == "size")
     without = [rng.random(40) < 0.5 for _ in range(6)]
-    chosen = Federation(mada=mada, control_variate=control, client_weights=weights, parts=parts)
+    chosen = Federation(mada=mada, uplink=uplink_of(control), client_weights=weights)
     q = rng.integers(656, 64881, 48).astype(np.uint16)
     mine, dealt = [place % parts for place in range(6)], rng.integers(0, parts, 40).astype(np.uint16)
 
@@ -242,11 +253,11 @@ def test_the_order_of_arrival_changes_no_byte(order, mada, control, weights, par
     assert one.done.kept_share == other.done.kept_share
 
 
-def test_rounding_is_unbiased_over_the_rounds_of_the_public_stream():
-    q = flat(20001, 500)
-    chosen, rounds = Federation(mada="fixed", fixed_share=0.001), 400
+def test_rounding_is_unbiased_over_the_rounds_of_the_public_stream(monkeypatch):
+    q, rounds = flat(20001, 500), 400
+    moving_by(monkeypatch, 0.001)
     replies = [(np.arange(500) % 3 < turn, NONE, 1) for turn in (1, 2, 3)]  # means 1, 2/3, 1/3
-    found = [Round(q, replies, chosen, 0, turn).q for turn in range(rounds)]
+    found = [Round(q, replies, None, 0, turn).q for turn in range(rounds)]
     share = round(0.001 * ONE)
     for residue, mean in enumerate((Fraction(1), Fraction(2, 3), Fraction(1, 3))):
         exact = Fraction((ONE - share) * 20001, ONE) + share * mean
@@ -271,30 +282,32 @@ def test_unequal_weights_are_rounded_without_bias(weights):
         assert abs(got.mean() - float(exact)) <= 5 * deviation / got.size**0.5 + 1e-6
 
 
-def test_steps_smaller_than_a_grid_step_are_not_swallowed():
-    chosen = Federation(mada="fixed", fixed_share=2 / ONE)  # a step of 2 (1 - θ) / 65536 at most
+def test_steps_smaller_than_a_grid_step_are_not_swallowed(monkeypatch):
+    moving_by(monkeypatch, 2 / ONE)  # a step of 2 (1 - θ) / 65536 at most
     q = flat(60000, 4000)
     for turn in range(50):
-        q = Round(q, [(np.ones(4000, np.bool_), NONE, 1)], chosen, 1, turn).q
+        q = Round(q, [(np.ones(4000, np.bool_), NONE, 1)], None, 1, turn).q
     assert q.mean() - 60000 == pytest.approx(50 * 2 * (1 - 60000 / ONE), rel=0.1)
 
 
-def test_roundings_of_rounds_seeds_and_places_differ():
-    chosen, replies = Federation(mada="fixed", fixed_share=0.5), [(np.ones(2000, np.bool_), NONE, 1)]
-    results = {Round(flat(30001, 2000), replies, chosen, s, t).q.tobytes() for t in (0, 1) for s in (0, 1)}
+def test_roundings_of_rounds_seeds_and_places_differ(monkeypatch):
+    replies = [(np.ones(2000, np.bool_), NONE, 1)]
+    moving_by(monkeypatch, 0.5)
+    results = {Round(flat(30001, 2000), replies, None, s, t).q.tobytes() for t in (0, 1) for s in (0, 1)}
     assert len(results) == 4
     assert all(0.4 < (np.frombuffer(raw, np.uint16) % 2).mean() < 0.6 for raw in results)
 
 
-@given(st.floats(0.0001, 0.49), st.integers(0, 100))
-def test_the_clip_is_kept(clip, seed):
-    rng = np.random.default_rng(seed)
+@pytest.mark.parametrize("chosen", [Federation(), Federation(uplink="fewest"), Wide()])
+@given(seed=st.integers(0, 100))
+def test_the_clip_is_kept(chosen, seed):
+    rng, clip = np.random.default_rng(seed), chosen.clip
     replies = [(np.array([0, 1, 1, 0], np.bool_), np.array([0, 65535], np.uint16), 1)]
-    chosen = Federation(clip=clip, initial_theta=0.5, alpha_bits=16)
-    q = Round(rng.integers(1, ONE, 6).astype(np.uint16), replies, chosen, seed).q / ONE
-    assert q.min() >= clip
-    assert q.max() <= 1 - clip
-    np.testing.assert_allclose(q, [clip, 1 - clip, 1 - clip, clip, clip, 1 - clip], atol=1 / ONE)
+    control = [np.zeros(4, np.bool_)]
+    q = Round(rng.integers(ONE // 2, ONE // 2 + 9, 6).astype(np.uint16), replies, chosen, seed, control=control).q / ONE
+    low, high = (0.5, 1 - clip) if chosen.by_differences else (clip, 1 - clip)
+    np.testing.assert_allclose(q, [low, high, high, low, clip, 1 - clip], atol=10 / ONE)
+    assert q.min() >= clip and q.max() <= 1 - clip
 
 
 def test_clients_count_by_their_weight():
@@ -305,21 +318,20 @@ def test_clients_count_by_their_weight():
 # --------------------------------------------------------------------------------------- α layers
 
 
-def test_alpha_layers_are_averaged():
-    nothing = np.zeros(0, np.bool_)
-    replies = [(nothing, np.array([1000, 50000], np.uint16), 1), (nothing, np.array([4000, 50002], np.uint16), 2)]
-    q, chosen = flat(900, 2), Federation(clip=0.001, alpha_bits=16, client_weights="size")
-    found = Round(q, replies, chosen).q
-    assert found[0] == 3000
-    assert found[1] in (50001, 50002)
+def test_alpha_layers_are_averaged_in_steps_from_where_they_were():
+    nothing, q = np.zeros(0, np.bool_), np.array([1000, 50000], np.uint16)
+    moved = ([3 * ALPHA_STEP, 0], [6 * ALPHA_STEP, 3])
+    replies = [(nothing, q + np.array(by, np.uint16), weight) for by, weight in zip(moved, (1, 2), strict=True)]
+    found = Round(q, replies, Federation(client_weights="size")).q
+    assert found[0] == 1000 + 5 * ALPHA_STEP  # a whole number of steps is not rounded
+    assert found[1] in (50000, 50000 + ALPHA_STEP)
 
 
-@pytest.mark.parametrize("bits", [4, 8, 12])
-def test_quantised_means_of_alpha_layers_are_unbiased(bits):
+def test_quantised_means_of_alpha_layers_are_unbiased():
     nothing, rounds, count = np.zeros(0, np.bool_), 100, 1000
-    chosen = Federation(alpha_bits=bits, client_weights="size")
+    chosen = Federation(client_weights="size")
     replies = [(nothing, flat(20117, count), 1), (nothing, flat(31001, count), 2)]
-    grid, exact = 1 << (16 - bits), (20117 + 2 * 31001) / 3
+    grid, exact = ALPHA_STEP, (20117 + 2 * 31001) / 3
     found = np.array([Round(flat(26003, count), replies, chosen, 0, turn).q for turn in range(rounds)]).astype(int)
     assert len(np.unique(found)) == 2 and not ((found - 26003) % grid).any()
     assert np.abs(found - exact).max() < grid
@@ -349,11 +361,11 @@ def test_what_is_on_the_grid_is_not_rounded():
 def test_an_entry_that_nobody_sent_keeps_its_theta():
     rng = np.random.default_rng(3)
     dealt = rng.integers(0, 5, 400).astype(np.uint16)
-    q = rng.integers(656, 64881, 400).astype(np.uint16)
+    q = rng.integers(2700, 62801, 400).astype(np.uint16)
     replies = [(rng.random(400) < 0.5, NONE, 1) for _ in range(3)]
-    for mada in ("off", "published", "coupled", "fixed"):
+    for mada in ("off", "published"):
         for control in (False, True):
-            chosen = Federation(parts=5, mada=mada, control_variate=control)
+            chosen = Federation(mada=mada, uplink=uplink_of(control))
             played = Round(q, replies, chosen, parts=([1, 4, 1], dealt), control=[mask for mask, *_ in replies])
             unsent = ~np.isin(dealt, (1, 4))
             np.testing.assert_array_equal(played.q[unsent], q[unsent])
@@ -365,7 +377,7 @@ def test_each_part_is_averaged_over_its_senders():
     played = Round(
         flat(30000, 4),
         [(mask, NONE, 1) for mask in masks],
-        Federation(parts=2),
+        Federation(),
         parts=([0, 1, 0], np.array([0, 0, 0, 1], np.uint16)),
     )
     assert played.q.tolist() == [64880, 32768, 64880, 64880]
@@ -376,7 +388,7 @@ def test_each_part_is_averaged_over_its_senders():
 def test_means_over_parts_are_unbiased_over_many_rounds(clients, parts, control):
     count, rounds, start = 400, 200, 30000
     mine = np.linspace(20000, 44000, clients).astype(int)
-    chosen = Federation(parts=parts, clip=0.0001, control_variate=control)
+    chosen = Wide(uplink=uplink_of(control))
     q, sums = flat(start, count), []
     for turn in range(rounds):
         draws = Draws("stratified", ((count, parts),), 9, turn, clients)
@@ -396,40 +408,26 @@ def test_means_over_parts_are_unbiased_over_many_rounds(clients, parts, control)
 # --------------------------------------------------------------------------------------------- MADA
 
 
-def monte_carlo(theta, mean, coupled, rng):
-    """Share of differing bits of masks drawn from θ and θ̄, with one uniform or with two."""
-    u = rng.random((400, len(theta)))
-    v = u if coupled else rng.random((400, len(theta)))
-    return ((u < theta) != (v < mean)).mean()
-
-
-@pytest.mark.parametrize("kind", ["published", "coupled"])
-def test_the_moved_share_is_the_hamming_distance_of_drawn_masks(kind):
+def test_the_moved_share_is_the_hamming_distance_of_masks_drawn_independently():
     rng = np.random.default_rng(8)
     q, mean = rng.integers(656, 64881, 3000), rng.integers(0, ONE + 1, 3000)
-    share = moved_share(q.astype(np.uint16), mean, Federation(mada=kind)) / ONE
-    assert share == pytest.approx(monte_carlo(q / ONE, mean / ONE, kind == "coupled", rng), abs=0.004)
+    share = moved_share(q.astype(np.uint16), mean, Federation(mada="published")) / ONE
+    u, v = rng.random((2, 400, 3000))
+    assert share == pytest.approx(((u < q / ONE) != (v < mean / ONE)).mean(), abs=0.004)
 
 
 @given(st.lists(st.tuples(st.integers(1, ONE - 1), st.integers(0, ONE)), min_size=1, max_size=30))
 def test_the_moved_share_is_its_formula_in_fractions(pairs):
     q, mean = (np.array(column) for column in zip(*pairs, strict=True))
     theta = [(Fraction(int(a), ONE), Fraction(int(b), ONE)) for a, b in pairs]
-    published = sum(a + b - 2 * a * b for a, b in theta) / len(pairs)
-    coupled = sum(abs(b - a) for a, b in theta) / len(pairs)
-    for kind, exact in (("published", published), ("coupled", coupled)):
-        assert abs(moved_share(q.astype(np.uint16), mean, Federation(mada=kind)) - exact * ONE) <= Fraction(501, 1000)
+    exact = sum(a + b - 2 * a * b for a, b in theta) / len(pairs)
+    found = moved_share(q.astype(np.uint16), mean, Federation(mada="published"))
+    assert abs(found - exact * ONE) <= Fraction(501, 1000)
 
 
-def test_equal_models_move_by_their_own_noise_when_published_and_not_at_all_when_coupled():
+def test_equal_models_move_by_their_own_noise_when_published_and_all_the_way_when_off():
     q = np.full(100, 16384, np.uint16)
     assert moved_share(q, q.astype(np.int64), Federation(mada="published")) == round(2 * 0.25 * 0.75 * ONE)
-    assert moved_share(q, q.astype(np.int64), Federation(mada="coupled")) == 0
-
-
-def test_fixed_and_off():
-    q = np.full(3, 1000, np.uint16)
-    assert moved_share(q, q.astype(np.int64), Federation(mada="fixed", fixed_share=0.125)) == ONE // 8
     assert moved_share(q, q.astype(np.int64), Federation(mada="off")) == ONE
 
 
@@ -442,7 +440,7 @@ def variate_means(theta, mine, control, draws=4000):
     uniform = rng.integers(0, ONE, (len(mine), draws))
     replies = [(u < k, NONE, 1) for u, k in zip(uniform, mine, strict=True)]
     without = [u < theta for u in uniform]
-    return Round(flat(theta, draws), replies, Federation(control_variate=control, clip=0.0001), control=without).q / ONE
+    return Round(flat(theta, draws), replies, Wide(uplink=uplink_of(control)), control=without).q / ONE
 
 
 def test_the_control_variate_is_unbiased_and_less_noisy_near_the_old_state():
@@ -463,7 +461,7 @@ def test_the_control_variate_is_exactly_unbiased_before_clipping(theta):
         played = Round(
             flat(theta, ONE),
             [(uniform < k, NONE, 1)],
-            Federation(control_variate=True, clip=0.0001),
+            Wide(uplink="fewest"),
             control=[uniform < theta],
         )
         assert int(played.step.net.sum()) == k - theta
@@ -471,21 +469,21 @@ def test_the_control_variate_is_exactly_unbiased_before_clipping(theta):
 
 def test_clients_with_no_news_leave_the_state_alone():
     rng = np.random.default_rng(0)
-    q = rng.integers(700, 64000, 300).astype(np.uint16)
+    q = rng.integers(2700, 62801, 300).astype(np.uint16)
     masks = [rng.integers(0, ONE, 300) < q for _ in range(4)]
     for weights in ("equal", "size"):
-        chosen = Federation(control_variate=True, client_weights=weights)
+        chosen = Federation(uplink="fewest", client_weights=weights)
         played = Round(q, [(mask, NONE, 7) for mask in masks], chosen, control=masks)
         np.testing.assert_array_equal(played.q, q)
         assert not played.step.net.any()
 
 
 def test_the_control_variate_leaves_alpha_layers_alone():
-    alpha = np.array([5000, 6000], np.uint16)
+    alpha = np.array([1000 + 16 * ALPHA_STEP, 1000 + 20 * ALPHA_STEP], np.uint16)
     mask = np.array([True])
-    chosen = Federation(control_variate=True, alpha_bits=16)
+    chosen = Federation(uplink="fewest")
     played = Round(np.array([30000, 1000, 1000], np.uint16), [(mask, alpha, 1)], chosen, control=[mask])
-    assert played.q.tolist() == [30000, 5000, 6000]
+    assert played.q.tolist() == [30000, *alpha]
 
 
 # ------------------------------------------------------------------------------------------ overflow
@@ -504,22 +502,22 @@ def test_weights_beyond_exact_arithmetic_are_refused_and_change_nothing():
 @pytest.mark.parametrize("control", [False, True])
 def test_large_weights_are_exact(weight, control):
     mask, without = np.array([True, False, True]), [np.array([False, True, True])]
-    chosen = Federation(control_variate=control, client_weights="size")
+    chosen = Federation(uplink=uplink_of(control), client_weights="size")
     found = Round(flat(40000, 3), [(mask, NONE, weight)], chosen, control=without).q
-    # Clipped to 656 … 64880; with the variate θ + 1, θ - 1, θ + 0.
-    assert found.tolist() == ([64880, 656, 40000] if control else [64880, 656, 64880])
+    # Clipped; by differences θ + 1, θ - 1, θ + 0.
+    assert found.tolist() == ([62914, 2622, 40000] if control else [64880, 656, 64880])
 
 
 @pytest.mark.parametrize("control", [False, True])
 def test_the_largest_weight_that_passes_the_check_is_exact(control):
     weight = 2**31 - 1
     mask, without = np.array([True]), [np.array([False])]
-    chosen = Federation(control_variate=control, client_weights="size")
+    chosen = Federation(uplink=uplink_of(control), client_weights="size")
     try:
         found = Round(flat(40000, 1), [(mask, NONE, weight)], chosen, control=without).q
     except MessageError:
         return
-    assert found.tolist() == [64880]
+    assert found.tolist() == [62914 if control else 64880]
 
 
 @pytest.mark.parametrize("weights", ["equal", "size"])
@@ -539,28 +537,28 @@ def test_the_largest_cohort_is_exact(weights, control):
     )
     q = flat(40000, 6)
     base = Baseline(flat(clients, 4), np.array([0, clients, 20000, 20000], np.uint16), flat(0, 4), flat(0, 4))
-    chosen = Federation(client_weights=weights, control_variate=control, clip=0.0001, alpha_bits=1)
+    chosen = Wide(client_weights=weights, uplink=uplink_of(control))
     step = settle(q, tally, base, np.full(4, clients * weight), chosen, public_dither(0, Purpose.TALLY, 0, 6))
     np.testing.assert_array_equal(step.net, (votes - base.kept.astype(int)) * (8 if weights == "size" else 1))
     found = advance(q, step, base, chosen, public_dither(0, Purpose.ROUNDING, 0, 6)).q.astype(int)
     exact = votes / clients * ONE + ((40000 - base.kept / clients * ONE) if control else 0)
     np.testing.assert_allclose(found[:4], np.clip(exact, 7, ONE - 7), atol=1)
-    assert found[4] in (40000, ONE - 7) and found[5] in (7, 7232)
-    np.testing.assert_array_equal(found[4:], np.clip(40000 + step.alpha * 32768, 7, ONE - 7))
+    assert found[4] in (65344, ONE - 7) and found[5] in (7, 64)
+    np.testing.assert_array_equal(found[4:], np.clip(40000 + step.alpha * ALPHA_STEP, 7, ONE - 7))
 
 
 def test_the_control_variate_of_a_state_is_its_baseline():
     """The masks without news that a step is counted from are those of the clients that replied."""
     draws, q = (
         Draws("stratified", ((200, 2), (100, 3)), 1, 4, 5),
-        np.random.default_rng(1).integers(656, 64881, 300).astype(np.uint16),
+        np.random.default_rng(1).integers(2700, 62801, 300).astype(np.uint16),
     )
     replied = [(client, client) for client in (0, 2, 3)]
     base, tally = baseline(draws, q, replied), empty_tally(300, 5)
     for client, rank in replied:
         mask = (draws.uniforms(client, rank) < q) & draws.sent(rank)
         tally = add_reply(tally, mask, NONE, 1, draws.place(rank))
-    chosen = Federation(parts=2, control_variate=True)
+    chosen = Federation(uplink="fewest")
     step = settle(q, tally, base, draws.by_entry(tally.weights), chosen, public_dither(1, Purpose.TALLY, 4, 300))
     assert not step.net.any() and len(step.alpha) == 0
     state = ServerState(advance(q, step, base, chosen, public_dither(1, Purpose.ROUNDING, 4, 300)).q, 5)

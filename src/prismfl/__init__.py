@@ -6,8 +6,9 @@ Importing this needs no torch; `train`, `resume` and `load` bring it in when the
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prismfl.config import Settings, load_settings, settings_from
 from prismfl.errors import PrismError
+from prismfl.settings.schema import Settings
+from prismfl.settings.toml import load_settings, settings_from
 
 if TYPE_CHECKING:
     from prismfl.engines.inprocess import resume, train

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy.stats import beta, binom, norm
 from torch import Tensor
 
-from prismfl.config import Privacy
 from prismfl.errors import SettingError
 from prismfl.mmd import FeatureMap
 from prismfl.privacy.accountant import epsilon_of
 from prismfl.privacy.release import noisy_sums
+from prismfl.settings.schema import Privacy
 
 CONFIDENCE = 0.95
 IMAGES = 100  # of the store in the attack of many releases

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from prismfl.config import SECTIONS, Settings
 from prismfl.coordinator import Silent, Watcher
 from prismfl.errors import DependencyError, SettingError
 from prismfl.runfolder import reopen
+from prismfl.settings.schema import SECTIONS, Settings
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
@@ -218,7 +218,7 @@ def flat_settings(settings: Settings) -> dict[str, str | int | float | bool]:
     """Public settings by `section.name`; no path of this machine is among them."""
     values = asdict(settings.public())
     found: dict[str, str | int | float | bool] = {"seed": settings.seed}
-    for section in (name for name in SECTIONS if name != "output"):
+    for section in (name for name in SECTIONS if name != "running"):
         found |= {f"{section}.{key}": _plain(value) for key, value in values[section].items()}
     return found
 

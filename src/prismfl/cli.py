@@ -11,9 +11,12 @@ import typer
 from rich.console import Console
 
 from prismfl import __version__
-from prismfl.config import Features, Settings, all_fields, check_pattern, load_settings, merged, settings_from
 from prismfl.errors import PrismError, SettingError
 from prismfl.progress import LiveWatcher, PlainWatcher, on_terminal, sized
+from prismfl.settings.check import check_pattern
+from prismfl.settings.resolve import matching_of
+from prismfl.settings.schema import Privacy, Settings, all_fields
+from prismfl.settings.toml import load_settings, merged, settings_from, successor
 
 app = typer.Typer(
     add_completion=False,
@@ -37,10 +40,17 @@ def main() -> None:
         # Wrong usage comes as click's own exceptions, which typer may bring in a copy of its own.
         if not hasattr(error, "format_message"):
             raise
-        _fail(f"{error.format_message()}; see `prismfl --help`")
+        _fail(f"{error.format_message()}; {_instead(error) or 'see `prismfl --help`'}")
     if status == _INTERRUPTED:
         _fail("interrupted; expected a whole run; finished rounds are kept: go on with --resume RUN")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _instead(error: Exception) -> str:
+    """What to use in place of an option that an earlier version had; nothing where there never was one."""
+    name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
+    found = successor(name)
+    return f"there is {found} now" if found else ""
 
 
 def _fail(line: str) -> None:
@@ -81,8 +91,6 @@ def _parsed(name: str, text: str) -> Any:
     try:
         if kind is bool:
             return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}.get(text.lower(), text)
-        if kind == tuple[int, ...]:
-            return tuple(int(part) for part in text.split(",") if part.strip())
         return kind(text)
     except ValueError:
         return text
@@ -106,10 +114,13 @@ def _train(
     resume: Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run takes, and stop.")] = False,
     log: Annotated[str, typer.Option(help="Also log to some of tensorboard,wandb,mlflow.", show_default=False)] = "",
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html at the end.")] = False,
 ) -> None:
     """Train a generator with simulated clients on this machine."""
-    if resume is not None and (changes or config or out or dry_run):
-        raise SettingError("--resume with other options", "--resume alone", "settings come from the run's config.toml")
+    if resume is not None and (config or out or dry_run):
+        raise SettingError(
+            "--resume with --config, --out or --dry-run", "options of running at most", "settings come from the run"
+        )
     settings = (
         Settings() if resume else load_settings(config, changes) if config else settings_from(merged({}, changes))
     )
@@ -125,14 +136,14 @@ def _train(
     def go(display: Any) -> Any:
         with Logged(display, logs) as watcher:
             if resume is not None:
-                finished = inprocess.resume(root, watcher=watcher)
+                finished = inprocess.resume(root, watcher=watcher, changes=changes)
             else:
                 finished = inprocess.train(settings, out=root, watcher=watcher)
             watcher.finished(finished.summary)
         return finished
 
     finished = _watched(go)
-    _closing(finished.folder, finished.summary, _reported(root))
+    _closing(finished.folder, finished.summary, "" if no_report else _reported(root))
 
 
 app.command("train")(_with_settings(_train))
@@ -148,11 +159,7 @@ def _watched(go: Callable[[Any], Any]) -> Any:
 
 def _reported(root: Path) -> str:
     """Where the report of a finished run lies, or why there is none: a run is never lost to its report."""
-    from prismfl.runfolder import reopen
-
     try:
-        if not reopen(root)[1].output.report:
-            return ""
         from prismfl.report.page import build_report
 
         return str(build_report([root]))
@@ -225,9 +232,11 @@ def _federated(changes: dict[str, Any], config: Path | None, out: Path | None, r
     from prismfl import runfolder
 
     if resume is not None:
-        if changes or config or out:
-            raise SettingError("--resume with other options", "--resume alone", "settings come from the config.toml")
-        return resume, runfolder.reopen(resume)[1]
+        if config or out:
+            raise SettingError(
+                "--resume with --config or --out", "options of running at most", "settings come from the run"
+            )
+        return resume, runfolder.reopen(resume, changes)[1]
     settings = load_settings(config, changes) if config else settings_from(merged({}, changes))
     root = out or Path("runs") / f"{settings.data.dataset}-{settings.seed}"
     runfolder.create(root, settings)
@@ -242,7 +251,7 @@ def _simulate(changes: dict[str, Any], config: _Config = None, out: _Out = None,
     root, settings = _federated(changes, config, out, resume)
     clients = settings.data.clients or len(client_roots(settings.data.clients_from))
     link = flower.Link("127.0.0.1", flower.free_port(), simulation=True)
-    more = flower.simulated(clients, settings.search.threads, settings.output.workers)
+    more = flower.simulated(clients, settings.running.threads, settings.running.workers)
     summary = _watched(lambda watcher: flower.run_server(root, link, watcher, watcher.note, more=more))
     _closing(flower.RunFolder(root), summary, _reported(root))
 
@@ -497,12 +506,10 @@ def _audited_training(epsilon: float, delta: float, runs: int) -> Any:
     settings = settings_from(
         {
             "data": {"clients": 2, "partition": "iid"},
-            "generator": {"size": 16, "width": 4, "latent": 16},
-            "features": {"layers": [2, 4]},
+            "generator": {"size": 16, "width": 4},
             "search": {"local_steps": 5, "batch_size": 16},
             "federation": {"rounds": 4, "shipped": "half"},
             "privacy": {"epsilon": epsilon, "delta": delta, "noise": "fast"},
-            "output": {"grid_every": 0},
         }
     )
 
@@ -510,7 +517,7 @@ def _audited_training(epsilon: float, delta: float, runs: int) -> Any:
         with tempfile.TemporaryDirectory() as root:
             return load(inprocess.train(settings, images, out=Path(root) / "run").folder.model).sample(100)
 
-    features = FeatureMap(load_features("vgg"), settings.features.filled(16, lite=False, private=True), 1, 16)
+    features = FeatureMap(load_features("vgg"), matching_of(settings, labelled=True), 1, 16)
     images = load_dataset("digits", None, 16, "train").images[:60]
     return audit_training(train, images, features, settings.privacy, runs)
 
@@ -528,7 +535,7 @@ def _default_entries() -> int:
     from prismfl.nets.features import load_features
     from prismfl.privacy.release import grid_of
 
-    defaults = Features().filled(32, lite=False, private=True)
+    defaults = matching_of(Settings(privacy=Privacy(epsilon=1.0)), labelled=True)
     return round(grid_of(FeatureMap(load_features("vgg"), defaults, 1, 32), 10).noise)
 
 

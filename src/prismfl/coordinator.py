@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from prismfl import oneshot, runfolder
-from prismfl.config import to_toml
 from prismfl.data.datasets import ImageSet
 from prismfl.environment import hardware, versions
 from prismfl.errors import ClientError, SettingError
@@ -31,8 +30,10 @@ from prismfl.privacy.accountant import from_json, summary_of
 from prismfl.runfolder import RunFolder
 from prismfl.sampling import Sampler, finish, grid_of, grid_of_real, labels_like, save_picture
 from prismfl.server import ServerState
+from prismfl.settings.toml import to_toml
 from prismfl.wire.message import HEADER_BYTES
 
+_GRIDS = 5  # of a run, to be looked at one after another
 _MEANS = ("uplink_bits_per_parameter", "downlink_bits_per_parameter")
 
 
@@ -110,7 +111,7 @@ def _in_one_shot(
 ) -> _Course:
     """The server's own search for what clients sent, once: it is stored before it is used."""
     if kit is None:
-        raise SettingError("federation.mode = 'one-shot' with this engine", "a server that can search", "use train")
+        raise SettingError("federation.mode = 'one-shot' without a kit", "what the server searches with", "pass it")
     held = runfolder.load_arrays(folder.gathered)
     if held is None:
         watcher.note("one-shot: asking every client for the moments of its images")
@@ -144,7 +145,7 @@ def run(
     )
     rounds = agreement.settings.federation.rounds
     state = runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients) or init(agreement)
-    real = None if test is None else Reference(test, agreement.settings.output.device)
+    real = None if test is None else Reference(test, agreement.settings.running.device)
     watcher.started(state.round, rounds)
     if test is not None and len(test):
         save_picture(grid_of_real(test, agreement.layout), folder.real)
@@ -166,11 +167,11 @@ def _round(
     for client, why in record.left_out.items():
         watcher.note(f"round {state.round}: client {client} is left out: {why}")
     line = _line(agreement, record, time.monotonic() - begun)
-    output, last = agreement.settings.output, after.round == agreement.settings.federation.rounds
+    running, last = agreement.settings.running, after.round == agreement.settings.federation.rounds
     sampler = None if last else _preview(agreement, after)
-    if sampler and _due(output.grid_every, after.round):
+    if sampler and _due(grid_every(agreement), after.round):
         save_picture(grid_of(sampler), folder.samples(after.round))
-    if sampler and real is not None and output.distance_samples and _due(output.distance_every, after.round):
+    if sampler and real is not None and running.distance_samples and _due(running.distance_every, after.round):
         line["distance"] = _distance(agreement, sampler, real)
     runfolder.save_state(folder, after, line)
     watcher.round_done(line, agreement.settings.federation.rounds)
@@ -192,21 +193,26 @@ def _counted(
     raise SettingError(f"an engine of {engine.attempts} attempts", "at least one", "mend the engine")
 
 
+def grid_every(agreement: Agreement) -> int:
+    """Rounds between sample grids, so that a run has five or so."""
+    return -(-agreement.settings.federation.rounds // _GRIDS)
+
+
 def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
 
 
 def _preview(agreement: Agreement, state: ServerState) -> Sampler | None:
     """The model as it would be after this round, where it is to be looked at."""
-    output = agreement.settings.output
-    if not (_due(output.grid_every, state.round) or _due(output.distance_every, state.round)):
+    running = agreement.settings.running
+    if not (_due(grid_every(agreement), state.round) or _due(running.distance_every, state.round)):
         return None
     mask = preview_mask(agreement, state.q)
-    return Sampler(_model(agreement, mask, ""), output.device)
+    return Sampler(_model(agreement, mask, ""), running.device)
 
 
 def _model(agreement: Agreement, mask: Mask, settings: str) -> Model:
-    device = agreement.settings.output.device
+    device = agreement.settings.running.device
     return finish(agreement.layout, agreement.settings.seed, mask, settings, agreement.labels, device)
 
 
@@ -257,11 +263,11 @@ def _finish(
     ledger = runfolder.gather_ledger(folder)
     model = replace(_model(agreement, mask, to_toml(settings.public())), ledger=tuple(ledger))
     size = save_model(model, folder.model)
-    sampler = Sampler(model, settings.output.device)
+    sampler = Sampler(model, settings.running.device)
     save_picture(grid_of(sampler), folder.samples(state.round))
     summary = _summary(agreement, folder, size, closing) | {"privacy": summary_of(from_json(ledger))}
-    if real is not None and settings.output.distance_samples:
-        watcher.note(f"measuring the distance on {settings.output.distance_samples} samples")
+    if real is not None and settings.running.distance_samples:
+        watcher.note(f"measuring the distance on {settings.running.distance_samples} samples")
         summary["fid_judge"] = _distance(agreement, sampler, real)
         summary["fid_judge_of_halves"] = real.halves
         summary |= {"outside_guarantee": ["fid_judge", "fid_judge_of_halves"]} if ledger else {}
@@ -275,7 +281,7 @@ def _summary(agreement: Agreement, folder: RunFolder, size: int, closing: Traffi
     return {
         "rounds": len(lines),
         "parameters": agreement.layout.count,
-        "features_sha256": agreement.settings.features.features_sha256,
+        "features_sha256": agreement.network,
         "model_bytes": size,
         "model_bits_per_parameter": 8 * size / agreement.layout.count,
         **{name: sum(line.get(name, 0) for line in lines) + value for name, value in ends.items()},
@@ -285,11 +291,11 @@ def _summary(agreement: Agreement, folder: RunFolder, size: int, closing: Traffi
         "loss": lines[-1]["loss"] if lines else None,
         "grid": str(folder.samples(agreement.settings.federation.rounds).relative_to(folder.root)),
         "versions": versions(),
-        "hardware": hardware(agreement.settings.output.device),
+        "hardware": hardware(agreement.settings.running.device),
     }
 
 
 def _distance(agreement: Agreement, sampler: Sampler, real: Reference) -> float:
-    count = agreement.settings.output.distance_samples
+    count = agreement.settings.running.distance_samples
     labels = labels_like(real.test.labels, count) if agreement.labels else None
     return real.distance(sampler.sample(count, labels=labels))

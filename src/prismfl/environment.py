@@ -31,11 +31,18 @@ def _loads(module: str) -> bool:
     return True
 
 
+def cores() -> int:
+    """Processor cores that this process may use: what its affinity and its group's limit leave of the machine's."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
 def hardware(device: str = "cpu") -> dict[str, Any]:
     """Processor, cores that this process may use, memory in GB, system, and the torch device's name."""
     found = {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_gb": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": _device(device),

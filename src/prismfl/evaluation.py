@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.config import Data, Settings, known_settings, settings_from
 from prismfl.data.classes import select_classes
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.errors import DataError, ModelFileError, SettingError
@@ -31,6 +30,8 @@ from prismfl.privacy.accountant import from_json, summary_of
 from prismfl.runfolder import RunFolder
 from prismfl.sampling import Sampler, image_grid, labels_like, load, save_picture
 from prismfl.seeding import Purpose, Stream
+from prismfl.settings.schema import Data, Settings
+from prismfl.settings.toml import images_of
 
 # What can be asked for, and the fewest images of a side that it means anything of.
 METRICS = {
@@ -356,7 +357,7 @@ def _judge(sampler: Sampler, trained: Data, name: str, data_dir: str, network: I
 
 def _settings(path: Path, text: str) -> Settings:
     try:
-        return settings_from(known_settings(tomllib.loads(text)))
+        return images_of(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, SettingError) as error:
         raise ModelFileError(
             f"settings inside {path} do not read ({error})", "those of a run", "fetch the file anew"

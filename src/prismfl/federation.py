@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.config import Settings, to_toml
 from prismfl.errors import ClientError, MessageError, PrismError, SettingError
 from prismfl.layout import Layout, Mask, frozen_weights, soft_mask
 from prismfl.mmd import FeatureMap, Target, label_means
@@ -26,6 +25,7 @@ from prismfl.nets.tape import Tape
 from prismfl.search import Found, Memory, local_search, rate_at
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import (
+    ALPHA_STEP,
     MOST_WEIGHT,
     Average,
     Screen,
@@ -34,7 +34,6 @@ from prismfl.server import (
     Tally,
     Vote,
     advance,
-    alpha_step,
     empty_tally,
     grain_of,
     initial_state,
@@ -43,6 +42,9 @@ from prismfl.server import (
     settle,
     surprise,
 )
+from prismfl.settings.resolve import Matching, matching_of, plan_of, resolved
+from prismfl.settings.schema import Settings
+from prismfl.settings.toml import to_toml
 from prismfl.wire import message
 from prismfl.wire.codec import (
     Entries,
@@ -54,13 +56,17 @@ from prismfl.wire.codec import (
     encode_moments,
     encode_step,
 )
-from prismfl.wire.draws import Baseline, Draws, baseline, stretches
+from prismfl.wire.draws import Baseline, Draws, Stretches, baseline, stretches
 
 Reply = bytes | PrismError
 Exchange = Callable[[Mapping[int, bytes]], Iterator[tuple[int, Reply]]]
 
 MOST_LABELS = 1000
 _MANY = 8  # clients a round, from which half of each mask says as much as the whole
+_FEWEST = 10  # parts of the large layers where the fewest bits travel
+_DRAWS = 8  # masks that are compared for the finished one
+_LATENT = 64  # normals an image
+_MOMENT_STEPS = 64  # of sent moments, to their root mean square
 _CANDIDATE_LATENTS, _CANDIDATE_BATCH = 500, 250
 _THETAS_KEPT, _LINKS_KEPT = 4, 4096  # by a simulator's clients together
 _SLACK = 64  # bytes that a coded mask may take beyond packed bits
@@ -70,13 +76,16 @@ _SLACK = 64  # bytes that a coded mask may take beyond packed bits
 class Agreement:
     """What server and clients agree on before the first round; all of it is public.
 
-    labels: names of the labels that the generator makes images by; none where it takes no label.
+    settings: resolved ones; labels: names of the labels that the generator makes images by, none where it takes no
+    label; matching, network: what of a feature network is matched, and the SHA-256 of its weights.
     """
 
     settings: Settings
     layout: Layout
     run: bytes
     labels: tuple[str, ...] = ()
+    matching: Matching = field(default_factory=Matching)
+    network: str = ""
 
     @property
     def masked(self) -> int:
@@ -91,13 +100,17 @@ class Agreement:
     def parts(self) -> int:
         """Number of parts that the entries of a mask are dealt into: by stages, those of the largest."""
         federation = self.settings.federation
-        return federation.parts or (2 if (federation.cohort or self.settings.data.clients) >= _MANY else 1)
+        clients = federation.cohort or self.settings.data.clients
+        parts = {"whole": 1, "half": 2, "fewest": _FEWEST, "auto": 2 if clients >= _MANY else 1}
+        return min(parts[federation.uplink], clients)
 
     def draws(self, round_index: int, cohort: int) -> Draws:
         """How a round's masks are drawn."""
-        settings, layers = self.settings, self.layout.dealt(self.parts)
-        dealt = stretches(layers, self.masked) if settings.federation.deal == "stages" else ((self.masked, self.parts),)
-        return Draws(settings.federation.draws, dealt, settings.seed, round_index, cohort)
+        federation = self.settings.federation
+        dealt: Stretches = ((self.masked, self.parts),)
+        if federation.uplink == "fewest":
+            dealt = stretches(self.layout.dealt(self.parts), self.masked)
+        return Draws(federation.draws, dealt, self.settings.seed, round_index, cohort)
 
     def place(self, round_index: int, client: int) -> message.Place:
         """Where a frame of this run belongs."""
@@ -170,12 +183,13 @@ class Traffic:
         self.downlink_frames += len(frames)
 
 
-def agree(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Agreement:
+def agree(settings: Settings, channels: int, classes: Sequence[str] = (), network: str = "") -> Agreement:
     """Layout and run id of the settings, for images of `channels` channels and named classes.
 
-    Raises SettingError when there are more classes than a conditional generator takes, or odd names.
+    network: SHA-256 of the feature network's weights.  Raises SettingError when there are more classes than a
+    conditional generator takes, or odd names.
     """
-    settings = settings.sized(channels)
+    settings = resolved(settings, channels)
     labels = tuple(classes) if settings.generator.conditional and len(classes) > 1 else ()
     if len(labels) > MOST_LABELS:
         raise SettingError(
@@ -184,9 +198,10 @@ def agree(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Agr
     odd = [name for name in labels if not name.isprintable()]
     if odd:
         raise SettingError(f"a label {odd[0]!r}", "printable text, for it goes into the model", "rename the class")
-    layout = Layout(settings.pixels, channels, settings.generator.width, settings.generator.latent, len(labels))
-    run = message.run_id(to_toml(settings.public()) + repr((layout, labels)))
-    return Agreement(settings, layout, run, labels)
+    layout = Layout(settings.pixels, channels, settings.generator.width, _LATENT, len(labels))
+    matching = matching_of(settings, labelled=bool(labels))
+    run = message.run_id(to_toml(settings.public()) + repr((layout, labels, matching, network)))
+    return Agreement(settings, layout, run, labels, matching, network)
 
 
 def init(agreement: Agreement) -> ServerState:
@@ -340,7 +355,7 @@ class ClientKit:
 
 def make_kit(agreement: Agreement, features: FeatureMap) -> ClientKit:
     """A kit on the run's device."""
-    device = agreement.settings.output.device
+    device = agreement.settings.running.device
     weights = torch.from_numpy(frozen_weights(agreement.layout, agreement.settings.seed).copy())
     return ClientKit(weights.to(device), features.to(device))
 
@@ -384,13 +399,11 @@ def client_update(
     target: Target,
     memory: Memory | None = None,
     held: Held | None = None,
-    noise: Callable[[NDArray[np.uint16]], NDArray[np.uint16]] | None = None,
 ) -> "Answer":
     """Steps 2 and 3: search from the broadcast θ_t, draw the mask, code and frame it.
 
     In a one-shot run the frame asks for moments instead, and these are the answer.
-    memory, held: what the client keeps of rounds before; without `held` it knows θ_0 alone; noise: applied
-    to what was found, uint16 `[N]`, before anything of it is sent, and then no loss is.
+    memory, held: what the client keeps of rounds before; without `held` it knows θ_0 alone.
     Raises MessageError when the broadcast is not the expected one, ClientError when the search diverges.
     """
     place, settings = agreement.place(round_index, client), agreement.settings
@@ -401,7 +414,7 @@ def client_update(
     if now is None:
         return Answer(message.seal_lost(place), memory, held)
     found = _found(agreement, kit, place, now.q, target, memory)
-    return _answer(agreement, place, told, now, found, target, noise)
+    return _answer(agreement, place, told, now, found, target)
 
 
 def _found(
@@ -415,10 +428,10 @@ def _found(
     """Step 2 of a client that knows θ_t = q / 65536, with draws where the kit computes."""
     settings = agreement.settings
     stream = Stream(settings.seed, Purpose.SEARCH, place.round, place.client)
-    # What all draw alike is noise that few votes need not average.
-    draws = Tape(stream, kit.weights.device, common=settings.search.stream == "shared")
-    rate, search = rate_at(settings, place.round), kit.search or local_search
-    return search(agreement.layout, kit.weights, kit.features, q, target, settings.search, rate, draws, memory)
+    plan, search = plan_of(settings), kit.search or local_search
+    draws = Tape(stream, kit.weights.device, common=plan.common)
+    rate = rate_at(settings, place.round)
+    return search(agreement.layout, kit.weights, kit.features, q, target, plan, rate, draws, memory)
 
 
 def _answer(
@@ -428,7 +441,6 @@ def _answer(
     now: Held,
     found: Found,
     target: Target,
-    noise: Callable[[NDArray[np.uint16]], NDArray[np.uint16]] | None,
 ) -> "Answer":
     """Step 3 of a client whose search is done.  Raises ClientError when it diverged."""
     if not found.finite:
@@ -437,8 +449,7 @@ def _answer(
             "finite numbers",
             "lower search.learning_rate",
         )
-    mine, loss = (noise(found.q), 0.0) if noise else (found.q, found.loss)
-    sealed = seal_found(agreement, place, told, now.q, mine, _weight(agreement.settings, target), loss)
+    sealed = seal_found(agreement, place, told, now.q, found.q, _weight(agreement.settings, target), found.loss)
     return Answer(sealed, found.memory, now)
 
 
@@ -470,15 +481,13 @@ def seal_found(
     mask = encode_mask(mask_of(mine[:masked], u)[sent], u[sent], known.of(slice(masked)).of(sent))
     words = Stream(agreement.settings.seed, Purpose.ALPHA, place.round, place.client).words(len(q) - masked)
     changes = mine[masked:].astype(np.int64) - q[masked:]
-    alpha = encode_changes(
-        rounded(changes, alpha_step(agreement.settings.federation), words), known.of(slice(masked, None))
-    )
+    alpha = encode_changes(rounded(changes, ALPHA_STEP, words), known.of(slice(masked, None)))
     return message.seal_update(message.Update(told.digest, weight, loss, mask, alpha), place)
 
 
 def seal_target(agreement: Agreement, place: message.Place, target: Target) -> bytes:
     """The frame of a one-shot run: the client's moments as they are, or with ε as they were released."""
-    step, coded = encode_moments(target.moments, agreement.settings.federation.moment_steps)
+    step, coded = encode_moments(target.moments, _MOMENT_STEPS)
     weight = _weight(agreement.settings, target)
     return message.seal_moments(message.Moments(weight, step, target.shares, coded), place)
 
@@ -489,7 +498,7 @@ def client_distances(
     """Squared distances of each candidate mask's moments from the client's target, framed.
 
     Each label counts by its share of the client's images.  Raises ClientError where the agreed choice of the finished
-    mask asks no client: with noise on θ alone they are of moments that none protects.
+    mask asks no client.
     """
     if (shipped := agreement.settings.federation.shipped) != "best":
         raise ClientError(
@@ -595,11 +604,11 @@ def server_update(
     tally, strangers = screen.close(tally)
     left_out |= strangers
     heard = {client: news for client, news in heard.items() if client not in strangers}
-    least = agreement.settings.deployment.least_cohort
+    least = agreement.settings.running.least_cohort
     if len(heard) < least:
         raise ClientError(
             f"{len(heard) or 'no'} usable reply in round {state.round} ({_reasons(left_out)})",
-            "at least one" if least == 1 else f"at least {least}, deployment.least_cohort",
+            "at least one" if least == 1 else f"at least {least}, running.least_cohort",
             "mend the clients and resume the run",
         )
     done, after = _settled(agreement, state, tally, {client: ranks[client] for client in sorted(heard)})
@@ -686,7 +695,7 @@ def _heard(
     """What a reply says of θ, and what the log keeps of it."""
     if isinstance(reply, PrismError):
         raise reply
-    masked, known, settings = agreement.masked, agreement.known(state.q), agreement.settings.federation
+    masked, known = agreement.masked, agreement.known(state.q)
     alpha = known.of(slice(masked, None))
     update = message.open_update(
         reply, agreement.place(state.round, client), -(-masked // 8) + _SLACK, 8 * len(alpha.q) + _SLACK
@@ -701,7 +710,7 @@ def _heard(
     u, entries = draws.uniforms(client, rank)[sent], known.of(slice(masked)).of(sent)
     mask = np.zeros(masked, np.bool_)
     mask[sent] = drawn = decode_mask(update.mask, u, entries)
-    changes = decode_changes(update.alpha, alpha) * alpha_step(settings)
+    changes = decode_changes(update.alpha, alpha) * ALPHA_STEP
     theta = np.clip(alpha.q + changes, 0, 65535).astype(np.uint16)
     news = News(update.loss, distance_of(drawn, u, entries.q))
     return Vote(mask, theta, update.weight, draws.place(rank), surprise(drawn, u, entries.q)), news
@@ -724,7 +733,7 @@ def candidates(agreement: Agreement, q: NDArray[np.uint16]) -> list[Mask]:
     federation = agreement.settings.federation
     if federation.shipped != "best" or agreement.settings.search.mask == "soft":
         return [preview_mask(agreement, q)]
-    return [*(_drawn(agreement, q, index) for index in range(federation.shipped_draws)), q >= 32768]
+    return [*(_drawn(agreement, q, index) for index in range(_DRAWS)), q >= 32768]
 
 
 def preview_mask(agreement: Agreement, q: NDArray[np.uint16]) -> Mask:

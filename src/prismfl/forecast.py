@@ -16,6 +16,7 @@ from prismfl.nets.tape import Tape
 from prismfl.preparation import Prepared
 from prismfl.search import local_search, processor_threads, rate_at
 from prismfl.seeding import Purpose, Stream
+from prismfl.settings.resolve import plan_of
 from prismfl.wire import message
 
 _TRIAL_IMAGES, _TRIAL_STEPS = 200, 50
@@ -47,7 +48,7 @@ def forecast(ready: Prepared, workers: int, processes: int = 0) -> Forecast:
     workers: clients at a time; processes: that search for them, beside this one.
     """
     settings = ready.agreement.settings
-    with processor_threads(settings.search.threads):
+    with processor_threads(settings.running.threads):
         moments_seconds, target = _timed_target(ready)
         step_seconds, moved = _timed_search(ready, target)
     members, alone = len(cohort(ready.agreement, 0)), settings.federation.mode == "one-shot"
@@ -70,7 +71,7 @@ def _bytes_of_masks(agreement: Agreement, moved: NDArray[np.uint16]) -> tuple[in
     settings, members = agreement.settings, len(cohort(agreement, 0))
     rounds = settings.federation.rounds
     up, step = _round_bytes(agreement, moved)
-    rates = np.array([rate_at(settings, t) for t in range(rounds)]) / settings.first_rate
+    rates = np.array([rate_at(settings, t) for t in range(rounds)]) / settings.search.learning_rate
     down = _heard(agreement, step) * members * np.sqrt(rates[:-1]).sum()
     return round(up * members * rates.sum()), round(down)
 
@@ -95,12 +96,12 @@ def _timed_target(ready: Prepared) -> tuple[float, Target]:
 
 def _timed_search(ready: Prepared, target: Target) -> tuple[float, NDArray[np.uint16]]:
     """Seconds a local step, and θ_k after a search, uint16 `[N]`."""
-    agreement, search = ready.agreement, ready.agreement.settings.search
-    steps = min(_TRIAL_STEPS, search.local_steps)
-    for trial in (replace(search, local_steps=1), replace(search, local_steps=steps)):
+    agreement, plan = ready.agreement, plan_of(ready.agreement.settings)
+    steps = min(_TRIAL_STEPS, plan.local_steps)
+    for trial in (replace(plan, local_steps=1), replace(plan, local_steps=steps)):
         begun, kit, q = time.perf_counter(), ready.kit, init(agreement).q
         draws = Tape(Stream(agreement.settings.seed, Purpose.SEARCH), kit.weights.device)
-        rate = agreement.settings.first_rate
+        rate = agreement.settings.search.learning_rate
         found = local_search(agreement.layout, kit.weights, kit.features, q, target, trial, rate, draws)
     return (time.perf_counter() - begun) / steps, found.q
 

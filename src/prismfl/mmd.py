@@ -28,14 +28,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prismfl.config import Features
 from prismfl.errors import DataError, SettingError
-from prismfl.nets.efficientnet import LITES
 from prismfl.nets.features import Activation, LoadedNet, rectify
 from prismfl.nets.framing import Framing
 from prismfl.nets.fused import fusible, matched
 from prismfl.nets.replay import settle
 from prismfl.nets.tones import mean_colours, tone_histograms
+from prismfl.settings.resolve import Matching
 
 _PAIRS = 4  # images of a label in a batch from which on pairs alone are matched
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -228,23 +227,20 @@ class FeatureMap:
     not exist.
     """
 
-    def __init__(self, loaded: LoadedNet, settings: Features, channels: int, size: int) -> None:
-        lite = loaded.about.get("architecture") in LITES
-        self.net, self.settings, self.sha256 = loaded.net, settings.filled(size, lite=lite), loaded.sha256
-        self.framing = Framing(size, self.settings.feature_scale, self.settings.shift)
+    def __init__(self, loaded: LoadedNet, matching: Matching, channels: int, size: int) -> None:
+        self.net, self.matching, self.sha256 = loaded.net, matching, loaded.sha256
+        self.framing = Framing(size, matching.scale, matching.shift)
         self._others: dict[str, FeatureMap] = {}  # in other precisions: made once, for every client
-        self.layers = self.settings.layers or loaded.net.matched
+        self.layers = matching.layers or loaded.net.matched
         self.last = max(self.layers, default=None)
         blank = torch.zeros((1, channels, size, size))
         maps = self._stages(blank)
         self.layers = self.layers or tuple(range(len(maps)))
         if max(self.layers) >= len(maps):
-            raise SettingError(
-                f"features.layers = {list(self.layers)}", f"numbers in 0 … {len(maps) - 1}", "change features.layers"
-            )
+            raise SettingError(f"layers {list(self.layers)}", f"numbers in 0 … {len(maps) - 1}", "match others")
         self.sizes = tuple(maps[layer][0].numel() for layer in self.layers)
         self.sides = tuple(phi.shape[-1] for phi in maps)  # of all stages, as they are matched
-        second, tone = self.settings.second_weight, self.settings.tone_weight
+        second, tone = matching.second_weight, matching.tone_weight
         self.seconds, self.tones = second > 0, tone > 0
         share = 1 / (len(self.layers) * (1 + second + tone))
         self.weights = tuple((share * part) ** 0.5 for part in (1.0, second, tone * len(self.layers) / 2))
@@ -284,7 +280,7 @@ class FeatureMap:
 
     def _stages(self, x: Tensor, activate: Activation = rectify, turns: Tensor | None = None) -> list[Tensor]:
         shown = _channels_last(self.framing(x, turns))
-        return self.net.stages(shown, self.last, activate, self.settings.pool)
+        return self.net.stages(shown, self.last, activate, self.matching.pool)
 
     def moments(self, x: Tensor, groups: Tensor | None = None, turns: Tensor | None = None) -> Tensor:
         """Sums of ψ of images `[B, C, H, W]` in [-1, 1]: float32 `[G · D]`, differentiable.
@@ -391,8 +387,7 @@ class FeatureMap:
 
     def fingerprint(self) -> str:
         """Names this map: equal fingerprints give equal moments of equal images."""
-        rules = replace(self.settings, features="", weights="", features_sha256="")
-        text = repr((self.sha256, self.sizes, rules))
+        text = repr((self.sha256, self.sizes, self.matching))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -34,6 +34,7 @@ from prismfl.nets.tape import Tape
 from prismfl.search import Memory, local_search, processor_threads, rate_at
 from prismfl.seeding import Purpose, Stream
 from prismfl.server import ONE, ServerState
+from prismfl.settings.resolve import plan_of
 from prismfl.wire import message
 from prismfl.wire.codec import decode_moments
 
@@ -54,7 +55,7 @@ def gather(agreement: Agreement, dimension: int, exchange: Exchange) -> Gathered
     """Ask every client for its moments, `dimension` entries a label, and pool them.
 
     Weights are 1, or with `client_weights = "size"` numbers of images.  A reply that is an error, damaged or
-    foreign is left out.  Raises ClientError when none is left.
+    foreign is left out.  Raises ClientError when fewer are left than `running.least_cohort`.
     """
     members, traffic = cohort(agreement, 0), Traffic()
     sent = {client: message.seal_request(agreement.place(0, client)) for client in members}
@@ -69,10 +70,11 @@ def gather(agreement: Agreement, dimension: int, exchange: Exchange) -> Gathered
             heard[client] = _opened(agreement, dimension, client, reply)
         except PrismError as error:
             left_out[client] = str(error)
-    if not heard:
+    least = agreement.settings.running.least_cohort
+    if len(heard) < least:
         raise ClientError(
-            f"no usable moments ({'; '.join(left_out.values()) or 'none came'})",
-            "those of at least one client",
+            f"usable moments of {len(heard)} clients ({'; '.join(left_out.values()) or 'none came'})",
+            f"those of at least {least}, running.least_cohort",
             "mend the clients and resume the run",
         )
     return Gathered(pool([heard[client] for client in sorted(heard)]), tuple(sorted(heard)), left_out, traffic)
@@ -109,14 +111,14 @@ def search_round(
     settings, first = agreement.settings, state.round == 0
     draws = Tape(Stream(settings.seed, Purpose.SEARCH, state.round), kit.weights.device)
     rate = rate_at(settings, state.round)
-    with processor_threads(settings.search.threads):
+    with processor_threads(settings.running.threads):
         found = local_search(
             agreement.layout,
             kit.weights,
             kit.features,
             state.q,
             gathered.target,
-            settings.search,
+            plan_of(settings),
             rate,
             draws,
             _remembered(state),

@@ -1,6 +1,5 @@
 """From settings to everything a simulation needs before its first round."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,24 +7,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.config import Settings
 from prismfl.data.classes import select_classes, select_names
 from prismfl.data.datasets import load_dataset
 from prismfl.data.folder import client_roots
 from prismfl.data.images import ImageSet, deal, fit
 from prismfl.data.partition import partition
 from prismfl.data.people import uncovered
+from prismfl.environment import cores
 from prismfl.errors import DataError, PrivacyError, SettingError
 from prismfl.federation import Agreement, ClientKit, agree, make_kit
 from prismfl.layout import SIZES
 from prismfl.mmd import FeatureMap
-from prismfl.nets.efficientnet import LITES
 from prismfl.nets.features import LoadedNet
 from prismfl.nets.generator import check_device
 from prismfl.nets.matched import load_matched
 from prismfl.nets.overlap import overlap_note, overlaps, sibling_note
 from prismfl.privacy.release import check_sizes
 from prismfl.search import compile_of, precision_of
+from prismfl.settings.resolve import resolved
+from prismfl.settings.schema import Settings
 
 _TEST_EVERY = 10
 _MOST_THREADS = 4  # of one search: more wait for each other
@@ -44,7 +44,7 @@ class Prepared:
     """The agreement, what clients compute with, each client's labelled images, and the test images.
 
     clients: one image set each; test: None where there are no test images; warnings: what whoever
-    runs this should know, a line each.  The agreement's settings name the feature network by its SHA-256.
+    runs this should know, a line each.  The agreement names the feature network by its SHA-256.
     """
 
     agreement: Agreement
@@ -62,7 +62,7 @@ def prepare(
     Where the settings leave the number of clients open, those of the agreement have it.
     images: uint8 `[N, C, H, W]` with labels int64 `[N]` instead of the settings' data set.
     """
-    check_device(settings.output.device)
+    check_device(settings.running.device)
     settings, scratch = counted(settings), _scratch(settings)
     size = settings.pixels
     test: ImageSet | None
@@ -79,49 +79,37 @@ def prepare(
     _check_test(settings, train, test)
     parts = partition(train, settings.data, settings.seed)
     channels = train.images.shape[1]
-    settings = matching(settings.sized(channels, len(train) / len(parts)), channels, train.classes)
+    settings = _on_this_machine(_compiled(resolved(settings, channels, len(train) / len(parts))))
     loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_private(settings, loaded, train.classes, [len(part) for part in parts])
-    settings = _settled(_compiled(settings), loaded)
-    agreement = agree(settings, channels, train.classes)
-    features = FeatureMap(loaded, settings.features, agreement.layout.channels, agreement.layout.size)
+    agreement = agree(settings, channels, train.classes, loaded.sha256)
+    features = FeatureMap(loaded, agreement.matching, agreement.layout.channels, agreement.layout.size)
     clients = deal(train, parts, scratch)
     warnings = _warnings(settings, loaded, clients, test)
     return Prepared(agreement, make_kit(agreement, features), clients, test, warnings)
 
 
-def matching(settings: Settings, channels: int, classes: Sequence[str] = ()) -> Settings:
-    """The settings with what is matched written down: the network, and what of its maps."""
-    labelled = settings.generator.conditional and len(classes) > 1
-    features = settings.features.named(channels)
-    private = settings.privacy.epsilon > 0 and settings.privacy.mechanism == "release"
-    lite = features.features in LITES
-    return replace(settings, features=features.filled(settings.pixels, lite=lite, private=private, labelled=labelled))
-
-
-def _settled(settings: Settings, loaded: LoadedNet) -> Settings:
-    """The settings with what follows from files, machine and each other written down: a resumed run goes on alike."""
-    precision = precision_of(settings.search.precision, settings.output.device)
-    loss = "unbiased" if settings.features.features in LITES else "squared"
-    loss = loss if settings.search.loss == "auto" else settings.search.loss
-    search = replace(settings.search, loss=loss, precision=precision, adam="keep" if settings.keeps_adam else "reset")
-    # Of searches that share nothing, as those of a client that lives for one message, each would compile anew.
-    search = replace(search, compile="off" if search.compile == "auto" else search.compile)
-    threads = min(os.cpu_count() or 1, _MOST_THREADS) if settings.federation.mode == "one-shot" else 1
-    search = replace(search, client_threads=search.client_threads or threads)
-    return replace(
-        settings,
-        features=replace(settings.features, features_sha256=loaded.sha256),
-        search=replace(search, beta1=search.first_decay, learning_rate=settings.first_rate),
+def _on_this_machine(settings: Settings) -> Settings:
+    """The settings with what follows from the machine written down."""
+    running = settings.running
+    most = min(cores(), _MOST_THREADS) if settings.federation.mode == "one-shot" else 1
+    found = replace(
+        running,
+        precision=precision_of(running.precision, running.device),
+        client_threads=running.client_threads or most,
+        # Of searches that share nothing, as those of a client that lives for one message, each would compile anew.
+        compile="off" if running.compile == "auto" else running.compile,
     )
+    return replace(settings, running=found)
 
 
 def _compiled(settings: Settings) -> Settings:
-    """The settings with `search.compile` as it will be: a simulator's searches share what was compiled once."""
+    """The settings with `running.compile` as it will be: a simulator's searches share what was compiled once."""
     clients = 1 if settings.federation.mode == "one-shot" else settings.federation.cohort or settings.data.clients
-    found = compile_of(settings.search, settings.output.device, settings.federation.rounds * clients)
-    return replace(settings, search=replace(settings.search, compile=found))
+    steps = settings.federation.rounds * clients * settings.search.local_steps
+    found = compile_of(settings.running.compile, settings.running.device, steps)
+    return replace(settings, running=replace(settings.running, compile=found))
 
 
 def _check_private(settings: Settings, loaded: LoadedNet, classes: tuple[str, ...], sizes: list[int]) -> None:
@@ -142,22 +130,22 @@ def _check_overlap(settings: Settings, loaded: LoadedNet, classes: tuple[str, ..
 def agree_on(settings: Settings, channels: int, classes: tuple[str, ...]) -> Agreement:
     """The agreement of clients on other machines, of their classes before `data.classes` chooses among them.
 
-    Its settings name the feature network by its SHA-256.  Raises PrismError subclasses, PrivacyError for a
+    It names the feature network by its SHA-256.  Raises PrismError subclasses, PrivacyError for a
     feature network that may have seen the private images.
     """
     names = select_names(classes, settings.data.classes)
-    settings = matching(settings.sized(channels), channels, names)
+    settings = _on_this_machine(resolved(settings, channels))
     loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_overlap(settings, loaded, names)
-    return agree(_settled(settings, loaded), channels, names)
+    return agree(settings, channels, names, loaded.sha256)
 
 
 def site_kit(agreement: Agreement) -> ClientKit:
     """What one client computes with.  Raises ModelFileError for another feature network than was agreed on."""
-    check_device(agreement.settings.output.device)
+    check_device(agreement.settings.running.device)
     loaded, layout = load_matched(agreement.settings.features), agreement.layout
-    return make_kit(agreement, FeatureMap(loaded, agreement.settings.features, layout.channels, layout.size))
+    return make_kit(agreement, FeatureMap(loaded, agreement.matching, layout.channels, layout.size))
 
 
 def counted(settings: Settings) -> Settings:
@@ -169,7 +157,7 @@ def counted(settings: Settings) -> Settings:
 
 
 def _scratch(settings: Settings) -> Path | None:
-    return Path(settings.output.cache_dir) if settings.output.cache_dir else None
+    return Path(settings.running.cache_dir) if settings.running.cache_dir else None
 
 
 def _warnings(
@@ -180,13 +168,13 @@ def _warnings(
     classes = clients[0].classes
     harm = "its public weights hold, unprotected, what was learnt of them"
     found = overlap_note(name, loaded.about, dataset, classes, harm)
-    if test is not None and settings.output.distance_samples:
+    if test is not None and settings.running.distance_samples:
         found += sibling_note(settings.features.features)
     if settings.federation.mode == "one-shot" and not settings.privacy.epsilon:
         found.append(_PLAIN_MOMENTS)
     if settings.privacy.epsilon:
         found += uncovered(clients, settings.privacy.images_per_person)
-    if settings.privacy.epsilon and not settings.output.cache_dir:
+    if settings.privacy.epsilon and not settings.running.cache_dir:
         found.append(_OWN_RELEASES)
     return tuple(found)
 
@@ -208,10 +196,12 @@ def _check_test(settings: Settings, train: ImageSet, test: ImageSet | None) -> N
             "test images of trained labels",
             "check the two splits",
         )
-    asked = settings.output.distance_samples
+    asked = settings.running.distance_samples
     if test is not None and asked and min(asked, len(test)) < 2:
         raise SettingError(
-            f"output.distance_samples = {asked} with {len(test)} test images", "0, or at least 2 of each", "set it to 0"
+            f"running.distance_samples = {asked} with {len(test)} test images",
+            "0, or at least 2 of each",
+            "set it to 0",
         )
 
 

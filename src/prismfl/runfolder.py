@@ -6,9 +6,9 @@ clients' memories of other rounds are leftovers of a killed run, and are dropped
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from prismfl.config import Settings, load_settings, to_toml
-from prismfl.errors import RunFolderError, SettingError
+from prismfl.errors import ModelFileError, RunFolderError, SettingError
 from prismfl.files import write_atomic
 from prismfl.server import ServerState
+from prismfl.settings.resolve import notes_of
+from prismfl.settings.schema import FEATURE_NETS, Running, Settings
+from prismfl.settings.toml import merged, read_toml, settings_from, to_toml, toml_from, toml_value
+
+if TYPE_CHECKING:
+    from prismfl.federation import Agreement
+
+_RESOLVED = "resolved"  # table of what is no setting
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,13 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """Settings of the run, TOML."""
+        """Settings as they were asked for, TOML."""
         return self.root / "config.toml"
+
+    @property
+    def resolved(self) -> Path:
+        """What the settings came to, and why, TOML."""
+        return self.root / "resolved.toml"
 
     @property
     def rounds(self) -> Path:
@@ -110,15 +122,80 @@ def create(root: Path, settings: Settings) -> RunFolder:
     return folder
 
 
-def reopen(root: Path) -> tuple[RunFolder, Settings]:
-    """An existing run folder and its settings.  Raises RunFolderError."""
+_MOVABLE = {"data_dir", "clients_from", "features", "weights"}  # files that may have moved since the run began
+
+
+def reopen(root: Path, changes: Mapping[str, Any] | None = None) -> tuple[RunFolder, Settings]:
+    """An existing run folder and its settings: what they came to, on this machine anew.
+
+    changes: settings of the section `running` and places of files, which are written down.  Raises RunFolderError, and
+    SettingError for other changes.
+    """
     folder = RunFolder(root)
     if not folder.config.is_file():
         raise RunFolderError(f"no config.toml in {root}", "the folder of a run", "check the path")
+    asked = _stored(folder.config)
+    if changes:
+        asked = settings_from(merged(_changeable(asked, changes), changes))
+        write_atomic(folder.config, to_toml(asked))
+    return folder, _here(_stored(folder.resolved), asked) if folder.resolved.is_file() else asked
+
+
+def _stored(path: Path) -> Settings:
     try:
-        return folder, load_settings(folder.config)
+        values = read_toml(path)
+        values.pop(_RESOLVED, None)
+        return settings_from(values)
     except SettingError as error:
-        raise RunFolderError(f"{folder.config}: {error.got}", error.expected, error.remedy) from None
+        raise RunFolderError(f"{path}: {error.got}", error.expected, error.remedy) from None
+
+
+def _changeable(asked: Settings, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as TOML has them.  Raises SettingError for changes that would make another run of it."""
+    allowed = {item.name for item in fields(Running)} | _MOVABLE
+    wrong = sorted(set(changes) - allowed)
+    if wrong:
+        raise SettingError(
+            f"--resume with --{wrong[0].replace('_', '-')}",
+            "options of running, as --workers or --device, and places of files: what is agreed on stays",
+            "leave it out, or begin a new run",
+        )
+    return toml_from(to_toml(asked))
+
+
+def _here(found: Settings, asked: Settings) -> Settings:
+    """Resolved settings with this machine's own options and places."""
+    data = replace(found.data, data_dir=asked.data.data_dir, clients_from=asked.data.clients_from)
+    name = found.features.features
+    features = replace(asked.features, features=name if name in FEATURE_NETS else asked.features.features)
+    return replace(found, data=data, features=features, running=asked.running)
+
+
+def record(folder: RunFolder, asked: Settings, agreement: "Agreement") -> None:
+    """Write down what the settings came to, with reasons; in a run that goes on, check that it is the same.
+
+    Raises ModelFileError for another feature network than the run began with, RunFolderError for anything else that
+    makes it another run.
+    """
+    if not folder.resolved.is_file():
+        about = {"run": agreement.run.hex(), "network": agreement.network, **asdict(agreement.matching)}
+        table = "".join(f"{name} = {toml_value(value)}\n" for name, value in about.items())
+        text = to_toml(agreement.settings, notes_of(asked, agreement.settings))
+        write_atomic(folder.resolved, f"{text}\n[{_RESOLVED}]\n{table}")
+        return
+    began = read_toml(folder.resolved).get(_RESOLVED, {})
+    if began.get("network") != agreement.network:
+        raise ModelFileError(
+            f"feature network {agreement.settings.features.features} with SHA-256 {agreement.network}",
+            f"{began.get('network')}, of the network that the run began with",
+            "name its file with --features or --weights",
+        )
+    if began.get("run") != agreement.run.hex():
+        raise RunFolderError(
+            f"settings and data in {folder.root} that come to another run",
+            f"run {began.get('run')}",
+            "go on with the version of prismfl and the data that it began with",
+        )
 
 
 _MEMORY = ("adam_first", "adam_second", "adam_steps")

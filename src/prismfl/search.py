@@ -1,4 +1,4 @@
-"""Local mask search: (θ, target, settings, draws) → θ_k.  It never sees images or raw moments."""
+"""Local mask search: (θ, target, plan, draws) → θ_k.  It never sees images or raw moments."""
 
 import math
 import threading
@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prismfl.config import Search, Settings
 from prismfl.layout import Layout
 from prismfl.mmd import PRECISIONS, FeatureMap, Goals, MovingResidual, Target, distance, label_groups
 from prismfl.nets.fused import adam_step, flat_floats
@@ -22,9 +21,13 @@ from prismfl.nets.latents import spread_normals
 from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of
 from prismfl.nets.replay import Programs, Repeated
 from prismfl.nets.tape import Tape
+from prismfl.settings.resolve import SearchPlan, first_rate
+from prismfl.settings.schema import Settings
 
 # Gradients of single scores are as small as 1e-9: Adam's usual 1e-8 would drown them.
 _TINY = 1e-16
+_BETA2 = 0.999  # Adam's second decay
+_MOVING_RATE = 0.1  # of the moving average of the residual, in root-mean-square residuals
 _BFLOAT16 = "_is_avx512_bf16_supported"
 _WORTH_COMPILING = 40_000  # steps in which what a compiler takes is gained back (docs/speed.md)
 
@@ -55,7 +58,7 @@ def rate_at(settings: Settings, round_index: int) -> float:
     """Learning rate of a round: half a cosine from the first to `final_rate` of it."""
     done = round_index / max(1, settings.federation.rounds - 1)
     low = settings.search.final_rate
-    return settings.first_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    return first_rate(settings) * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def precision_of(name: str, device: str) -> str:
@@ -67,11 +70,11 @@ def precision_of(name: str, device: str) -> str:
     return "bfloat16" if told() else "float32"
 
 
-def compile_of(settings: Search, device: str, searches: int) -> str:
-    """`compile` as it stands for a run of so many searches: `on` where it gains more time than it takes."""
-    if settings.compile != "auto":
-        return settings.compile
-    return "on" if device.startswith("cuda") and searches * settings.local_steps >= _WORTH_COMPILING else "off"
+def compile_of(name: str, device: str, steps: int) -> str:
+    """`compile` as it stands for a run of so many local steps: `on` where it gains more time than it takes."""
+    if name != "auto":
+        return name
+    return "on" if device.startswith("cuda") and steps >= _WORTH_COMPILING else "off"
 
 
 @contextmanager
@@ -91,7 +94,7 @@ def local_search(
     features: FeatureMap,
     q: NDArray[np.uint16],
     target: Target,
-    settings: Search,
+    plan: SearchPlan,
     rate: float,
     draws: Tape,
     memory: Memory | None = None,
@@ -102,7 +105,7 @@ def local_search(
     and latents from `draws`, and descends the squared MMD straight through the draw (paper,
     local step).  Same inputs, threads and machine: same bytes out.
     """
-    return _station(layout, weights, features, target, settings, draws).search(q, target, rate, draws, memory)
+    return _station(layout, weights, features, target, plan, draws).search(q, target, rate, draws, memory)
 
 
 class _Station:
@@ -112,16 +115,16 @@ class _Station:
     """
 
     def __init__(self, searcher: "Searcher", programs: Programs | None) -> None:
-        self.searcher, self.settings, self.device = searcher, searcher.settings, searcher.weights.device
+        self.searcher, self.plan, self.device = searcher, searcher.plan, searcher.weights.device
         count = searcher.layout.count
-        self.adam = _Adam(self.settings, count, self.device)
+        self.adam = _Adam(self.plan.beta1, count, self.device)
         self.scores = torch.zeros(count, device=self.device)
         self.rate = torch.zeros((), dtype=torch.float64, device=self.device)
         # Of one entry, not a scalar: torch's compiler drops sums into double scalars where it takes them for numbers.
         self.total = torch.zeros(1, dtype=torch.float64, device=self.device)
         told = [self.scores, self.rate, self.total, *self.adam.tensors, *searcher.tensors]
         # A moving average counts its own steps, outside of tensors.
-        self.repeated = Repeated(self._step, told, programs, recorded=self.settings.loss != "moving")
+        self.repeated = Repeated(self._step, told, programs, recorded=self.plan.loss != "moving")
 
     def search(self, q: NDArray[np.uint16], target: Target, rate: float, draws: Tape, memory: Memory | None) -> Found:
         """One client's search.  Nothing waits for the device before all steps are taken."""
@@ -130,19 +133,18 @@ class _Station:
         self.scores.copy_(scores_of(q, self.device))
         self.rate.fill_(rate)
         self.total.zero_()
-        self.repeated.take(self.settings.local_steps)
+        self.repeated.take(self.plan.local_steps)
         draws.follow(self.searcher.draws)
-        return self._found(q, float(self.total / self.settings.local_steps))
+        return self._found(float(self.total / self.plan.local_steps))
 
     def _step(self) -> None:
         gradient, loss = self.searcher.gradient(torch.sigmoid(self.scores))
         self.adam.step(self.scores, gradient, self.rate)
         self.total.add_(loss)
 
-    def _found(self, q: NDArray[np.uint16], loss: float) -> Found:
-        found = _shrunk(integers_of(self.scores), q, self.settings.shrinkage)
+    def _found(self, loss: float) -> Found:
         finite = math.isfinite(loss) and bool(self.adam.first.isfinite().all())
-        return Found(found, loss, None if self.settings.adam == "reset" else self.adam.memory(), finite)
+        return Found(integers_of(self.scores), loss, self.adam.memory() if self.plan.keeps_adam else None, finite)
 
 
 _here = threading.local()  # a thread's own station: its tensors are in use while it searches
@@ -155,33 +157,21 @@ def _reusable(device: torch.device) -> bool:
 
 
 def _station(
-    layout: Layout, weights: Tensor, features: FeatureMap, target: Target, settings: Search, draws: Tape
+    layout: Layout, weights: Tensor, features: FeatureMap, target: Target, plan: SearchPlan, draws: Tape
 ) -> _Station:
     """A new station; on a GPU this thread's last one, where it was for the same world."""
-    world = layout, settings, draws.stream.seed, draws.stream.purpose, weights.data_ptr()
+    world = layout, plan, draws.stream.seed, draws.stream.purpose, weights.data_ptr()
     kept: tuple[Any, FeatureMap, _Station] | None = getattr(_here, "station", None)
     if kept is not None and kept[0] == world and kept[1] is features:
         return kept[2]
-    stays = _reusable(weights.device) and settings.loss != "moving"  # a moving average begins anew
-    plain = settings.compile == "on"
+    stays = _reusable(weights.device) and plan.loss != "moving"  # a moving average begins anew
+    plain = plan.compile == "on"
     mine = Tape(draws.stream, draws.device, plain=plain, common=draws.common) if stays else draws
     programs = _programs.setdefault(features, {}).setdefault(world, {}) if plain else None
-    station = _Station(Searcher(layout, weights, features, target, settings, mine), programs)
+    station = _Station(Searcher(layout, weights, features, target, plan, mine), programs)
     if stays:
         _here.station = world, features, station
     return station
-
-
-def _shrunk(found: NDArray[np.uint16], q: NDArray[np.uint16], by: float) -> NDArray[np.uint16]:
-    """θ_k nearer to θ by `by`, and θ where it was nearer than that, uint16 `[N]`: soft thresholding (Donoho 1995).
-
-    Short moves are mostly noise, and say so little that their flips are not worth their bits.
-    """
-    if not by:
-        return found
-    most, begun = round(by * 65536), q.astype(np.int64)
-    taken: NDArray[np.int64] = np.clip(found - begun, -most, most)
-    return (found - taken).astype(np.uint16)
 
 
 class Searcher:
@@ -193,17 +183,17 @@ class Searcher:
         weights: Tensor,
         features: FeatureMap,
         target: Target,
-        settings: Search,
+        plan: SearchPlan,
         draws: Tape,
     ) -> None:
-        self.layout, self.settings, self.draws = layout, settings, draws
-        precision = precision_of(settings.precision, weights.device.type)
+        self.layout, self.plan, self.draws = layout, plan, draws
+        precision = precision_of(plan.precision, weights.device.type)
         self.weights, self.dtype = weights, PRECISIONS[precision]
         self.features = features.in_precision(precision)
         self.target = torch.tensor(target.moments, device=weights.device)
         self.shares = torch.tensor(target.shares, device=weights.device)
         self.goals = self._aims()
-        self.moving = MovingResidual(self.target, settings.moving_rate)
+        self.moving = MovingResidual(self.target, _MOVING_RATE)
         self.tensors = [*self.goals.tensors, self.shares, *draws.tensors]
 
     def turn_to(self, target: Target, draws: Tape) -> None:
@@ -215,8 +205,8 @@ class Searcher:
         self.draws.follow(draws)
 
     def _aims(self) -> Goals:
-        if self.settings.loss == "unbiased":
-            return self.features.aims(self.target, self.shares, self.settings.batch_size)
+        if self.plan.loss == "unbiased":
+            return self.features.aims(self.target, self.shares, self.plan.batch_size)
         return self.features.split(self.target)
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +214,7 @@ class Searcher:
 
         A soft mask's is exact: θ itself scales the weights, and nothing is drawn.
         """
-        if self.settings.mask == "soft":
+        if self.plan.mask == "soft":
             flat = (self.weights * theta).to(self.dtype).requires_grad_()
         else:
             flat = masked_weights(self.weights, theta, self.draws, self.dtype)
@@ -234,22 +224,19 @@ class Searcher:
 
     def losses(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """What is descended, and the squared distance, of a batch made with weights `[N]`."""
-        latents, labels = _inputs(self.layout, self.settings, self.shares, self.draws)
+        latents, labels = _inputs(self.layout, self.plan.batch_size, self.shares, self.draws)
         images = generate(self.layout, flat.to(self.dtype), latents.to(self.dtype), labels=labels)
         turns = self.features.framing.drawn(self.draws)
-        if self.settings.loss != "moving":
+        if self.plan.loss != "moving":
             measured = self.features.squared_distance(images, labels, self.goals, turns)
             return measured, measured
         moments = self.features.moments(images, label_groups(labels, self.layout.classes), turns)
         return self.moving.loss(moments), distance(moments, self.target)
 
 
-def _inputs(layout: Layout, settings: Search, shares: Tensor, draws: Tape) -> tuple[Tensor, Tensor]:
-    """Latents `[B, latent]` and labels `[B]`, ascending."""
-    size = settings.batch_size
-    spread = settings.latents == "spread"
-    latents = spread_normals(draws, size, layout.latent) if spread else draws.normals(size, layout.latent)
-    return latents, batch_labels(shares, size, draws).sort().values
+def _inputs(layout: Layout, size: int, shares: Tensor, draws: Tape) -> tuple[Tensor, Tensor]:
+    """Latents `[B, latent]`, spread evenly, and labels `[B]`, ascending."""
+    return spread_normals(draws, size, layout.latent), batch_labels(shares, size, draws).sort().values
 
 
 def batch_labels(shares: Tensor, count: int, draws: Tape) -> Tensor:
@@ -266,8 +253,8 @@ def batch_labels(shares: Tensor, count: int, draws: Tape) -> Tensor:
 class _Adam:
     """Adam (Kingma, Ba 2015) on a client's scores, `[N]`."""
 
-    def __init__(self, settings: Search, count: int, device: torch.device) -> None:
-        self.betas = settings.first_decay, settings.beta2
+    def __init__(self, beta1: float, count: int, device: torch.device) -> None:
+        self.betas = beta1, _BETA2
         self.steps = torch.zeros((), dtype=torch.float64, device=device)
         self.first, self.second = (torch.zeros(count, device=device) for _ in range(2))
         self.tensors = [self.steps, self.first, self.second]

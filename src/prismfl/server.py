@@ -12,10 +12,10 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.config import Federation
 from prismfl.errors import MessageError
 from prismfl.layout import Layout, frozen_signs
 from prismfl.seeding import Purpose, Stream
+from prismfl.settings.schema import Federation
 from prismfl.wire.draws import Baseline
 from prismfl.wire.message import digest_of
 
@@ -23,6 +23,7 @@ ONE = 65536
 MOST_WEIGHT = 2**30  # of a round's clients together: keeps every product below 2^63
 _NO_MASK = np.zeros(0, np.bool_)
 _CHUNK = 65536  # votes that are counted at a time: what fits a cache
+ALPHA_STEP = 256  # of the α layers' changes, in 1 / 65536: eight bits
 _GRAIN = 8  # of a mean over clients of unequal weight: steps a client
 
 
@@ -66,7 +67,7 @@ class Step:
     """What a round changed.
 
     net: int64 `[A]`, kept masks less those kept without news, in `1 / grain` of a mask; alpha: int64
-    `[N - A]`, changes of the α layers in steps of `2^(16 - alpha_bits)`.
+    `[N - A]`, changes of the α layers in steps of `ALPHA_STEP`.
     """
 
     net: NDArray[np.int64]
@@ -85,19 +86,19 @@ class Average:
 def initial_state(settings: Federation, layout: Layout, clients: int = 0, seed: int = 0) -> ServerState:
     """θ_0, which every client knows: near the mask of a public draw, or the same everywhere.
 
-    An entry is kept by the draw with probability `initial_theta`, and begins `initial_certainty` of the way from that
-    probability to 1 or 0, inside the clip range.  Of each of the output's filters the draw keeps as many weights above
+    An entry is kept by half of the draws, and begins `initial_certainty` of the way from 1/2 to 1 or 0, inside the clip
+    range.  Of each of the output's filters the draw keeps as many weights above
     0 as below: nothing after it takes a mean away, and images would begin bright or dark by chance.
     """
     ranks = Stream(seed, Purpose.START).halves(layout.count)
-    kept = ranks < settings.initial_theta * ONE
+    kept = ranks < ONE // 2
     output = layout.layers[-1]
     signs = frozen_signs(layout, seed)[output.span].reshape(layout.channels, -1)
     rows = kept[output.span].reshape(signs.shape)
     kept[output.span] = np.concatenate(
         [balanced(*row) for row in zip(rows, signs, ranks[output.span].reshape(signs.shape), strict=True)]
     )
-    low = settings.initial_theta * (1 - settings.certainty)
+    low = (1 - settings.certainty) / 2
     ends = np.clip((low, low + settings.certainty), settings.clip, 1 - settings.clip)
     q = np.rint(ends * ONE).astype(np.uint16)[kept.astype(np.intp)]
     return ServerState(q, 0, (), np.zeros(clients, np.int64))
@@ -233,7 +234,7 @@ def settle(
     kept = (units + _share(dither[:masked], total)) // np.maximum(total, 1)
     net = kept - base.kept.astype(np.int64) * grain
     changes = tally.votes[masked:] - q[masked:].astype(np.int64) * tally.weight
-    return Step(net, rounded(changes, tally.weight * alpha_step(settings), dither[masked:]))
+    return Step(net, rounded(changes, tally.weight * ALPHA_STEP, dither[masked:]))
 
 
 def rounded(values: NDArray[np.int64], step: int, dither: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -253,18 +254,13 @@ def grain_of(settings: Federation) -> int:
     return _GRAIN if settings.client_weights == "size" else 1
 
 
-def alpha_step(settings: Federation) -> int:
-    """Step of the α layers' changes, in 1 / 65536."""
-    return 1 << (16 - settings.alpha_bits)
-
-
 def advance(
     q: NDArray[np.uint16], step: Step, base: Baseline, settings: Federation, dither: NDArray[np.uint32]
 ) -> Average:
     """θ_{t+1} = λ θ_t + (1 - λ) θ̄, rounded by the public dither (32-bit words `[N]`), then clipped.
 
     The mean before clipping is exact (paper, server step; 1 - λ from `moved_share`).  An entry that nobody
-    sent stays.  With the control variate θ̄ is θ_t + mean(M - M0) (architecture, idea 4b).
+    sent stays.  By differences θ̄ is θ_t + mean(M - M0).
     """
     votes, clients = _votes(q, step, base, settings)
     share = moved_share(q, votes // clients, settings)
@@ -283,10 +279,10 @@ def _votes(
     grain, masked = grain_of(settings), len(base.clients)
     clients, votes = np.ones((2, len(q)), np.int64)
     clients[:masked] = np.maximum(base.clients.astype(np.int64) * grain, 1)
-    without = q[:masked] * clients[:masked] if settings.control_variate else base.kept.astype(np.int64) * (grain * ONE)
+    without = q[:masked] * clients[:masked] if settings.by_differences else base.kept.astype(np.int64) * (grain * ONE)
     votes[:masked] = without + step.net * ONE
     votes[:masked][base.clients == 0] = q[:masked][base.clients == 0]
-    votes[masked:] = np.clip(q[masked:] + step.alpha * alpha_step(settings), 0, ONE - 1)
+    votes[masked:] = np.clip(q[masked:] + step.alpha * ALPHA_STEP, 0, ONE - 1)
     return votes, clients
 
 
@@ -294,16 +290,11 @@ def moved_share(q: NDArray[np.uint16], mean: NDArray[np.int64], settings: Federa
     """1 - λ in units of 1 / 65536: how far the global model moves towards the mean θ̄.
 
     mean: θ̄ · 65536, int64 `[N]`.  `published`: the expected Hamming distance of masks drawn
-    independently from θ_t and θ̄, mean(θ + θ̄ - 2θθ̄); `coupled`: that of masks drawn with one
-    uniform, mean |θ̄ - θ_t|; `fixed`: the setting; `off`: 1 (PRISM†).
+    independently from θ_t and θ̄, mean(θ + θ̄ - 2θθ̄) (equation 5); `off`: 1 (PRISM†).
     """
     if settings.mada == "off":
         return ONE
-    if settings.mada == "fixed":
-        return round(settings.fixed_share * ONE)
     old, new = q.astype(np.int64), np.clip(mean, 0, ONE)
-    if settings.mada == "coupled":
-        return round(int(np.abs(new - old).sum()) / len(q))
     return round(int((ONE * (old + new) - 2 * old * new).sum()) / (ONE * len(q)))
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from made import png
 
-from prismfl.config import Data
 from prismfl.data.celeba import load_celeba
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError
+from prismfl.settings.schema import Data
 
 RNG = np.random.default_rng(3)
 COUNT, NAMES = 12, ("Bald", "Male", "Young")

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import Tree, channels_first, data_folder, pixels, png
 
-from prismfl.config import Data
 from prismfl.data.datasets import load_dataset
 from prismfl.data.folder import client_roots
 from prismfl.errors import DataError
+from prismfl.settings.schema import Data
 
 
 @pytest.fixture(params=["folder", "zip"])

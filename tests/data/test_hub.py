@@ -10,9 +10,9 @@ import pytest
 from made import channels_first, pixels, png
 from PIL import Image
 
-from prismfl.config import Data
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, DependencyError
+from prismfl.settings.schema import Data
 
 
 class Table:
@@ -106,14 +106,24 @@ def test_a_validation_split_is_for_testing(library):
     assert np.array_equal(load("test").images, MADE[1::2].transpose(0, 3, 1, 2))
 
 
-def test_columns_are_named_where_they_are_not_guessed(library):
-    library(Table({"photo": PICTURES, "kind": DIGITS, "label": [0] * 20}))
-    found = load(image_column="photo", label_column="kind")
-    assert len(found.classes) == 3 and len(load(image_column="photo").classes) == 1
-    with pytest.raises(DataError, match=r"no column image or img in set.*data\.image_column"):
+def test_labels_are_in_the_column_that_is_asked_for(library):
+    library(Table({"image": PICTURES, "kind": DIGITS, "label": [0] * 20}))
+    assert len(load(attribute="kind").classes) == 3 and len(load().classes) == 1
+    with pytest.raises(DataError, match=r"data\.attribute = 'colour' in set; expected one of image, kind"):
+        load(attribute="colour")
+
+
+def test_images_are_in_the_one_column_of_images(library):
+    class Image:
+        """As `datasets.Image`: the type of a column."""
+
+    table = Table({"photo": PICTURES, "label": DIGITS})
+    library(table)
+    with pytest.raises(DataError, match="columns photo, label in set; expected a column of images: image or img"):
         load()
-    with pytest.raises(DataError, match=r"data\.label_column = 'colour' in set; expected one of photo, kind"):
-        load(image_column="photo", label_column="colour")
+    table.features["photo"] = Image()
+    library(table)
+    assert len(load().classes) == 3
 
 
 @pytest.mark.parametrize("labels", [["b", "a"] * 10, [7, 3] * 10])

@@ -1,16 +1,14 @@
 """Partitions: every image goes to exactly one client, none is empty, and the seed decides."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from prismfl.config import Data
 from prismfl.data.datasets import ImageSet
 from prismfl.data.partition import _filled, partition
 from prismfl.errors import DataError, SettingError
+from prismfl.settings.schema import Data
 
 
 def image_set(labels, owners=None):
@@ -195,16 +193,3 @@ def test_small_parts_are_filled_from_the_largest_one_at_a_time(sizes, least):
             wanted[donor] = wanted[donor][:-1]
     found = _filled(parts, least)
     assert [part.tolist() for part in found] == [part.tolist() for part in wanted]
-
-
-def test_clients_of_a_dirichlet_partition_have_as_many_images_as_asked():
-    images, few = image_set(np.arange(1000) % 10), Data(clients=10, partition="dirichlet", least_images=30)
-    sizes = [len(part) for part in partition(images, few, 0)]
-    assert min(sizes) == 30 and sum(sizes) == 1000
-    assert min(len(part) for part in partition(images, replace(few, least_images=1), 0)) < 30
-
-
-def test_more_images_than_there_are_cannot_be_asked_for():
-    few = Data(clients=10, partition="dirichlet", least_images=101)
-    with pytest.raises(SettingError, match=r"least_images = 101 with 10 clients; expected 1 … 100"):
-        partition(image_set(np.arange(1000) % 10), few, 0)

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import Tree, pixels, png
 
-from prismfl.config import Data, settings_from
 from prismfl.data import images as images_module
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.data.images import deal
@@ -16,6 +15,8 @@ from prismfl.data.partition import partition
 from prismfl.data.people import people_of
 from prismfl.errors import DataError, SettingError
 from prismfl.preparation import prepare
+from prismfl.settings.schema import Data
+from prismfl.settings.toml import settings_from
 
 PEOPLE = r"person(\d+)"
 
@@ -153,7 +154,7 @@ def test_a_run_deals_whole_persons(pictured):
 def test_more_images_of_a_person_than_epsilon_covers_are_warned_of(pictured, tmp_path):
     def warned(covered):
         privacy = {"epsilon": 5.0, "delta": 1e-3, "images_per_person": covered}
-        return prepare(pictured(privacy=privacy, output={"cache_dir": str(tmp_path / "cache")})).warnings
+        return prepare(pictured(privacy=privacy, running={"cache_dir": str(tmp_path / "cache")})).warnings
 
     (line,) = warned(8)
     assert re.search(r"covers 8 of .* one person has 9: privacy\.images_per_person = 9", line)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from prismfl import coordinator, runfolder
-from prismfl.config import settings_from
 from prismfl.coordinator import Silent
 from prismfl.data.datasets import ImageSet
 from prismfl.engines import inprocess
@@ -22,10 +21,12 @@ from prismfl.mmd import FeatureMap
 from prismfl.modelfile import load_model
 from prismfl.nets import features
 from prismfl.nets.features import load_features
-from prismfl.preparation import for_arrays, matching, prepare
+from prismfl.preparation import for_arrays, prepare
 from prismfl.runfolder import RunFolder, read_rounds
 from prismfl.sampling import load
 from prismfl.search import precision_of
+from prismfl.settings.resolve import resolved
+from prismfl.settings.toml import load_settings, read_toml, settings_from
 from prismfl.wire.message import is_lost
 
 ROUNDS = 4
@@ -59,7 +60,7 @@ class Listen(Silent):
 @pytest.fixture(scope="module")
 def run_settings(tiny):
     def make(adam="reset", **changes):
-        return tiny(search={"adam": adam}, federation={"rounds": ROUNDS, "cohort": 2} | changes)
+        return tiny(federation={"rounds": ROUNDS, "cohort": 2 if adam == "reset" else 0} | changes)
 
     return make
 
@@ -116,17 +117,12 @@ def test_a_run_leaves_what_it_promises(finished, run_settings):
     assert summary["uplink_bytes"] == sum(line["uplink_bytes"] for line in lines)
     assert (folder.root / summary["grid"]).read_bytes().startswith(b"\x89PNG")
     kept = runfolder.reopen(folder.root)[1]
-    assert kept.features.features_sha256 == summary["features_sha256"] == load_features("vgg").sha256
-    assert kept.features == replace(matching(run_settings(), 1).features, features_sha256=summary["features_sha256"])
-    named = precision_of("auto", "cpu")
-    assert kept.search.precision == named
-    kept = replace(
-        kept,
-        features=run_settings().features,
-        search=replace(kept.search, precision="auto", beta1=0.0, compile="auto", learning_rate=0.0, loss="auto"),
-    )
-    wanted = for_arrays(run_settings(), np.zeros((1, 1, 16, 16), np.uint8)).sized(1)
-    assert kept == replace(wanted, search=replace(wanted.search, client_threads=1))
+    asked = for_arrays(run_settings(), np.zeros((1, 1, 16, 16), np.uint8))
+    assert load_settings(folder.config) == asked, "what was asked for stays as it was"
+    assert kept == resolved(asked, 1), "a resumed run goes on with what it came to"
+    told = read_toml(folder.resolved)
+    assert told["resolved"]["network"] == summary["features_sha256"] == load_features("vgg").sha256
+    assert told["running"]["precision"] == precision_of("auto", "cpu")
     images = load(folder.model).sample(5, seed=1)
     assert images.shape == (5, 1, 16, 16)
     assert images.dtype == np.uint8
@@ -151,9 +147,9 @@ class Wire:
         self.down, self.up, self.lost = ([[] for _ in range(ROUNDS)] for _ in range(3))
         update = inprocess.client_update
 
-        def counted(agreement, kit, frame, round_index, client, target, memory=None, held=None, noise=None):
+        def counted(agreement, kit, frame, round_index, client, target, memory=None, held=None):
             held = replace(held, q=~held.q) if held is not None and round_index >= forgetful else held
-            answer = update(agreement, kit, frame, round_index, client, target, memory, held, noise)
+            answer = update(agreement, kit, frame, round_index, client, target, memory, held)
             self.down[round_index].append(len(frame))
             self.up[round_index].append(len(answer.frame))
             self.lost[round_index] += [client] * is_lost(answer.frame, agreement.place(round_index, client))
@@ -288,7 +284,7 @@ def test_unusable_images_are_refused_before_a_folder_is_made(tmp_path, run_setti
 
 def test_a_run_with_labels_makes_a_model_of_them_and_resumes_to_the_same_bytes(run_settings, blobs, tmp_path):
     labels = np.array([40, 5, 7])[np.arange(30) % 3]
-    settings = run_settings("keep", shipped="best", shipped_draws=2)
+    settings = run_settings("keep", shipped="best")
     train(settings, blobs, labels, out=tmp_path / "whole")
     found = load(tmp_path / "whole" / "model.safetensors")
     assert found.model.labels == ("5", "7", "40") and found.model.layout.classes == 3
@@ -299,10 +295,10 @@ def test_a_run_with_labels_makes_a_model_of_them_and_resumes_to_the_same_bytes(r
     same_run(tmp_path / "run", RunFolder(tmp_path / "whole"), 2)
 
 
-@pytest.mark.parametrize("deal", ["even", "stages"])
-def test_parts_and_alpha_layers_resume_to_the_same_bytes(tiny, blobs, tmp_path, deal):
-    few = {"parts": 2, "deal": deal, "alpha": 0.3, "mada": "coupled", "control_variate": True}
-    settings = tiny(search={"adam": "keep"}, federation={"rounds": ROUNDS, **few})
+@pytest.mark.parametrize("uplink", ["half", "fewest"])
+def test_parts_and_alpha_layers_resume_to_the_same_bytes(tiny, blobs, tmp_path, uplink):
+    few = {"uplink": uplink, "alpha": 0.3, "mada": "published"}
+    settings = tiny(federation={"rounds": ROUNDS, **few})
     train(settings, blobs, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(settings, blobs, out=tmp_path / "run", watcher=Kill(2))
@@ -318,9 +314,8 @@ def by_workers(tmp_path_factory, tiny, blobs):
     folders = []
     for workers in (1, 2):
         settings = tiny(
-            search={"adam": "keep"},
-            federation={"shipped": "best", "shipped_draws": 2},
-            output={"workers": workers},
+            federation={"shipped": "best"},
+            running={"workers": workers},
         )
         root = tmp_path_factory.mktemp("workers") / str(workers)
         train(settings, blobs, out=root)
@@ -342,7 +337,7 @@ def test_workers_change_no_byte_of_the_model(by_workers):
 
 
 def test_two_workers_search_at_a_time(tiny, blobs, tmp_path):
-    ready = prepare(tiny(output={"workers": 2}), blobs)
+    ready = prepare(tiny(running={"workers": 2}), blobs)
     engine = InProcess(ready.agreement, ready.kit, ready.clients, RunFolder(tmp_path))
     barrier = threading.Barrier(2, timeout=60)
 
@@ -383,7 +378,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("what", sorted(BROKEN))
 def test_a_client_with_broken_images_is_left_out(run_with, what):
-    folder, watcher = run_with(BROKEN[what], search={"adam": "keep"}, federation={"shipped": "best"})
+    folder, watcher = run_with(BROKEN[what], federation={"shipped": "best"})
     for line in read_rounds(folder):
         assert line["cohort"] == [0, 2]
         assert list(line["left_out"]) == ["1"]
@@ -417,7 +412,7 @@ def test_a_client_that_fails_once_takes_part_again(tiny, blobs, tmp_path, monkey
         return update(agreement, kit, frame, round_index, client, *args)
 
     monkeypatch.setattr(inprocess, "client_update", failing)
-    train(tiny(search={"adam": "keep"}), blobs, out=tmp_path / "run")
+    train(tiny(), blobs, out=tmp_path / "run")
     cohorts = [(line["cohort"], line["left_out"]) for line in read_rounds(RunFolder(tmp_path / "run"))]
     assert cohorts[0][0] == [0, 1]
     assert "MemoryError" in cohorts[0][1]["2"]
@@ -431,8 +426,8 @@ def test_a_client_that_fails_once_takes_part_again(tiny, blobs, tmp_path, monkey
 def engine_of(tiny, blobs, tmp_path):
     engines = []
 
-    def make(change=None, labels=None, **output):
-        ready = prepare(tiny(output=output), blobs, labels)
+    def make(change=None, labels=None, **running):
+        ready = prepare(tiny(running=running), blobs, labels)
         clients = [change(mine) for mine in ready.clients] if change else ready.clients
         engines.append(InProcess(ready.agreement, ready.kit, clients, RunFolder(tmp_path / "run")))
         return engines[-1]
@@ -499,7 +494,7 @@ def test_a_damaged_cache_is_computed_anew(engine_of, tmp_path):
 
 
 def test_a_memory_of_an_uncommitted_round_is_not_recalled(tiny, blobs, tmp_path):
-    ready = prepare(tiny(search={"adam": "keep"}), blobs)
+    ready = prepare(tiny(), blobs)
     engine = InProcess(ready.agreement, ready.kit, ready.clients, RunFolder(tmp_path))
     count = ready.agreement.layout.count
     for turn in (1, 4, 6):
@@ -527,14 +522,14 @@ def test_a_run_with_another_network_is_not_resumed(run_settings, blobs, tmp_path
     with pytest.raises(KeyboardInterrupt):
         train(settings, blobs, out=tmp_path / "run", watcher=Kill(1))
     path.write_bytes(raw[:-4] + bytes(4))
-    with pytest.raises(ModelFileError, match="name the file that the run began with"):
+    with pytest.raises(ModelFileError, match="of the network that the run began with"):
         resume(tmp_path / "run", blobs)
     path.write_bytes(raw)
     resume(tmp_path / "run", blobs)
 
 
 @pytest.mark.parametrize(
-    ("output", "threads", "wanted"),
+    ("running", "threads", "wanted"),
     [
         ({}, 1, 6),
         ({}, 4, 1),
@@ -551,11 +546,11 @@ def test_a_run_with_another_network_is_not_resumed(run_settings, blobs, tmp_path
     ],
     ids=str,
 )
-def test_clients_are_searched_one_a_core_and_a_few_on_a_gpu(monkeypatch, output, threads, wanted):
-    monkeypatch.setattr(inprocess.os, "cpu_count", lambda: 6)
+def test_clients_are_searched_one_a_core_and_a_few_on_a_gpu(monkeypatch, running, threads, wanted):
+    monkeypatch.setattr(inprocess, "cores", lambda: 6)
     groups = {"clients": "data", "cohort": "federation"}
-    tables = {"data": {"partition": "iid"}, "federation": {}, "output": {}, "search": {"client_threads": threads}}
-    for name, value in output.items():
-        tables[groups.get(name, "output")][name] = value
+    tables = {"data": {"partition": "iid"}, "federation": {}, "running": {"client_threads": threads}}
+    for name, value in running.items():
+        tables[groups.get(name, "running")][name] = value
     settings = settings_from(tables)
     assert inprocess.workers_of(settings) == wanted

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from prismfl.config import Settings
 from prismfl.data.images import ImageSet
 from prismfl.engines import inprocess, kept
 from prismfl.engines.inprocess import InProcess, train
@@ -11,6 +10,7 @@ from prismfl.federation import Held
 from prismfl.mmd import Target
 from prismfl.preparation import prepare
 from prismfl.runfolder import RunFolder, read_rounds
+from prismfl.settings.schema import Settings
 
 
 def held(turn, value, count=100):

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from prismfl import preparation
-from prismfl.config import to_toml
 from prismfl.coordinator import Silent
 from prismfl.data.datasets import ImageSet
 from prismfl.engines import inprocess, releases
 from prismfl.engines.inprocess import resume, train
-from prismfl.errors import ClientError, PrivacyError, RunFolderError, SettingError
+from prismfl.errors import ClientError, PrivacyError, RunFolderError
 from prismfl.mmd import FeatureMap
 from prismfl.modelfile import load_model
 from prismfl.preparation import prepare
 from prismfl.privacy.accountant import compose, from_json
 from prismfl.privacy.release import from_arrays
 from prismfl.runfolder import RunFolder, gather_ledger, load_arrays, read_rounds, reopen
+from prismfl.settings.toml import to_toml
 
 LABELS = np.arange(30) % 3
 
@@ -28,7 +28,7 @@ LABELS = np.arange(30) % 3
 def private(tiny):
     def make(privacy=None, **changes):
         asked = {"epsilon": 9.8, "delta": 1e-3, "noise": "fast"} | (privacy or {})
-        federation = {"shipped": "best", "shipped_draws": 2} | changes.pop("federation", {})
+        federation = {"shipped": "best"} | changes.pop("federation", {})
         return tiny(privacy=asked, federation=federation, **changes)
 
     return make
@@ -81,7 +81,7 @@ def test_a_run_without_epsilon_says_that_it_guarantees_nothing(tiny, blobs, tmp_
 
 
 def test_exact_noise_is_the_default(tiny, blobs, tmp_path):
-    train(tiny(privacy={"epsilon": 9.8, "delta": 1e-3}, features={"layers": [6]}), blobs, out=tmp_path / "run")
+    train(tiny(privacy={"epsilon": 9.8, "delta": 1e-3}), blobs, out=tmp_path / "run")
     assert {entry.sampler for entry in entries_of(tmp_path / "run")} == {"exact"}
 
 
@@ -114,11 +114,11 @@ def test_search_and_choice_of_the_mask_see_what_was_released(private, blobs, tmp
 
 
 def test_distances_to_private_images_are_off_unless_asked_for(private, blobs, tmp_path):
-    output = {"distance_samples": 20, "distance_every": 1}
-    quiet = train(private(output=output), blobs, LABELS, out=tmp_path / "quiet")
+    running = {"distance_samples": 20, "distance_every": 1}
+    quiet = train(private(running=running), blobs, LABELS, out=tmp_path / "quiet")
     assert "fid_judge" not in quiet.summary
     assert not any("distance" in line for line in read_rounds(quiet.folder))
-    asked = train(private({"distances": True}, output=output), blobs, LABELS, out=tmp_path / "asked")
+    asked = train(private({"distances": True}, running=running), blobs, LABELS, out=tmp_path / "asked")
     assert asked.summary["outside_guarantee"] == ["fid_judge", "fid_judge_of_halves"] and asked.summary["fid_judge"] > 0
 
 
@@ -168,7 +168,7 @@ def test_noise_is_stored_before_it_is_used(private, blobs, tmp_path, monkeypatch
 def edited(root, **privacy):
     folder, settings = reopen(root)
     folder.config.write_text(to_toml(replace(settings, privacy=replace(settings.privacy, **privacy))))
-    for path in (folder.checkpoint, folder.rounds):
+    for path in (folder.checkpoint, folder.rounds, folder.resolved):
         path.unlink()
 
 
@@ -183,6 +183,7 @@ def test_other_settings_are_a_second_release_refused_unless_told_and_then_compos
     edited_again = {"another_release": True}
     folder, settings = reopen(root)
     folder.config.write_text(to_toml(replace(settings, privacy=replace(settings.privacy, **edited_again))))
+    folder.resolved.unlink()
     done = resume(root, blobs, LABELS)
     entries = entries_of(root)
     assert sorted((entry.client, entry.epsilon) for entry in entries) == [
@@ -219,8 +220,8 @@ def test_a_damaged_ledger_of_a_client_is_not_passed_over(finished, tmp_path):
 
 def test_a_store_that_outlives_the_run_is_released_once(private, blobs, tmp_path, monkeypatch):
     def go(name, privacy=None):
-        output = {"cache_dir": str(tmp_path / "cache")}
-        return train(private(privacy, output=output), blobs, LABELS, out=tmp_path / name)
+        running = {"cache_dir": str(tmp_path / "cache")}
+        return train(private(privacy, running=running), blobs, LABELS, out=tmp_path / name)
 
     first = go("first")
     with monkeypatch.context() as patched:
@@ -256,47 +257,3 @@ def test_a_client_whose_images_cannot_be_released_is_left_out(private, blobs, tm
     inprocess._run(replace(ready, clients=clients), folder, None)
     assert [list(line["left_out"]) for line in read_rounds(folder)] == [["1"]] * 2
     assert [entry.client for entry in entries_of(folder.root)] == [0, 2]
-
-
-# ------------------------------------------------------------------------------ the paper's mechanism
-
-
-@pytest.fixture
-def theta_run(tiny):
-    def make(**changes):
-        privacy = {"epsilon": 9.8, "delta": 1e-3, "noise": "fast", "mechanism": "theta"} | changes
-        return tiny(privacy=privacy)
-
-    return make
-
-
-def test_noise_on_theta_is_counted_by_the_round(theta_run, blobs, tmp_path):
-    done = train(theta_run(), blobs, LABELS, out=tmp_path / "run")
-    entries = entries_of(tmp_path / "run")
-    assert [(entry.client, entry.count, entry.mechanism) for entry in entries] == [
-        (client, 2, "gaussian-theta") for client in range(3)
-    ]
-    assert 9.79 < compose(entries).epsilon <= 9.8
-    assert [line["loss"] for line in read_rounds(done.folder)] == [0.0, 0.0]
-    assert load_model(done.folder.model).ledger
-
-
-def test_masks_under_noise_on_theta_tell_nothing_of_the_search(theta_run, blobs, tmp_path, monkeypatch):
-    """At this ε they are coins: θ after a round of three clients is near a mean of three of them."""
-    done = train(theta_run(), blobs, out=tmp_path / "run")
-    assert read_rounds(done.folder)[0]["density"] == pytest.approx(0.5, abs=0.1)
-
-
-def test_a_reply_more_than_was_planned_is_refused(theta_run, blobs, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        train(theta_run(), blobs, out=tmp_path / "run", watcher=Kill())
-    for name in ("checkpoint.safetensors", "rounds.jsonl"):
-        (tmp_path / "run" / name).unlink()
-    with pytest.raises(ClientError, match="noisy replies"):
-        resume(tmp_path / "run", blobs)
-    assert {entry.count for entry in entries_of(tmp_path / "run")} == {2}
-
-
-def test_distances_from_raw_moments_are_refused(tiny):
-    with pytest.raises(SettingError, match="draw or half"):
-        tiny(privacy={"epsilon": 9.8, "mechanism": "theta"}, federation={"shipped": "best"})

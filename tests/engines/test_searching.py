@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prismfl.config import settings_from
 from prismfl.engines.inprocess import train
 from prismfl.engines.searching import SearchProcesses, processes_of
 from prismfl.nets.tape import Tape
@@ -19,6 +18,8 @@ from prismfl.preparation import prepare
 from prismfl.runfolder import read_rounds
 from prismfl.search import local_search
 from prismfl.seeding import Purpose, Stream
+from prismfl.settings.resolve import plan_of
+from prismfl.settings.toml import settings_from
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -38,12 +39,11 @@ def processes(world):
     found.close(now=True)
 
 
-def asked(world, **search):
+def asked(world):
     """What a search is asked: θ, target, settings, rate, draws, memory."""
     ready, target = world
-    settings = replace(ready.agreement.settings.search, **search)
     q = np.full(ready.agreement.layout.count, 32768, np.uint16)
-    return q, target, settings, 0.5, Tape(Stream(0, Purpose.SEARCH, 1, 2)), None
+    return q, target, plan_of(ready.agreement.settings), 0.5, Tape(Stream(0, Purpose.SEARCH, 1, 2)), None
 
 
 def begun_with(world):
@@ -83,26 +83,25 @@ def gone(numbers, seconds=60):
 
 
 def test_a_process_finds_what_a_thread_finds(world, processes):
-    q, *rest = asked(world, adam="keep")
+    q, *rest = asked(world)
     here = local_search(*begun_with(world), q, *rest)
-    there = processes.search(*begun_with(world), q, *asked(world, adam="keep")[1:])
+    there = processes.search(*begun_with(world), q, *asked(world)[1:])
     assert same(here, there)
     assert os.getpid() not in pids(processes)
     # What a client keeps goes there and comes back.
     again = [
-        search(*begun_with(world), q, *asked(world, adam="keep")[1:-1], here.memory)
-        for search in (local_search, processes.search)
+        search(*begun_with(world), q, *asked(world)[1:-1], here.memory) for search in (local_search, processes.search)
     ]
     assert same(*again) and not same(again[0], here)
 
 
 @posix
 def test_what_ends_a_process_does_not_end_the_search(world, processes, caplog):
-    first = processes.search(*begun_with(world), *asked(world, adam="keep"))
+    first = processes.search(*begun_with(world), *asked(world))
     for pid in pids(processes):
         os.kill(pid, signal.SIGKILL)
     for _ in range(2):
-        assert same(first, processes.search(*begun_with(world), *asked(world, adam="keep")))
+        assert same(first, processes.search(*begun_with(world), *asked(world)))
     assert ["has died" in record.message for record in caplog.records] == [True]
 
 
@@ -110,8 +109,8 @@ def test_where_no_process_can_be_started_threads_search(world, monkeypatch, capl
     ready, _ = world
     monkeypatch.setattr("prismfl.engines.searching.ProcessPoolExecutor", Refusing)
     found = SearchProcesses(ready.agreement.layout, ready.kit, 1, 2)
-    here = local_search(*begun_with(world), *asked(world, adam="keep"))
-    assert same(here, found.search(*begun_with(world), *asked(world, adam="keep")))
+    here = local_search(*begun_with(world), *asked(world))
+    assert same(here, found.search(*begun_with(world), *asked(world)))
     found.close()
     assert ["no processes" in record.message for record in caplog.records] == [True]
 
@@ -166,7 +165,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("output", "federation", "wanted"),
+    ("running", "federation", "wanted"),
     [
         ({}, {}, 4),
         ({"processes": "off"}, {}, 0),
@@ -179,15 +178,15 @@ if __name__ == "__main__":
     ],
     ids=str,
 )
-def test_long_runs_on_processors_search_in_processes(output, federation, wanted):
-    changes = {"output": output, "federation": {"rounds": 100, **federation}, "search": {"local_steps": 25}}
+def test_long_runs_on_processors_search_in_processes(running, federation, wanted):
+    changes = {"running": running, "federation": {"rounds": 100, **federation}, "search": {"local_steps": 25}}
     assert processes_of(settings_from({"data": {"dataset": "digits"}, **changes}), 4) == wanted
 
 
 def test_processes_change_no_byte_of_a_run(tiny, blobs, tmp_path):
     runs = []
     for how in ("off", "on"):
-        settings = tiny(output={"workers": 2, "processes": how}, search={"adam": "keep"})
+        settings = tiny(running={"workers": 2, "processes": how})
         runs.append(train(settings, blobs, out=tmp_path / how).folder)
     one, two = (folder.model.read_bytes() for folder in runs)
     assert one == two

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prismfl.config import Search
 from prismfl.mmd import _UnitDistance
 from prismfl.nets import fused
 from prismfl.nets.features import ConvUnit
@@ -232,7 +231,7 @@ def test_adam_takes_the_same_steps(monkeypatch, count):
     found = []
     for fast in (fused._fast, None):
         monkeypatch.setattr(fused, "_fast", fast)
-        adam, scores = _Adam(Search(), count, torch.device("cpu")), torch.linspace(-2, 2, count)
+        adam, scores = _Adam(0.9, count, torch.device("cpu")), torch.linspace(-2, 2, count)
         for gradient in gradients:
             adam.step(scores, gradient, torch.tensor(0.3, dtype=torch.float64))
         found.append((scores, adam.first, adam.second))

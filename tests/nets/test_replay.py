@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from prismfl import search
-from prismfl.config import Search
 from prismfl.layout import Layout, frozen_weights
 from prismfl.nets import fused, replay
 from prismfl.nets.tape import Tape
 from prismfl.seeding import Purpose, Stream
+from prismfl.settings.resolve import SearchPlan
 
-SETTINGS = Search(local_steps=5, batch_size=6, precision="float32")
+SETTINGS = SearchPlan(local_steps=5, batch_size=6, precision="float32")
 CPU = torch.device("cpu")
 
 

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from prismfl.config import Features
 from prismfl.errors import ModelFileError, SettingError
 from prismfl.mmd import FeatureMap
 from prismfl.nets import vgg
 from prismfl.nets.features import VGG_PLAN, load_features
 from prismfl.nets.vgg import IMAGENET_MEAN, IMAGENET_STD, VGG19_PLAN, ImageNetVgg, conv_places, load_vgg19, random_vgg
+from prismfl.settings.resolve import Matching
 
 
 def plain_layers(plan, norm):
@@ -234,18 +234,18 @@ def test_random_maps_are_those_of_the_plan_and_none_is_dead():
 
 def test_layers_are_chosen_by_number(plain, tmp_path):
     loaded = load_vgg19(str(written(state_of(plain), tmp_path / "net.pth")))
-    mapped = FeatureMap(loaded, Features(features="vgg19", layers=(0, 15)), 3, 16)
+    mapped = FeatureMap(loaded, Matching(layers=(0, 15)), 3, 16)
     assert mapped.dimension == 2 * (4 * 16 * 16 + 32)
     with pytest.raises(SettingError, match=r"0 … 15"):
-        FeatureMap(loaded, Features(features="vgg19", layers=(16,)), 3, 16)
+        FeatureMap(loaded, Matching(layers=(16,)), 3, 16)
     with pytest.raises(SettingError, match=r"0 … 6"):
-        FeatureMap(random_vgg(), Features(features="random", layers=(10**30,)), 3, 16)
+        FeatureMap(random_vgg(), Matching(layers=(10**30,)), 3, 16)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gradients_reach_the_images_through_every_layer(plain, tmp_path, channels):
     for loaded in (load_vgg19(str(written(state_of(plain), tmp_path / "net.pth"))), random_vgg()):
-        mapped = FeatureMap(loaded, Features(), channels, 16)
+        mapped = FeatureMap(loaded, Matching(), channels, 16)
         x = images(4, channels).requires_grad_()
         mapped.moments(x).square().sum().backward()
         assert torch.isfinite(x.grad).all() and x.grad.any()
@@ -253,7 +253,7 @@ def test_gradients_reach_the_images_through_every_layer(plain, tmp_path, channel
 
 def test_fakes_and_reals_are_fed_alike():
     """uint8 images by `target` and the same images in [-1, 1] by `moments`."""
-    mapped = FeatureMap(random_vgg(), Features(features="random", layers=(1,)), 1, 16)
+    mapped = FeatureMap(random_vgg(), Matching(layers=(1,)), 1, 16)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 1, 16, 16), np.uint8)
     torch.testing.assert_close(
         mapped.moments(torch.from_numpy(pixels) / 127.5 - 1),

@@ -16,7 +16,7 @@ DELTA = 1e-5
 
 
 def test_a_plan_is_what_a_release_then_does():
-    from prismfl.config import Privacy
+    from prismfl.settings.schema import Privacy
 
     (found,) = plans([600], DELTA, 1000, epsilon=3.0, images_per_person=2)
     grid = Grid(1000, float(NORM), 0.0, 0)

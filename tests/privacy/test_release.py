@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2, kstest, norm
 
-from prismfl.config import Features, Privacy
 from prismfl.errors import DataError, DependencyError, PrivacyError
 from prismfl.mmd import Block, FeatureMap
 from prismfl.nets.features import load_features
@@ -31,6 +30,8 @@ from prismfl.privacy.release import (
     to_arrays,
     to_target,
 )
+from prismfl.settings.resolve import Matching
+from prismfl.settings.schema import Privacy
 
 LABELS = np.arange(30) % 3
 FAST = Privacy(epsilon=9.8, delta=1e-3, noise="fast")
@@ -47,7 +48,7 @@ def exact_square(row):
 @pytest.fixture(scope="module")
 def toned_map():
     """A feature map with tones, whose images are seen at shifts."""
-    return FeatureMap(load_features("vgg"), Features(layers=(0, 5), tone_weight=1.0, shift=1), 1, 16)
+    return FeatureMap(load_features("vgg"), Matching(layers=(0, 5), tone_weight=1.0, shift=1), 1, 16)
 
 
 # ------------------------------------------------------------------------------- enforced norms
@@ -362,7 +363,7 @@ def test_a_damaged_release_is_refused_rather_than_drawn_again(feature_map, blobs
 
 @pytest.mark.parametrize("changes", [{"pool": 4}, {"second_weight": 0.0}, {"pool": 2, "second_weight": 0.0}])
 def test_smaller_maps_have_vectors_of_norm_one_too(blobs, changes):
-    features = FeatureMap(load_features("vgg"), Features(layers=(0, 3), **changes), 1, 16)
+    features = FeatureMap(load_features("vgg"), Matching(layers=(0, 3), **changes), 1, 16)
     vectors = features.vectors(blobs)
     assert vectors.shape == (30, features.dimension)
     np.testing.assert_allclose(vectors.norm(dim=1).numpy(), 1, atol=1e-5)

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from prismfl import runfolder
-from prismfl.config import settings_from
 from prismfl.files import write_atomic
 from prismfl.privacy.accountant import Entry, to_json
 from prismfl.runfolder import RunFolder
+from prismfl.settings.toml import settings_from
 
 CLASSES = tuple("0123456789")
 

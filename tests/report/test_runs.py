@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from prismfl.config import settings_from
 from prismfl.errors import ModelFileError, PrismError, RunFolderError, SettingError
 from prismfl.report.runs import MOST_RUNS, read_runs
 from prismfl.runfolder import RunFolder, create
+from prismfl.settings.toml import settings_from
 
 
 def test_curves_are_of_rounds_done(tmp_path, fabricate):

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prismfl.config import Federation
 from prismfl.seeding import Purpose
 from prismfl.server import Step, advance, public_dither
+from prismfl.settings.schema import Federation
 from prismfl.wire import message
 from prismfl.wire.codec import Entries, decode_mask, decode_step, encode_mask, encode_step, flip_contexts
 from prismfl.wire.draws import Draws, baseline

@@ -7,7 +7,6 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from prismfl.config import settings_from
 from prismfl.errors import MessageError
 from prismfl.federation import (
     Held,
@@ -21,6 +20,7 @@ from prismfl.federation import (
     seal_found,
     server_update,
 )
+from prismfl.settings.toml import settings_from
 from prismfl.wire import message
 from prismfl.wire.message import HEADER_BYTES, Kind
 
@@ -30,10 +30,10 @@ MESSAGES = int(os.environ.get("PRISMFL_FUZZ", "100000"))
 class World:
     """Two rounds of three clients that move at random, their frames, and the server between."""
 
-    def __init__(self, width=1, latent=1, alpha=0.4):
+    def __init__(self, width=1, alpha=0.4):
         values = {
             "data": {"dataset": "digits", "clients": 3, "shards": 9},
-            "generator": {"size": 16, "width": width, "latent": latent},
+            "generator": {"size": 16, "width": width},
             "federation": {"rounds": 3, "alpha": alpha},
         }
         self.agreement = agree(settings_from(values), 1)
@@ -170,7 +170,7 @@ def test_very_many_mutated_messages_are_taken_or_refused(world):
 
 
 def test_memory_is_bounded_by_the_agreed_parameters():
-    world = World(width=16, latent=64, alpha=0.0)
+    world = World(width=16, alpha=0.0)
     count, rng = len(world.states[0].q), np.random.default_rng(1)
     frame, _ = world.targets()[0]
     state = world.states[1]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from prismfl.config import Data
 from prismfl.data.celeba import load_celeba
 from prismfl.data.cifar import load_cifar10
 from prismfl.data.folder import load_clients, load_folder
@@ -13,6 +12,7 @@ from prismfl.data.hub import load_hub
 from prismfl.data.idx import IDX_FAMILIES, load_idx, read_idx
 from prismfl.data.images import Images, ImageSet, Labels, fit
 from prismfl.errors import DataError
+from prismfl.settings.schema import Data
 
 __all__ = ["DATASETS", "IDX_FAMILIES", "ImageSet", "Images", "Labels", "fit", "load_dataset", "read_idx"]
 
@@ -60,11 +60,11 @@ def _from_folder(
     if name == "cifar10":
         return load_cifar10(folder, split)
     if name == "celeba":
-        return load_celeba(folder, split, details.attribute, size, scratch)
+        return load_celeba(folder, split, details.attribute or "Male", size, scratch)
     if name == "folder":
         return load_folder(folder, split, per_client, size, scratch, details.people)
     if name == "hf":
-        return load_hub(str(folder), split, details.image_column, details.label_column, size, scratch)
+        return load_hub(str(folder), split, details.attribute, size, scratch)
     raise DataError(f"data set {name!r}", f"one of {', '.join(DATASETS)}", "name one of these")
 
 

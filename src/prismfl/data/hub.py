@@ -11,7 +11,7 @@ from PIL import Image
 from prismfl.data.images import Gallery, Images, ImageSet, Labels, decode, planes
 from prismfl.errors import DataError, DependencyError
 
-_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label",)
+_IMAGE_COLUMNS = ("image", "img")
 _TEST_SPLITS = ("test", "validation")
 _REMEDY = "check --data-dir: a folder of save_to_disk, or a name and a network"
 
@@ -19,23 +19,18 @@ _REMEDY = "check --data-dir: a folder of save_to_disk, or a name and a network"
 _Table = Any
 
 
-def load_hub(
-    name: str, split: str, image_column: str, label_column: str, size: int, scratch: Path | None = None
-) -> ImageSet:
+def load_hub(name: str, split: str, attribute: str, size: int, scratch: Path | None = None) -> ImageSet:
     """One split of a data set of `datasets`: uint8 images `[N, 1 or 3, size, size]`.
 
-    name: folder of `save_to_disk`, or what `datasets.load_dataset` takes; columns: "" guesses
-    `image` or `img`, and `label` where there is one.  Without a test split every tenth row is
-    kept for testing.  Raises DataError for what is missing or of another kind, DependencyError
-    where the library is absent.
+    name: folder of `save_to_disk`, or what `datasets.load_dataset` takes; attribute: column of the labels, "" for
+    `label` where there is one.  Images are in the column `image` or `img`, or in the only one of images.
+    Without a test split every tenth row is kept for testing.  Raises DataError for what is
+    missing or of another kind, DependencyError where the library is absent.
     """
     tables = _opened(name)
     if not len(tables[split]):
         raise DataError(f"no {split} rows in {name}", "at least one (of ten, where a tenth is kept)", _REMEDY)
-    image = _column(name, tables["train"].column_names, image_column, _IMAGE_COLUMNS, "data.image_column")
-    if image is None:
-        raise DataError(f"no column image or img in {name}", "a column of images", "set data.image_column")
-    label = _column(name, tables["train"].column_names, label_column, _LABEL_COLUMNS, "data.label_column")
+    image, label = _image_column(name, tables["train"]), _label_column(name, tables["train"].column_names, attribute)
     labels, classes = _labels(name, tables, split, label)
     return ImageSet(_pictures(name, tables[split].select_columns([image]), image, size, scratch), labels, classes)
 
@@ -74,10 +69,20 @@ def _parted(table: _Table) -> Mapping[str, _Table]:
     return {"train": table.select(np.flatnonzero(~held)), "test": table.select(np.flatnonzero(held))}
 
 
-def _column(name: str, there: Sequence[str], asked: str, usual: tuple[str, ...], key: str) -> str | None:
+def _image_column(name: str, table: _Table) -> str:
+    usual = [one for one in _IMAGE_COLUMNS if one in table.column_names]
+    marked = [one for one, kind in table.features.items() if type(kind).__name__ == "Image"]
+    if not usual and len(marked) != 1:
+        raise DataError(
+            f"columns {', '.join(table.column_names)} in {name}", "a column of images: image or img", "rename one"
+        )
+    return (usual or marked)[0]
+
+
+def _label_column(name: str, there: Sequence[str], asked: str) -> str | None:
     if asked and asked not in there:
-        raise DataError(f"{key} = {asked!r} in {name}", f"one of {', '.join(there)}", f"change {key}")
-    return asked or next((one for one in usual if one in there), None)
+        raise DataError(f"data.attribute = {asked!r} in {name}", f"one of {', '.join(there)}", "change data.attribute")
+    return asked or ("label" if "label" in there else None)
 
 
 def _labels(name: str, tables: Mapping[str, _Table], split: str, column: str | None) -> tuple[Labels, tuple[str, ...]]:

@@ -88,7 +88,7 @@ def room(shape: tuple[int, ...], scratch: Path | None = None) -> Images:
         raise DataError(
             f"no room for {size} bytes of images in {folder} ({error.strerror or error})",
             "a folder with that much free space",
-            "free some, or set output.cache_dir to another folder",
+            "free some, or set running.cache_dir to another folder",
         ) from None
 
 

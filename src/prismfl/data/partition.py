@@ -5,10 +5,10 @@ import heapq
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.config import Data
 from prismfl.data.images import ImageSet, Labels
 from prismfl.errors import DataError, SettingError
 from prismfl.seeding import Purpose, Stream
+from prismfl.settings.schema import Data
 
 Indices = NDArray[np.int64]
 
@@ -17,9 +17,8 @@ def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
     """Indices of each client's images, ascending: `clients` arrays int64 `[n_k]`.
 
     The split is public and comes from (seed, PARTITION).  Where persons are known, `iid` deals these.
-    Raises SettingError when there are more clients or shards than images, more clients than persons, too
-    few images for `least_images`, or fewer clients than labels where each holds one,
-    DataError when `given` does not fit the data.
+    Raises SettingError when there are more clients or shards than images, more clients than persons, or
+    fewer clients than labels where each holds one, DataError when `given` does not fit the data.
     """
     count, clients = len(images), settings.clients
     if clients > count:
@@ -30,15 +29,9 @@ def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
     elif settings.partition == "attribute":
         parts = _by_label(images.labels, clients, stream)
     elif settings.partition == "shards":
-        parts = _shards(images.labels, clients, settings.shards, stream)
+        parts = _shards(images.labels, clients, settings.shard_count, stream)
     elif settings.partition == "dirichlet":
-        if clients * settings.least_images > count:
-            raise SettingError(
-                f"data.least_images = {settings.least_images} with {clients} clients",
-                f"1 … {count // clients}, for {count} images",
-                "lower data.least_images",
-            )
-        parts = _filled(_dirichlet(images.labels, clients, settings.concentration, stream), settings.least_images)
+        parts = _filled(_dirichlet(images.labels, clients, settings.concentration, stream), 1)
     elif images.people is not None:
         parts = _by_person(images.people, clients, stream)
     else:

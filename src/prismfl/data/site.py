@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from prismfl.config import Settings
 from prismfl.data.classes import select_classes
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.data.folder import load_clients
 from prismfl.data.images import fit
 from prismfl.data.partition import partition
 from prismfl.errors import ClientError, DataError
+from prismfl.settings.schema import Settings
 
 
 def load_site(settings: Settings, folder: Path | None, client: int, scratch: Path | None = None) -> ImageSet:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from prismfl import runfolder
 from prismfl.data.datasets import ImageSet
-from prismfl.engines.releases import NoisyThetas, Releases, key_of, name_of
+from prismfl.engines.releases import Releases, key_of, name_of
 from prismfl.federation import Agreement, ClientKit, Held
 from prismfl.mmd import Target, label_shares
 from prismfl.runfolder import RunFolder
@@ -20,14 +20,12 @@ _NEVER = -1
 class ClientDisk:
     """The folders of a run's clients; a simulator's hold all of them, a deployed client's its own.
 
-    folder: where `clients/NUMBER` lies; with `output.cache_dir` targets and releases lie there, and outlive the run.
+    folder: where `clients/NUMBER` lies; with `running.cache_dir` targets and releases lie there, and outlive the run.
     """
 
     def __init__(self, agreement: Agreement, kit: ClientKit, folder: RunFolder) -> None:
         self.agreement, self.kit, self.folder = agreement, kit, folder
-        asked = agreement.settings.privacy if agreement.settings.privacy.epsilon else None
-        self.releases = Releases(agreement, kit, folder) if asked and asked.mechanism == "release" else None
-        self.thetas = NoisyThetas(agreement, folder) if asked and asked.mechanism == "theta" else None
+        self.releases = Releases(agreement, kit, folder) if agreement.settings.privacy.epsilon else None
 
     # --------------------------------------------------------------------------------- targets
 
@@ -51,7 +49,7 @@ class ClientDisk:
         return target
 
     def _cache(self, client: int, key: NDArray[np.uint8]) -> Path:
-        shared = self.agreement.settings.output.cache_dir
+        shared = self.agreement.settings.running.cache_dir
         name = f"target-{name_of(key)}.safetensors"
         return Path(shared) / name if shared else self.folder.client(client) / "target.safetensors"
 
@@ -71,10 +69,6 @@ class ClientDisk:
         arrays = {"moments": target.moments, "images": np.array([target.images]), "shares": target.shares}
         runfolder.save_arrays(path, arrays)
         return target
-
-    def noise(self, client: int, images: int) -> Callable[[NDArray[np.uint16]], NDArray[np.uint16]] | None:
-        """What is to be done to the client's θ before it is sent, where noise is added to θ."""
-        return self.thetas.noise(client, images) if self.thetas else None
 
     # --------------------------------------------------------------------------- between rounds
 

@@ -1,6 +1,5 @@
 """The simulator: every client in this process, its bytes carried as a deployment would."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -12,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from prismfl import coordinator, runfolder
-from prismfl.config import Settings
 from prismfl.coordinator import Finished, Silent, Watcher
 from prismfl.data.datasets import ImageSet
 from prismfl.engines.clientdisk import ClientDisk
 from prismfl.engines.kept import KeptTargets, KeptThetas
 from prismfl.engines.searching import SearchProcesses, keep_freed_memory, processes_of
+from prismfl.environment import cores
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation import (
     Agreement,
@@ -32,6 +31,7 @@ from prismfl.mmd import Target
 from prismfl.preparation import Prepared, for_arrays, prepare
 from prismfl.runfolder import RunFolder
 from prismfl.search import Memory
+from prismfl.settings.schema import Settings
 
 _ON_A_GPU = 6  # workers at most: more gain nothing (docs/speed.md)
 _MOST_COUNTS = 100_000  # of labels at clients, in the run folder
@@ -46,12 +46,12 @@ def workers_of(settings: Settings) -> int:
 
     There in turns of as many each, for a last turn of few would again.
     """
-    if settings.output.workers:
-        return settings.output.workers
-    cores = max(1, (os.cpu_count() or 1) // settings.search.threads)
-    if settings.output.device == "cpu":
-        return cores
-    most = min(cores, _ON_A_GPU)
+    if settings.running.workers:
+        return settings.running.workers
+    most = max(1, cores() // settings.running.threads)
+    if settings.running.device == "cpu":
+        return most
+    most = min(most, _ON_A_GPU)
     clients = settings.federation.cohort or settings.data.clients or most
     return -(-clients // -(-clients // most))
 
@@ -77,7 +77,7 @@ class InProcess:
 
     def __init__(self, agreement: Agreement, kit: ClientKit, clients: Sequence[ImageSet], folder: RunFolder) -> None:
         self.agreement, self.kit, self.clients, self.folder = agreement, kit, clients, folder
-        threads = agreement.settings.search.threads
+        threads = agreement.settings.running.threads
         workers = workers_of(agreement.settings)
         device = kit.weights.device
         if device.type == "cuda":
@@ -96,8 +96,7 @@ class InProcess:
 
         def one(client: int, frame: bytes) -> bytes:
             memory, target, held = self.disk.recall(client, round_index), self.target(client), self.held.get(client)
-            noise = self.disk.noise(client, target.images)
-            answer = client_update(self.agreement, self.kit, frame, round_index, client, target, memory, held, noise)
+            answer = client_update(self.agreement, self.kit, frame, round_index, client, target, memory, held)
             return self._remembered(client, answer)
 
         return lambda frames: self._carry(one, frames)
@@ -182,7 +181,8 @@ def train(
     if images is not None:
         settings = for_arrays(settings, images)
     ready = prepare(settings, images, labels)
-    folder = runfolder.create(Path(out), ready.agreement.settings)
+    folder = runfolder.create(Path(out), settings)
+    runfolder.record(folder, settings, ready.agreement)
     _record_labels(ready, folder)
     return _run(ready, folder, watcher)
 
@@ -193,10 +193,16 @@ def resume(
     labels: NDArray[np.int64] | None = None,
     *,
     watcher: Watcher | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Finished:
-    """Finish the run in a run folder; its model has the same bytes as an uninterrupted run's."""
-    folder, settings = runfolder.reopen(Path(root))
-    return _run(prepare(settings, images, labels), folder, watcher)
+    """Finish the run in a run folder; its model has the same bytes as an uninterrupted run's.
+
+    changes: settings of its section `running`, and `data_dir`, `clients_from` or `weights` where files have moved.
+    """
+    folder, settings = runfolder.reopen(Path(root), changes)
+    ready = prepare(settings, images, labels)
+    runfolder.record(folder, settings, ready.agreement)
+    return _run(ready, folder, watcher)
 
 
 def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finished:

@@ -1,13 +1,11 @@
 """What simulated clients release of their images: once, stored before it is used, and reused.
 
-A store of images is a client's part of the run, or with `output.cache_dir` the same images in any
+A store of images is a client's part of the run, or with `running.cache_dir` the same images in any
 run.  Reuse costs nothing; a release of the same store under other settings is refused unless
 it was asked for, and then both stand in the ledger.
 """
 
 import hashlib
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,9 +17,8 @@ from prismfl.data.datasets import ImageSet
 from prismfl.errors import PrivacyError
 from prismfl.federation import Agreement, ClientKit
 from prismfl.mmd import Target
-from prismfl.privacy.accountant import Entry, from_json, to_json
+from prismfl.privacy.accountant import to_json
 from prismfl.privacy.release import from_arrays, release, to_arrays
-from prismfl.privacy.theta import noised, planned
 from prismfl.runfolder import RunFolder
 
 
@@ -54,7 +51,7 @@ class Releases:
         return target
 
     def _store(self, client: int, mine: ImageSet) -> Path:
-        shared = self.agreement.settings.output.cache_dir
+        shared = self.agreement.settings.running.cache_dir
         # The name of a store is made of its images, and stays on the client's disk.
         return Path(shared) / f"store-{name_of(key_of('', mine, 1))}" if shared else self.folder.client(client)
 
@@ -71,45 +68,6 @@ class Releases:
         """Bring the client's ledger up to date: all that was ever released of its store."""
         held = [from_arrays(runfolder.load_arrays(path) or {}) for path in sorted(store.glob("release-*.safetensors"))]
         runfolder.save_ledger(self.folder, client, to_json([replace(one.entry, client=client) for one in held]))
-
-
-@dataclass(frozen=True)
-class NoisyThetas:
-    """Noise on what clients found, by `privacy.mechanism = "theta"`: every reply is a release of its own.
-
-    Replies are counted on the client's disk before they are drawn, so that one which a killed
-    run never used counts too; more than there are rounds are refused unless another release is asked for.
-    """
-
-    agreement: Agreement
-    folder: RunFolder
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def noise(self, client: int, images: int) -> Callable[[NDArray[np.uint16]], NDArray[np.uint16]]:
-        """What is to be done to a client's θ of `images` images, uint16 `[N]`, before it is sent.
-
-        Raises PrivacyError when all rounds were released.
-        """
-        settings, count = self.agreement.settings, self.agreement.layout.count
-        entry, scale = planned(settings.privacy, count, settings.federation.rounds, images, client)
-
-        def noise(q: NDArray[np.uint16]) -> NDArray[np.uint16]:
-            self._count(entry)
-            return noised(q, scale, settings.privacy.noise)
-
-        return noise
-
-    def _count(self, entry: Entry) -> None:
-        settings = self.agreement.settings
-        with self._lock:
-            done = sum(one.count for one in from_json(runfolder.client_ledger(self.folder, entry.client)))
-            if done >= settings.federation.rounds and not settings.privacy.another_release:
-                raise PrivacyError(
-                    f"client {entry.client} with {done} noisy replies",
-                    f"{settings.federation.rounds}, the rounds that its noise is for",
-                    "set privacy.another_release and let the ledger add up",
-                )
-            runfolder.save_ledger(self.folder, entry.client, to_json([replace(entry, count=done + 1)]))
 
 
 def key_of(rules: str, mine: ImageSet, classes: int) -> NDArray[np.uint8]:

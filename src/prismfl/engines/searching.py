@@ -18,11 +18,11 @@ from joblib.externals.loky import ProcessPoolExecutor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prismfl.config import Settings
 from prismfl.federation import ClientKit
 from prismfl.layout import Layout
 from prismfl.mmd import FeatureMap
 from prismfl.search import Found, local_search
+from prismfl.settings.schema import Settings
 
 # glibc's numbers for mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -37,11 +37,11 @@ def processes_of(settings: Settings, workers: int) -> int:
     federation, search = settings.federation, settings.search
     clients = federation.cohort or settings.data.clients
     count = min(workers, clients)
-    able = settings.output.device == "cpu" and federation.mode == "masks" and count > 1
-    if not able or settings.output.processes == "off":
+    able = settings.running.device == "cpu" and federation.mode == "masks" and count > 1
+    if not able or settings.running.processes == "off":
         return 0
     steps = federation.rounds * clients * search.local_steps
-    return count if settings.output.processes == "on" or steps >= _WORTH_STARTING else 0
+    return count if settings.running.processes == "on" or steps >= _WORTH_STARTING else 0
 
 
 class SearchProcesses:
@@ -76,7 +76,7 @@ class SearchProcesses:
             self.pool = None
             _log.warning(
                 "a process that searched has died (%s); going on without them, and more slowly: "
-                "if memory ran out, set output.workers lower",
+                "if memory ran out, set running.workers lower",
                 type(error).__name__,
             )
 

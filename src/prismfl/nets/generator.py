@@ -138,7 +138,7 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SettingError(
-            f"output.device = {device!r} ({reason})", "a device that torch can use here", "try cpu or cuda"
+            f"running.device = {device!r} ({reason})", "a device that torch can use here", "try cpu or cuda"
         ) from None
 
 

@@ -29,10 +29,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prismfl.config import Privacy
 from prismfl.errors import DataError, DependencyError, PrivacyError
 from prismfl.mmd import Block, FeatureMap, Target
 from prismfl.privacy.accountant import Entry, calibrate, from_json, rounding_distance, to_json, versions
+from prismfl.settings.schema import Privacy
 
 # Every integer up to it is a float32, and sums of squares below 2^53 are exact in float64.
 NORM = 2**24

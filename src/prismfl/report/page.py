@@ -11,7 +11,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prismfl import __version__
-from prismfl.config import SECTIONS, Settings
 from prismfl.files import write_atomic
 from prismfl.metrics.presentation import grouped
 from prismfl.progress import sized
@@ -29,6 +28,7 @@ from prismfl.report.figures import (
 )
 from prismfl.report.grids import Grid, Grids, data_uri, read_grids, read_real
 from prismfl.report.runs import WAYS, Run, read_runs
+from prismfl.settings.schema import SECTIONS, Settings
 
 ROOM = 3_500_000  # bytes of a page that its sample grids may take together
 _REAL_ROOM = 500_000  # and that its grids of real images may take

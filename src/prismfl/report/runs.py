@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from prismfl import runfolder
-from prismfl.config import Settings
 from prismfl.errors import PrivacyError, RunFolderError, SettingError
 from prismfl.modelfile import load_model
 from prismfl.privacy.accountant import Entry, from_json, summary_of
 from prismfl.runfolder import RunFolder
+from prismfl.settings.schema import Settings
 
 MOST_RUNS = 10  # on one page: colours that can be told apart
 WAYS = ("uplink", "downlink")

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from prismfl import runfolder
-from prismfl.config import to_toml
 from prismfl.coordinator import Silent
 from prismfl.errors import DependencyError
+from prismfl.settings.toml import to_toml
 
 with contextlib.suppress(ImportError, DependencyError):  # without Flower, each module here skips itself by name
     from flwr.app import Context, RecordDict
@@ -123,8 +123,8 @@ def site_settings(tiny):
 
     def make(**changes):
         data = {"dataset": "folder", "partition": "given", "clients": 3} | changes.pop("data", {})
-        deployment = {"deadline": 30.0, "join_wait": 30.0} | changes.pop("deployment", {})
-        return tiny(data=data, deployment=deployment, **changes)
+        running = {"deadline": 30.0} | changes.pop("running", {})
+        return tiny(data=data, running=running, **changes)
 
     return make
 

@@ -36,8 +36,8 @@ def patient(site_settings):
     """Settings that give processes of a busy machine their time."""
 
     def make(deadline=120.0, **changes):
-        deployment = {"deadline": deadline, "join_wait": 300.0} | changes.pop("deployment", {})
-        return site_settings(deployment=deployment, **changes)
+        running = {"deadline": deadline} | changes.pop("running", {})
+        return site_settings(running=running, **changes)
 
     return make
 
@@ -46,8 +46,9 @@ def cohorts(out):
     return [line["cohort"] for line in read_rounds(RunFolder(out))]
 
 
+@pytest.mark.usefixtures("full_world")
 def test_two_rounds_of_three_clients_give_the_simulators_model(deployment, patient, tmp_path):
-    settings = patient(search={"adam": "keep"})
+    settings = patient()
     out = deployment.begin(settings, APP)
     summary = deployment.finish(out)
     data = replace(settings.data, clients_from=str(deployment.sites / "*"))
@@ -139,7 +140,7 @@ def start(words, log):
 
 
 SMALL = shlex.split("""
-    --size 16 --width 2 --latent 8 --rounds 3 --local-steps 1 --batch-size 4 --layers 0,1 --shipped half
+    --size 16 --width 2 --rounds 3 --local-steps 1 --batch-size 4 --shipped half
     --grid-every 0 --join-wait 300 --deadline 120
 """)
 

@@ -40,9 +40,10 @@ def in_process(settings, sites, root):
 
 KINDS = {
     "as it comes": {},
-    "adam kept, mask compared": {"search": {"adam": "keep"}, "federation": {"rounds": 3, "shipped": "best"}},
+    "adam kept, mask compared": {"federation": {"rounds": 3, "shipped": "best"}},
     "two a round, by size": {"federation": {"rounds": 4, "cohort": 2, "client_weights": "size"}},
     "soft masks": {"search": {"mask": "soft"}},
+    "one-shot": {"federation": {"mode": "one-shot", "rounds": 3}},
     "alpha, labels off": {"federation": {"alpha": 0.5}, "generator": {"conditional": False}},
 }
 
@@ -65,18 +66,12 @@ def test_private_runs_agree_from_the_same_releases(fake, site_nodes, site_settin
     store = tmp_path / "store"
     for name in "abc":
         shutil.copytree(tmp_path / "state" / name, store, dirs_exist_ok=True)
-    cached = replace(settings, output=replace(settings.output, cache_dir=str(store)))
+    cached = replace(settings, running=replace(settings.running, cache_dir=str(store)))
     in_process(cached, sites, tmp_path / "plain")
     mine, plain = RunFolder(tmp_path / "flower"), RunFolder(tmp_path / "plain")
     assert mine.model.read_bytes() == plain.model.read_bytes()
     assert mine.ledger.read_bytes() == plain.ledger.read_bytes()
     assert [entry["client"] for entry in load_model(mine.model).ledger] == [0, 1, 2]
-
-
-def test_noise_on_theta_is_counted_on_the_clients_disk(fake, site_nodes, site_settings, serve, tmp_path):
-    private = {"epsilon": 9.0, "delta": 1e-2, "noise": "fast", "mechanism": "theta"}
-    serve(fake(site_nodes), tmp_path / "flower", site_settings(privacy=private))
-    assert [one["count"] for one in load_model(tmp_path / "flower" / "model.safetensors").ledger] == [2, 2, 2]
 
 
 def test_a_reply_without_a_ledger_does_not_count(fake, site_nodes, site_settings, serve, tmp_path, notes):
@@ -126,7 +121,7 @@ def test_the_others_go_on(fault, fake, site_nodes, site_settings, serve, tmp_pat
 
 
 def test_a_round_waits_until_its_deadline_and_no_longer(fake, site_nodes, site_settings, serve, tmp_path, notes):
-    settings = site_settings(deployment={"deadline": 0.5})
+    settings = site_settings(running={"deadline": 0.5})
     serve(fake(site_nodes, wrong={(2, 1): "silence"}), tmp_path / "run", settings, notes)
     assert [line["cohort"] for line in lines_of(tmp_path / "run")] == [[0, 1, 2], [0, 1]]
     assert any("no reply within 0.5 s" in line for line in notes.lines)
@@ -140,7 +135,7 @@ def test_a_client_that_missed_a_round_keeps_the_memory_of_its_last(
     def lost(reply):
         return with_response(Response(b"lost on the way"))(reply)
 
-    settings = site_settings(search={"adam": "keep"}, federation={"rounds": 3})
+    settings = site_settings(federation={"rounds": 3})
     serve(fake(site_nodes, wrong={(1, 1): lost}), tmp_path / "run", settings)
     kept = sorted(path.name for path in (tmp_path / "state" / "b").rglob("adam-*"))
     assert kept == ["adam-00000000.safetensors", "adam-00000002.safetensors"]
@@ -153,16 +148,14 @@ def test_too_few_replies_do_not_count(fake, site_nodes, site_settings, serve, tm
         calls.append(1)
         return with_response(Response(b""))(reply) if len(calls) == 1 else reply
 
-    settings = site_settings(deployment={"least_cohort": 3, "attempts": 2})
+    settings = site_settings(running={"least_cohort": 3})
     serve(fake(site_nodes, wrong={(1, 1): once}), tmp_path / "run", settings, notes)
     assert [line["cohort"] for line in lines_of(tmp_path / "run")] == [[0, 1, 2]] * 2
     assert any("round 1 does not count" in line for line in notes.lines)
 
 
 def test_a_run_that_stopped_goes_on(fake, site_nodes, site_settings, serve, tmp_path):
-    settings = site_settings(
-        search={"adam": "keep"}, federation={"rounds": 3}, deployment={"least_cohort": 3, "attempts": 2}
-    )
+    settings = site_settings(federation={"rounds": 3}, running={"least_cohort": 3})
     serve(fake(site_nodes), tmp_path / "whole", settings)
     shutil.rmtree(tmp_path / "state")
     broken = fake(site_nodes, wrong={(1, 1): with_response(Response(b""))})
@@ -213,7 +206,7 @@ def test_terms_travel_once(fake, site_nodes, site_settings, serve, tmp_path):
 def test_missing_clients_are_named(fake, site_nodes, site_settings, serve, tmp_path):
     del site_nodes[101]
     with pytest.raises(ClientError, match=r"2 clients after 0\.3 s, without 1"):
-        serve(fake(site_nodes), tmp_path / "run", site_settings(deployment={"join_wait": 0.3}))
+        serve(fake(site_nodes), tmp_path / "run", site_settings(running={"deadline": 0.3}))
 
 
 def test_another_run_is_refused(fake, site_nodes, site_settings, serve, tmp_path, notes, monkeypatch):
@@ -228,7 +221,7 @@ def test_another_run_is_refused(fake, site_nodes, site_settings, serve, tmp_path
 
     monkeypatch.setattr(fake, "push_messages", changed)
     with pytest.raises(ClientError, match="a request of run 0000"):
-        serve(grid, tmp_path / "run", site_settings(deployment={"attempts": 1}), notes)
+        serve(grid, tmp_path / "run", site_settings(), notes)
 
 
 # ---------------------------------------------------------------------------- what clients insist on
@@ -242,13 +235,13 @@ def refused(fake, site_nodes, settings, serve, root, notes, **config):
 
 
 def test_a_client_may_insist_on_privacy(fake, site_nodes, site_settings, serve, tmp_path, notes):
-    settings = site_settings(deployment={"join_wait": 0.3})
+    settings = site_settings(running={"deadline": 0.3})
     said = refused(fake, site_nodes, settings, serve, tmp_path / "run", notes, **{"most-epsilon": 1.0})
     assert "no ε" in said and "--most-epsilon" in said
 
 
 def test_a_run_may_not_search_a_clients_file_names(fake, site_nodes, site_settings, serve, tmp_path, notes):
-    settings = site_settings(data={"partition": "iid", "people": "a"}, deployment={"join_wait": 0.3})
+    settings = site_settings(data={"partition": "iid", "people": "a"}, running={"deadline": 0.3})
     with pytest.raises(ClientError, match="without 0, 1, 2"):
         serve(fake(site_nodes), tmp_path / "run", settings, notes)
     assert any("is refused" in line and "deals persons" in line for line in notes.lines)
@@ -266,14 +259,14 @@ def test_a_clients_own_count_of_a_person_is_told_to_it_alone(
 
 
 def test_a_folder_that_is_not_there_is_named(fake, site_nodes, site_settings, serve, tmp_path, notes):
-    settings = site_settings(deployment={"join_wait": 0.3})
+    settings = site_settings(running={"deadline": 0.3})
     assert "nowhere" in refused(fake, site_nodes, settings, serve, tmp_path / "run", notes, **{"data-dir": "/nowhere"})
 
 
 def test_a_second_release_needs_the_clients_word(fake, site_nodes, site_settings, serve, tmp_path):
     private = {"epsilon": 9.0, "delta": 1e-2, "noise": "fast"}
     serve(fake(site_nodes), tmp_path / "one", site_settings(privacy=private))
-    more = site_settings(privacy=private | {"epsilon": 5.0, "another_release": True}, deployment={"attempts": 1})
+    more = site_settings(privacy=private | {"epsilon": 5.0, "another_release": True})
     with pytest.raises(ClientError, match="earlier release"):
         serve(fake(site_nodes), tmp_path / "two", more)
     for config in site_nodes.values():
@@ -291,7 +284,7 @@ def test_only_named_classes_are_told(fake, site_nodes, site_settings, serve, tmp
 
 
 def test_simulated_clients_take_their_part_of_the_settings_data(fake, tiny, serve, tmp_path):
-    settings = tiny(data={"clients": 3}, federation={"shipped": "best", "shipped_draws": 2})
+    settings = tiny(data={"clients": 3}, federation={"shipped": "best"})
     nodes = {number: {"partition-id": number - 7, "num-partitions": 3} for number in (7, 8, 9)}
     serve(fake(nodes), tmp_path / "flower", settings)
     inprocess.train(settings, out=tmp_path / "plain")

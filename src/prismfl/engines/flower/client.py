@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from prismfl.config import FEATURE_NETS, Output, Settings, settings_from, toml_from
 from prismfl.data.people import uncovered
 from prismfl.data.site import conform, load_site, only, reported
 from prismfl.engines.flower.envelope import (
@@ -35,6 +34,8 @@ from prismfl.engines.flower.envelope import (
 )
 from prismfl.errors import ClientError, PrismError, PrivacyError, SettingError
 from prismfl.files import write_atomic
+from prismfl.settings.schema import FEATURE_NETS, Running, Settings
+from prismfl.settings.toml import settings_from, toml_from
 
 if TYPE_CHECKING:
     from prismfl.data.datasets import ImageSet
@@ -163,8 +164,8 @@ class Site:
         features = replace(
             settings.features, features=name if name in FEATURE_NETS else self.features, weights=self.weights
         )
-        output = Output(device=self.device, cache_dir=str(self.state) if self.state else "")
-        return replace(settings, features=features, output=output)
+        running = Running(device=self.device, cache_dir=str(self.state) if self.state else "")
+        return replace(settings, features=features, running=running)
 
 
 def greet(site: Site, request: Request) -> Hello:
@@ -173,11 +174,10 @@ def greet(site: Site, request: Request) -> Hello:
         return Hello(site.client, site.token(), site.simulated)
     settings = site.local(settings_from(toml_from(request.terms.settings)))
     mine = _images(site, settings)
-    if settings.privacy.epsilon and settings.privacy.mechanism == "release":
+    if settings.privacy.epsilon:
         from prismfl.privacy.release import check_sizes
 
         check_sizes(settings.privacy, [len(mine)])
-    if settings.privacy.epsilon:
         for line in uncovered([mine], settings.privacy.images_per_person):
             print(line, flush=True)  # for whoever runs this client, and nobody else
     return Hello(site.client, site.token(), False, mine.classes, mine.images.shape[1])
@@ -231,9 +231,9 @@ class _World:
         client, disk = self.site.client, self.disk
         target = self.target()
         disk.forget_after(client, request.counted)
-        memory, noise = disk.recall(client, request.round), disk.noise(client, target.images)
+        memory = disk.recall(client, request.round)
         made = client_update(
-            self.agreement, self.kit, request.frame, request.round, client, target, memory, disk.held(client), noise
+            self.agreement, self.kit, request.frame, request.round, client, target, memory, disk.held(client)
         )
         # It counts only once the next message says so: until then the memory of an earlier round stays beside it.
         disk.remember(client, request.round, made.memory)
@@ -280,7 +280,7 @@ def _deployed(site: Site, state: Path, run: bytes, terms: Terms, anew: bool) -> 
     from prismfl.runfolder import RunFolder
 
     settings = site.local(settings_from(toml_from(terms.settings)))
-    torch.set_num_threads(settings.search.threads)
+    torch.set_num_threads(settings.running.threads)
     agreement = agree_on(settings, terms.channels, terms.classes)
     # Nobody else decides whether this client's images are released a second time.
     privacy = replace(settings.privacy, another_release=site.another_release)
@@ -296,7 +296,7 @@ def _simulated(site: Site, terms: Terms) -> _World:
     from prismfl.runfolder import RunFolder
 
     ready = _prepared(terms.settings)
-    torch.set_num_threads(ready.agreement.settings.search.threads)
+    torch.set_num_threads(ready.agreement.settings.running.threads)
     disk = ClientDisk(ready.agreement, ready.kit, RunFolder(Path(terms.folder)))
     return _World(site, ready.agreement, ready.kit, disk, ready.clients[site.client], terms)
 

@@ -19,6 +19,7 @@ from prismfl.runfolder import RunFolder
 _WAIT = 0.1  # seconds between looks for replies
 _SPARE = 60.0  # seconds that a message lives beyond the deadline: clocks differ
 _NEVER = -1
+_ATTEMPTS = 3  # times that a round is tried where too few replied
 
 
 class Flower:
@@ -31,7 +32,7 @@ class Flower:
     def __init__(self, grid: Grid, agreement: Agreement, folder: RunFolder, roster: Roster, terms: Terms) -> None:
         self.grid, self.agreement, self.folder = grid, agreement, folder
         self.roster, self.terms = roster, terms
-        self.attempts = agreement.settings.deployment.attempts
+        self.attempts = _ATTEMPTS
         self.counted = _counted_of(folder)
         self.informed: dict[int, bytes] = {}  # token of the client that has the terms
 
@@ -49,7 +50,7 @@ class Flower:
         self.counted |= dict.fromkeys(clients, round_index)
 
     def _carry(self, ask: Ask, round_index: int, frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
-        seconds = self.agreement.settings.deployment.deadline
+        seconds = self.agreement.settings.running.deadline
         post = _Post(self, ask, round_index, dict(frames), seconds)
         end = time.monotonic() + seconds if seconds else float("inf")
         while post.frames and time.monotonic() < end:
@@ -158,7 +159,7 @@ class _Post:
 
     def only_absent_left(self) -> bool:
         """Whether nobody who could still answer is connected, and the round has enough without them."""
-        roster, least = self.engine.roster, self.engine.agreement.settings.deployment.least_cohort
+        roster, least = self.engine.roster, self.engine.agreement.settings.running.least_cohort
         absent = not roster.greeting_out and len(roster.missing(self.frames)) == len(self.frames)
         return absent and self.answered >= least
 

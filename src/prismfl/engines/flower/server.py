@@ -10,7 +10,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from prismfl import coordinator, runfolder
-from prismfl.config import Settings, settings_from, to_toml, toml_from
 from prismfl.coordinator import Finished, Watcher
 from prismfl.data.datasets import ImageSet
 from prismfl.engines.flower.engine import Flower
@@ -18,10 +17,12 @@ from prismfl.engines.flower.envelope import Ask, Hello, Request, Terms
 from prismfl.engines.flower.events import EventWriter, alone
 from prismfl.engines.flower.roster import Roster
 from prismfl.errors import ClientError, PrismError, RunFolderError
-from prismfl.federation import Agreement
+from prismfl.federation import Agreement, ClientKit
 from prismfl.files import write_atomic
-from prismfl.preparation import agree_on, counted, prepare
+from prismfl.preparation import agree_on, counted, prepare, site_kit
 from prismfl.runfolder import RunFolder
+from prismfl.settings.schema import Settings
+from prismfl.settings.toml import settings_from, to_toml, toml_from
 
 _WAIT = 0.2  # seconds between looks at who is connected
 _SETTLE = 60.0  # seconds that a resumed run waits for all of its clients, once some are there
@@ -71,22 +72,27 @@ def serve(grid: Grid, folder: RunFolder, settings: Settings, watcher: Watcher) -
     roster = Roster(grid, settings.data.clients, greeting, watcher.note)
     agreed = _read(folder)
     _gather(roster, settings, agreed, watcher)
+    kit: ClientKit | None = None
     hellos = [roster.seats[client].hello for client in sorted(roster.seats)]
     if any(hello.simulated for hello in hellos):
-        agreement, test, terms = _simulated(settings, folder, watcher)
+        agreement, test, terms, kit = _simulated(settings, folder, watcher)
     else:
         agreed = agreed or agree_of(hellos)
         agreement, test = agree_on(settings, agreed.channels, agreed.classes), None
+        if agreement.settings.federation.mode == "one-shot":
+            kit = site_kit(agreement)
         terms = Terms(to_toml(agreement.settings.public()), agreed.classes, agreed.channels)
         write_atomic(_path(folder), json.dumps(asdict(agreed), ensure_ascii=False) + "\n")
-    write_atomic(folder.config, to_toml(agreement.settings))
+    runfolder.record(folder, settings, agreement)
     # Lines of rounds that never counted go first: the engine reads who counted.
     runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients)
     engine = Flower(grid, agreement, folder, roster, terms)
-    return coordinator.run(agreement, engine, folder, watcher, test)
+    return coordinator.run(agreement, engine, folder, watcher, test, kit)
 
 
-def _simulated(settings: Settings, folder: RunFolder, watcher: Watcher) -> tuple[Agreement, ImageSet | None, Terms]:
+def _simulated(
+    settings: Settings, folder: RunFolder, watcher: Watcher
+) -> tuple[Agreement, ImageSet | None, Terms, ClientKit]:
     """Flower simulates the clients: the data set is here, and there, as the settings name it."""
     ready = prepare(settings)
     for line in ready.warnings:
@@ -94,7 +100,7 @@ def _simulated(settings: Settings, folder: RunFolder, watcher: Watcher) -> tuple
     agreement = ready.agreement
     root = str(folder.root.resolve())
     terms = Terms(to_toml(agreement.settings), agreement.labels, agreement.layout.channels, root)
-    return agreement, ready.test, terms
+    return agreement, ready.test, terms, ready.kit
 
 
 def _gather(roster: Roster, settings: Settings, agreed: Agreed | None, watcher: Watcher) -> None:
@@ -102,7 +108,7 @@ def _gather(roster: Roster, settings: Settings, agreed: Agreed | None, watcher: 
 
     Raises ClientError when they do not come in time.
     """
-    wait, needed = settings.deployment.join_wait, settings.deployment.least_cohort if agreed else settings.data.clients
+    wait, needed = settings.running.deadline, settings.running.least_cohort if agreed else settings.data.clients
     begun, told, enough_since = time.monotonic(), -1, 0.0
     while len(roster.seats) < settings.data.clients:
         roster.poll()

@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prismfl import cli
-from prismfl.config import SECTIONS, Search, Settings, load_settings, merged, read_toml, settings_from, to_toml
 from prismfl.errors import SettingError
-from prismfl.preparation import matching
+from prismfl.settings.schema import SECTIONS, Search, Settings
+from prismfl.settings.toml import images_of, load_settings, merged, read_toml, settings_from, to_toml
 
 HARD_TEXTS = [
     'a "quoted" word',
@@ -34,7 +34,8 @@ def floats(low, high):
 @st.composite
 def valid_settings(draw):
     """Nested values that are allowed alone and together."""
-    clients, clip = draw(st.integers(1, 32767)), draw(floats(0.0001, 0.49))
+    clients = draw(st.integers(1, 32767))
+    partition = draw(st.sampled_from(["iid", "shards", "dirichlet", "attribute", "given"]))
     return {
         "seed": draw(st.integers(0, 2**64 - 1)),
         "data": {
@@ -43,32 +44,26 @@ def valid_settings(draw):
             ),
             "data_dir": draw(texts),
             "attribute": draw(texts),
-            "image_column": draw(texts),
             "clients": clients,
-            "partition": draw(st.sampled_from(["iid", "shards", "dirichlet", "attribute", "given"])),
-            "shards": clients * draw(st.integers(1, 9)),
-            "concentration": draw(floats(0.0, 1e6)),
+            "partition": partition,
+            "shards": clients * draw(st.integers(0, 9)) * (partition == "shards"),
+            "concentration": draw(floats(0.0, 1e6)) if partition == "dirichlet" else 0.005,
         },
         "generator": {
             "size": draw(st.sampled_from([0, 16, 32, 64])),
             "width": draw(st.integers(1, 1024)),
             "conditional": draw(st.booleans()),
         },
-        "features": {"features": draw(texts), "layers": tuple(draw(st.lists(st.integers(0, 50), max_size=4)))},
-        "search": {
-            "learning_rate": draw(floats(0.0, 1000.0)),
-            "adam": draw(st.sampled_from(["auto", "reset", "keep"])),
-        },
+        "features": {"features": draw(texts), "weights": draw(texts)},
+        "search": {"learning_rate": draw(floats(0.0, 1000.0))},
         "federation": {
             "cohort": draw(st.integers(0, clients)),
-            "control_variate": draw(st.booleans()),
-            "clip": clip,
-            "initial_theta": draw(st.floats(clip, 1 - clip)),
+            "uplink": draw(st.sampled_from(["auto", "whole", "half", "fewest"])),
             "initial_certainty": draw(st.floats(0, 1)),
             "alpha": draw(st.floats(0, 1)),
         },
         "privacy": {"delta": draw(floats(0.0, 0.5))},
-        "output": {"cache_dir": draw(texts), "grid_every": draw(st.integers(0, 2**40))},
+        "running": {"cache_dir": draw(texts), "distance_every": draw(st.integers(0, 2**40))},
     }
 
 
@@ -77,9 +72,9 @@ def valid_settings(draw):
 
 @given(valid_settings())
 @example({"search": {"learning_rate": 1e-05}, "privacy": {"delta": 5e-324}, "seed": 2**64 - 1})
-@example({"search": {"learning_rate": 1e-100}, "data": {"concentration": 1e6}})
-@example({"output": {"grid_every": 10**30}})
-@example({"features": {"layers": (0,)}, "data": {"data_dir": "".join(HARD_TEXTS)}})
+@example({"search": {"learning_rate": 1e-100}, "data": {"partition": "dirichlet", "concentration": 1e6}})
+@example({"running": {"distance_every": 10**30}})
+@example({"data": {"data_dir": "".join(HARD_TEXTS)}})
 def test_settings_survive_toml(values):
     settings = settings_from(values)
     parsed = tomllib.loads(to_toml(settings))
@@ -89,7 +84,7 @@ def test_settings_survive_toml(values):
     for section, asked in values.items():
         if isinstance(asked, dict):
             for key, value in asked.items():
-                assert parsed[section][key] == (list(value) if isinstance(value, tuple) else value)
+                assert parsed[section][key] == value
         else:
             assert parsed[section] == asked
 
@@ -98,13 +93,12 @@ def test_toml_on_disk_is_read_with_changes_over_it(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text(
         'seed = 18446744073709551615\n[data]\ndata_dir = "a\\\\b \\u00fc"\nclients = 4\npartition = "iid"\n'
-        "[search]\nlearning_rate = 1e-05\n[federation]\nrounds = 7\nalpha = 1\n[features]\nlayers = [2, 0]\n",
+        "[search]\nlearning_rate = 1e-05\n[federation]\nrounds = 7\nalpha = 1\n",
         encoding="utf-8",
     )
-    settings = load_settings(path, {"rounds": 9, "layers": [1]})
+    settings = load_settings(path, {"rounds": 9})
     assert (settings.seed, settings.data.data_dir, settings.data.clients) == (2**64 - 1, "a\\b ü", 4)
     assert (settings.search.learning_rate, settings.federation.rounds) == (0.00001, 9)
-    assert settings.features.layers == (1,)
     # A whole number may stand for a float.
     assert settings.federation.alpha == 1.0 and isinstance(settings.federation.alpha, float)
 
@@ -160,45 +154,32 @@ IMPOSSIBLE = [
     ("generator", "size", False, "one of 0, 16, 32, 64"),
     ("generator", "size", 16.0, "one of 0, 16, 32, 64"),
     ("generator", "width", -1, "≥ 0"),
-    ("generator", "latent", 0, "≥ 1"),
-    ("features", "layers", [-1], "≥ 0"),
-    ("features", "layers", [0, 1.5], "int"),
-    ("features", "layers", [True], "int"),
-    ("features", "layers", "0,1", "tuple"),
-    ("features", "second_weight", -0.1, "≥ 0"),
     ("search", "local_steps", -1, "≥ 0"),
     ("search", "batch_size", -1, "≥ 0"),
     ("search", "learning_rate", -0.1, "≥ 0"),
     ("search", "learning_rate", math.inf, "≤ 1000"),
     ("search", "learning_rate", math.nan, "float"),
     ("search", "final_rate", 1.5, "≤ 1"),
-    ("search", "beta1", 1.0, "≤ 0.9999"),
-    ("search", "shrinkage", -0.1, "≥ 0"),
-    ("search", "shrinkage", 0.6, "≤ 0.5"),
-    ("search", "client_threads", -1, "≥ 0"),
+    ("search", "final_rate", -0.5, "≥ 0"),
+    ("search", "batch_size", 1, "at least 2"),
+    ("running", "client_threads", -1, "≥ 0"),
     ("federation", "rounds", 0, "≥ 1"),
     ("federation", "cohort", -1, "≥ 0"),
     ("federation", "cohort", 11, "0 … 10, the clients"),
     ("generator", "conditional", "false", "bool"),
-    ("federation", "control_variate", 1, "bool"),
-    ("federation", "control_variate", "true", "bool"),
     ("federation", "alpha", -0.1, "≥ 0"),
     ("federation", "alpha", 1.01, "≤ 1"),
     ("federation", "alpha", math.nan, "float"),
     ("federation", "alpha", -math.inf, "≥ 0"),
-    ("federation", "alpha_bits", 0, "≥ 1"),
-    ("federation", "alpha_bits", 17, "≤ 16"),
-    ("federation", "parts", -1, "≥ 0"),
-    ("federation", "parts", 32768, "≤ 32767"),
-    ("federation", "clip", 0.5, "≤ 0.49"),
-    ("federation", "initial_theta", 0.001, "the clip range"),
+    ("federation", "uplink", "third", "one of auto, whole, half, fewest"),
+    ("federation", "initial_certainty", -0.5, "≥ 0"),
     ("privacy", "epsilon", math.inf, "≤ 100"),
     ("privacy", "epsilon", -1.0, "≥ 0"),
     ("privacy", "images_per_person", 0, "≥ 1"),
     ("privacy", "noise", "none", "one of exact, fast"),
     ("privacy", "delta", 0.0, "> 0"),
-    ("output", "device", 0, "str"),
-    ("output", "workers", -1, "≥ 0"),
+    ("running", "device", 0, "str"),
+    ("running", "workers", -1, "≥ 0"),
 ]
 
 
@@ -212,7 +193,6 @@ def test_impossible_values_are_refused_with_key_value_and_range(section, key, va
         "float": "a number",
         "str": "text",
         "bool": "true or false",
-        "tuple": "whole number",
     }
     assert f"{section}.{key}" in text and spelt.get(allowed, allowed) in text
     assert (repr(value) if not isinstance(value, list) else repr(value[-1])) in text
@@ -252,7 +232,7 @@ def test_what_contradicts_clients_by_pattern_is_refused(key, value, says):
     ],
 )
 def test_paths_are_not_public_and_what_labels_mean_is(data):
-    public = settings_from({"data": data, "output": {"cache_dir": "/secret/cache"}}).public()
+    public = settings_from({"data": data, "running": {"cache_dir": "/secret/cache"}}).public()
     assert "secret" not in to_toml(public) and public.data.attribute == "Young"
     assert settings_from(tomllib.loads(to_toml(public))) == public
 
@@ -292,7 +272,7 @@ def test_settings_are_frozen():
 
 def test_settings_made_in_python_are_checked_too():
     """What is built from the classes obeys the same ranges as what comes from a file."""
-    from prismfl.config import Data, Search
+    from prismfl.settings.schema import Data
 
     with pytest.raises(SettingError, match=r"data\.clients"):
         Settings(data=Data(clients=0))
@@ -343,126 +323,78 @@ def test_every_setting_is_an_option_of_train(capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", ["vgg", "vgg19", "random"])
 def test_public_settings_name_a_network_and_no_path(name):
-    made = settings_from({"features": {"features": name, "weights": "/home/me/w.pth", "features_sha256": "ab"}})
-    found = made.public().features
-    assert (found.features, found.weights, found.features_sha256) == (name, "", "ab")
+    made = settings_from({"features": {"features": name, "weights": "/home/me/w.pth"}})
+    assert (made.public().features.features, made.public().features.weights) == (name, "")
 
 
-def test_a_network_in_a_file_is_public_by_its_hash_alone():
-    made = settings_from(
-        {"features": {"features": "/home/me/net", "features_sha256": "ab"}, "data": {"classes": "0-4"}}
-    )
+def test_a_network_in_a_file_is_public_as_a_file():
+    made = settings_from({"features": {"features": "/home/me/net"}, "data": {"classes": "0-4"}})
     assert "/home" not in to_toml(made.public())
-    assert made.public().features.features_sha256 == "ab" and made.public().data.classes == "0-4"
+    assert made.public().features.features == "file" and made.public().data.classes == "0-4"
     assert made.public() == settings_from(tomllib.loads(to_toml(made.public())))
 
 
 @pytest.mark.parametrize(
-    ("channels", "epsilon", "asked", "wanted"),
+    ("choice", "changes"),
     [
-        (1, 0.0, {}, ("vgg", 1, 0, 0, 0.05, 0.0)),
-        (1, 3.0, {}, ("vgg", 1, 0, 8, 0.0, 0.0)),
-        (1, 3.0, {"pool": 0, "second_weight": 0.1}, ("vgg", 1, 0, 0, 0.1, 0.0)),
-        (3, 0.0, {}, ("efficientnet-lite0", 2, 2, 4, 0.0, 0.3)),
-        (3, 3.0, {}, ("efficientnet-lite0", 2, 2, 4, 0.0, 0.3)),
-        (3, 0.0, {"shift": 0, "tone_weight": 0.0, "feature_scale": 3}, ("efficientnet-lite0", 3, 0, 4, 0.0, 0.0)),
-        (3, 0.0, {"features": "vgg"}, ("vgg", 1, 0, 0, 0.05, 0.0)),
-        (1, 0.0, {"features": "efficientnet-lite0"}, ("efficientnet-lite0", 2, 2, 4, 0.0, 0.3)),
+        ("soft", {"search": {"mask": "soft"}, "federation": {"alpha": 0.5}}),
+        ("soft", {"search": {"mask": "soft"}, "federation": {"uplink": "fewest"}}),
+        ("soft", {"search": {"mask": "soft"}, "federation": {"screen": 3.0}}),
+        ("soft", {"search": {"mask": "soft"}, "federation": {"shipped": "half"}}),
+        ("one-shot", {"federation": {"mode": "one-shot", "alpha": 0.5}}),
+        ("one-shot", {"federation": {"mode": "one-shot", "uplink": "half"}}),
+        ("one-shot", {"federation": {"mode": "one-shot", "draws": "independent"}}),
+        ("one-shot", {"federation": {"mode": "one-shot", "screen": 3.0}}),
+        ("one-shot", {"federation": {"mode": "one-shot", "mada": "published"}}),
+        ("iid", {"data": {"partition": "iid", "shards": 40}}),
+        ("shards", {"data": {"concentration": 0.1}}),
     ],
     ids=str,
 )
-def test_what_is_matched_follows_from_images_and_epsilon_unless_asked_for(channels, epsilon, asked, wanted):
-    features = matching(
-        settings_from({"generator": {"size": 32}, "privacy": {"epsilon": epsilon}, "features": asked}), channels, "ab"
-    ).features
-    found = (features.features, features.feature_scale, features.shift, features.pool)
-    assert (*found, features.second_weight, features.tone_weight) == wanted
-    assert features.filled(32, lite="lite" in features.features) == features, "resolved once, it stays as it is"
+def test_what_has_no_effect_beside_a_choice_is_refused_with_it(choice, changes):
+    with pytest.raises(SettingError, match=choice):
+        settings_from(changes)
 
 
-@pytest.mark.parametrize(("conditional", "classes"), [(True, ()), (True, ("a",)), (False, ("a", "b"))])
-def test_maps_of_images_without_labels_keep_more_places(conditional, classes):
-    settings = settings_from({"generator": {"size": 32, "conditional": conditional}})
-    assert matching(settings, 3, classes).features.pool == 8 and matching(settings, 1, classes).features.pool == 0
+def test_shards_follow_the_clients_unless_asked_for():
+    assert settings_from({"data": {"clients": 3}}).data.shard_count == 12
+    assert settings_from({"data": {"clients": 3, "shards": 6}}).data.shard_count == 6
+
+
+# ------------------------------------------------------------------------------- earlier versions
 
 
 @pytest.mark.parametrize(
-    ("channels", "images", "asked", "wanted"),
+    ("section", "key", "now"),
     [
-        (1, 6000.0, {}, (16, 64, 25)),
-        (1, 144.0, {}, (16, 16, 100)),
-        (3, 144.0, {}, (32, 32, 100)),
-        (3, None, {}, (32, 64, 50)),
-        (3, 400.0, {"batch_size": 128, "local_steps": 7}, (32, 128, 7)),
+        ("output", "workers", "running.workers"),
+        ("search", "precision", "running.precision"),
+        ("deployment", "join_wait", "running.deadline"),
+        ("data", "label_column", "data.attribute"),
+        ("federation", "parts", "uplink"),
+        ("federation", "control_variate", "uplink"),
+        ("privacy", "mechanism", "one release"),
+        ("features", "pool", "network"),
     ],
-    ids=str,
 )
-def test_width_batch_and_steps_follow_from_the_images_unless_asked_for(channels, images, asked, wanted):
-    found = settings_from({"search": asked}).sized(channels, images)
-    assert (found.generator.width, found.search.batch_size, found.search.local_steps) == wanted
+def test_a_setting_of_earlier_versions_is_refused_with_what_is_there_instead(section, key, now, monkeypatch, capsys):
+    with pytest.raises(SettingError, match=rf"{section}\.{key} = 1") as caught:
+        settings_from({section: {key: 1}})
+    assert now in str(caught.value)
+    if section not in ("output", "search"):  # these are options still
+        monkeypatch.setattr("sys.argv", ["prismfl", "train", f"--{key.replace('_', '-')}", "1"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert now in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value"),
-    [("features", "second_weight", -0.5), ("features", "tone_weight", -0.01), ("search", "batch_size", 1)],
-)
-def test_numbers_between_auto_and_the_least_are_refused(section, key, value):
-    with pytest.raises(SettingError, match=f"{section}.{key} = {value}"):
-        settings_from({section: {key: value}})
-
-
-def test_private_settings_come_back_from_their_text(tmp_path):
-    path = tmp_path / "config.toml"
-    for features in ({}, {"pool": 0, "second_weight": 0.05}):
-        settings = settings_from({"privacy": {"epsilon": 3.0}, "features": features})
-        path.write_text(to_toml(settings))
-        assert load_settings(path) == settings
-
-
-def test_what_soft_masks_change_follows_unless_asked_for():
-    soft = settings_from({"search": {"mask": "soft"}})
-    found, alone = soft.sized(3), settings_from({"federation": {"mode": "one-shot"}}).sized(3)
-    assert (found.first_rate, found.search.final_rate, found.federation.initial_certainty) == (0.15, 0.05, 0.25)
-    assert (soft.alpha, alone.alpha, alone.search.local_steps) == (1.0, 0.0, 4 * found.search.local_steps)
-    asked = {
-        "search": {"mask": "soft", "final_rate": 0.0, "learning_rate": 0.5},
-        "federation": {"initial_certainty": 0.0},
+def test_a_models_settings_of_earlier_versions_are_read_as_far_as_they_are_known():
+    old = {
+        "seed": 3,
+        "data": {"dataset": "hf", "label_column": "kind", "image_column": "photo", "attribute": "Male"},
+        "output": {"device": "cpu", "grid_every": 3},
+        "features": {"features": "vgg", "layers": [1]},
+        "federation": {"mada": "coupled", "rounds": 4},
     }
-    told = settings_from(asked).sized(3)
-    assert (told.first_rate, told.search.final_rate, told.federation.initial_certainty) == (0.5, 0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"federation": {"alpha": 0.5}},
-        {"federation": {"control_variate": True}},
-        {"federation": {"screen": 3.0}},
-        {"federation": {"shipped": "half"}, "privacy": {"epsilon": 1.0, "mechanism": "theta"}},
-    ],
-    ids=str,
-)
-def test_what_is_of_binary_masks_alone_is_refused_with_soft_ones(changes):
-    with pytest.raises(SettingError, match="soft"):
-        settings_from({"search": {"mask": "soft"}, **changes})
-
-
-@pytest.mark.parametrize(
-    ("changes", "kept"),
-    [
-        ({}, True),
-        ({"federation": {"cohort": 10}}, True),
-        ({"federation": {"cohort": 5}}, False),
-        ({"federation": {"mode": "one-shot"}}, True),
-        ({"federation": {"cohort": 5}, "search": {"adam": "keep"}}, True),
-        ({"search": {"adam": "reset"}}, False),
-    ],
-    ids=str,
-)
-def test_adam_is_kept_where_all_clients_take_part_unless_told(changes, kept):
-    assert settings_from(changes).keeps_adam is kept
-
-
-def test_adams_first_decay_is_longer_where_it_is_kept_unless_told():
-    assert Search(adam="keep").first_decay == 0.9 and Search(adam="reset").first_decay == 0.5
-    assert Search(adam="reset", beta1=0.25).first_decay == Search(adam="keep", beta1=0.25).first_decay == 0.25
+    found = images_of(old)
+    assert (found.data.dataset, found.data.attribute, found.features.features) == ("hf", "kind", "vgg")

@@ -1,0 +1,152 @@
+"""What settings come to where they leave something open: asked → resolved, and why."""
+
+from dataclasses import dataclass, fields, replace
+
+from prismfl.settings.schema import AUTO, SECTIONS, Features, Settings
+
+_FEW_IMAGES = 500  # a client, on average: of so few, more and smaller steps make clearer images
+_SMALL_BATCH = {1: 16, 3: 32}  # for so few, by channels
+_ROUND_IMAGES = {1: 1600, 3: 3200}  # that a client generates in a round, by channels
+_WHOLE_RATE, _WHOLE_RATE_LITE = 300, 400  # steps up to which the rate is 1, the second with EfficientNet-Lite0
+_LEAST_RATE = 0.05  # what longer runs come to
+_FINAL_RATE = 0.3
+_SOFT_RATE, _SOFT_FINAL_RATE, _SOFT_CERTAINTY = 0.15, 0.05, 0.25  # of soft masks
+_FEWEST_RATE, _FEWEST_FINAL_RATE = 1.3, 0.6  # where the fewest bits travel
+_ALONE = 4  # times as many steps a round where the server searches alone: it is one search instead of many
+_LITES = ("efficientnet-lite0",)
+_LITE_SIDE = 64  # pixels a side that an EfficientNet-Lite is shown at least
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What of a feature network is matched; it follows from the network, the images and whether noise is added.
+
+    scale: images are scaled up so many times; shift: and matched at all shifts of up to so many pixels, so that no
+    grid of the network's strides is painted; layers: numbers of the matched ones, none for those that the network is
+    matched by; pool: largest side of a matched map, larger ones are averaged down, 0 for any; second_weight,
+    tone_weight: of second moments, and of tones in cells of the image, where first moments have 1.
+    """
+
+    scale: int = 1
+    shift: int = 0
+    layers: tuple[int, ...] = ()
+    pool: int = 0
+    second_weight: float = 0.05
+    tone_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What one local search does, once nothing is open; see `settings.schema.Search` and `Running`.
+
+    keeps_adam: whether it returns Adam's moments; beta1: Adam's first decay; common: whether all clients of a round
+    draw masks with the same numbers, noise that few votes need not average.
+    """
+
+    mask: str = "binary"
+    local_steps: int = 25
+    batch_size: int = 64
+    loss: str = "squared"
+    precision: str = "auto"
+    compile: str = "off"
+    keeps_adam: bool = True
+    beta1: float = 0.9
+    common: bool = False
+
+
+def named(features: Features, channels: int) -> Features:
+    """The same with its network named, for images of so many channels."""
+    auto = "efficientnet-lite0" if channels > 1 else "vgg"
+    return replace(features, features=auto) if features.features == "auto" else features
+
+
+def matching_of(settings: Settings, *, labelled: bool) -> Matching:
+    """What is matched of a network that is named; labelled: whether there are as many entries a label.
+
+    With ε noise is added to each entry: then fewer are better.
+    """
+    private = settings.privacy.epsilon > 0
+    if settings.features.features in _LITES:
+        scale = max(1, _LITE_SIDE // settings.pixels)
+        return Matching(scale, 2, (), 4 if labelled else 8, 0.0, 0.3)
+    return Matching(1, 0, (), 8 if private else 0, 0.0 if private else 0.05, 0.0)
+
+
+def resolved(settings: Settings, channels: int, images: float | None = None) -> Settings:
+    """The settings with all written down that follows from the channels, and from how many images a client has.
+
+    images: on average; None where nobody knows.
+    """
+    features = named(settings.features, channels)
+    settings = replace(settings, features=features)
+    width = settings.generator.width or (16 if channels == 1 else 32)
+    few = images is not None and images < _FEW_IMAGES
+    batch = settings.search.batch_size or (_SMALL_BATCH[channels] if few else 64)
+    made = _ROUND_IMAGES[channels] * (_ALONE if settings.federation.mode == "one-shot" else 1)
+    steps = settings.search.local_steps or max(1, made // batch)
+    loss = "unbiased" if features.features in _LITES else "squared"
+    search = replace(
+        settings.search,
+        batch_size=batch,
+        local_steps=steps,
+        loss=loss if settings.search.loss == "auto" else settings.search.loss,
+        final_rate=_final_rate(settings),
+    )
+    soft = search.mask == "soft" and settings.federation.initial_certainty == AUTO
+    certainty = _SOFT_CERTAINTY if soft else settings.federation.certainty
+    settings = replace(
+        settings,
+        generator=replace(settings.generator, width=width),
+        search=search,
+        federation=replace(settings.federation, initial_certainty=certainty),
+    )
+    return replace(settings, search=replace(search, learning_rate=first_rate(settings)))
+
+
+def _final_rate(settings: Settings) -> float:
+    if settings.search.final_rate != AUTO:
+        return settings.search.final_rate
+    if settings.search.mask == "soft":
+        return _SOFT_FINAL_RATE
+    return _FEWEST_FINAL_RATE if settings.federation.uplink == "fewest" else _FINAL_RATE
+
+
+def first_rate(settings: Settings) -> float:
+    """The learning rate before it falls, of settings whose steps and network are known."""
+    if settings.search.learning_rate:
+        return settings.search.learning_rate
+    if settings.search.mask == "soft":
+        return _SOFT_RATE
+    # A server alone has no masks of others to average: there large steps were better in long runs as well.
+    steps = 1 if settings.federation.mode == "one-shot" else settings.federation.rounds * settings.search.local_steps
+    whole = _WHOLE_RATE_LITE if settings.features.features in _LITES else _WHOLE_RATE
+    least = max(_LEAST_RATE, min(1.0, whole / max(1, steps)))
+    return least * _FEWEST_RATE if settings.federation.uplink == "fewest" else least
+
+
+def plan_of(settings: Settings) -> SearchPlan:
+    """What each local search of resolved settings does on this machine."""
+    search, running = settings.search, settings.running
+    return SearchPlan(
+        mask=search.mask,
+        local_steps=search.local_steps,
+        batch_size=search.batch_size,
+        loss=search.loss,
+        precision=running.precision,
+        compile="off" if running.compile == "auto" else running.compile,
+        keeps_adam=settings.keeps_adam,
+        beta1=0.9 if settings.keeps_adam else 0.5,
+        common=settings.federation.uplink == "fewest",
+    )
+
+
+def notes_of(asked: Settings, found: Settings) -> dict[str, str]:
+    """For each setting that was left open, what was asked and by what rule it came to what it is: by `section.name`."""
+    notes = {}
+    for section, kind in SECTIONS.items():
+        for item in fields(kind):
+            before, now = (getattr(getattr(one, section), item.name) for one in (asked, found))
+            if before != now:
+                rule = item.metadata["about"].rpartition("; ")[2]
+                notes[f"{section}.{item.name}"] = f"asked: {before!r}; {rule}"
+    return notes

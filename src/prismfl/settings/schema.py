@@ -1,0 +1,320 @@
+"""Every setting of a run, frozen and validated: what may be asked for.
+
+A field's metadata says what it means and what it may be; the command line and the documentation are made from it.  What
+stands for "follows from the rest" (`auto`, 0 or -1) is filled in by `prismfl.settings.resolve`.
+"""
+
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any
+
+from prismfl.settings.check import check_together, checked, setting
+
+AUTO = -1  # what a setting says that is to follow from others, where 0 says something
+
+# Feature networks with a name of their own; any other is a file.
+FEATURE_NETS = ("auto", "efficientnet-lite0", "vgg", "vgg19", "random")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, and how they are spread over the clients."""
+
+    dataset: str = setting(
+        "digits",
+        "data set; folder takes any image folder or zip, hf what Hugging Face's datasets opens, "
+        "arrays marks a run on a caller's arrays",
+        choices=("digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder", "hf", "arrays"),
+    )
+    data_dir: str = setting("", "folder (or zip) that holds the data set; with hf, or the data set's name")
+    clients_from: str = setting("", "pattern of one image folder or zip a client, as 'sites/*'")
+    people: str = setting(
+        "", "pattern that tells whose image each file of a folder is, as 'person([0-9]+)': persons are dealt whole"
+    )
+    attribute: str = setting("", "what the label is: celeba's attribute, none for Male; hf's column, none for label")
+    classes: str = setting("", "classes to keep: names, numbers from 0 and ranges (0-4,7); none keeps all")
+    clients: int = setting(
+        10, "number of clients; 0, with clients_from alone, takes as many as there are", least=0, most=1_000_000
+    )
+    partition: str = setting(
+        "shards",
+        "how images are spread: shards are label-sorted; attribute gives each client one label; "
+        "given takes one top folder a client",
+        choices=("iid", "shards", "dirichlet", "attribute", "given"),
+    )
+    shards: int = setting(0, "label-sorted shards, a multiple of the clients; 0: four a client", least=0)
+    concentration: float = setting(0.005, "concentration of the Dirichlet partition", above=0.0, most=1e6)
+
+    @property
+    def shard_count(self) -> int:
+        """Shards of all clients together."""
+        return self.shards or 4 * self.clients
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The frozen random network whose mask is searched."""
+
+    size: int = setting(0, "pixels a side; 0 takes 16 for digits, else 32", choices=(0, 16, 32, 64))
+    width: int = setting(0, "channels of the last block; 0 takes 16 for grey images, 32 for colour", least=0, most=1024)
+    conditional: bool = setting(
+        True, "make images by label and match each label's moments, where images have labels (2 … 1000 of them)"
+    )
+
+
+@dataclass(frozen=True)
+class Features:
+    """The frozen feature network that training matches."""
+
+    features: str = setting(
+        "auto",
+        "feature network to match: efficientnet-lite0 (ImageNet), vgg (embedded, small), vgg19 (needs weights), random"
+        " (never trained), or a file of `prismfl pretrain`; auto: efficientnet-lite0 for colour, vgg for grey",
+    )
+    weights: str = setting(
+        "",
+        "file of the network's weights: torchvision's vgg19 (.pth, or .safetensors), or another copy of"
+        " efficientnet-lite0's",
+    )
+
+
+@dataclass(frozen=True)
+class Search:
+    """A client's local mask search."""
+
+    mask: str = setting(
+        "binary",
+        "what is searched: a binary mask, one bit a weight; or a soft one, which scales each weight by its"
+        " keep-probability and ships it in four bits: nearer images, above all in colour, for more bytes",
+        choices=("binary", "soft"),
+    )
+    local_steps: int = setting(
+        0,
+        "gradient steps a client and round; 0: as many as make 1600 images, of colour 3200",
+        least=0,
+        most=1_000_000,
+    )
+    batch_size: int = setting(
+        0,
+        "images a step, 2 at least; 0: 64, and where clients have fewer than 500 images 16, of colour 32",
+        least=0,
+        most=65536,
+    )
+    learning_rate: float = setting(
+        0.0,
+        "Adam's step on the scores; 0: 1, in runs of many steps less, of soft masks 0.15",
+        least=0.0,
+        most=1000.0,
+    )
+    final_rate: float = setting(
+        float(AUTO),
+        "share of the learning rate left in the last round (cosine); -1: 0.3, of soft masks 0.05",
+        least=AUTO,
+        most=1.0,
+    )
+    loss: str = setting(
+        "auto",
+        "what a batch's moments are descended by: their squared distance, which favours images that are alike; the same"
+        " over pairs of images alone (unbiased), which does not; or an Adam moving average of the residual; auto:"
+        " unbiased with efficientnet-lite0, else squared",
+        choices=("auto", "squared", "unbiased", "moving"),
+    )
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Rounds, and how the server makes one probability a weight of the masks."""
+
+    mode: str = setting(
+        "masks",
+        "what clients send: masks in every round; or one-shot, the moments of their images once, and the server "
+        "searches alone",
+        choices=("masks", "one-shot"),
+    )
+    rounds: int = setting(20, "rounds", least=1, most=10_000_000)
+    cohort: int = setting(0, "clients a round; 0 takes all", least=0, most=32767)
+    uplink: str = setting(
+        "auto",
+        "how much of its mask a client sends: the whole, half of its entries, or the fewest bits (a tenth of the large"
+        " layers, averaged as differences); auto: half from 8 clients a round",
+        choices=("auto", "whole", "half", "fewest"),
+    )
+    draws: str = setting("stratified", "mask draws of a round's clients", choices=("stratified", "independent"))
+    mada: str = setting(
+        "off",
+        "mask-aware dynamic moving average of θ: by distance as published, or off (PRISM†)",
+        choices=("published", "off"),
+    )
+    alpha: float = setting(0.0, "PRISM-α: share of the last layers that send keep-probabilities", least=0.0, most=1.0)
+    client_weights: str = setting("equal", "weight of a client in the average", choices=("equal", "size"))
+    screen: float = setting(
+        0.0,
+        "leave out a client whose mask is more than so many times as improbable as the cohort's median; 0 for none",
+        least=0.0,
+        most=1000.0,
+    )
+    initial_certainty: float = setting(
+        float(AUTO),
+        "how far from 1/2 towards 1 or 0 an entry begins, by a public draw; 0: all begin at 1/2, as published; "
+        "-1: 0.95, of soft masks 0.25",
+        least=AUTO,
+        most=1.0,
+    )
+    shipped: str = setting(
+        "best",
+        "mask of the finished model: one draw, θ ≥ 1/2, or the best of several draws by the matched moments",
+        choices=("draw", "half", "best"),
+    )
+
+    @property
+    def by_differences(self) -> bool:
+        """Whether the server averages differences to the mask without news: what few bits are best read as."""
+        return self.uplink == "fewest"
+
+    @property
+    def clip(self) -> float:
+        """How far θ stays from 0 and 1."""
+        return 0.04 if self.uplink == "fewest" else 0.01
+
+    @property
+    def certainty(self) -> float:
+        """How far entries begin towards 1 or 0; of soft masks it has been filled in."""
+        return 0.95 if self.initial_certainty == AUTO else self.initial_certainty
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """The guarantee of the whole run."""
+
+    epsilon: float = setting(0.0, "ε of the whole run; 0 gives no guarantee", least=0.0, most=100.0)
+    delta: float = setting(1e-5, "δ of the whole run, below 1 / images of any client", above=0.0, most=0.5)
+    images_per_person: int = setting(
+        1, "most images that one person has at one client; noise grows with it", least=1, most=1_000_000
+    )
+    noise: str = setting(
+        "exact",
+        "sampler of the noise: exact (OpenDP, safe against floating-point attacks) or fast (NumPy)",
+        choices=("exact", "fast"),
+    )
+    another_release: bool = setting(
+        False, "release again what was released before under other settings; the ledger adds both up"
+    )
+    distances: bool = setting(
+        False, "measure distances to held-back images although they are outside the guarantee of ε"
+    )
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a machine goes about a run: nothing here is agreed on, and a resumed run may change it.
+
+    `precision`, `compile` and `client_threads` round differently, all else leaves the model as it is.
+    """
+
+    device: str = setting("cpu", "torch device")
+    workers: int = setting(0, "clients searched at a time; 0 takes one a core, and a few on a GPU", least=0, most=1024)
+    processes: str = setting(
+        "auto",
+        "search in processes, one a worker, so that none waits for another's interpreter: on a processor, in runs that "
+        "are long enough",
+        choices=("auto", "on", "off"),
+    )
+    client_threads: int = setting(
+        0,
+        "processor threads a search uses; 0: one a client, and up to four where the server searches alone",
+        least=0,
+        most=1024,
+    )
+    precision: str = setting(
+        "auto",
+        "numbers that generator and feature network compute in while searching; auto: bfloat16 where it is fast",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    compile: str = setting(
+        "auto",
+        "a step compiled by torch before it is recorded, on a GPU; auto: where a run is long enough",
+        choices=("auto", "on", "off"),
+    )
+    cache_dir: str = setting("", "folder that keeps clients' moments between runs; none keeps them in the run folder")
+    distance_every: int = setting(0, "rounds between distances; 0 for the last only", least=0)
+    distance_samples: int = setting(10_000, "samples a distance is measured on; 0 for no distance", least=0)
+    deadline: float = setting(
+        600.0,
+        "seconds that a server waits for its clients, before the first round and in each; 0 waits for ever",
+        least=0.0,
+        most=1e7,
+    )
+    least_cohort: int = setting(1, "replies below which a server's round does not count", least=1, most=32767)
+
+    @property
+    def threads(self) -> int:
+        """Processor threads of a search, once they have been filled in."""
+        return self.client_threads or 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run, one section a dataclass, with the seed of everything public."""
+
+    data: Data = field(default_factory=Data)
+    generator: Generator = field(default_factory=Generator)
+    features: Features = field(default_factory=Features)
+    search: Search = field(default_factory=Search)
+    federation: Federation = field(default_factory=Federation)
+    privacy: Privacy = field(default_factory=Privacy)
+    running: Running = field(default_factory=Running)
+    seed: int = setting(0, "seed of everything public", least=0, most=2**64 - 1)
+
+    def __post_init__(self) -> None:
+        checked("seed", all_fields()["seed"][1], self.seed)
+        for section, kind in SECTIONS.items():
+            for item in fields(kind):
+                checked(f"{section}.{item.name}", item, getattr(getattr(self, section), item.name))
+        check_together(self)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels a side of the images."""
+        return self.generator.size or (16 if self.data.dataset == "digits" else 32)
+
+    @property
+    def alpha(self) -> float:
+        """Share of the layers, the last ones, whose keep-probabilities travel; all of a soft mask's do."""
+        return 1.0 if self.search.mask == "soft" and self.federation.mode != "one-shot" else self.federation.alpha
+
+    @property
+    def keeps_adam(self) -> bool:
+        """Whether a client takes up Adam's moments where its last round left them: where that is the round before.
+
+        So does a server that searches alone.  Of clients that are asked now and then, moments would be old, and a
+        simulator of very many would keep as many times eight bytes a parameter.
+        """
+        return self.federation.cohort in (0, self.data.clients)
+
+    def public(self) -> "Settings":
+        """The settings without paths and machines, which change nothing and are nobody's business.
+
+        Raises SettingError while the clients of a pattern are not counted.  A feature network in a
+        file is called `file`: its SHA-256 says which one it is.
+        """
+        name = self.features.features
+        features = Features(name if name in FEATURE_NETS else "file")
+        data = replace(self.data, data_dir="", clients_from="")
+        return replace(self, data=data, features=features, running=Running())
+
+
+SECTIONS: dict[str, type] = {
+    "data": Data,
+    "generator": Generator,
+    "features": Features,
+    "search": Search,
+    "federation": Federation,
+    "privacy": Privacy,
+    "running": Running,
+}
+
+
+def all_fields() -> dict[str, tuple[str, "Field[Any]"]]:
+    """Every setting by its name: (section, field); the seed's section is empty."""
+    found = {item.name: (section, item) for section, kind in SECTIONS.items() for item in fields(kind)}
+    found["seed"] = ("", next(item for item in fields(Settings) if item.name == "seed"))
+    return found

@@ -1,0 +1,182 @@
+"""Settings from TOML and options, and back to TOML."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from prismfl.errors import SettingError
+from prismfl.settings.check import checked
+from prismfl.settings.schema import SECTIONS, Settings, all_fields
+
+# Settings that were, by the name that they had: where what they did is found now, or why it is no more.
+_MOVED = {
+    **{
+        f"output.{name}": f"running.{name}"
+        for name in ("workers", "processes", "cache_dir", "device", "distance_every", "distance_samples")
+    },
+    **{f"search.{name}": f"running.{name}" for name in ("precision", "compile", "client_threads")},
+    "deployment.deadline": "running.deadline",
+    "deployment.least_cohort": "running.least_cohort",
+    "data.label_column": "data.attribute",
+}
+_UPLINK = "federation.uplink = 'whole', 'half' or 'fewest'"
+_GONE = {
+    "data.image_column": "the column image or img, or the only one that holds images",
+    "data.least_images": "1 image at least",
+    "generator.latent": "64 latent normals",
+    **dict.fromkeys(
+        ("features.layers", "features.pool", "features.feature_scale", "features.shift"),
+        "what the network is matched by",
+    ),
+    **dict.fromkeys(("features.second_weight", "features.tone_weight"), "what the network is matched by"),
+    "features.features_sha256": "resolved.toml, where it is written",
+    **dict.fromkeys(("search.beta1", "search.beta2", "search.adam"), "what the cohort makes best"),
+    "search.moving_rate": "0.1",
+    "search.shrinkage": _UPLINK,
+    "search.stream": _UPLINK,
+    "search.latents": "latents that are spread evenly",
+    **dict.fromkeys(("federation.parts", "federation.deal", "federation.control_variate"), _UPLINK),
+    "federation.fixed_share": "federation.mada = 'published' or 'off'",
+    "federation.alpha_bits": "8 bits",
+    "federation.moment_steps": "64 steps",
+    "federation.initial_theta": "1/2",
+    "federation.clip": _UPLINK,
+    "federation.shipped_draws": "8 draws",
+    "privacy.mechanism": "one release of moments",
+    "output.grid_every": "five grids a run",
+    "output.report": "the option --no-report of the command train",
+    "deployment.attempts": "three attempts",
+    "deployment.join_wait": "running.deadline",
+}
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Settings from a nested mapping as TOML gives it.
+
+    Raises SettingError with key, value and allowed range for what is unknown, of the wrong
+    type, or impossible.
+    """
+    parts: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == "seed":
+            parts[key] = checked("seed", all_fields()["seed"][1], value)
+        elif key in SECTIONS and isinstance(value, Mapping):
+            parts[key] = SECTIONS[key](**_section(key, _with_defaults(value) if key == "data" else value))
+        else:
+            _refuse_old(key, value)
+            raise SettingError(f"key {key!r}", f"seed or a section: {', '.join(SECTIONS)}", "mend the settings")
+    return Settings(**parts)
+
+
+def images_of(values: Mapping[str, Any]) -> Settings:
+    """What a model's settings, of this version or an earlier one, say of its images and its feature network.
+
+    values: a nested mapping.  Raises SettingError for values that none can have.
+    """
+    data, features = (values.get(section, {}) for section in ("data", "features"))
+    if not isinstance(data, Mapping) or not isinstance(features, Mapping):
+        raise SettingError("settings without tables", "data and features", "fetch the file anew")
+    kept = {name: data[name] for name in ("dataset", "attribute", "classes") if name in data}
+    if data.get("label_column"):
+        kept["attribute"] = data["label_column"]
+    return settings_from({"data": kept, "features": {"features": features.get("features", "auto")}})
+
+
+def _with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is not set follows from clients_from or people; what is set and says otherwise is refused later."""
+    if data.get("clients_from"):
+        return {"dataset": "folder", "partition": "given", "clients": 0, **data}
+    return {"partition": "iid", **data} if data.get("people") else data
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with flat changes laid over it (`{"rounds": 3}` → federation.rounds)."""
+    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
+    known = all_fields()
+    for section in SECTIONS:
+        if not isinstance(found.get(section, {}), dict):
+            raise SettingError(f"key {section!r} = {found[section]!r}", "a table of settings", "mend the settings")
+    for name, value in changes.items():
+        if name not in known:
+            raise SettingError(f"setting {name!r}", successor(name) or f"one of {', '.join(sorted(known))}", "mend it")
+        section = known[name][0]
+        if section:
+            found.setdefault(section, {})[name] = value
+        else:
+            found[name] = value
+    return found
+
+
+def successor(name: str) -> str:
+    """What is there in place of a setting that was, by its name without its section; nothing of one that never was."""
+    now = {key.partition(".")[2]: value for key, value in {**_GONE, **_MOVED}.items()}
+    return now.get(name, "")
+
+
+def _refuse_old(section: str, values: Any) -> None:
+    """Raises SettingError for a section's first setting of an earlier version."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        key = f"{section}.{name}"
+        if key in _MOVED:
+            raise SettingError(f"key {key} = {value!r}, as it was called", f"{_MOVED[key]}", "rename it")
+        if key in _GONE:
+            raise SettingError(f"key {key} = {value!r}, a setting that is gone", _GONE[key], "leave it out")
+
+
+def load_settings(path: Path, changes: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from a TOML file, with flat changes laid over it.  Raises SettingError."""
+    return settings_from(merged(read_toml(path), changes or {}))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as nested mappings.  Raises SettingError when it is missing or damaged."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"cannot read {path} ({error})", "a TOML file", "check the path and its text") from None
+
+
+def toml_from(text: str) -> dict[str, Any]:
+    """TOML as nested mappings.  Raises SettingError when it is damaged."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"settings that do not read ({error})", "TOML", "mend their text") from None
+
+
+def to_toml(settings: Settings, notes: Mapping[str, str] | None = None) -> str:
+    """The settings as TOML that `load_settings` reads back to an equal value; notes: comments by `section.name`."""
+    lines, notes = [f"seed = {settings.seed}"], notes or {}
+    for section in SECTIONS:
+        lines += ["", f"[{section}]"]
+        for name, value in asdict(getattr(settings, section)).items():
+            note = notes.get(f"{section}.{name}", "")
+            lines.append(f"{name} = {toml_value(value)}" + (f"  # {note}" if note else ""))
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    return repr(value)
+
+
+def _section(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    known = {item.name: item for item in fields(SECTIONS[section])}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        _refuse_old(section, {unknown[0]: values[unknown[0]]})
+        raise SettingError(
+            f"key {section}.{unknown[0]} = {values[unknown[0]]!r}",
+            f"one of {', '.join(known)}",
+            "mend or remove the key",
+        )
+    return {key: checked(f"{section}.{key}", known[key], value) for key, value in values.items()}

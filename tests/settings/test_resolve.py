@@ -1,0 +1,101 @@
+"""What settings come to where they leave something open."""
+
+import pytest
+
+from prismfl.settings.resolve import Matching, matching_of, notes_of, plan_of, resolved
+from prismfl.settings.toml import load_settings, settings_from, to_toml
+
+LITE, EMBEDDED = "efficientnet-lite0", "vgg"
+
+
+@pytest.mark.parametrize(
+    ("channels", "epsilon", "labelled", "asked", "wanted"),
+    [
+        (1, 0.0, True, {}, (EMBEDDED, Matching())),
+        (1, 3.0, True, {}, (EMBEDDED, Matching(pool=8, second_weight=0.0))),
+        (3, 0.0, True, {}, (LITE, Matching(2, 2, (), 4, 0.0, 0.3))),
+        (3, 3.0, False, {}, (LITE, Matching(2, 2, (), 8, 0.0, 0.3))),
+        (3, 0.0, True, {"features": "vgg"}, (EMBEDDED, Matching())),
+        (1, 0.0, True, {"features": LITE}, (LITE, Matching(2, 2, (), 4, 0.0, 0.3))),
+    ],
+    ids=str,
+)
+def test_what_is_matched_follows_from_network_images_and_epsilon(channels, epsilon, labelled, asked, wanted):
+    asked = settings_from({"generator": {"size": 32}, "privacy": {"epsilon": epsilon}, "features": asked})
+    found = resolved(asked, channels)
+    assert (found.features.features, matching_of(found, labelled=labelled)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("channels", "images", "asked", "wanted"),
+    [
+        (1, 6000.0, {}, (16, 64, 25)),
+        (1, 144.0, {}, (16, 16, 100)),
+        (3, 144.0, {}, (32, 32, 100)),
+        (3, None, {}, (32, 64, 50)),
+        (3, 400.0, {"batch_size": 128, "local_steps": 7}, (32, 128, 7)),
+    ],
+    ids=str,
+)
+def test_width_batch_and_steps_follow_from_the_images_unless_asked_for(channels, images, asked, wanted):
+    found = resolved(settings_from({"search": asked}), channels, images)
+    assert (found.generator.width, found.search.batch_size, found.search.local_steps) == wanted
+
+
+def test_what_soft_masks_change_follows_unless_asked_for():
+    soft = settings_from({"search": {"mask": "soft"}})
+    found, alone = resolved(soft, 3), resolved(settings_from({"federation": {"mode": "one-shot"}}), 3)
+    assert (found.search.learning_rate, found.search.final_rate, found.federation.initial_certainty) == (
+        0.15,
+        0.05,
+        0.25,
+    )
+    assert (soft.alpha, alone.alpha, alone.search.local_steps) == (1.0, 0.0, 4 * found.search.local_steps)
+    told = {"mask": "soft", "final_rate": 0.0, "learning_rate": 0.5}
+    found = resolved(settings_from({"search": told, "federation": {"initial_certainty": 0.0}}), 3)
+    assert (found.search.learning_rate, found.search.final_rate, found.federation.initial_certainty) == (0.5, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("federation", "steps", "channels", "wanted"),
+    [
+        ({}, 10, 1, (1.0, 0.3)),
+        ({"rounds": 200}, 10, 1, (0.15, 0.3)),
+        ({"rounds": 200}, 10, 3, (0.2, 0.3)),
+        ({"mode": "one-shot", "rounds": 200}, 10, 1, (1.0, 0.3)),
+        ({"uplink": "fewest"}, 10, 1, (1.3, 0.6)),
+    ],
+    ids=str,
+)
+def test_rates_follow_from_the_steps_of_the_run(federation, steps, channels, wanted):
+    found = resolved(settings_from({"federation": federation, "search": {"local_steps": steps}}), channels).search
+    assert (found.learning_rate, found.final_rate) == wanted
+
+
+@pytest.mark.parametrize(
+    ("federation", "keeps"),
+    [({}, True), ({"cohort": 10}, True), ({"cohort": 5}, False), ({"mode": "one-shot"}, True)],
+    ids=str,
+)
+def test_adam_is_kept_where_all_clients_take_part(federation, keeps):
+    """Where it is, its first decay is longer."""
+    plan = plan_of(resolved(settings_from({"federation": federation}), 1))
+    assert (plan.keeps_adam, plan.beta1) == (keeps, 0.9 if keeps else 0.5)
+
+
+@pytest.mark.parametrize("values", [{}, {"privacy": {"epsilon": 3.0}}, {"search": {"mask": "soft"}}], ids=str)
+def test_resolving_again_changes_nothing_and_reasons_are_comments(values, tmp_path):
+    asked = settings_from(values)
+    found, path = resolved(asked, 3, 100.0), tmp_path / "resolved.toml"
+    assert resolved(found, 3) == found
+    path.write_text(to_toml(found, notes_of(asked, found)))
+    assert load_settings(path) == found
+    assert "batch_size = 32  # asked: 0; 0: 64, and where clients have fewer than 500 images 16" in path.read_text()
+
+
+def test_more_rounds_of_what_was_asked_are_resolved_anew():
+    """Values that were filled in for 20 rounds must not be taken for wishes in 200."""
+    short, long = ({"search": {"local_steps": 25}, "federation": {"rounds": rounds}} for rounds in (20, 200))
+    assert (
+        resolved(settings_from(long), 1).search.learning_rate < resolved(settings_from(short), 1).search.learning_rate
+    )
