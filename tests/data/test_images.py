@@ -102,7 +102,7 @@ found[:] = 3
 
 @pytest.mark.parametrize("shape", [(2**50, 1, 16, 16), (2**62, 3, 32, 32)])
 def test_a_disk_without_room_is_named(tmp_path, shape):
-    with pytest.raises(DataError, match=r"no room for .* bytes of images in .*output\.cache_dir"):
+    with pytest.raises(DataError, match=r"no room for .* bytes of images in .*running\.cache_dir"):
         room(shape, tmp_path)
     assert not list(tmp_path.iterdir())
 
