@@ -23,7 +23,7 @@ lint: $(VENV)/.ready  ## style and types
 	$(BIN)/mypy
 
 # torch goes first: asked for by a range, its largest build would come.
-$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard src/prismfl/*.c src/prismfl/*/*.[ch])
+$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard src/prismfl/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"

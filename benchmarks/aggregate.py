@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from prismfl.federation import Agreement, Reply, agree, init, seal_found, server_update
+from prismfl.federation.round import Agreement, Reply, agree, init, seal_found, server_update
 from prismfl.settings.toml import settings_from
-from prismfl.wire import message
+from prismfl.wire import frames as message
 
 STEP = 0.5
 

@@ -17,8 +17,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.wire import codec
-from prismfl.wire.codec import Entries
+from prismfl.wire import masks as codec
+from prismfl.wire.masks import Entries
 
 LAYERS = 12
 MASKS = 8  # that the entropy is counted over

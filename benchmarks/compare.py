@@ -22,14 +22,21 @@ ROOT = Path(__file__).parent.parent
 # Reads no more of the package than both sides have had for long.
 STEP = """
 import sys, time, numpy as np, torch
-from prismfl.layout import Layout, frozen_weights
-from prismfl.mmd import FeatureMap
-from prismfl.nets.features import load_features
 from prismfl.search import Searcher
 try:
+    from prismfl.features.networks import load_features
+    from prismfl.generator.layout import Layout, frozen_weights
+    from prismfl.moments import FeatureMap
+    from prismfl.seeding.device import Tape
+    from prismfl.seeding.philox import Purpose, Stream
     from prismfl.settings.resolve import Matching, SearchPlan
-except ImportError:
+except ImportError:  # as the house was until 29 November 2026
     from prismfl.config import Features as Matching, Search as SearchPlan
+    from prismfl.layout import Layout, frozen_weights
+    from prismfl.mmd import FeatureMap
+    from prismfl.nets.features import load_features
+    from prismfl.nets.tape import Tape
+    from prismfl.seeding import Purpose, Stream
 torch.set_num_threads(1)
 tiny = sys.argv[1] == "tiny"
 layout = Layout(16, 1, 2, 8, 10) if tiny else Layout(32, 1, 16, 64, 10)
@@ -38,12 +45,7 @@ images = np.random.default_rng(0).integers(0, 256, (40, 1, layout.size, layout.s
 target = features.target(images, np.arange(40) % 10, 10)
 weights = torch.from_numpy(frozen_weights(layout, 0).copy())
 settings = SearchPlan(batch_size=4 if tiny else 64)
-try:
-    from prismfl.nets.tape import Tape
-    from prismfl.seeding import Purpose, Stream
-    draws = Tape(Stream(0, Purpose.SEARCH))
-except ImportError:
-    draws = torch.Generator().manual_seed(0)
+draws = Tape(Stream(0, Purpose.SEARCH))
 searcher = Searcher(layout, weights, features, target, settings, draws)
 theta, found = torch.full((layout.count,), 0.5), []
 for _ in range(2 if tiny else 6):

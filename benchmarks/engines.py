@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from prismfl import runfolder
-from prismfl.coordinator import Silent
+from prismfl.data.files import write_atomic
 from prismfl.engines.flower import processes
-from prismfl.federation import agree
-from prismfl.files import write_atomic
+from prismfl.federation.round import agree
+from prismfl.run import folder as runfolder
+from prismfl.run.loop import Silent
 from prismfl.settings.schema import Settings
 from prismfl.settings.toml import settings_from, to_toml
 
@@ -63,10 +63,10 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from prismfl.settings.toml import settings_from, toml_from
-from prismfl.nets.tape import Tape
-from prismfl.preparation import prepare
+from prismfl.seeding.device import Tape
+from prismfl.run.prepare import prepare
 from prismfl.search import local_search
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding.philox import Purpose, Stream
 
 app = ClientApp()
 ready_of = lru_cache(maxsize=1)(lambda text: prepare(settings_from(toml_from(text))))

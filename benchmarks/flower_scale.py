@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from prismfl import runfolder
-from prismfl.coordinator import Silent
 from prismfl.engines.flower import processes
+from prismfl.run import folder as runfolder
+from prismfl.run.loop import Silent
 from prismfl.settings.schema import Settings
 from prismfl.settings.toml import settings_from
 

@@ -36,16 +36,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from prismfl.coordinator import Silent
-from prismfl.engines import inprocess
+from prismfl.engines import simulator as inprocess
 from prismfl.errors import PrismError
-from prismfl.layout import Layout
-from prismfl.mmd import FeatureMap, Target
-from prismfl.nets.features import load_features
-from prismfl.nets.generator import check_device
-from prismfl.nets.tape import Tape
+from prismfl.features.networks import load_features
+from prismfl.generator.layout import Layout
+from prismfl.generator.network import check_device
+from prismfl.moments import FeatureMap, Target
+from prismfl.run.loop import Silent
 from prismfl.search import Searcher, local_search
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding.device import Tape
+from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.resolve import Matching, SearchPlan
 from prismfl.settings.toml import merged, read_toml, settings_from
 

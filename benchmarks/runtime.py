@@ -52,7 +52,7 @@ def files_of(model: Path | None, scratch: Path) -> dict[str, Path]:
     model = model or random_model(scratch / "model.safetensors")
     files = {"pytorch": model, "numpy": model}
     if find_spec("onnx") and find_spec("onnxruntime"):
-        from prismfl.export import export
+        from prismfl.generator.onnx import export
 
         export(model, scratch / "model.onnx")
         files["onnx"] = scratch / "model.onnx"
@@ -61,9 +61,9 @@ def files_of(model: Path | None, scratch: Path) -> dict[str, Path]:
 
 def random_model(path: Path) -> Path:
     """A model file of the default size."""
-    from prismfl.layout import Layout
-    from prismfl.modelfile import save_model
-    from prismfl.sampling import finish
+    from prismfl.generator.layout import Layout
+    from prismfl.generator.modelfile import save_model
+    from prismfl.generator.sampling import finish
 
     layout = Layout(32, 1, 16, 64, 10)
     mask = np.random.default_rng(0).random(layout.count) < 0.5
@@ -123,7 +123,7 @@ def opened(name: str, path: Path, threads: int) -> Callable[[int, int], Any]:
     if name == "onnx":
         return by_onnx(path, threads)
     if name == "numpy":
-        from prismfl import runtime
+        from prismfl.generator import numpy_runtime as runtime
 
         sampler: Any = runtime.load(path)
     else:

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from prismfl.coordinator import Silent
 from prismfl.data.datasets import load_dataset
-from prismfl.engines import inprocess
+from prismfl.engines import simulator as inprocess
+from prismfl.run.loop import Silent
 from prismfl.settings.schema import Settings
 from prismfl.settings.toml import settings_from
 

@@ -29,15 +29,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from prismfl.engines.searching import keep_freed_memory
-from prismfl.layout import Layout, frozen_weights
-from prismfl.mmd import FeatureMap, label_shares
-from prismfl.nets.efficientnet import EfficientNetLite, load_lite
-from prismfl.nets.features import Activation, FeatureNet, LoadedNet, averaged, load_features, rectify
-from prismfl.nets.tape import Tape
-from prismfl.nets.vgg import VGG19_PLAN, HeadlessVgg
+from prismfl.engines.processes import keep_freed_memory
+from prismfl.features.efficientnet import EfficientNetLite, load_lite
+from prismfl.features.networks import Activation, FeatureNet, LoadedNet, averaged, load_features, rectify
+from prismfl.features.vgg19 import VGG19_PLAN, HeadlessVgg
+from prismfl.generator.layout import Layout, frozen_weights
+from prismfl.moments import FeatureMap, label_shares
 from prismfl.search import Searcher, precision_of
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding.device import Tape
+from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.resolve import Matching, SearchPlan
 from prismfl.settings.schema import Search
 

@@ -17,8 +17,8 @@ from statistics import median
 import numpy as np
 
 from prismfl.data.datasets import load_dataset
-from prismfl.engines.inprocess import train
-from prismfl.runfolder import read_rounds
+from prismfl.engines.simulator import train
+from prismfl.run.folder import read_rounds
 from prismfl.settings.schema import Settings
 from prismfl.settings.toml import settings_from
 

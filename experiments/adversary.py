@@ -20,15 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from run import load_row, provenance, row_settings
 
-from prismfl import coordinator, runfolder
-from prismfl.coordinator import Silent
-from prismfl.engines.inprocess import InProcess
-from prismfl.engines.searching import keep_freed_memory
+from prismfl.data.files import write_atomic
+from prismfl.engines.processes import keep_freed_memory
+from prismfl.engines.simulator import InProcess
 from prismfl.errors import ClientError
-from prismfl.federation import Exchange, Reply, client_update, hear
-from prismfl.files import write_atomic
-from prismfl.preparation import prepare
-from prismfl.runfolder import RunFolder, read_rounds
+from prismfl.federation.round import Exchange, Reply, client_update, hear
+from prismfl.run import folder as runfolder
+from prismfl.run import loop as coordinator
+from prismfl.run.folder import RunFolder, read_rounds
+from prismfl.run.loop import Silent
+from prismfl.run.prepare import prepare
 from prismfl.search import Found, local_search
 from prismfl.settings.schema import Settings
 

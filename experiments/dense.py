@@ -14,17 +14,17 @@ import torch
 from numpy.typing import NDArray
 
 from prismfl.engines.clientdisk import ClientDisk
-from prismfl.engines.searching import keep_freed_memory
+from prismfl.engines.processes import keep_freed_memory
+from prismfl.generator.network import label_turns, latent_batch, recompute_statistics, render
+from prismfl.generator.sampling import labels_like
 from prismfl.metrics.embedding import judge_features
 from prismfl.metrics.frechet import frechet
 from prismfl.metrics.neighbours import balls, compare
-from prismfl.nets.generator import label_turns, latent_batch, recompute_statistics, render
-from prismfl.nets.tape import Tape
-from prismfl.preparation import Prepared, prepare
-from prismfl.runfolder import RunFolder
-from prismfl.sampling import labels_like
+from prismfl.run.folder import RunFolder
+from prismfl.run.prepare import Prepared, prepare
 from prismfl.search import Searcher, rate_at
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding.device import Tape
+from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.resolve import SearchPlan, plan_of
 from prismfl.settings.schema import Settings
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
-from prismfl.engines.inprocess import InProcess
-from prismfl.mmd import Target
-from prismfl.oneshot import pool
+from prismfl.engines.simulator import InProcess
+from prismfl.federation.one_shot import pool
+from prismfl.moments import Target
 
 
 @contextmanager

@@ -27,12 +27,12 @@ from typing import Any
 import dense
 from pooled import pooled_targets
 
-from prismfl.engines import inprocess
+from prismfl.data.files import write_atomic
+from prismfl.engines import simulator as inprocess
 from prismfl.errors import SettingError
-from prismfl.evaluation import evaluate_model
-from prismfl.files import write_atomic
-from prismfl.progress import PlainWatcher
-from prismfl.runfolder import RunFolder, read_rounds
+from prismfl.run.evaluate import evaluate_model
+from prismfl.run.folder import RunFolder, read_rounds
+from prismfl.run.progress import PlainWatcher
 from prismfl.settings.schema import Settings
 from prismfl.settings.toml import merged, read_toml, settings_from, to_toml
 

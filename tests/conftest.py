@@ -8,12 +8,12 @@ import torch
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
-from prismfl import federation
-from prismfl.federation import agree, make_kit
-from prismfl.layout import Layout
+from prismfl.features.networks import load_features
+from prismfl.federation import round as federation
+from prismfl.federation.round import agree, make_kit
+from prismfl.generator.layout import Layout
 from prismfl.metrics import embedding
-from prismfl.mmd import FeatureMap
-from prismfl.nets.features import load_features
+from prismfl.moments import FeatureMap
 from prismfl.settings import resolve
 from prismfl.settings.resolve import Matching
 from prismfl.settings.schema import Settings

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from prismfl import evaluation
 from prismfl.metrics.readability import Classifier
-from prismfl.nets.tape import Tape
-from prismfl.seeding import Purpose, Stream
+from prismfl.run import evaluate as evaluation
+from prismfl.seeding.device import Tape
+from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.resolve import plan_of
 
 RUN = Path(__file__).parent.parent / "experiments" / "run.py"

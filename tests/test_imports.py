@@ -11,17 +11,16 @@ import pytest
 import prismfl
 
 LINE = """
-errors < settings < environment < seeding < layout < files < download < data < nets < mmd < privacy < search < wire
-< server < federation < oneshot < modelfile < pictures < asking < runtime < sampling < export < metrics < runfolder
-< coordinator < preparation < forecast < evaluation < audit < pretrain < engines < progress < report < callbacks
-< cli
+errors < settings < seeding < data < wire < kernels < features < generator < runtime < moments < privacy < search
+< server < federation < metrics < run < engines < report < cli < __main__
 """
 ORDER = [name.strip() for name in LINE.split("<")]
 ROOT = Path(prismfl.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 TORCH_FREE = (
-    "prismfl, prismfl.seeding, prismfl.layout, prismfl.wire.message, prismfl.wire.codec, prismfl.wire.draws, "
-    "prismfl.server, prismfl.modelfile, prismfl.runtime, prismfl.environment, prismfl.report.page"
+    "prismfl, prismfl.settings.toml, prismfl.seeding.philox, prismfl.generator.layout, prismfl.wire.frames, "
+    "prismfl.wire.masks, prismfl.wire.uniforms, prismfl.server, prismfl.generator.modelfile, prismfl.runtime, "
+    "prismfl.run.environment, prismfl.report.page"
 )
 
 
@@ -65,14 +64,14 @@ def test_no_import_runs_backwards(path):
 def test_the_check_sees_imports_inside_functions_and_of_whole_modules(tmp_path):
     path = tmp_path / "x.py"
     path.write_text(
-        "import prismfl.cli\ndef f():\n    from prismfl import engines\n    from prismfl.wire import codec\n"
+        "import prismfl.cli.main\ndef f():\n    from prismfl import engines\n    from prismfl.wire import codec\n"
     )
     assert own_modules(path) == {"cli", "engines", "wire"}
 
 
 def test_only_the_command_line_and_the_facade_import_engines():
     users = {name_of(path) for path in SOURCES if "engines" in own_modules(path)}
-    assert {name for name in users if not name.startswith("engines")} == {"", "cli"}
+    assert {name for name in users if not name.startswith("engines")} == {"", "cli.main"}
 
 
 def test_flower_is_imported_by_its_engine_alone():
@@ -82,7 +81,10 @@ def test_flower_is_imported_by_its_engine_alone():
 
 def test_no_file_or_frame_is_pickled():
     # What a run's own processes tell each other goes through their pipes, by joblib's executor.
-    allowed = {("engines.searching", "joblib.externals.loky.ProcessPoolExecutor"), ("environment", "joblib.cpu_count")}
+    allowed = {
+        ("engines.processes", "joblib.externals.loky.ProcessPoolExecutor"),
+        ("run.environment", "joblib.cpu_count"),
+    }
     loaded = {(name_of(path), name) for path in SOURCES for name in imports_of(path)} - allowed
     assert not {name.split(".")[0] for _, name in loaded} & {"pickle", "joblib", "dill", "shelve"}
 
@@ -102,8 +104,8 @@ import sys
 sys.modules["torch"] = None
 import numpy as np
 from pathlib import Path
-from prismfl.layout import Layout, frozen_weights
-from prismfl.modelfile import Model, load_model, save_model
+from prismfl.generator.layout import Layout, frozen_weights
+from prismfl.generator.modelfile import Model, load_model, save_model
 layout = Layout(16, 1, 2, 8)
 ones = np.ones(sum(layout.norms), np.float32)
 path = Path({str(tmp_path / "m")!r})

@@ -37,9 +37,7 @@ def commands():
 
 def run(words, cwd):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "prismfl.cli", *words], cwd=cwd, capture_output=True, text=True, env=env
-    )
+    return subprocess.run([sys.executable, "-m", "prismfl", *words], cwd=cwd, capture_output=True, text=True, env=env)
 
 
 def write_idx(folder, split, count):

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prismfl import search as search_room
-from prismfl.layout import Layout, frozen_weights
-from prismfl.nets.generator import generate, layer_views
-from prismfl.nets.masked import scores_of
-from prismfl.nets.tape import Tape
+from prismfl.generator.layout import Layout, frozen_weights
+from prismfl.generator.masks import scores_of
+from prismfl.generator.network import generate, layer_views
 from prismfl.search import Memory, Searcher, batch_labels, compile_of, local_search, precision_of, rate_at
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding.device import Tape
+from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.resolve import SearchPlan
 from prismfl.settings.toml import merged, settings_from
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from prismfl import server
 from prismfl.errors import MessageError
-from prismfl.layout import Layout, frozen_signs
-from prismfl.seeding import Purpose
+from prismfl.generator.layout import Layout, frozen_signs
+from prismfl.seeding.philox import Purpose
 from prismfl.server import (
     ALPHA_STEP,
     Screen,
@@ -29,7 +29,7 @@ from prismfl.server import (
     surprise,
 )
 from prismfl.settings.schema import Federation
-from prismfl.wire.draws import Baseline, Draws, baseline
+from prismfl.wire.uniforms import Baseline, Draws, baseline
 
 ONE = 65536
 NONE = np.zeros(0, np.uint16)

@@ -11,13 +11,17 @@ from prismfl.settings.schema import Settings
 from prismfl.settings.toml import load_settings, settings_from
 
 if TYPE_CHECKING:
-    from prismfl.engines.inprocess import resume, train
-    from prismfl.sampling import load
+    from prismfl.engines.simulator import resume, train
+    from prismfl.generator.sampling import load
 
 __version__ = "0.1.0"
 __all__ = ["PrismError", "Settings", "load", "load_settings", "resume", "settings_from", "train"]
 
-_LAZY = {"train": "prismfl.engines.inprocess", "resume": "prismfl.engines.inprocess", "load": "prismfl.sampling"}
+_LAZY = {
+    "train": "prismfl.engines.simulator",
+    "resume": "prismfl.engines.simulator",
+    "load": "prismfl.generator.sampling",
+}
 
 
 def __getattr__(name: str) -> Any:

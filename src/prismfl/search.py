@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prismfl.layout import Layout
-from prismfl.mmd import PRECISIONS, FeatureMap, Goals, MovingResidual, Target, distance, label_groups
-from prismfl.nets.fused import adam_step, flat_floats
-from prismfl.nets.generator import generate
-from prismfl.nets.latents import spread_normals
-from prismfl.nets.masked import integers_of, masked_weights, score_gradient, scores_of
-from prismfl.nets.replay import Programs, Repeated
-from prismfl.nets.tape import Tape
+from prismfl.generator.latents import spread_normals
+from prismfl.generator.layout import Layout
+from prismfl.generator.masks import integers_of, masked_weights, score_gradient, scores_of
+from prismfl.generator.network import generate
+from prismfl.kernels.fused import adam_step, flat_floats
+from prismfl.kernels.replay import Programs, Repeated
+from prismfl.moments import PRECISIONS, FeatureMap, Goals, MovingResidual, Target, distance, label_groups
+from prismfl.seeding.device import Tape
 from prismfl.settings.resolve import SearchPlan, first_rate
 from prismfl.settings.schema import Settings
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.errors import MessageError
-from prismfl.layout import Layout, frozen_signs
-from prismfl.seeding import Purpose, Stream
+from prismfl.generator.layout import Layout, frozen_signs
+from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.schema import Federation
-from prismfl.wire.draws import Baseline
-from prismfl.wire.message import digest_of
+from prismfl.wire.frames import digest_of
+from prismfl.wire.uniforms import Baseline
 
 ONE = 65536
 MOST_WEIGHT = 2**30  # of a round's clients together: keeps every product below 2^63

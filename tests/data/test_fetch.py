@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from prismfl import download
+from prismfl.data import download
 from prismfl.data import fetch as fetch_module
 from prismfl.data.datasets import IDX_FAMILIES
 from prismfl.data.fetch import PUBLISHED, Remote, fetch

@@ -14,7 +14,7 @@ from prismfl.data.images import deal
 from prismfl.data.partition import partition
 from prismfl.data.people import people_of
 from prismfl.errors import DataError, SettingError
-from prismfl.preparation import prepare
+from prismfl.run.prepare import prepare
 from prismfl.settings.schema import Data
 from prismfl.settings.toml import settings_from
 

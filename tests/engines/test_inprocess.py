@@ -10,24 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prismfl import coordinator, runfolder
-from prismfl.coordinator import Silent
 from prismfl.data.datasets import ImageSet
-from prismfl.engines import inprocess
-from prismfl.engines.inprocess import InProcess, resume, train
+from prismfl.engines import simulator as inprocess
+from prismfl.engines.simulator import InProcess, resume, train
 from prismfl.errors import ClientError, DataError, ModelFileError, RunFolderError
-from prismfl.federation import Agreement
-from prismfl.mmd import FeatureMap
-from prismfl.modelfile import load_model
-from prismfl.nets import features
-from prismfl.nets.features import load_features
-from prismfl.preparation import for_arrays, prepare
-from prismfl.runfolder import RunFolder, read_rounds
-from prismfl.sampling import load
+from prismfl.features import networks as features
+from prismfl.features.networks import load_features
+from prismfl.federation.round import Agreement
+from prismfl.generator.modelfile import load_model
+from prismfl.generator.sampling import load
+from prismfl.moments import FeatureMap
+from prismfl.run import folder as runfolder
+from prismfl.run import loop as coordinator
+from prismfl.run.folder import RunFolder, read_rounds
+from prismfl.run.loop import Silent
+from prismfl.run.prepare import for_arrays, prepare
 from prismfl.search import precision_of
 from prismfl.settings.resolve import resolved
 from prismfl.settings.toml import load_settings, read_toml, settings_from
-from prismfl.wire.message import is_lost
+from prismfl.wire.frames import is_lost
 
 ROUNDS = 4
 

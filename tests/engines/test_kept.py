@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from prismfl.data.images import ImageSet
-from prismfl.engines import inprocess, kept
-from prismfl.engines.inprocess import InProcess, train
-from prismfl.federation import Held
-from prismfl.mmd import Target
-from prismfl.preparation import prepare
-from prismfl.runfolder import RunFolder, read_rounds
+from prismfl.engines import caches as kept
+from prismfl.engines import simulator as inprocess
+from prismfl.engines.simulator import InProcess, train
+from prismfl.federation.round import Held
+from prismfl.moments import Target
+from prismfl.run.folder import RunFolder, read_rounds
+from prismfl.run.prepare import prepare
 from prismfl.settings.schema import Settings
 
 

@@ -7,18 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prismfl import preparation
-from prismfl.coordinator import Silent
 from prismfl.data.datasets import ImageSet
-from prismfl.engines import inprocess, releases
-from prismfl.engines.inprocess import resume, train
+from prismfl.engines import releases
+from prismfl.engines import simulator as inprocess
+from prismfl.engines.simulator import resume, train
 from prismfl.errors import ClientError, PrivacyError, RunFolderError
-from prismfl.mmd import FeatureMap
-from prismfl.modelfile import load_model
-from prismfl.preparation import prepare
-from prismfl.privacy.accountant import compose, from_json
+from prismfl.generator.modelfile import load_model
+from prismfl.moments import FeatureMap
+from prismfl.privacy.ledger import compose, from_json
 from prismfl.privacy.release import from_arrays
-from prismfl.runfolder import RunFolder, gather_ledger, load_arrays, read_rounds, reopen
+from prismfl.run import prepare as preparation
+from prismfl.run.folder import RunFolder, gather_ledger, load_arrays, read_rounds, reopen
+from prismfl.run.loop import Silent
+from prismfl.run.prepare import prepare
 from prismfl.settings.toml import to_toml
 
 LABELS = np.arange(30) % 3

@@ -11,13 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prismfl.engines.inprocess import train
-from prismfl.engines.searching import SearchProcesses, processes_of
-from prismfl.nets.tape import Tape
-from prismfl.preparation import prepare
-from prismfl.runfolder import read_rounds
+from prismfl.engines.processes import SearchProcesses, processes_of
+from prismfl.engines.simulator import train
+from prismfl.run.folder import read_rounds
+from prismfl.run.prepare import prepare
 from prismfl.search import local_search
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding.device import Tape
+from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.resolve import plan_of
 from prismfl.settings.toml import settings_from
 
@@ -107,7 +107,7 @@ def test_what_ends_a_process_does_not_end_the_search(world, processes, caplog):
 
 def test_where_no_process_can_be_started_threads_search(world, monkeypatch, caplog):
     ready, _ = world
-    monkeypatch.setattr("prismfl.engines.searching.ProcessPoolExecutor", Refusing)
+    monkeypatch.setattr("prismfl.engines.processes.ProcessPoolExecutor", Refusing)
     found = SearchProcesses(ready.agreement.layout, ready.kit, 1, 2)
     here = local_search(*begun_with(world), *asked(world))
     assert same(here, found.search(*begun_with(world), *asked(world)))
@@ -146,8 +146,8 @@ def test_processes_end_with_a_parent_that_is_killed(ready):
     """Whether they search already or are still beginning."""
     code = f"""
 import os, time
-from prismfl.engines.searching import SearchProcesses
-from prismfl.nets.features import load_features
+from prismfl.engines.processes import SearchProcesses
+from prismfl.features.networks import load_features
 from types import SimpleNamespace
 import torch
 if __name__ == "__main__":

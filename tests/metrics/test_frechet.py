@@ -9,9 +9,9 @@ import torch
 
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import DataError, DependencyError
+from prismfl.features.inception import Inception
 from prismfl.metrics.embedding import embed, judge_features, load_judge
 from prismfl.metrics.frechet import Reference, fid, fid_judge, frechet
-from prismfl.nets.inception import Inception
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from prismfl.errors import DependencyError, PrivacyError
-from prismfl.privacy.accountant import (
+from prismfl.privacy.ledger import (
     Entry,
     calibrate,
     compose,

@@ -8,7 +8,7 @@ from hypothesis import settings as limited
 from hypothesis import strategies as st
 
 from prismfl.errors import PrivacyError
-from prismfl.privacy.accountant import calibrate, compose
+from prismfl.privacy.ledger import calibrate, compose
 from prismfl.privacy.planning import at_clients, plans
 from prismfl.privacy.release import NORM, Grid, _planned
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import chi2, kstest, norm
 
 from prismfl.errors import DataError, DependencyError, PrivacyError
-from prismfl.mmd import Block, FeatureMap
-from prismfl.nets.features import load_features
-from prismfl.privacy.accountant import compose
+from prismfl.features.networks import load_features
+from prismfl.moments import Block, FeatureMap
+from prismfl.privacy.ledger import compose
 from prismfl.privacy.release import (
     NORM,
     Grid,

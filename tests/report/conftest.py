@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismfl import runfolder
-from prismfl.files import write_atomic
-from prismfl.privacy.accountant import Entry, to_json
-from prismfl.runfolder import RunFolder
+from prismfl.data.files import write_atomic
+from prismfl.privacy.ledger import Entry, to_json
+from prismfl.run import folder as runfolder
+from prismfl.run.folder import RunFolder
 from prismfl.settings.toml import settings_from
 
 CLASSES = tuple("0123456789")

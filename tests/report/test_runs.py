@@ -6,7 +6,7 @@ import pytest
 
 from prismfl.errors import ModelFileError, PrismError, RunFolderError, SettingError
 from prismfl.report.runs import MOST_RUNS, read_runs
-from prismfl.runfolder import RunFolder, create
+from prismfl.run.folder import RunFolder, create
 from prismfl.settings.toml import settings_from
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prismfl import cli
+from prismfl.cli import main as cli
 from prismfl.errors import SettingError
 from prismfl.settings.schema import SECTIONS, Search, Settings
 from prismfl.settings.toml import images_of, load_settings, merged, read_toml, settings_from, to_toml

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismfl.errors import MessageError
-from prismfl.wire import codec
-from prismfl.wire.codec import (
+from prismfl.wire import masks as codec
+from prismfl.wire.flags import FlagWriter
+from prismfl.wire.masks import (
     Entries,
     decode_changes,
     decode_mask,
@@ -23,8 +24,7 @@ from prismfl.wire.codec import (
     unpack_mask,
     unpack_theta,
 )
-from prismfl.wire.draws import Draws, baseline
-from prismfl.wire.flags import FlagWriter
+from prismfl.wire.uniforms import Draws, baseline
 
 masks = st.lists(st.booleans(), max_size=70).map(lambda bits: np.array(bits, np.bool_))
 thetas = st.lists(st.integers(0, 65535), max_size=40).map(lambda q: np.array(q, np.uint16))

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prismfl.seeding import Purpose, Stream
-from prismfl.wire import draws
-from prismfl.wire.draws import Draws, baseline, stretches
+from prismfl.seeding.philox import Purpose, Stream
+from prismfl.wire import uniforms as draws
+from prismfl.wire.uniforms import Draws, baseline, stretches
 
 KINDS = ("stratified", "independent")
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismfl.errors import MessageError
-from prismfl.wire import coder, flags
+from prismfl.wire import flags
+from prismfl.wire import range_coder as coder
 from prismfl.wire.flags import FlagReader, FlagWriter
 
 SHAPE = (4, 3, 2)

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prismfl.seeding import Purpose
+from prismfl.seeding.philox import Purpose
 from prismfl.server import Step, advance, public_dither
 from prismfl.settings.schema import Federation
-from prismfl.wire import message
-from prismfl.wire.codec import Entries, decode_mask, decode_step, encode_mask, encode_step, flip_contexts
-from prismfl.wire.draws import Draws, baseline
-from prismfl.wire.message import Place
+from prismfl.wire import frames as message
+from prismfl.wire.frames import Place
+from prismfl.wire.masks import Entries, decode_mask, decode_step, encode_mask, encode_step, flip_contexts
+from prismfl.wire.uniforms import Draws, baseline
 
 PAGE = Path(__file__).parents[2] / "docs" / "wire-format.md"
 Q = np.full(256, 32768, np.uint16)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prismfl.errors import MessageError
-from prismfl.federation import (
+from prismfl.federation.round import (
     Held,
     Traffic,
     _heard,
@@ -21,8 +21,8 @@ from prismfl.federation import (
     server_update,
 )
 from prismfl.settings.toml import settings_from
-from prismfl.wire import message
-from prismfl.wire.message import HEADER_BYTES, Kind
+from prismfl.wire import frames as message
+from prismfl.wire.frames import HEADER_BYTES, Kind
 
 MESSAGES = int(os.environ.get("PRISMFL_FUZZ", "100000"))
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prismfl.errors import MessageError
-from prismfl.wire import message
-from prismfl.wire.message import Broadcast, Kind, Place, Update
+from prismfl.wire import frames as message
+from prismfl.wire.frames import Broadcast, Kind, Place, Update
 
 HERE = Place(b"0123456789abcdef", 3, 7)
 

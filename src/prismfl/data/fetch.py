@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from prismfl.download import pieces
+from prismfl.data.download import pieces
 from prismfl.errors import DataError
 
 _MOST_BYTES = 2**30  # no file here has a fifth of that

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from prismfl.data.images import ImageSet, Labels
 from prismfl.errors import DataError, SettingError
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.schema import Data
 
 Indices = NDArray[np.int64]

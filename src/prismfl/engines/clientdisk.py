@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl import runfolder
 from prismfl.data.datasets import ImageSet
 from prismfl.engines.releases import Releases, key_of, name_of
-from prismfl.federation import Agreement, ClientKit, Held
-from prismfl.mmd import Target, label_shares
-from prismfl.runfolder import RunFolder
+from prismfl.federation.round import Agreement, ClientKit, Held
+from prismfl.moments import Target, label_shares
+from prismfl.run import folder as runfolder
+from prismfl.run.folder import RunFolder
 from prismfl.search import Memory
 
 _NEVER = -1

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl import runfolder
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import PrivacyError
-from prismfl.federation import Agreement, ClientKit
-from prismfl.mmd import Target
-from prismfl.privacy.accountant import to_json
+from prismfl.federation.round import Agreement, ClientKit
+from prismfl.moments import Target
+from prismfl.privacy.ledger import to_json
 from prismfl.privacy.release import from_arrays, release, to_arrays
-from prismfl.runfolder import RunFolder
+from prismfl.run import folder as runfolder
+from prismfl.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from scipy.special import rel_entr
 
 from prismfl.errors import DataError, SettingError
 from prismfl.metrics.intervals import Estimate, estimate
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding.philox import Purpose, Stream
 
 _ROUNDING = 1e-3  # how far a row of float32 probabilities may sum from 1
 

@@ -1,7 +1,7 @@
 """Images as the judge sees them: what every `…_judge` figure is measured in.
 
-The judge is EfficientNet-Lite2, trained on ImageNet (see `prismfl.nets.efficientnet`), of images scaled to 96 pixels.
-Two of its maps, averaged over places: the last one says what is shown; an early one, of 144 channels, sees colour and
+The judge is EfficientNet-Lite2, trained on ImageNet (see `prismfl.features.efficientnet`), of images scaled to 96
+pixels.  Two of its maps, averaged over places: the last one says what is shown; an early one, of 144 channels, sees colour and
 sharpness, to which the last is half blind.  The last one's 1,280 channels are averaged by tens: the distance of so
 many features is mostly bias unless there are far more images.  Each map's features vary by one in the mean on natural
 images, so that both count alike.
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prismfl.errors import DataError
-from prismfl.nets.efficientnet import JUDGE, load_lite
-from prismfl.nets.features import FeatureNet, LoadedNet
+from prismfl.features.efficientnet import JUDGE, load_lite
+from prismfl.features.networks import FeatureNet, LoadedNet
 
 JUDGE_SIZE = 96  # pixels: at 64 it tells classes less well, at 128 it takes twice as long
 JUDGE_FEATURES = 272

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prismfl.data.datasets import ImageSet
+from prismfl.features.inception import Inception
 from prismfl.metrics.embedding import enough, judge_features
-from prismfl.metrics.library import of_torchmetrics
-from prismfl.nets.inception import Inception
-from prismfl.seeding import Purpose, Stream
+from prismfl.metrics.optional import of_torchmetrics
+from prismfl.seeding.philox import Purpose, Stream
 
 
 @dataclass(frozen=True)

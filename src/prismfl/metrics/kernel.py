@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from prismfl.metrics.embedding import enough, judge_features
 from prismfl.metrics.intervals import Estimate, estimate
-from prismfl.metrics.library import of_torchmetrics
-from prismfl.seeding import Purpose, Stream
+from prismfl.metrics.optional import of_torchmetrics
+from prismfl.seeding.philox import Purpose, Stream
 
 SUBSETS, SUBSET_IMAGES = 10, 1000
 LEAST = 4  # images a side: two subsets of two

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import pairwise_distances_chunked
 
 from prismfl.metrics.embedding import enough, judge_features
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding.philox import Purpose, Stream
 
 NEIGHBOURS = 5
 LEAST = NEIGHBOURS + 1  # images a side

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import DataError
 from prismfl.metrics.diversity import inception_score, label_imbalance
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding.philox import Purpose, Stream
 
 SURE = 0.9
 RATE = 5e-3

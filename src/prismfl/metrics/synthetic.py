@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import DataError
 from prismfl.metrics.embedding import enough
-from prismfl.seeding import Purpose, Stream
+from prismfl.seeding.philox import Purpose, Stream
 
 LEAST = 10  # images, of either kind
 _BATCH, _RATE, _DECAY, _SMOOTHING = 128, 4e-3, 1e-2, 0.1

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prismfl.errors import PrivacyError
-from prismfl.privacy.accountant import calibrate, epsilon_of
+from prismfl.privacy.ledger import calibrate, epsilon_of
 
 
 @dataclass(frozen=True)

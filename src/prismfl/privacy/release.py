@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prismfl.errors import DataError, DependencyError, PrivacyError
-from prismfl.mmd import Block, FeatureMap, Target
-from prismfl.privacy.accountant import Entry, calibrate, from_json, rounding_distance, to_json, versions
+from prismfl.moments import Block, FeatureMap, Target
+from prismfl.privacy.ledger import Entry, calibrate, from_json, rounding_distance, to_json, versions
 from prismfl.settings.schema import Privacy
 
 # Every integer up to it is a float32, and sums of squares below 2^53 are exact in float64.

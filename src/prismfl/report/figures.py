@@ -14,8 +14,8 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from prismfl.progress import sized
 from prismfl.report.runs import WAYS, Curve, Run
+from prismfl.run.progress import sized
 
 # What PNGs are drawn in; the page's style has one variable for each, with a dark value too.
 SERIES = (

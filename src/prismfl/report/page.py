@@ -11,9 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prismfl import __version__
-from prismfl.files import write_atomic
-from prismfl.metrics.presentation import grouped
-from prismfl.progress import sized
+from prismfl.data.files import write_atomic
+from prismfl.metrics.text import grouped
 from prismfl.report.figures import (
     INK,
     LINE,
@@ -28,6 +27,7 @@ from prismfl.report.figures import (
 )
 from prismfl.report.grids import Grid, Grids, data_uri, read_grids, read_real
 from prismfl.report.runs import WAYS, Run, read_runs
+from prismfl.run.progress import sized
 from prismfl.settings.schema import SECTIONS, Settings
 
 ROOM = 3_500_000  # bytes of a page that its sample grids may take together

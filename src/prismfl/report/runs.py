@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prismfl import runfolder
 from prismfl.errors import PrivacyError, RunFolderError, SettingError
-from prismfl.modelfile import load_model
-from prismfl.privacy.accountant import Entry, from_json, summary_of
-from prismfl.runfolder import RunFolder
+from prismfl.generator.modelfile import load_model
+from prismfl.privacy.ledger import Entry, from_json, summary_of
+from prismfl.run import folder as runfolder
+from prismfl.run.folder import RunFolder
 from prismfl.settings.schema import Settings
 
 MOST_RUNS = 10  # on one page: colours that can be told apart

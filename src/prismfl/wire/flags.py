@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.wire.coder import FINENESS, Piece, Reader, Writer, ladder, refuse
+from prismfl.wire.range_coder import FINENESS, Piece, Reader, Writer, ladder, refuse
 
 Shape = tuple[int, ...]
 

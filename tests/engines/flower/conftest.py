@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from prismfl import runfolder
-from prismfl.coordinator import Silent
 from prismfl.errors import DependencyError
+from prismfl.run import folder as runfolder
+from prismfl.run.loop import Silent
 from prismfl.settings.toml import to_toml
 
 with contextlib.suppress(ImportError, DependencyError):  # without Flower, each module here skips itself by name

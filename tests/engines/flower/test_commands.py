@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives import serialization
 from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import parse_config_args
 
-from prismfl.coordinator import Silent
 from prismfl.data.images import ImageSet
 from prismfl.data.site import conform, load_site, reported
 from prismfl.engines.flower.certificates import make_certificates
@@ -23,12 +22,13 @@ from prismfl.engines.flower.events import EventWriter, alone, held, read_events,
 from prismfl.engines.flower.processes import APP, Link, Node, child, client_node, environment, follow, quoted, simulated
 from prismfl.engines.flower.server import agree_of, open_folder
 from prismfl.errors import ClientError, PrismError, RunFolderError, SettingError
-from prismfl.preparation import prepare
+from prismfl.run.loop import Silent
+from prismfl.run.prepare import prepare
 
 
 def call(*words):
     done = subprocess.run(
-        [sys.executable, "-m", "prismfl.cli", "federate", *words], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "prismfl", "federate", *words], capture_output=True, text=True, timeout=120
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -55,7 +55,7 @@ def test_keys_need_tls_and_files_must_be_there(tmp_path):
 
 
 def test_without_flower_the_remedy_is_named(tmp_path):
-    text = "import sys; sys.modules['flwr'] = None; sys.argv[0] = 'prismfl'; from prismfl.cli import main; main()"
+    text = "import sys; sys.modules['flwr'] = None; sys.argv[0] = 'prismfl'; from prismfl.cli.main import main; main()"
     words = ["federate", "simulate", "--out", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", text, *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2

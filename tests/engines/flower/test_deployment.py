@@ -16,11 +16,11 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed")
 
-from prismfl import runfolder
-from prismfl.engines import inprocess
+from prismfl.engines import simulator as inprocess
 from prismfl.engines.flower.processes import APP, free_port, stop
-from prismfl.modelfile import load_model
-from prismfl.runfolder import RunFolder, read_rounds
+from prismfl.generator.modelfile import load_model
+from prismfl.run import folder as runfolder
+from prismfl.run.folder import RunFolder, read_rounds
 
 pytestmark = pytest.mark.timeout(900)
 LIMITED = (
@@ -131,7 +131,7 @@ def start(words, log):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "prismfl.cli", "federate", *map(str, words)],
+            [sys.executable, "-m", "prismfl", "federate", *map(str, words)],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=file,

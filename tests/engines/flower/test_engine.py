@@ -11,12 +11,12 @@ pytest.importorskip("flwr", reason="Flower is not installed")
 
 from flwr.app import Error, Message
 
-from prismfl import runfolder
-from prismfl.engines import inprocess
+from prismfl.engines import simulator as inprocess
 from prismfl.engines.flower.envelope import Response, response_to
 from prismfl.errors import ClientError, DataError, RunFolderError
-from prismfl.modelfile import load_model
-from prismfl.runfolder import RunFolder, read_rounds
+from prismfl.generator.modelfile import load_model
+from prismfl.run import folder as runfolder
+from prismfl.run.folder import RunFolder, read_rounds
 
 
 def with_response(response):

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from prismfl.data.files import write_atomic
 from prismfl.errors import RunFolderError
-from prismfl.files import write_atomic
 
 _DAYS = 365
 _LOCAL = ("localhost", "127.0.0.1", "::1")

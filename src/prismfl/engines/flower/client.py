@@ -20,28 +20,19 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from prismfl.data.files import write_atomic
 from prismfl.data.people import uncovered
 from prismfl.data.site import conform, load_site, only, reported
-from prismfl.engines.flower.envelope import (
-    Ask,
-    Hello,
-    Request,
-    Response,
-    Terms,
-    hello_to,
-    request_from,
-    response_to,
-)
+from prismfl.engines.flower.envelope import Ask, Hello, Request, Response, Terms, hello_to, request_from, response_to
 from prismfl.errors import ClientError, PrismError, PrivacyError, SettingError
-from prismfl.files import write_atomic
 from prismfl.settings.schema import FEATURE_NETS, Running, Settings
 from prismfl.settings.toml import settings_from, toml_from
 
 if TYPE_CHECKING:
     from prismfl.data.datasets import ImageSet
     from prismfl.engines.clientdisk import ClientDisk
-    from prismfl.federation import Agreement, ClientKit
-    from prismfl.preparation import Prepared
+    from prismfl.federation.round import Agreement, ClientKit
+    from prismfl.run.prepare import Prepared
 
 _GRACE = 20.0  # seconds after which a search that cannot be interrupted is ended with its process
 
@@ -226,7 +217,7 @@ class _World:
     anew: bool = False
 
     def train(self, request: Request) -> bytes:
-        from prismfl.federation import client_update
+        from prismfl.federation.round import client_update
 
         client, disk = self.site.client, self.disk
         target = self.target()
@@ -241,7 +232,7 @@ class _World:
         return made.frame
 
     def compare(self, request: Request) -> bytes:
-        from prismfl.federation import client_distances
+        from prismfl.federation.round import client_distances
 
         client = self.site.client
         return client_distances(self.agreement, self.kit, request.frame, client, self.target(), self.disk.held(client))
@@ -276,8 +267,8 @@ def _deployed(site: Site, state: Path, run: bytes, terms: Terms, anew: bool) -> 
     import torch
 
     from prismfl.engines.clientdisk import ClientDisk
-    from prismfl.preparation import agree_on, site_kit
-    from prismfl.runfolder import RunFolder
+    from prismfl.run.folder import RunFolder
+    from prismfl.run.prepare import agree_on, site_kit
 
     settings = site.local(settings_from(toml_from(terms.settings)))
     torch.set_num_threads(settings.running.threads)
@@ -293,7 +284,7 @@ def _simulated(site: Site, terms: Terms) -> _World:
     import torch
 
     from prismfl.engines.clientdisk import ClientDisk
-    from prismfl.runfolder import RunFolder
+    from prismfl.run.folder import RunFolder
 
     ready = _prepared(terms.settings)
     torch.set_num_threads(ready.agreement.settings.running.threads)
@@ -304,7 +295,7 @@ def _simulated(site: Site, terms: Terms) -> _World:
 @lru_cache(maxsize=1)
 def _prepared(settings: str) -> "Prepared":
     """The data of a simulated run, loaded once a process."""
-    from prismfl.preparation import prepare
+    from prismfl.run.prepare import prepare
 
     return prepare(settings_from(toml_from(settings)))
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from flwr.app import DEFAULT_TTL, Message
 from flwr.serverapp import Grid
 
-from prismfl import runfolder
 from prismfl.engines.flower.envelope import Ask, Request, Response, Terms, response_from
 from prismfl.engines.flower.roster import Line, Roster, content_of, message_to
 from prismfl.errors import ClientError, PrismError, PrivacyError
-from prismfl.federation import Agreement, Exchange, Reply
-from prismfl.privacy.accountant import from_json, to_json
-from prismfl.runfolder import RunFolder
+from prismfl.federation.round import Agreement, Exchange, Reply
+from prismfl.privacy.ledger import from_json, to_json
+from prismfl.run import folder as runfolder
+from prismfl.run.folder import RunFolder
 
 _WAIT = 0.1  # seconds between looks for replies
 _SPARE = 60.0  # seconds that a message lives beyond the deadline: clocks differ

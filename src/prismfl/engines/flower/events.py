@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from prismfl.coordinator import Watcher
 from prismfl.errors import PrismError, RunFolderError
+from prismfl.run.loop import Watcher
 
 NAME = "events.jsonl"
 _LOCK = ".lock"

@@ -21,12 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from prismfl.coordinator import Watcher
+from prismfl.data.files import check_writable, write_atomic
 from prismfl.engines.flower import QUIET, warm
 from prismfl.engines.flower.events import NAME, held, read_events, replay
 from prismfl.errors import ClientError, DataError, DependencyError, RunFolderError, SettingError
-from prismfl.files import check_writable, write_atomic
-from prismfl.runfolder import RunFolder
+from prismfl.run.folder import RunFolder
+from prismfl.run.loop import Watcher
 
 __all__ = ["Link", "Node", "RunFolder", "client_node", "free_port", "run_client", "run_server", "simulated"]
 

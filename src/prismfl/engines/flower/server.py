@@ -9,18 +9,19 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from prismfl import coordinator, runfolder
-from prismfl.coordinator import Finished, Watcher
 from prismfl.data.datasets import ImageSet
+from prismfl.data.files import write_atomic
 from prismfl.engines.flower.engine import Flower
 from prismfl.engines.flower.envelope import Ask, Hello, Request, Terms
 from prismfl.engines.flower.events import EventWriter, alone
 from prismfl.engines.flower.roster import Roster
 from prismfl.errors import ClientError, PrismError, RunFolderError
-from prismfl.federation import Agreement, ClientKit
-from prismfl.files import write_atomic
-from prismfl.preparation import agree_on, counted, prepare, site_kit
-from prismfl.runfolder import RunFolder
+from prismfl.federation.round import Agreement, ClientKit
+from prismfl.run import folder as runfolder
+from prismfl.run import loop as coordinator
+from prismfl.run.folder import RunFolder
+from prismfl.run.loop import Finished, Watcher
+from prismfl.run.prepare import agree_on, counted, prepare, site_kit
 from prismfl.settings.schema import Settings
 from prismfl.settings.toml import settings_from, to_toml, toml_from
 

@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from prismfl.files import write_atomic
+from prismfl.data.files import write_atomic
 
 PROGRAM = "flwr-clientapp"
 SUPPORTED = sys.platform == "linux"  # elsewhere a fork of a process with threads is not safe
@@ -27,8 +27,8 @@ _IMPORTED = (
     "constriction",
     "prismfl.engines.flower.client",
     "prismfl.engines.clientdisk",
-    "prismfl.federation",
-    "prismfl.preparation",
+    "prismfl.federation.round",
+    "prismfl.run.prepare",
 )
 _ACK = b"1"
 _WAIT = 60.0  # seconds that the process may be busy with another message

@@ -1,0 +1,226 @@
+"""The simulator: every client in this process, its bytes carried as a deployment would."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prismfl.data.datasets import ImageSet
+from prismfl.engines.caches import KeptTargets, KeptThetas
+from prismfl.engines.clientdisk import ClientDisk
+from prismfl.engines.processes import SearchProcesses, keep_freed_memory, processes_of
+from prismfl.errors import ClientError, PrismError
+from prismfl.federation.round import Agreement, Answer, ClientKit, Exchange, Reply, client_distances, client_update
+from prismfl.moments import Target
+from prismfl.run import folder as runfolder
+from prismfl.run import loop as coordinator
+from prismfl.run.environment import cores
+from prismfl.run.folder import RunFolder
+from prismfl.run.loop import Finished, Silent, Watcher
+from prismfl.run.prepare import Prepared, for_arrays, prepare
+from prismfl.search import Memory
+from prismfl.settings.schema import Settings
+
+_ON_A_GPU = 6  # workers at most: more gain nothing (docs/speed.md)
+_MOST_COUNTS = 100_000  # of labels at clients, in the run folder
+_MOST_TARGETS, _MOST_THETAS = 2**29, 2**28  # bytes in memory, of all clients together
+
+# A client's part: (client, frame) → reply frame.
+Worker = Callable[[int, bytes], bytes]
+
+
+def workers_of(settings: Settings) -> int:
+    """Clients searched at a time: one a core, and a few on a GPU, which one alone leaves partly idle.
+
+    There in turns of as many each, for a last turn of few would again.
+    """
+    if settings.running.workers:
+        return settings.running.workers
+    most = max(1, cores() // settings.running.threads)
+    if settings.running.device == "cpu":
+        return most
+    most = min(most, _ON_A_GPU)
+    clients = settings.federation.cohort or settings.data.clients or most
+    return -(-clients // -(-clients // most))
+
+
+def begin_worker(threads: int, device: torch.device) -> None:
+    """A worker's processor threads, and on a GPU a queue of its own: what others do there it need not wait for."""
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+
+
+class InProcess:
+    """An engine whose clients are threads of this process, which may leave their searches to others.
+
+    A client keeps θ in memory alone: when the simulator is resumed, its clients ask for a snapshot.
+    What it keeps between runs lies on its disk.  Memory does not grow with the number of clients: see
+    `engines/kept.py`.
+    Each client's search runs on `client_threads` processor threads, whatever the number of
+    clients searched at a time: the bytes do not depend on `workers`.
+    """
+
+    attempts = 1  # what fails here fails again
+
+    def __init__(self, agreement: Agreement, kit: ClientKit, clients: Sequence[ImageSet], folder: RunFolder) -> None:
+        self.agreement, self.kit, self.clients, self.folder = agreement, kit, clients, folder
+        threads = agreement.settings.running.threads
+        workers = workers_of(agreement.settings)
+        device = kit.weights.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the workers read what was put there
+        self.pool = ThreadPoolExecutor(workers, initializer=begin_worker, initargs=(threads, device))
+        count = processes_of(agreement.settings, workers)
+        self.searches = SearchProcesses(agreement.layout, kit, threads, count) if count else None
+        if self.searches:
+            self.kit = replace(kit, search=self.searches.search)
+        self.disk = ClientDisk(agreement, kit, folder)
+        self.targets, self.held = KeptTargets(_MOST_TARGETS), KeptThetas(_MOST_THETAS)
+        self.memories: dict[int, Memory | None] = {}
+
+    def train(self, round_index: int) -> Exchange:
+        """Carry a round's broadcasts to the clients and yield their updates as they come."""
+
+        def one(client: int, frame: bytes) -> bytes:
+            memory, target, held = self.disk.recall(client, round_index), self.target(client), self.held.get(client)
+            answer = client_update(self.agreement, self.kit, frame, round_index, client, target, memory, held)
+            return self._remembered(client, answer)
+
+        return lambda frames: self._carry(one, frames)
+
+    def _remembered(self, client: int, answer: Answer) -> bytes:
+        """A client's reply, once what it keeps for its next round is kept."""
+        self.memories[client] = answer.memory
+        if answer.held is not None:
+            self.held.put(client, answer.held)
+        return answer.frame
+
+    def compare(self) -> Exchange:
+        """Carry the final θ to the clients and yield their distances."""
+
+        def one(client: int, frame: bytes) -> bytes:
+            target, held = self.target(client), self.held.get(client)
+            return client_distances(self.agreement, self.kit, frame, client, target, held)
+
+        return lambda frames: self._carry(one, frames)
+
+    def keep(self, round_index: int, clients: Iterable[int]) -> None:
+        """Write the memories of a round's clients, where Adam is kept between rounds."""
+        # Side by side: at the paper's sizes a client's are 28 MB.
+        list(self.pool.map(lambda client: self.disk.remember(client, round_index, self.memories[client]), clients))
+        self.memories.clear()
+
+    def close(self, *, now: bool = False) -> None:
+        """Let the threads and processes go; `now`: searches that are under way as well."""
+        if self.searches:
+            self.searches.close(now=now)
+        self.pool.shutdown(cancel_futures=True)
+
+    def _carry(self, one: Worker, frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
+        """Frames to clients, in their order; replies as they come."""
+        futures = {self.pool.submit(one, client, frame): client for client, frame in frames.items()}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], outcome(futures[future], future.result)
+        finally:
+            for future in futures:
+                future.cancel()
+            if self.agreement.settings.privacy.epsilon:
+                runfolder.gather_ledger(self.folder)
+
+    def target(self, client: int) -> Target:
+        """The client's moments, from its disk unless they were used lately."""
+        found = self.targets.get(client)
+        if found is None:
+            found = self.disk.target(client, self.clients[client])
+            self.targets.put(client, found)
+        return found
+
+
+def outcome(client: int, part: Callable[..., Any], *args: Any) -> Any:
+    """What a client's part gives; whatever goes wrong inside a client stays that client's, as an error."""
+    try:
+        return part(*args)
+    except PrismError as error:
+        return error
+    except Exception as error:
+        return ClientError(
+            f"client {client} failed ({type(error).__name__}: {error})", "an update", "look at its data and machine"
+        )
+
+
+# -------------------------------------------------------------------------------- entry points
+
+
+def train(
+    settings: Settings,
+    images: NDArray[np.uint8] | None = None,
+    labels: NDArray[np.int64] | None = None,
+    *,
+    out: str | Path,
+    watcher: Watcher | None = None,
+) -> Finished:
+    """Train in this process, in a new run folder `out`; the command line's `train` from Python.
+
+    images: uint8 `[N, C, H, W]` with labels int64 `[N]`, every tenth kept for testing; or None
+    to load the settings' data set.  Raises PrismError subclasses for bad settings, data, folders.
+    """
+    if images is not None:
+        settings = for_arrays(settings, images)
+    ready = prepare(settings, images, labels)
+    folder = runfolder.create(Path(out), settings)
+    runfolder.record(folder, settings, ready.agreement)
+    _record_labels(ready, folder)
+    return _run(ready, folder, watcher)
+
+
+def resume(
+    root: str | Path,
+    images: NDArray[np.uint8] | None = None,
+    labels: NDArray[np.int64] | None = None,
+    *,
+    watcher: Watcher | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Finished:
+    """Finish the run in a run folder; its model has the same bytes as an uninterrupted run's.
+
+    changes: settings of its section `running`, and `data_dir`, `clients_from` or `weights` where files have moved.
+    """
+    folder, settings = runfolder.reopen(Path(root), changes)
+    ready = prepare(settings, images, labels)
+    runfolder.record(folder, settings, ready.agreement)
+    return _run(ready, folder, watcher)
+
+
+def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finished:
+    keep_freed_memory()
+    watcher = watcher or Silent()
+    for line in ready.warnings:
+        watcher.note(line)
+    engine = InProcess(ready.agreement, ready.kit, ready.clients, folder)
+    try:
+        finished = coordinator.run(ready.agreement, engine, folder, watcher, ready.test, ready.kit)
+    except BaseException:
+        engine.close(now=True)
+        raise
+    engine.close()
+    return finished
+
+
+def _record_labels(ready: Prepared, folder: RunFolder) -> None:
+    """How many images of each label, and persons, each client has: a simulator's knowledge, written only without ε.
+
+    With ε set these counts would be outside the guarantee; of very many clients they would fill a disk.
+    """
+    classes = ready.clients[0].classes
+    if ready.agreement.settings.privacy.epsilon or len(ready.clients) * len(classes) > _MOST_COUNTS:
+        return
+    counts = [np.bincount(mine.labels, minlength=len(classes)).tolist() for mine in ready.clients]
+    people = [len(np.unique(mine.people)) for mine in ready.clients if mine.people is not None]
+    runfolder.save_labels(folder, classes, counts, people)

@@ -1,0 +1,1 @@
+"""The frozen feature networks that training matches and metrics judge by."""

@@ -1,0 +1,52 @@
+"""Whether a public network was trained on the images that a run holds to be private."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from prismfl.features.efficientnet import JUDGE
+
+# How what a network was trained on may spell a data set, without blanks, hyphens and underscores.
+SPELLINGS = {"fmnist": ("fmnist", "fashionmnist"), "kmnist": ("kmnist", "kuzushijimnist")}
+
+
+def overlaps(about: Mapping[str, Any], dataset: str, classes: Sequence[str] = ()) -> bool:
+    """Whether images of a data set (by its name in the settings) may have trained a network.
+
+    about: a network's own account: `trained_on`, a text; `classes`, the classes that it was
+    trained on; `all_classes`, those that the images came from, where it was not all of them.
+    classes: names of the private classes, none for all.  Other classes of the same data set are
+    other images; but that is said only of private classes whose names the network's account knows.
+    A folder's or a caller's images have no known name: of these it says no.
+    """
+    if not _names(str(about.get("trained_on", "")), dataset):
+        return False
+    known, seen, mine = (set(names) for names in (about.get("all_classes", ()), about.get("classes", ()), classes))
+    return not (mine and mine <= known and not mine & seen)
+
+
+def _names(text: str, dataset: str) -> bool:
+    """Whether a text names a data set, as one word or as two neighbours (`CIFAR 10`)."""
+    if dataset in ("folder", "arrays"):
+        return False
+    words = re.findall(r"[a-z0-9]+", re.sub(r"[-_]", "", text.lower()))
+    found = {*words, *(first + second for first, second in pairwise(words))}
+    return not found.isdisjoint(SPELLINGS.get(dataset, (dataset,)))
+
+
+def sibling_note(matched: str) -> list[str]:
+    """One warning where training matches a near relation of the judge, else none."""
+    if matched != "efficientnet-lite0":
+        return []
+    return [
+        f"the judge, {JUDGE}, is a sibling of the matched network {matched}: deeper and wider, of the same family,"
+        " trained on the same images: its distances flatter"
+    ]
+
+
+def overlap_note(name: str, about: Mapping[str, Any], dataset: str, classes: Sequence[str], harm: str) -> list[str]:
+    """One warning where a network's training images are the private ones, else none."""
+    if not overlaps(about, dataset, classes):
+        return []
+    return [f"warning: {name} was trained on {about['trained_on']}, the data set of this run: {harm}"]

@@ -1,0 +1,142 @@
+"""VGG networks without a head: torchvision's VGG-19, and one of random convolutions.
+
+VGG-19: Simonyan, Zisserman, "Very deep convolutional networks for large-scale image recognition",
+ICLR 2015, configuration E; layers are numbered as in torchvision's `vgg19` and `vgg19_bn`.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prismfl.errors import ModelFileError, SettingError
+from prismfl.features.networks import VGG_PLAN, Activation, FeatureNet, LoadedNet, folded, rectify, vgg_units, vgg_walk
+from prismfl.features.weightsfile import fill, read_weights
+from prismfl.seeding.philox import Purpose, Stream
+
+# Channels of each 3×3 convolution; 0 is a 2×2 maximum pooling.  A pooling at the end has no stage.
+VGG19_PLAN = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)
+
+# Published files carry the first eight hex digits of their SHA-256 in their names.
+PUBLISHED = {"vgg19": "vgg19-dcbb9e9d.pth", "vgg19_bn": "vgg19_bn-c79401a0.pth"}
+
+# Of ImageNet's images in [0, 1], channel by channel, as torchvision's networks are fed.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_EXPECTED = "VGG-19 in torchvision's layout (.pth or .safetensors)"
+_REMEDY = "fetch one with `prismfl fetch-weights vgg19`"
+
+
+class HeadlessVgg(FeatureNet):
+    """3×3 convolutions with biases, ReLU and maximum pooling; every ReLU output is a stage."""
+
+    def __init__(self, plan: Sequence[int]) -> None:
+        super().__init__(plan[-1])
+        self.plan, self.units = tuple(plan), vgg_units(plan, norm=False)
+
+    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
+        """See `FeatureNet.walk`: one map a convolution, all non-negative; grey is three equal channels."""
+        return vgg_walk(self.plan, iter(self.units), x, activate)
+
+
+class ImageNetVgg(HeadlessVgg):
+    """The same for images in [-1, 1] that are first taken to [0, 1], less ImageNet's mean, over its deviation."""
+
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(self, plan: Sequence[int]) -> None:
+        super().__init__(plan)
+        mean, std = (torch.tensor(one).view(3, 1, 1) for one in (IMAGENET_MEAN, IMAGENET_STD))
+        self.register_buffer("gain", 0.5 / std, persistent=False)
+        self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
+
+    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
+        """See `HeadlessVgg.walk`."""
+        scaled = x * self.gain + self.shift  # one channel becomes three, which differ from here on
+        return super().walk(scaled.contiguous(memory_format=torch.channels_last), activate)
+
+
+# --------------------------------------------------------------------------------------- VGG-19
+
+
+def load_vgg19(weights: str) -> LoadedNet:
+    """VGG-19 from a local file in torchvision's layout, `vgg19` or `vgg19_bn` (told apart by its names).
+
+    BatchNorm is folded into the convolutions; the classifier, if the file has one, is left out.
+    Raises SettingError when no file is named, ModelFileError when it is missing or not a VGG-19.
+    """
+    if not weights:
+        raise SettingError("features.weights = ''", f"a file: {_EXPECTED}", _REMEDY + " and name it")
+    path = Path(weights)
+    state, sha256 = read_weights(path, _EXPECTED, _REMEDY)
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+    layout = "vgg19_bn" if "features.1.running_mean" in kept else "vgg19"
+    net = ImageNetVgg(VGG19_PLAN)
+    fill(net, _renamed(kept, path, layout == "vgg19_bn"), path, _EXPECTED, _REMEDY)
+    return LoadedNet(net, sha256, {"architecture": "vgg19", "layout": layout, "trained_on": _origin(layout, sha256)})
+
+
+def _origin(layout: str, sha256: str) -> str:
+    """What published weights were trained on; of any other file it is not known."""
+    published = PUBLISHED[layout].removesuffix(".pth").endswith(sha256[:8])
+    return "ImageNet (ILSVRC 2012)" if published else ""
+
+
+def _renamed(state: Mapping[str, Tensor], path: Path, norm: bool) -> dict[str, Tensor]:
+    """Torchvision's names turned into ours, BatchNorm folded.  Raises ModelFileError."""
+    left = {name: tensor.float() for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    found: dict[str, Tensor] = {}
+    try:
+        for unit, place in enumerate(conv_places(VGG19_PLAN, norm)):
+            weight, bias = (left.pop(f"features.{place}.{part}") for part in ("weight", "bias"))
+            if norm:
+                parts = ("weight", "bias", "running_mean", "running_var")
+                weight, bias = folded(weight, bias, {key: left.pop(f"features.{place + 1}.{key}") for key in parts})
+            found |= {f"units.{unit}.conv.weight": weight, f"units.{unit}.conv.bias": bias}
+    except (KeyError, RuntimeError, IndexError) as error:
+        raise ModelFileError(f"{path} does not fit ({type(error).__name__}: {error})", _EXPECTED, _REMEDY) from None
+    if left:
+        raise ModelFileError(f"{path} has {min(left)} beside the layers of VGG-19", _EXPECTED, _REMEDY)
+    return found
+
+
+def conv_places(plan: Sequence[int], norm: bool) -> list[int]:
+    """Torchvision's numbers of the convolutions: ReLU, BatchNorm and poolings count as layers."""
+    places, place = [], 0
+    for channels in plan:
+        if channels:
+            places.append(place)
+        place += (3 if norm else 2) if channels else 1
+    return places
+
+
+# --------------------------------------------------------------------------- random convolutions
+
+
+def random_vgg() -> LoadedNet:
+    """The small VGG's plan with Kaiming normals that were never trained: nothing to disclose.
+
+    Weights are public normals times `sqrt(2 / fan_in)`, the same on every machine; biases are 0
+    (He et al., "Delving deep into rectifiers", ICCV 2015).
+    """
+    net = HeadlessVgg(VGG_PLAN)
+    digest, channels = hashlib.sha256(), [3, *(c for c in VGG_PLAN if c)]
+    for layer, (inputs, outputs) in enumerate(pairwise(channels)):
+        weight = _kaiming(layer, (outputs, inputs, 3, 3))
+        digest.update(weight.astype("<f4").tobytes())
+        parts = {"conv.weight": torch.from_numpy(weight), "conv.bias": torch.zeros(outputs)}
+        net.units[layer].load_state_dict(parts)
+    net.eval().requires_grad_(False)
+    return LoadedNet(net, digest.hexdigest(), {"architecture": "random", "trained_on": ""})
+
+
+def _kaiming(layer: int, shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
+    normals = Stream(0, Purpose.FEATURES, layer).normals(math.prod(shape))
+    return (normals * np.float32((2 / math.prod(shape[1:])) ** 0.5)).reshape(shape)

@@ -1,0 +1,1 @@
+"""The frozen generator: its layers, masks, finished models, and images from these."""

@@ -1,0 +1,100 @@
+"""What can be asked of a finished model, whatever computes its images; needs NumPy alone."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismfl.errors import SettingError
+from prismfl.generator.modelfile import Model
+
+_MOST_NUMBERS = 2**31  # latent normals in one call: what memory can be expected to hold
+
+
+@dataclass(frozen=True)
+class ModelSampler(ABC):
+    """A finished model ready to make images.
+
+    Latents are public normals of (seed, LATENT): the same seed gives the same latents
+    everywhere, and on one machine the same images.
+    """
+
+    model: Model
+
+    @abstractmethod
+    def render(self, seed: int, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images of the public latents of a seed and labels int64 `[n]`: uint8 `[n, C, H, W]`."""
+
+    def sample(self, count: int, *, seed: int = 0, labels: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """`count` images: uint8 `[count, C, H, W]`.
+
+        labels: int64 `[count]`, numbers of the model's labels; without them labels take turns.
+        Raises SettingError when count < 1, or for labels that the model does not have.
+        """
+        self._check_count(count)
+        return self.render(seed, self._tags(count, labels))
+
+    def labelled(self, name: str, count: int) -> NDArray[np.int64]:
+        """The number of a label, `count` times: int64 `[count]`.  Raises SettingError."""
+        names = self.model.labels
+        if name not in names:
+            known = ", ".join(map(repr, names)) or "none: this model takes no label"
+            raise SettingError(f"label {name!r}", f"one of {known}", "name a label of the model")
+        self._check_count(count)
+        return np.full(count, names.index(name), np.int64)
+
+    def per_class(self, count: int, *, seed: int = 0) -> dict[str, NDArray[np.uint8]]:
+        """`count` images of each label, by its name: uint8 `[count, C, H, W]` each.
+
+        Raises SettingError when the model takes no label, or a label cannot name a folder.
+        """
+        names = self.model.labels
+        wrong = [name for name in names if _unsafe(name)]
+        if not names or wrong:
+            raise SettingError(
+                f"a model with label {wrong[0]!r}" if wrong else "a model that takes no label",
+                "labels that can name folders below the output",
+                "sample without --per-class",
+            )
+        self._check_count(count * len(names))
+        every = self.sample(count * len(names), seed=seed, labels=np.repeat(np.arange(len(names)), count))
+        return {name: every[index * count : (index + 1) * count] for index, name in enumerate(names)}
+
+    @property
+    def columns(self) -> int:
+        """Columns of a grid in which labels take turns: one each, where there are 2 to 16; else 0."""
+        return columns_of(self.model.layout.classes)
+
+    def _check_count(self, count: int) -> None:
+        most = _MOST_NUMBERS // self.model.layout.latent
+        if not 1 <= count <= most:
+            raise SettingError(f"count {count}", f"1 … {most}", "ask for fewer at a time, with several seeds")
+
+    def _tags(self, count: int, labels: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        classes = self.model.layout.classes
+        if labels is None:
+            return np.arange(count) % max(1, classes)
+        tags = np.asarray(labels)
+        if not classes or tags.shape != (count,) or not np.issubdtype(tags.dtype, np.integer):
+            raise SettingError(
+                f"labels {tags.dtype} {list(tags.shape)} for {count} images of a model of {classes} labels",
+                "one whole number an image, and a model that takes labels",
+                "leave the labels out or mend them",
+            )
+        if tags.min() < 0 or tags.max() >= classes:
+            raise SettingError(
+                f"labels {tags.min()} … {tags.max()}", f"0 … {classes - 1}", "name labels that the model has"
+            )
+        return tags.astype(np.int64)
+
+
+def columns_of(classes: int) -> int:
+    """Columns of a grid in which so many labels take turns: one each, where there are 2 to 16; else 0."""
+    return classes if classes <= 16 else 0
+
+
+def _unsafe(name: str) -> bool:
+    """Whether a label, which a foreign file may have chosen, would lead out of a folder."""
+    dots = {".", ".."} & set(name.split("/"))
+    return not name.isprintable() or name.startswith("/") or bool(dots) or any(mark in name for mark in "\\\0:")

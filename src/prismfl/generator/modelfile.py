@@ -1,0 +1,159 @@
+"""One self-describing file for a finished model: seed, layout, packed mask, BatchNorm statistics.
+
+safetensors with three tensors: `mask` uint8 `[ceil(N / 8)]`, or of soft masks `soft` uint8 `[ceil(N / 2)]`, two
+weights a byte, the first one in its low bits; `norm_mean` and `norm_var` float32 `[sum(norms)]`.  Everything else is
+JSON in its metadata under `prismfl`.  Needs NumPy alone.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from prismfl.data.files import write_atomic
+from prismfl.errors import ModelFileError, PrismError
+from prismfl.generator.layout import SOFT_ONE, Layout, Mask, frozen_signs
+from prismfl.wire.masks import pack_mask, unpack_mask
+
+FORMAT = "prismfl-model-2"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A finished generator: one bit a weight, of soft masks four, and what is needed to run and judge it.
+
+    mask: bool `[N]`, or soft uint8 `[N]` of 0 … 15 (see `layout.Mask`); norm_mean, norm_var: float32
+    `[sum(norms)]`; settings: TOML text of the run; ledger: releases of private data (empty: no privacy
+    guarantee); labels: names of the labels that images are made by (empty: it takes none).
+    """
+
+    layout: Layout
+    seed: int
+    mask: Mask
+    norm_mean: NDArray[np.float32]
+    norm_var: NDArray[np.float32]
+    settings: str
+    ledger: tuple[Any, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def save_model(model: Model, path: Path) -> int:
+    """Write the file whole, return its size in bytes."""
+    about = {
+        "format": FORMAT,
+        "seed": model.seed,
+        "layout": asdict(model.layout),
+        "labels": list(model.labels),
+        "signs_sha256": _signs_hash(model.layout, model.seed),
+        "settings": model.settings,
+        "ledger": list(model.ledger),
+    }
+    tensors: dict[str, NDArray[Any]] = {
+        **_packed(model.mask),
+        "norm_mean": model.norm_mean,
+        "norm_var": model.norm_var,
+    }
+    about["sha256"] = _content_hash(about, tensors)
+    raw = save_tensors(tensors, {"prismfl": json.dumps(about)})
+    write_atomic(path, raw)
+    return len(raw)
+
+
+def load_model(path: str | Path) -> Model:
+    """Read a model file.  Raises ModelFileError when it is missing, damaged or foreign."""
+    try:
+        raw = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise _refuse(path, f"cannot be read ({error})") from None
+    try:
+        return _parse(path, raw)
+    except (
+        SafetensorError,
+        PrismError,
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
+    ) as error:
+        if isinstance(error, ModelFileError):
+            raise
+        raise _refuse(path, f"is damaged or foreign ({type(error).__name__}: {error})") from None
+
+
+def _parse(path: str | Path, raw: bytes) -> Model:
+    tensors = load_tensors(raw)
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    about = json.loads(header["__metadata__"]["prismfl"])
+    if about["format"] != FORMAT:
+        raise _refuse(path, f"has format {about['format']!r}")
+    if about.pop("sha256") != _content_hash(about, tensors):
+        raise _refuse(path, "holds other bytes than were saved")
+    layout = Layout(**about["layout"])
+    name, each = ("soft", 2) if "soft" in tensors else ("mask", 8)
+    # The mask's length bounds N before anything of size N is made.
+    if layout.count > each * tensors[name].size:
+        raise _refuse(path, f"holds {tensors[name].size} mask bytes for {layout.count} weights")
+    mask = _unpacked(tensors[name], layout.count) if each == 2 else unpack_mask(tensors[name].tobytes(), layout.count)
+    if not isinstance(about["settings"], str) or not isinstance(about["ledger"], list):
+        raise _refuse(path, "holds unusable settings or ledger")
+    names = about["labels"]
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise _refuse(path, "holds labels that are no text")
+    if len(names) != layout.classes or len(set(names)) != len(names):
+        raise _refuse(path, f"holds {len(set(names))} different labels for {layout.classes}")
+    if not all(_usable(tensors[name], layout) for name in ("norm_mean", "norm_var")) or tensors["norm_var"].min() < 0:
+        raise _refuse(path, "holds unusable BatchNorm statistics")
+    if about["signs_sha256"] != _signs_hash(layout, about["seed"]):
+        raise _refuse(path, "was made with other frozen weights than its seed gives here")
+    return Model(
+        layout,
+        about["seed"],
+        mask,
+        tensors["norm_mean"],
+        tensors["norm_var"],
+        about["settings"],
+        tuple(about["ledger"]),
+        tuple(about["labels"]),
+    )
+
+
+def _packed(mask: Mask) -> dict[str, NDArray[np.uint8]]:
+    """A mask as the tensor that is stored."""
+    if mask.dtype == np.bool_:
+        return {"mask": np.frombuffer(pack_mask(mask.astype(np.bool_)), np.uint8)}
+    pairs = np.append(mask, np.zeros(len(mask) % 2, np.uint8)).reshape(-1, 2).astype(np.uint8)
+    return {"soft": pairs[:, 0] + 16 * pairs[:, 1]}
+
+
+def _unpacked(soft: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """A stored soft mask, uint8 `[count]`.  Raises ValueError for another length, type, or what comes after it."""
+    if soft.dtype != np.uint8 or soft.shape != (-(-count // 2),) or (count % 2 and soft[-1] >> 4):
+        raise ValueError(f"a soft mask {soft.dtype} {list(soft.shape)} of {count} weights")
+    return np.stack((soft & SOFT_ONE, soft >> 4), 1).reshape(-1)[:count]
+
+
+def _usable(values: NDArray[Any], layout: Layout) -> bool:
+    return values.shape == (sum(layout.norms),) and values.dtype == np.float32 and bool(np.isfinite(values).all())
+
+
+def _signs_hash(layout: Layout, seed: int) -> str:
+    return hashlib.sha256(np.packbits(frozen_signs(layout, seed) > 0).tobytes()).hexdigest()[:32]
+
+
+def _content_hash(about: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> str:
+    """Of everything the file says: a ledger or a setting cannot change unseen."""
+    joined = b"".join(np.ascontiguousarray(tensors[name]).tobytes() for name in sorted(tensors))
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode() + joined).hexdigest()
+
+
+def _refuse(path: str | Path, what: str) -> ModelFileError:
+    return ModelFileError(f"model file {path} {what}", f"a whole {FORMAT} file", "make or fetch it anew")

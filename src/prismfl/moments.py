@@ -1,0 +1,500 @@
+"""Moments of feature maps, and the squared distance of fake moments from a target.
+
+With the kernel k(x, y) = ⟨ψ(x), ψ(y)⟩ of a feature vector ψ, the squared maximum mean
+discrepancy is the squared distance of mean feature vectors (Gretton et al. 2012).  Here ψ stacks,
+for each layer, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, and
+what tones and colours an image has in its cells (`nets/tones.py`), with weights w_j whose squares
+sum to 1, so that ‖ψ(x)‖ ≤ 1 for every image.
+
+An image may be matched at shifts of some pixels (`nets/framing.py`): real ones take all shifts in turn,
+a batch of generated ones is shifted at random.  ψ(x) is then that of the shifted image: no norm grows.
+
+Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): the
+feature vector is ψ(x) in the block of its label and 0 in the others, still of norm ≤ 1, and the
+moments of n images are, label by label, the sum over the label's images divided by n.
+"""
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prismfl.errors import DataError, SettingError
+from prismfl.features.framing import Framing
+from prismfl.features.networks import Activation, LoadedNet, rectify
+from prismfl.features.tones import mean_colours, tone_histograms
+from prismfl.kernels.fused import fusible, matched
+from prismfl.kernels.replay import settle
+from prismfl.settings.resolve import Matching
+
+_PAIRS = 4  # images of a label in a batch from which on pairs alone are matched
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a client's images contribute, and all that its search ever sees of them.
+
+    moments: float32 `[G · D]`, weighted, one block of D a label (G = 1 without labels); images:
+    the number they are the mean of; shares: float64 `[G]`, each label's share of the images.
+    """
+
+    moments: NDArray[np.float32]
+    images: int
+    shares: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
+
+
+@dataclass(frozen=True)
+class Goals:
+    """A target in the pieces in which it is matched: `[G, d]` each, of consecutive numbers.
+
+    units, squares: of maps and of their squares, a layer each, or one of all layers; means: of tones, in order.
+    own: float32 `[G]`, how much of its images' own squares each label's sum is matched without; None: nothing.
+    """
+
+    units: list[Tensor]
+    squares: list[Tensor]
+    means: list[Tensor]
+    own: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [*self.units, *self.squares, *self.means, *([] if self.own is None else [self.own])]
+
+    def of_maps(self, places: Sequence[int]) -> list[Tensor]:
+        """What some layers' maps are matched with, one after the other, and what their squares are, if they are."""
+        if len(self.units) == 1:
+            return [*self.units, *self.squares]
+        return [_joined([part[place] for place in places]) for part in (self.units, self.squares) if part]
+
+    def joined(self) -> "Goals":
+        """The same with all layers' maps as one, and all their squares."""
+        return Goals([_joined(self.units)], [_joined(self.squares)] if self.squares else [], self.means, self.own)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive entries of a vector ψ, none below 0: how many, and their weight w_j in it."""
+
+    size: int
+    weight: float
+
+
+class _UnitMoments(torch.autograd.Function):
+    """Sums of `φ / ‖φ‖` and `φ² / ‖φ²‖` (0/0 = 0) over groups, with the gradient in few passes.
+
+    phi: `[B, d]`; groups: `[G, B]`, the weight of each row in each group's sum.
+    """
+
+    @staticmethod
+    def forward(ctx, phi: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        square = phi * phi
+        inverse1, inverse2 = _inverse(square.sum(1).sqrt_()), _inverse(square.norm(dim=1))
+        ctx.save_for_backward(phi, square, inverse1, inverse2, groups)
+        return (groups * inverse1) @ phi, (groups * inverse2) @ square
+
+    @staticmethod
+    def backward(ctx, first: Tensor, second: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        # A row's own d₁, d₂ are its groups' gradients, weighted.  With p = f·d₁ and r = g·d₂:
+        # dφ = (d₁ - p f)/‖φ‖ + 2φ (d₂ - r g)/‖φ²‖.
+        phi, square, inverse1, inverse2, groups = ctx.saved_tensors
+        first, second = groups.T @ first, groups.T @ second
+        along1 = torch.linalg.vecdot(phi, first) * inverse1**3
+        along2 = torch.linalg.vecdot(square, second) * inverse2**3
+        gradient = square * (-2 * along2)[:, None]
+        gradient.addcmul_((2 * inverse2)[:, None], second)
+        gradient.sub_(along1[:, None]).mul_(phi)
+        gradient.addcmul_(inverse1[:, None], first)
+        return gradient, None
+
+
+class _UnitDistance(torch.autograd.Function):
+    """Squared distance of layers' weighted moments by label from a target: a scalar.
+
+    What `_UnitMoments` and `distance` do together, for all layers in the same passes and with the gradient: on a GPU
+    most of a small pass is its beginning.
+
+    labels: int64 `[B]`; scales: of f and g, or of f alone; targets: `[G, Σ d_j]` of each; maps: `[B, d_j]`, of any
+    precision.  `fused.matched` is the same in C, for processors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, labels: Tensor, scales: Sequence[float], targets: Sequence[Tensor], *maps: Tensor) -> Tensor:
+        ctx.sizes = [one.shape[1] for one in maps]
+        piece = math.gcd(*ctx.sizes)
+        layers = _layers(tuple(size // piece for size in ctx.sizes), labels.device)
+        joined = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
+        rows = joined.view(len(joined), -1, piece).float()
+        total, gradient = _unit_distance(rows, labels, layers, scales[0], targets[0])
+        if len(targets) > 1:
+            more, by_square = _unit_distance(rows * rows, labels, layers, scales[1], targets[1])
+            total, gradient = total + more, gradient + 2 * rows * by_square
+        ctx.save_for_backward(gradient.view_as(joined).to(joined.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        (inner,) = ctx.saved_tensors
+        return None, None, None, *(inner * (2 * gradient).to(inner.dtype)).split(ctx.sizes, 1)
+
+
+@lru_cache(maxsize=16)  # on their device, or every step would wait for the copy
+def _layers(pieces: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of layers that have so many pieces: each piece's layer, int64 `[C]`, and whether it is its, float32 `[C, L]`."""
+    owners = torch.arange(len(pieces)).repeat_interleave(torch.tensor(pieces)).to(device)
+    members = _own(owners, len(pieces)).float()
+    settle(device)
+    return owners, members
+
+
+def _unit_distance(
+    phi: Tensor, labels: Tensor, layers: tuple[Tensor, Tensor], scale: float, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Squared distance of `scale · Σ f` by label, `f = φ / ‖φ‖` layer by layer, and half the gradient by φ.
+
+    phi: layers in pieces, `[B, C, p]`.  With `rest = Σ f - target` of its label, an image's gradient is
+    `(rest - f ⟨f, rest⟩) / ‖φ‖`.  Of one group all is sums and products of entries, which a compiler makes few
+    passes of.
+    """
+    owners, members = layers
+    inverse = _inverse(_by_layer(phi.square().sum(2), members).sqrt()) * scale
+    factors = inverse[..., owners, None]
+    rest = _sums(phi * factors, labels, target)
+    mine = rest if len(rest) == 1 else rest[labels]
+    along = _by_layer((phi * mine).sum(2), members) * (inverse**3 / scale**2)
+    return rest.square().sum(), mine * factors - phi * along[..., owners, None]
+
+
+def _by_layer(numbers: Tensor, members: Tensor) -> Tensor:
+    """Sums by layer of a number for each piece: `[…, C]` and `[C, L]` → `[…, L]`.  In full precision everywhere."""
+    return (numbers[..., None] * members).sum(-2)
+
+
+def _sums(rows: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    """Sums of rows `[B, C, p]` by label, less the target `[G, C · p]`: `[G, C, p]`."""
+    target = target.view(len(target), *rows.shape[1:])
+    if len(target) == 1:
+        return rows.sum(0, keepdim=True) - target
+    return (_own(labels, len(target)).float().T @ rows.flatten(1)).view_as(target) - target
+
+
+def label_means(labels: Tensor, classes: int) -> Tensor:
+    """Weights that average a batch within each label: int64 `[B]` → float32 `[max(1, classes), B]`."""
+    groups = label_groups(labels, classes)
+    return groups / groups.sum(1, keepdim=True).clamp_(min=1e-12)
+
+
+def label_groups(labels: Tensor, classes: int) -> Tensor:
+    """Weights that sum a batch by label, over its size: int64 `[B]` → float32 `[classes, B]`.
+
+    Without classes, one group: the mean.
+    """
+    if not classes:
+        return torch.full((1, len(labels)), 1 / len(labels), device=labels.device)
+    return _own(labels, classes).T.float() / len(labels)
+
+
+def _own(labels: Tensor, classes: int) -> Tensor:
+    """Whether a label is an image's: int64 `[…]` → bool `[…, classes]`, without waiting as `F.one_hot` does."""
+    return labels[..., None] == torch.arange(classes, device=labels.device)
+
+
+def _inverse(norm: Tensor) -> Tensor:
+    """1 / ‖·‖, and 0 for what is as good as 0: the gradient takes its cube in float32."""
+    return torch.where(norm > 1e-12, norm.reciprocal(), 0.0)
+
+
+class FeatureMap:
+    """Images → weighted moments ψ̄, through a frozen feature network.
+
+    `dimension` is D, the entries of one group's moments: twice the sum of the matched layers'
+    sizes (once without second moments), and tones.  `blocks` says which entries are
+    what, in order; the norm of each block of a vector is at most its weight.  Raises SettingError when a layer does
+    not exist.
+    """
+
+    def __init__(self, loaded: LoadedNet, matching: Matching, channels: int, size: int) -> None:
+        self.net, self.matching, self.sha256 = loaded.net, matching, loaded.sha256
+        self.framing = Framing(size, matching.scale, matching.shift)
+        self._others: dict[str, FeatureMap] = {}  # in other precisions: made once, for every client
+        self.layers = matching.layers or loaded.net.matched
+        self.last = max(self.layers, default=None)
+        blank = torch.zeros((1, channels, size, size))
+        maps = self._stages(blank)
+        self.layers = self.layers or tuple(range(len(maps)))
+        if max(self.layers) >= len(maps):
+            raise SettingError(f"layers {list(self.layers)}", f"numbers in 0 … {len(maps) - 1}", "match others")
+        self.sizes = tuple(maps[layer][0].numel() for layer in self.layers)
+        self.sides = tuple(phi.shape[-1] for phi in maps)  # of all stages, as they are matched
+        second, tone = matching.second_weight, matching.tone_weight
+        self.seconds, self.tones = second > 0, tone > 0
+        share = 1 / (len(self.layers) * (1 + second + tone))
+        self.weights = tuple((share * part) ** 0.5 for part in (1.0, second, tone * len(self.layers) / 2))
+        self.blocks = (*self._of_maps(), *self._of_tones(blank))
+        self.dimension = sum(block.size for block in self.blocks)
+
+    def to(self, device: str) -> "FeatureMap":
+        """Move the network to a device; returns itself."""
+        self.net.to(device)
+        self.framing.to(device)
+        self._others = {}
+        return self
+
+    def in_precision(self, name: str) -> "FeatureMap":
+        """The same map with a network that computes in `float32` or `bfloat16`; moments stay float32."""
+        if name == "float32":
+            return self
+        if name not in self._others:
+            found = copy.copy(self)
+            found.net = copy.deepcopy(self.net).to(dtype=PRECISIONS[name])
+            found.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            settle(next(found.net.parameters()).device)
+            self._others[name] = found
+        return self._others[name]
+
+    def _of_maps(self) -> Iterator[Block]:
+        """Blocks in order: maps after ReLU and squares are never below 0."""
+        for size in self.sizes:
+            yield Block(size, self.weights[0])
+            if self.seconds:
+                yield Block(size, self.weights[1])
+
+    def _of_tones(self, x: Tensor) -> Iterator[Block]:
+        if self.tones:
+            yield Block(mean_colours(x).shape[1], self.weights[2])
+            yield Block(tone_histograms(x).shape[1], self.weights[2])
+
+    def _stages(self, x: Tensor, activate: Activation = rectify, turns: Tensor | None = None) -> list[Tensor]:
+        shown = _channels_last(self.framing(x, turns))
+        return self.net.stages(shown, self.last, activate, self.matching.pool)
+
+    def moments(self, x: Tensor, groups: Tensor | None = None, turns: Tensor | None = None) -> Tensor:
+        """Sums of ψ of images `[B, C, H, W]` in [-1, 1]: float32 `[G · D]`, differentiable.
+
+        groups: float32 `[G, B]`, each image's weight in each sum (`label_groups`); None: the mean.
+        turns: the shifts at which they are seen, int64 `[1]` or `[B]`; None: as they are.
+        """
+        if groups is None:
+            groups = torch.full((1, len(x)), 1 / len(x), device=x.device)
+        maps, parts = self._stages(x, turns=turns), []
+        for layer in self.layers:
+            sums = _UnitMoments.apply(_flat(maps[layer]).float(), groups)  # type: ignore[no-untyped-call]
+            parts += [part * weight for part, weight in zip(sums, self.weights, strict=False)][: 1 + self.seconds]
+        parts += [groups @ found for found in self._toned(x)]
+        return torch.cat(parts, 1).flatten()
+
+    def squared_distance(self, x: Tensor, labels: Tensor, goals: Goals, turns: Tensor | None = None) -> Tensor:
+        """`distance` of the moments by label of images `[B, C, H, W]` from a target, in fewer passes: a scalar.
+
+        labels: int64 `[B]`, ascending; goals: as `split` makes them; turns: see `moments`.
+        """
+        passing = _Passing(self, labels, goals)
+        maps = self._stages(x, passing.activate, turns)
+        for layer in self.layers:
+            passing.add_map(layer, maps[layer])
+        for found in self._toned(x):
+            passing.add_mean(found)
+        return passing.total()
+
+    def aims(self, target: Tensor, shares: Tensor, batch: int) -> Goals:
+        """Goals `[G · D]` at which a batch of labels in these shares, `[G]`, is to aim so that its expectation hits.
+
+        Of n images' mean f̄, E‖f̄‖² is ‖E f‖² (n - 1)/n + E‖f‖²/n: descending ‖f̄ - t‖² overshoots, to images too
+        much alike.  Without each image's own square, and with t (n - 1)/n, the least is where E f = t (it is the
+        U-statistic of Gretton et al. 2012, lemma 6, up to a factor).  The own squares of unit vectors are constant.  Of
+        few images of a label that would leave hardly any pair: there a part of it is done, as if there were four.
+        """
+        counts = (shares * batch).clamp(min=1e-9)
+        own = (counts / _PAIRS).clamp(max=1)
+        rows = target.view(len(shares), -1) * (1 - own / counts)[:, None].to(target.dtype)
+        return replace(self.split(rows.flatten()), own=own.float())
+
+    def split(self, target: Tensor) -> Goals:
+        """Moments `[G · D]` as `squared_distance` takes them.
+
+        A processor matches a layer at a time, while it is in a near cache; other devices all layers together.
+        """
+        parts = target.view(-1, self.dimension).split([block.size for block in self.blocks], 1)
+        blocks = [part.contiguous() for part in parts]
+        each = 1 + self.seconds
+        of_maps = each * len(self.layers)
+        squares = blocks[1:of_maps:each] if self.seconds else []
+        goals = Goals(blocks[:of_maps:each], squares, blocks[of_maps:])
+        return goals if target.device.type == "cpu" else goals.joined()
+
+    def _toned(self, x: Tensor) -> Iterator[Tensor]:
+        """Weighted tones, `[B, d]` each."""
+        if self.tones:
+            yield mean_colours(x.float()) * self.weights[2]
+            yield tone_histograms(x.float()) * self.weights[2]
+
+    @torch.no_grad()
+    def vectors(self, images: NDArray[np.uint8], first: int = 0) -> Tensor:
+        """ψ of each of uint8 images `[B, C, H, W]`: float32 `[B, D]`, of norm ≤ 1 up to rounding.
+
+        first: the number of the first of them in its set, which says at what shift it is seen.
+        """
+        x = torch.from_numpy(images).to(next(self.net.parameters()).device).float().div_(127.5).sub_(1)
+        turns = self.turns_of(torch.arange(first, first + len(x), device=x.device))
+        return self.moments(x, torch.eye(len(x), device=x.device), turns).view(len(x), -1)
+
+    def turns_of(self, numbers: Tensor) -> Tensor:
+        """At what shift images of a set are seen, by their numbers in it: all in turn, int64 `[B]`."""
+        return numbers % self.framing.turns
+
+    @torch.no_grad()
+    def target(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None = None, classes: int = 0, batch: int = 100
+    ) -> Target:
+        """The moments of uint8 images `[n, C, H, W]`, in double precision over batches.
+
+        labels: int64 `[n]` below `classes`, where moments are kept by label.
+        Raises DataError when there is no image or a moment is not finite.
+        """
+        if not len(images):
+            raise DataError("a client without images", "at least one image", "leave the client out")
+        device = next(self.net.parameters()).device
+        total = torch.zeros(max(1, classes) * self.dimension, dtype=torch.float64, device=device)
+        tags = torch.zeros(len(images), dtype=torch.int64) if labels is None else torch.from_numpy(labels)
+        for start in range(0, len(images), batch):
+            part = torch.from_numpy(images[start : start + batch]).to(device)
+            groups = label_groups(tags[start : start + batch].to(device), classes)
+            x, turns = (
+                part.float().div_(127.5).sub_(1),
+                self.turns_of(torch.arange(start, start + len(part), device=device)),
+            )
+            total += self.moments(x, groups, turns).double() * len(part)
+        moments = (total / len(images)).float().cpu().numpy()
+        if not np.isfinite(moments).all():
+            raise DataError(
+                "moments that are not finite", "finite features", "check the images and the feature network"
+            )
+        return Target(moments, len(images), label_shares(tags.numpy(), classes))
+
+    def fingerprint(self) -> str:
+        """Names this map: equal fingerprints give equal moments of equal images."""
+        text = repr((self.sha256, self.sizes, self.matching))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Passing:
+    """The squared distance of a batch, taken while the network makes the maps: the sum of `totals`.
+
+    Where the kernels can, a layer is matched where its ReLU would be, in the same passes, and else afterwards.
+    """
+
+    def __init__(self, of: FeatureMap, labels: Tensor, goals: Goals) -> None:
+        self.of, self.labels, self.goals = of, labels, goals
+        self.places = {layer: place for place, layer in enumerate(of.layers)}
+        self.scales = [weight / len(labels) for weight in of.weights[: 1 + of.seconds]]
+        self.groups, self.stage = len(goals.units[0]), -1
+        self.met, self.left, self.means = set[int](), dict[int, Tensor](), iter(goals.means)
+        self.totals = list[Tensor]()
+
+    def activate(self, x: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
+        """`rectify` of a stage, matched in passing where that can be."""
+        self.stage += 1
+        whole = self.stage in self.places and x.shape[-1] == self.of.sides[self.stage]
+        return self._met(self.stage, x, rectify=True, pool=pool) if whole and fusible(x) else rectify(x, pool)
+
+    def add_map(self, layer: int, phi: Tensor) -> None:
+        """Match a map that was not matched in passing, or keep it for the end."""
+        if layer not in self.met and fusible(phi):
+            self._met(layer, phi, rectify=False)
+        elif layer not in self.met:
+            self.left[self.places[layer]] = _flat(phi)
+
+    def add_mean(self, found: Tensor) -> None:
+        """Match the sums by label of features `[B, d]`."""
+        self.totals.append(distance(label_groups(self.labels, self.groups) @ found, next(self.means)))
+        if (own := self.goals.own) is not None:
+            self.totals.append(found.square().sum(1) @ own[self.labels] / -(len(found) ** 2))
+
+    def total(self) -> Tensor:
+        """The sum of all squared distances, a scalar."""
+        if self.left:
+            goals = self.goals.of_maps(list(self.left))
+            found = _UnitDistance.apply(self.labels, self.scales, goals, *self.left.values())  # type: ignore[no-untyped-call]
+            self.totals.append(found)
+        return torch.stack(self.totals).sum()
+
+    def _met(self, layer: int, x: Tensor, *, rectify: bool, pool: bool = False) -> tuple[Tensor, Tensor]:
+        goals = self.goals.of_maps([self.places[layer]])
+        phi, found, goes_on = matched(x, self._starts, goals, self.scales, rectify=rectify, pool=pool)
+        self.totals.append(found.sum())
+        self.met.add(layer)
+        return phi, goes_on
+
+    @cached_property
+    def _starts(self) -> Tensor:
+        """The first image of each label, and the number of images: int64 `[G + 1]`."""
+        counts = _own(self.labels, self.groups).sum(0)
+        return F.pad(counts.cumsum(0), (1, 0))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _flat(maps: Tensor) -> Tensor:
+    """`[B, C, H, W]` → `[B, H · W · C]`: free where it lies channels last, and the order is ours to choose."""
+    return maps.permute(0, 2, 3, 1).flatten(1)
+
+
+def label_shares(labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+    """Each label's share: float64 `[classes]`, or `[1]` without classes."""
+    return np.bincount(labels, minlength=classes) / len(labels) if classes else np.ones(1)
+
+
+def distance(moments: Tensor, target: Tensor) -> Tensor:
+    """Squared MMD of the stacked kernel: `‖ψ̄_fake - ψ̄_real‖²`, a scalar."""
+    return (moments - target).square().sum()
+
+
+class MovingResidual:
+    """The paper's moving average: Adam steps towards the residual of the moments.
+
+    The loss is `2⟨v, target - ψ̄_fake⟩`, with v following `target - ψ̄_fake` by Adam (generative
+    feature matching networks, dos Santos et al. 2019): v averages over many batches, so that a
+    small batch does not decide the direction alone.
+
+    rate: step of v, in root-mean-square entries of the first residual.
+    """
+
+    def __init__(self, target: Tensor, rate: float) -> None:
+        self.target, self.rate, self.step = target, rate, 0
+        self.value, self.scale = torch.zeros_like(target), 0.0
+        self.first, self.second = torch.zeros_like(target), torch.zeros_like(target)
+
+    def loss(self, moments: Tensor) -> Tensor:
+        """A scalar whose gradient is that of the squared distance with v for the residual."""
+        difference = self.target - moments
+        residual = difference.detach()
+        if self.step:
+            self._follow(residual)
+        else:
+            self.value.copy_(residual)
+            self.scale = self.rate * float(residual.square().mean().sqrt())
+        self.step += 1
+        return 2 * torch.dot(self.value, difference)
+
+    def _follow(self, residual: Tensor) -> None:
+        gradient = self.value - residual
+        self.first.lerp_(gradient, 0.1)
+        self.second.lerp_(gradient.square(), 0.001)
+        root = (self.second / (1 - 0.999**self.step)).sqrt_().add_(1e-20)
+        self.value.addcdiv_(self.first, root, value=-self.scale / (1 - 0.9**self.step))

@@ -1,1 +1,0 @@
-"""The frozen generator, its masks, and the frozen feature networks."""

@@ -1,0 +1,74 @@
+"""What a run was made with: versions and hardware, for its summary.  Importing this needs no torch."""
+
+import os
+import platform
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from prismfl import __version__
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of what else decides about bytes, by name."""
+    found = {"prismfl": __version__, "python": platform.python_version()}
+    for name in ("torch", "numpy", "scipy", "constriction"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    # They round otherwise than torch does, so a run's bytes depend on whether they were compiled.
+    found["kernels"] = "compiled" if _loads("prismfl.kernels._fast") else "none"
+    return found
+
+
+def _loads(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def cores() -> int:
+    """Processor cores that this process may use: what its affinity and its group's limit leave of the machine's."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """Processor, cores that this process may use, memory in GB, system, and the torch device's name."""
+    found = {
+        "processor": _processor(),
+        "cores": cores(),
+        "memory_gb": _memory(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": _device(device),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _memory() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (AttributeError, OSError, ValueError):  # elsewhere than on POSIX
+        return None
+
+
+def _device(device: str) -> str:
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})"

@@ -1,0 +1,364 @@
+"""All figures of a finished model against a data set, and how they read."""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prismfl.data.classes import select_classes
+from prismfl.data.datasets import ImageSet, load_dataset
+from prismfl.data.files import check_writable, write_atomic
+from prismfl.errors import DataError, ModelFileError, SettingError
+from prismfl.features.inception import Inception, load_inception
+from prismfl.features.overlap import sibling_note
+from prismfl.generator.network import check_device
+from prismfl.generator.sampling import Sampler, image_grid, labels_like, load, save_picture
+from prismfl.metrics import copying, kernel, neighbours, readability, synthetic, tone
+from prismfl.metrics.diversity import inception_score
+from prismfl.metrics.embedding import JUDGE_FEATURES, judge_features
+from prismfl.metrics.frechet import frechet
+from prismfl.metrics.intervals import t_interval
+from prismfl.metrics.readability import Classifier
+from prismfl.metrics.text import WITHIN, Figure, grouped, of_real
+from prismfl.privacy.ledger import from_json, summary_of
+from prismfl.run.folder import RunFolder
+from prismfl.seeding.philox import Purpose, Stream
+from prismfl.settings.schema import Data, Settings
+from prismfl.settings.toml import images_of
+
+# What can be asked for, and the fewest images of a side that it means anything of.
+METRICS = {
+    "fid": 2,
+    "kid": kernel.LEAST,
+    "prdc": neighbours.LEAST,
+    "tone": tone.LEAST,
+    "readability": readability.LEAST,
+    "synthetic": synthetic.LEAST,
+    "membership": copying.LEAST,
+}
+_ASKED_ONLY = {"synthetic", "membership"}  # one trains a classifier for each set of samples, one attacks the model
+_OF_CLASSES = {"readability", "synthetic"}
+_DISTANCES = {"fid", "kid", "prdc"}  # by the judge, of samples as of real images
+_OUTSIDE = "these figures are of the model's own data set: publish them, and the ledger does not cover what they tell"
+_PAIRS_OUTSIDE = "the picture of pairs shows training images: no guarantee covers it"
+_PAIRS, _PAIRS_ACROSS = 40, 5
+_MOST_RELEASES = 20  # in text
+_LEAST_FOR_SCORE = 20  # two images in each of ten parts
+
+
+def evaluate_model(
+    path: Path,
+    dataset: str = "",
+    data_dir: str = "",
+    samples: int = 10_000,
+    seed: int = 0,
+    inception: Path | None = None,
+    device: str = "cpu",
+    *,
+    repeats: int = 1,
+    metrics: str = "",
+    pairs: Path | None = None,
+    pairs_by: str = "judge",
+) -> dict[str, Any]:
+    """Figures of a model file against a data set's test images, by name of the figure.
+
+    dataset, data_dir: what to judge against; a data set that needs a folder needs it here, for
+    a model file names no folder of its maker.  Without dataset it is the model's own, and of its own
+    data set the model's classes count.
+    samples: images that every figure is of.  inception: the weights of the FID's Inception-v3,
+    which add `fid`, `is` (where there are enough samples) and `inception_sha256`.  repeats: how
+    many sets of samples, of seeds `seed … seed + repeats - 1`; for more than one a figure is the
+    mean over them, and `NAME_interval` is its 95 % t-interval [low, high].  metrics: some of fid,
+    kid, prdc, tone, readability, synthetic and membership, by commas; empty takes all that apply but the last two, for
+    readability wants images of two classes or more, synthetic a model that makes images by these, and each
+    wants a few images.  Beside each distance, and beside tone, stands `NAME_of_real`: distances of `real_samples`
+    training images (as many as samples, where there are enough) from the test images, and the test images' own tone.
+    pairs: a PNG to write, of samples beside the training images nearest to them, in the space `pairs_by`: see
+    `show_pairs`.  `warnings` are there where a figure misleads or is outside a guarantee.
+    Raises PrismError subclasses for unusable files, data and numbers.
+    """
+    if samples < 2:
+        raise SettingError(f"samples {samples}", "at least 2", "ask for more")
+    if repeats < 1:
+        raise SettingError(f"repeats {repeats}", "at least 1", "ask for more")
+    asked = _asked(metrics)
+    check_device(device)
+    if pairs is not None:
+        check_pairs(pairs, pairs_by)
+    network = None if inception is None else load_inception(inception).to(device)
+    sampler = load(path, device)
+    trained = _settings(path, sampler.model.settings)
+    name = dataset or trained.data.dataset
+    judge = _judge(sampler, trained.data, name, data_dir, network)
+    labels = labels_like(judge.test.labels, samples) if sampler.model.labels == judge.train.classes else None
+    wanted = judge.applying(asked, samples, labels is not None)
+    found = [
+        judge.figures(wanted, sampler.sample(samples, seed=turn, labels=labels), labels, turn)
+        for turn in range(seed, seed + repeats)
+    ]
+    record = judge.record(wanted, samples)
+    if pairs is not None:
+        record |= show_pairs(sampler, judge.train, judge.test, pairs, pairs_by, seed)
+    head: dict[str, Any] = {"samples": samples, "repeats": repeats, "seed": seed}
+    if network is not None:
+        head["inception_sha256"] = network.sha256
+    notes = sibling_note(trained.features.features)
+    ledger = sampler.model.ledger
+    notes += _few(wanted, samples, len(judge.test))
+    notes += [_OUTSIDE] if ledger and name == trained.data.dataset else []
+    notes += [_PAIRS_OUTSIDE] if pairs is not None else []
+    tail = {"ledger": list(ledger), "privacy": summary_of(from_json(ledger))} | ({"warnings": notes} if notes else {})
+    return head | over_seeds(found) | record | tail
+
+
+def save_evaluation(model: Path, found: Mapping[str, Any]) -> Path:
+    """Write the figures as `evaluation.json` beside the model, where a report finds them.  Raises RunFolderError."""
+    path = RunFolder(model.resolve().parent).evaluation
+    write_atomic(path, json.dumps({"model": model.name} | dict(found), indent=1) + "\n")
+    return path
+
+
+def check_pairs(path: Path, space: str) -> None:
+    """Raises SettingError or RunFolderError, before anything is measured, for pairs that could not be drawn."""
+    if space not in copying.SPACES:
+        raise SettingError(f"pairs by {space!r}", f"one of {', '.join(copying.SPACES)}", "name one of these")
+    if path.suffix.lower() != ".png":
+        raise SettingError(f"pairs in {str(path)!r}", "a .png file", "name one")
+    check_writable(path)
+
+
+def show_pairs(
+    sampler: Sampler, train: ImageSet, test: ImageSet, path: Path, space: str, seed: int = 0
+) -> dict[str, Any]:
+    """Draw samples, each with the training image nearest to it on its right, and say how near they are.
+
+    space: `judge` (its features) or `pixels`, Euclidean.  Figures are median distances to the nearest training
+    image: of the samples shown, and of as many test images, which were not copied.  Samples much nearer than those
+    are suspicious.  The picture and the figures are outside any guarantee: they are of training images.
+    """
+    samples = sampler.sample(_PAIRS, seed=seed)
+    rows, far = copying.nearest_images(train.images, samples, space, sampler.device)
+    others = copying.nearest_images(train.images, test.images[:_PAIRS], space, sampler.device)[1]
+    side_by_side = np.concatenate((samples, np.asarray(train.images[rows])), axis=3)
+    save_picture(image_grid(side_by_side, _PAIRS_ACROSS), path)
+    return {
+        "nearest_of_samples": float(np.median(far)),
+        "nearest_of_test": float(np.median(others)),
+        "pairs": {"file": path.name, "count": _PAIRS, "space": space},
+    }
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The real images, and what figures need of them: made when first asked for, and only once."""
+
+    train: ImageSet
+    test: ImageSet
+    inception: Inception | None = None
+    device: str = "cpu"
+
+    @cached_property
+    def features(self) -> NDArray[np.float32]:
+        return judge_features(self.test.images, device=self.device)
+
+    def trained(self, count: int) -> NDArray[np.float32]:
+        """Features of `count` training images, or of all where there are fewer: float32 `[n, d]`."""
+        rows = Stream(0, Purpose.SUBSETS).permutation(len(self.train))[:count]
+        return judge_features(self.train.images[np.sort(rows)], device=self.device)
+
+    @cached_property
+    def members(self) -> NDArray[np.float32]:
+        """Features of training images, of as many as there are test images: float32 `[n, d]`."""
+        return self.trained(len(self.test))
+
+    @cached_property
+    def pooled(self) -> NDArray[np.float32]:
+        """Inception's features of the test images: float32 `[n, 2048]`, of none without the network."""
+        return np.empty((0, 0), np.float32) if self.inception is None else self.inception.features(self.test.images)
+
+    @cached_property
+    def balls(self) -> neighbours.Balls:
+        return neighbours.balls(self.features)
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        return Classifier(self.train)
+
+    def applying(self, asked: tuple[str, ...], samples: int, labelled: bool = False) -> tuple[str, ...]:
+        """What was asked for, or all that applies where nothing was.  Raises DataError for what does not apply.
+
+        labelled: whether the samples are made by the test images' labels.
+        """
+        fewest, classes = min(samples, len(self.test)), len(self.train.classes)
+        fits = [name for name, least in METRICS.items() if fewest >= least]
+        without = (_OF_CLASSES if classes < 2 else set()) | (set() if labelled else {"synthetic"})
+        unfit = [name for name in asked if name not in fits or name in without]
+        if unfit:
+            raise DataError(
+                f"{unfit[0]} of {fewest} images of {classes} {'class' if classes == 1 else 'classes'}",
+                f"at least {METRICS[unfit[0]]} images"
+                + ", and two classes" * (unfit[0] in _OF_CLASSES)
+                + " that the model makes images by" * (unfit[0] == "synthetic"),
+                "give more, or leave it out",
+            )
+        return asked or tuple(name for name in fits if name not in without | _ASKED_ONLY)
+
+    def record(self, wanted: tuple[str, ...], samples: int) -> dict[str, Any]:
+        """What figures of samples are to be held against: the same of real images, and classifiers trained on these."""
+        found: dict[str, Any] = {}
+        if asked := tuple(name for name in wanted if name in _DISTANCES):
+            others = self.trained(samples)
+            applying = tuple(name for name in asked if len(others) >= METRICS[name])
+            found |= {"real_samples": len(others)} | of_real(self._distances(applying, others))
+        if "tone" in wanted:
+            found |= of_real(vars(tone.tone(self.test.images)))
+        if "readability" in wanted:
+            found |= vars(readability.record(self.classifier, self.test))
+        if _OF_CLASSES & set(wanted):
+            found["class_names"] = list(self.train.classes)  # that shares are of
+        if "synthetic" in wanted:
+            rows = Stream(0, Purpose.SUBSETS).permutation(len(self.train))[:samples]
+            real = synthetic.worth(self.train.images[rows], self.train.labels[rows], self.test)
+            found |= {"real_accuracy": real.accuracy, "real_by_class": real.class_accuracies}
+        return found
+
+    def figures(
+        self, wanted: tuple[str, ...], images: NDArray[np.uint8], labels: NDArray[np.int64] | None, seed: int = 0
+    ) -> dict[str, Any]:
+        """The wanted figures of one set of samples uint8 `[n, C, H, W]`, made by labels int64 `[n]` or None.
+
+        seed: of the classifier that is trained on them.
+        """
+        found: dict[str, Any] = {}
+        if set(wanted) & (_DISTANCES | {"membership"}):
+            found |= self._distances(wanted, judge_features(images, device=self.device))
+        if self.inception is not None:
+            found |= self._by_inception(self.inception, images)
+        if "tone" in wanted:
+            found |= vars(tone.tone(images))
+        if "readability" in wanted:
+            found |= vars(readability.readability(self.classifier, images, self.test, labels))
+        if "synthetic" in wanted and labels is not None:
+            made = synthetic.worth(images, labels, self.test, seed)
+            found |= {"synthetic_accuracy": made.accuracy, "synthetic_by_class": made.class_accuracies}
+        return found
+
+    def _by_inception(self, network: Inception, images: NDArray[np.uint8]) -> dict[str, Any]:
+        pooled = network.features(images)
+        found: dict[str, Any] = {"fid": frechet(self.pooled, pooled)}
+        if len(images) >= _LEAST_FOR_SCORE:
+            scores = torch.from_numpy(pooled).to(self.device)
+            score = inception_score(network.logits(scores, bias=False).double().softmax(1).cpu().numpy())
+            found |= {"is": score.mean, WITHIN["is"]: score.interval}
+        return found
+
+    def _distances(self, wanted: tuple[str, ...], fake: NDArray[np.float32]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "fid" in wanted:
+            found["fid_judge"] = frechet(self.features, fake)
+        if "kid" in wanted:
+            kid = kernel.kernel_distance(self.features, fake)
+            found |= {"kid_judge": kid.mean, WITHIN["kid_judge"]: kid.interval}
+        if "prdc" in wanted:
+            found |= vars(neighbours.compare(self.balls, neighbours.balls(fake)))
+        if "membership" in wanted:
+            told = copying.copying(self.members, self.features, fake)
+            found |= {"membership_auc": told.membership_auc, WITHIN["membership_auc"]: told.interval}
+        return found
+
+
+def over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means of figures over sets of samples, each with its 95 % t-interval where there is more than one.
+
+    Intervals over parts of one set give way to those over sets.
+    """
+    if len(found) == 1:
+        return found[0]
+    merged: dict[str, Any] = {}
+    for name in (name for name in found[0] if name not in WITHIN.values()):
+        values = [one[name] for one in found]
+        merged[name] = None
+        if values[0] is not None:
+            every = np.array(values, np.float64)  # what no test image tells is None, and not a number here
+            merged |= {name: _known(every.mean(0)), f"{name}_interval": _known(t_interval(every))}
+    return merged
+
+
+def _known(values: NDArray[np.float64]) -> Any:
+    """Numbers as plain ones or lists of them, and None for what is not a number."""
+    return np.where(np.isnan(values), None, values).tolist()  # type: ignore[call-overload]
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """Figures for people: grouped, names aligned, intervals in brackets."""
+    seeds = f"seed {found['seed']}" + f" … {found['seed'] + found['repeats'] - 1}" * (found["repeats"] > 1)
+    lines = [f"{found['samples']} samples, {seeds}"]
+    for title, figures in grouped(found):
+        lines += ["", title, *(_line(one) for one in figures)]
+    lines += _ledger_lines(found["ledger"])
+    warnings = [f"Warning: {note}" for note in found.get("warnings", ())]
+    return "\n".join([*lines, "", *warnings, f"Privacy: {found['privacy']}"])
+
+
+def _line(one: Figure) -> str:
+    return f"  {one.name:20} " + "  ".join(part for part in (one.value, one.interval, one.real) if part)
+
+
+def _few(wanted: tuple[str, ...], samples: int, test: int) -> list[str]:
+    """One warning where a Fréchet distance is of fewer images than features, else none."""
+    fewest = min(samples, test)
+    if "fid" not in wanted or fewest >= JUDGE_FEATURES:
+        return []
+    return [
+        f"fid_judge of {fewest} images, fewer than the judge's {JUDGE_FEATURES} features, is mostly bias: take more"
+    ]
+
+
+def _ledger_lines(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Releases for people, the first of them: a client a line."""
+    lines = [
+        f"  client {one['client']}: ε = {one['epsilon']:.4g}, δ = {one['delta']:g}, σ / Δ = "
+        f"{one['noise_multiplier']:.4g}, {one['images']} images, releases: {one['count']}"
+        for one in ledger[:_MOST_RELEASES]
+    ]
+    more = len(ledger) - len(lines)
+    return ["", "Ledger", *lines, *([f"  and {more} more"] if more else [])] if lines else []
+
+
+def _asked(metrics: str) -> tuple[str, ...]:
+    asked = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    unknown = [name for name in asked if name not in METRICS]
+    if unknown:
+        raise SettingError(f"metric {unknown[0]!r}", f"some of {', '.join(METRICS)}", "name these, by commas")
+    return asked
+
+
+def _judge(sampler: Sampler, trained: Data, name: str, data_dir: str, network: Inception | None) -> _Judge:
+    if name == "arrays":
+        raise DataError("a model of a caller's arrays", "a data set to judge against", "pass --dataset and --data-dir")
+    layout, folder = sampler.model.layout, Path(data_dir) if data_dir else None
+    splits = (load_dataset(name, folder, layout.size, split, settings=trained) for split in ("train", "test"))
+    train, test = (select_classes(part, trained.classes) if name == trained.dataset else part for part in splits)
+    if test.images.shape[1] != layout.channels:
+        raise DataError(
+            f"images of {test.images.shape[1]} channels",
+            f"{layout.channels}, as the model makes",
+            "judge against another data set",
+        )
+    return _Judge(train, test, network, sampler.device)
+
+
+def _settings(path: Path, text: str) -> Settings:
+    try:
+        return images_of(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, SettingError) as error:
+        raise ModelFileError(
+            f"settings inside {path} do not read ({error})", "those of a run", "fetch the file anew"
+        ) from None

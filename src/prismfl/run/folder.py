@@ -1,0 +1,346 @@
+"""The folder of a run: the only writer of its state, whatever the engine.
+
+A round is on disk once `checkpoint.safetensors` names it; lines of `rounds.jsonl` beyond it and
+clients' memories of other rounds are leftovers of a killed run, and are dropped on resume.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from prismfl.data.files import write_atomic
+from prismfl.errors import ModelFileError, RunFolderError, SettingError
+from prismfl.server import ServerState
+from prismfl.settings.resolve import notes_of
+from prismfl.settings.schema import FEATURE_NETS, Running, Settings
+from prismfl.settings.toml import merged, read_toml, settings_from, to_toml, toml_from, toml_value
+
+if TYPE_CHECKING:
+    from prismfl.federation.round import Agreement
+
+_RESOLVED = "resolved"  # table of what is no setting
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Settings as they were asked for, TOML."""
+        return self.root / "config.toml"
+
+    @property
+    def resolved(self) -> Path:
+        """What the settings came to, and why, TOML."""
+        return self.root / "resolved.toml"
+
+    @property
+    def rounds(self) -> Path:
+        """One JSON object a line and round."""
+        return self.root / "rounds.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """θ and the number of rounds done."""
+        return self.root / "checkpoint.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The finished model."""
+        return self.root / "model.safetensors"
+
+    @property
+    def ledger(self) -> Path:
+        """Releases of private data, JSON."""
+        return self.root / "ledger.json"
+
+    @property
+    def summary(self) -> Path:
+        """Closing figures, JSON."""
+        return self.root / "summary.json"
+
+    @property
+    def gathered(self) -> Path:
+        """What clients sent to a server that searches alone."""
+        return self.root / "gathered.safetensors"
+
+    @property
+    def evaluation(self) -> Path:
+        """Figures of the finished model, JSON: what `prismfl evaluate --save` writes."""
+        return self.root / "evaluation.json"
+
+    @property
+    def labels(self) -> Path:
+        """Images of each label at each simulated client, JSON; none with ε set."""
+        return self.root / "labels.json"
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML page; its plots are pictures in `plots/` beside it."""
+        return self.root / "report.html"
+
+    @property
+    def real(self) -> Path:
+        """Grid of held-back real images, laid out as the samples; none with ε set."""
+        return self.root / "samples" / "real.png"
+
+    def samples(self, round_index: int) -> Path:
+        """Grid of samples after a number of rounds."""
+        return self.root / "samples" / f"round-{round_index:05d}.png"
+
+    def client(self, client: int) -> Path:
+        """A simulated client's own folder: its cached target and its memory."""
+        return self.root / "clients" / str(client)
+
+
+def create(root: Path, settings: Settings) -> RunFolder:
+    """A new run folder with its settings.  Raises RunFolderError when a run is there already."""
+    folder = RunFolder(root)
+    if root.is_dir() and any(root.iterdir()):
+        raise RunFolderError(
+            f"files in {root}", "a new or empty folder", f"choose another --out, or continue with --resume {root}"
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot make {root} ({error.strerror})", "a writable place", "choose another --out"
+        ) from None
+    write_atomic(folder.config, to_toml(settings))
+    gather_ledger(folder)
+    return folder
+
+
+_MOVABLE = {"data_dir", "clients_from", "features", "weights"}  # files that may have moved since the run began
+
+
+def reopen(root: Path, changes: Mapping[str, Any] | None = None) -> tuple[RunFolder, Settings]:
+    """An existing run folder and its settings: what they came to, on this machine anew.
+
+    changes: settings of the section `running` and places of files, which are written down.  Raises RunFolderError, and
+    SettingError for other changes.
+    """
+    folder = RunFolder(root)
+    if not folder.config.is_file():
+        raise RunFolderError(f"no config.toml in {root}", "the folder of a run", "check the path")
+    asked = _stored(folder.config)
+    if changes:
+        asked = settings_from(merged(_changeable(asked, changes), changes))
+        write_atomic(folder.config, to_toml(asked))
+    return folder, _here(_stored(folder.resolved), asked) if folder.resolved.is_file() else asked
+
+
+def _stored(path: Path) -> Settings:
+    try:
+        values = read_toml(path)
+        values.pop(_RESOLVED, None)
+        return settings_from(values)
+    except SettingError as error:
+        raise RunFolderError(f"{path}: {error.got}", error.expected, error.remedy) from None
+
+
+def _changeable(asked: Settings, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as TOML has them.  Raises SettingError for changes that would make another run of it."""
+    allowed = {item.name for item in fields(Running)} | _MOVABLE
+    wrong = sorted(set(changes) - allowed)
+    if wrong:
+        raise SettingError(
+            f"--resume with --{wrong[0].replace('_', '-')}",
+            "options of running, as --workers or --device, and places of files: what is agreed on stays",
+            "leave it out, or begin a new run",
+        )
+    return toml_from(to_toml(asked))
+
+
+def _here(found: Settings, asked: Settings) -> Settings:
+    """Resolved settings with this machine's own options and places."""
+    data = replace(found.data, data_dir=asked.data.data_dir, clients_from=asked.data.clients_from)
+    name = found.features.features
+    features = replace(asked.features, features=name if name in FEATURE_NETS else asked.features.features)
+    return replace(found, data=data, features=features, running=asked.running)
+
+
+def record(folder: RunFolder, asked: Settings, agreement: "Agreement") -> None:
+    """Write down what the settings came to, with reasons; in a run that goes on, check that it is the same.
+
+    Raises ModelFileError for another feature network than the run began with, RunFolderError for anything else that
+    makes it another run.
+    """
+    if not folder.resolved.is_file():
+        about = {"run": agreement.run.hex(), "network": agreement.network, **asdict(agreement.matching)}
+        table = "".join(f"{name} = {toml_value(value)}\n" for name, value in about.items())
+        text = to_toml(agreement.settings, notes_of(asked, agreement.settings))
+        write_atomic(folder.resolved, f"{text}\n[{_RESOLVED}]\n{table}")
+        return
+    began = read_toml(folder.resolved).get(_RESOLVED, {})
+    if began.get("network") != agreement.network:
+        raise ModelFileError(
+            f"feature network {agreement.settings.features.features} with SHA-256 {agreement.network}",
+            f"{began.get('network')}, of the network that the run began with",
+            "name its file with --features or --weights",
+        )
+    if began.get("run") != agreement.run.hex():
+        raise RunFolderError(
+            f"settings and data in {folder.root} that come to another run",
+            f"run {began.get('run')}",
+            "go on with the version of prismfl and the data that it began with",
+        )
+
+
+_MEMORY = ("adam_first", "adam_second", "adam_steps")
+
+
+def save_state(folder: RunFolder, state: ServerState, record: Mapping[str, Any]) -> None:
+    """Commit a round: its log line first, then the checkpoint that makes it count."""
+    _append(folder.rounds, json.dumps(record))
+    tensors: dict[str, NDArray[Any]] = {
+        "q": state.q,
+        "round": np.array([state.round], np.int64),
+        "held": state.held,
+        "steps": np.frombuffer(b"".join(state.steps), np.uint8),
+        "lengths": np.array([len(step) for step in state.steps], np.int64),
+    }
+    if state.memory is not None:
+        tensors |= dict(zip(_MEMORY, state.memory, strict=True))
+    write_atomic(folder.checkpoint, save_tensors(tensors))
+
+
+def load_state(folder: RunFolder, count: int, clients: int) -> ServerState | None:
+    """State of the last committed round, or None before the first.  Raises RunFolderError.
+
+    Log lines beyond it are removed.
+    """
+    if not folder.checkpoint.is_file():
+        write_atomic(folder.rounds, "") if folder.rounds.exists() else None
+        return None
+    try:
+        state = _state_of(load_tensors(folder.checkpoint.read_bytes()))
+        if state.q.dtype != np.uint16 or state.q.shape != (count,) or state.held.shape != (clients,):
+            raise ValueError(f"θ of shape {state.q.shape}, {count} parameters expected")
+        if state.memory is not None and [part.shape for part in state.memory] != [(count,), (count,), (1,)]:
+            raise ValueError("Adam's moments of other sizes")
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
+        raise RunFolderError(
+            f"{folder.checkpoint} is damaged ({error})", "a whole checkpoint", "start the run anew"
+        ) from None
+    lines = [record for record in read_rounds(folder) if record["round"] < state.round]
+    write_atomic(folder.rounds, "".join(json.dumps(record) + "\n" for record in lines))
+    return state
+
+
+def _state_of(tensors: Mapping[str, NDArray[Any]]) -> ServerState:
+    done, lengths, raw = int(tensors["round"][0]), tensors["lengths"], tensors["steps"].tobytes()
+    if lengths.dtype != np.int64 or (lengths < 0).any() or int(lengths.sum()) != len(raw):
+        raise ValueError(f"{len(raw)} bytes of steps, {lengths.sum()} expected")
+    if (tensors["held"] > done).any():
+        raise ValueError(f"a client beyond round {done}")
+    ends = np.cumsum(lengths).tolist()
+    steps = tuple(raw[start:end] for start, end in zip([0, *ends], ends, strict=False))
+    first, second, taken = _MEMORY
+    memory = (tensors[first], tensors[second], tensors[taken]) if first in tensors else None
+    return ServerState(tensors["q"], done, steps, tensors["held"], memory)
+
+
+def save_ledger(folder: RunFolder, client: int, releases: list[dict[str, Any]]) -> None:
+    """All releases of one client, in its own folder; see `gather_ledger`.  Raises RunFolderError."""
+    write_atomic(_ledger_of(folder, client), json.dumps({"releases": releases}, indent=1) + "\n")
+
+
+def client_ledger(folder: RunFolder, client: int) -> list[Any]:
+    """All releases of one client.  Raises RunFolderError for a ledger that does not read."""
+    path = _ledger_of(folder, client)
+    return _releases_in(path) if path.exists() else []
+
+
+def _ledger_of(folder: RunFolder, client: int) -> Path:
+    return folder.client(client) / "ledger.json"
+
+
+def _releases_in(path: Path) -> list[Any]:
+    try:
+        return list(json.loads(path.read_text())["releases"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path} does not read ({error})", "a client's ledger", "restore the file") from None
+
+
+def gather_ledger(folder: RunFolder) -> list[Any]:
+    """Write the run's ledger anew of what its clients released, and return it.  Raises RunFolderError."""
+    found: list[Any] = []
+    for path in sorted(folder.root.glob("clients/*/ledger.json"), key=lambda path: (len(path.parent.name), path)):
+        found += _releases_in(path)
+    write_atomic(folder.ledger, json.dumps({"releases": found}, indent=1) + "\n")
+    return found
+
+
+def read_rounds(folder: RunFolder) -> list[dict[str, Any]]:
+    """The log's whole lines; a last line cut short by a kill is left out."""
+    found = []
+    for line in folder.rounds.read_text().splitlines() if folder.rounds.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of the run folder, or None where the file is not there.  Raises RunFolderError."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path} does not read ({error})", "a JSON object", "restore or remove it") from None
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{path} holds {type(found).__name__}", "a JSON object", "restore or remove it")
+    return found
+
+
+def save_labels(
+    folder: RunFolder, classes: Sequence[str], counts: Sequence[Sequence[int]], people: Sequence[int] = ()
+) -> None:
+    """How many images of each class, and persons if known, each simulated client has.  Raises RunFolderError."""
+    found: dict[str, Any] = {"simulation": True, "classes": list(classes), "counts": [list(row) for row in counts]}
+    found |= {"people": list(people)} if people else {}
+    write_atomic(folder.labels, json.dumps(found) + "\n")
+
+
+def grids(folder: RunFolder) -> dict[int, Path]:
+    """Sample grids by the number of rounds done, ascending."""
+    found = (folder.root / "samples").glob("round-*.png")
+    named = {path.stem.removeprefix("round-"): path for path in found}
+    return dict(sorted((int(rounds), path) for rounds, path in named.items() if rounds.isdecimal()))
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {path} ({error.strerror})", "a writable place with room", "free space and resume the run"
+        ) from None
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """A client's arrays, whole.  Raises RunFolderError."""
+    write_atomic(path, save_tensors(dict(arrays)))
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """A client's arrays, or None when there is no usable file: what is cached can be made again."""
+    try:
+        return load_tensors(path.read_bytes())
+    except (OSError, SafetensorError):
+        return None

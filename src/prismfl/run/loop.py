@@ -1,0 +1,302 @@
+"""A whole run over any engine: rounds, checkpoints, sample grids, the finished model, its figures."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, Protocol
+
+from prismfl.data.datasets import ImageSet
+from prismfl.data.files import write_atomic
+from prismfl.errors import ClientError, SettingError
+from prismfl.federation import one_shot as oneshot
+from prismfl.federation.round import (
+    Agreement,
+    ClientKit,
+    Exchange,
+    RoundRecord,
+    Traffic,
+    init,
+    preview_mask,
+    server_update,
+    shipped_mask,
+)
+from prismfl.generator.layout import Mask
+from prismfl.generator.modelfile import Model, save_model
+from prismfl.generator.sampling import Sampler, finish, grid_of, grid_of_real, labels_like, save_picture
+from prismfl.metrics.frechet import Reference
+from prismfl.privacy.ledger import from_json, summary_of
+from prismfl.run import folder as runfolder
+from prismfl.run.environment import hardware, versions
+from prismfl.run.folder import RunFolder
+from prismfl.server import ServerState
+from prismfl.settings.toml import to_toml
+from prismfl.wire.frames import HEADER_BYTES
+
+_GRIDS = 5  # of a run, to be looked at one after another
+_MEANS = ("uplink_bits_per_parameter", "downlink_bits_per_parameter")
+
+
+class Engine(Protocol):
+    """What an engine offers: carry frames to clients, yield their replies in any order.
+
+    attempts: times that a round is worth trying before the run stops.
+    """
+
+    attempts: int
+
+    def train(self, round_index: int) -> Exchange:
+        """Carry a round's broadcasts."""
+
+    def compare(self) -> Exchange:
+        """Carry the final θ for the comparison of candidate masks."""
+
+    def keep(self, round_index: int, clients: Iterable[int]) -> None:
+        """Have these clients keep what they remember of a round that counts."""
+
+
+class Watcher(Protocol):
+    """What is told of a run as it goes; the progress display is one."""
+
+    def started(self, done: int, rounds: int) -> None:
+        """The run begins, or goes on after `done` rounds."""
+
+    def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
+        """A round is on disk."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def started(self, done: int, rounds: int) -> None:
+        """Nothing."""
+
+    def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Where a finished run's model lies, and its closing figures."""
+
+    folder: RunFolder
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Course:
+    """How a run goes: a round of it, and the choice of the finished model's mask, whose bytes are counted."""
+
+    play: Callable[[ServerState], tuple[ServerState, RoundRecord]]
+    choose: Callable[[ServerState, Traffic], Mask]
+
+
+def _by_masks(agreement: Agreement, engine: Engine, watcher: Watcher) -> _Course:
+    def play(state: ServerState) -> tuple[ServerState, RoundRecord]:
+        after, record = _counted(agreement, engine, watcher, state)
+        engine.keep(state.round, record.replied)
+        return after, record
+
+    return _Course(play, lambda state, traffic: shipped_mask(agreement, state, engine.compare(), traffic))
+
+
+def _in_one_shot(
+    agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, kit: ClientKit | None
+) -> _Course:
+    """The server's own search for what clients sent, once: it is stored before it is used."""
+    if kit is None:
+        raise SettingError("federation.mode = 'one-shot' without a kit", "what the server searches with", "pass it")
+    held = runfolder.load_arrays(folder.gathered)
+    if held is None:
+        watcher.note("one-shot: asking every client for the moments of its images")
+        found = oneshot.gather(agreement, kit.features.dimension, engine.train(0))
+        engine.keep(0, found.heard)
+        runfolder.save_arrays(folder.gathered, held := oneshot.to_arrays(found))
+    gathered = oneshot.from_arrays(held, max(1, agreement.layout.classes) * kit.features.dimension)
+    return _Course(
+        lambda state: oneshot.search_round(agreement, kit, state, gathered),
+        lambda state, _: oneshot.shipped(agreement, kit, state, gathered.target),
+    )
+
+
+def run(
+    agreement: Agreement,
+    engine: Engine,
+    folder: RunFolder,
+    watcher: Watcher,
+    test: ImageSet | None = None,
+    kit: ClientKit | None = None,
+) -> Finished:
+    """All rounds that are left, then the finished model.
+
+    test: images that distances are measured against and that are shown beside samples; without them neither
+    is done.  kit: what a server computes with that searches alone.  A kill at any moment loses at most the
+    round under way.
+    """
+    one_shot = agreement.settings.federation.mode == "one-shot"
+    course = (
+        _in_one_shot(agreement, engine, folder, watcher, kit) if one_shot else _by_masks(agreement, engine, watcher)
+    )
+    rounds = agreement.settings.federation.rounds
+    state = runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients) or init(agreement)
+    real = None if test is None else Reference(test, agreement.settings.running.device)
+    watcher.started(state.round, rounds)
+    if test is not None and len(test):
+        save_picture(grid_of_real(test, agreement.layout), folder.real)
+    while state.round < rounds:
+        state = _round(agreement, course, folder, watcher, state, real)
+    return _finish(agreement, course, folder, watcher, state, real)
+
+
+def _round(
+    agreement: Agreement,
+    course: _Course,
+    folder: RunFolder,
+    watcher: Watcher,
+    state: ServerState,
+    real: Reference | None,
+) -> ServerState:
+    begun = time.monotonic()
+    after, record = course.play(state)
+    for client, why in record.left_out.items():
+        watcher.note(f"round {state.round}: client {client} is left out: {why}")
+    line = _line(agreement, record, time.monotonic() - begun)
+    running, last = agreement.settings.running, after.round == agreement.settings.federation.rounds
+    sampler = None if last else _preview(agreement, after)
+    if sampler and _due(grid_every(agreement), after.round):
+        save_picture(grid_of(sampler), folder.samples(after.round))
+    if sampler and real is not None and running.distance_samples and _due(running.distance_every, after.round):
+        line["distance"] = _distance(agreement, sampler, real)
+    runfolder.save_state(folder, after, line)
+    watcher.round_done(line, agreement.settings.federation.rounds)
+    return after
+
+
+def _counted(
+    agreement: Agreement, engine: Engine, watcher: Watcher, state: ServerState
+) -> tuple[ServerState, RoundRecord]:
+    """A round that counts, tried again where too few clients replied.  Raises ClientError after the last attempt."""
+    traffic = Traffic()
+    for attempt in range(1, engine.attempts + 1):
+        try:
+            return server_update(agreement, state, engine.train(state.round), traffic)
+        except ClientError as error:
+            if attempt == engine.attempts:
+                raise
+            watcher.note(f"round {state.round} does not count and is tried again: {error.got}")
+    raise SettingError(f"an engine of {engine.attempts} attempts", "at least one", "mend the engine")
+
+
+def grid_every(agreement: Agreement) -> int:
+    """Rounds between sample grids, so that a run has five or so."""
+    return -(-agreement.settings.federation.rounds // _GRIDS)
+
+
+def _due(every: int, done: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _preview(agreement: Agreement, state: ServerState) -> Sampler | None:
+    """The model as it would be after this round, where it is to be looked at."""
+    running = agreement.settings.running
+    if not (_due(grid_every(agreement), state.round) or _due(running.distance_every, state.round)):
+        return None
+    mask = preview_mask(agreement, state.q)
+    return Sampler(_model(agreement, mask, ""), running.device)
+
+
+def _model(agreement: Agreement, mask: Mask, settings: str) -> Model:
+    device = agreement.settings.running.device
+    return finish(agreement.layout, agreement.settings.seed, mask, settings, agreement.labels, device)
+
+
+def _line(agreement: Agreement, record: RoundRecord, seconds: float) -> dict[str, Any]:
+    """A round as it stands in `rounds.jsonl`; bits a parameter are means over clients, of whole frames."""
+    per, traffic = 8 / (agreement.layout.count * record.asked), record.traffic
+    return {
+        "round": record.round,
+        "loss": record.loss,
+        "lambda": record.kept_share,
+        "density": record.density,
+        "theta_variance": record.theta_variance,
+        "mask_entropy": record.mask_entropy,
+        "flips": record.flips,
+        "local_divergence": record.local_divergence,
+        "theta_by_layer": {name: round(mean, 5) for name, mean in record.theta_by_layer.items()},
+        "cohort": list(record.replied),
+        "left_out": {str(client): why for client, why in record.left_out.items()},
+        "seconds": round(seconds, 3),
+        **_bytes_of(traffic),
+        "uplink_bits_per_parameter": traffic.uplink_bytes * per,
+        "downlink_bits_per_parameter": traffic.downlink_bytes * per,
+    }
+
+
+def _bytes_of(traffic: Traffic) -> dict[str, int]:
+    """Bytes of whole frames, and those of them that are headers."""
+    return {
+        "uplink_bytes": traffic.uplink_bytes,
+        "downlink_bytes": traffic.downlink_bytes,
+        "uplink_framing_bytes": traffic.uplink_frames * HEADER_BYTES,
+        "downlink_framing_bytes": traffic.downlink_frames * HEADER_BYTES,
+    }
+
+
+def _finish(
+    agreement: Agreement,
+    course: _Course,
+    folder: RunFolder,
+    watcher: Watcher,
+    state: ServerState,
+    real: Reference | None,
+) -> Finished:
+    watcher.note("choosing the finished model's mask")
+    closing = Traffic()
+    mask = course.choose(state, closing)
+    settings = agreement.settings
+    ledger = runfolder.gather_ledger(folder)
+    model = replace(_model(agreement, mask, to_toml(settings.public())), ledger=tuple(ledger))
+    size = save_model(model, folder.model)
+    sampler = Sampler(model, settings.running.device)
+    save_picture(grid_of(sampler), folder.samples(state.round))
+    summary = _summary(agreement, folder, size, closing) | {"privacy": summary_of(from_json(ledger))}
+    if real is not None and settings.running.distance_samples:
+        watcher.note(f"measuring the distance on {settings.running.distance_samples} samples")
+        summary["fid_judge"] = _distance(agreement, sampler, real)
+        summary["fid_judge_of_halves"] = real.halves
+        summary |= {"outside_guarantee": ["fid_judge", "fid_judge_of_halves"]} if ledger else {}
+    write_atomic(folder.summary, json.dumps(summary, indent=1) + "\n")
+    return Finished(folder, summary)
+
+
+def _summary(agreement: Agreement, folder: RunFolder, size: int, closing: Traffic) -> dict[str, Any]:
+    lines = runfolder.read_rounds(folder)
+    ends = _bytes_of(closing)
+    return {
+        "rounds": len(lines),
+        "parameters": agreement.layout.count,
+        "features_sha256": agreement.network,
+        "model_bytes": size,
+        "model_bits_per_parameter": 8 * size / agreement.layout.count,
+        **{name: sum(line.get(name, 0) for line in lines) + value for name, value in ends.items()},
+        "closing_bytes": closing.uplink_bytes + closing.downlink_bytes,
+        **{name: fmean(line[name] for line in lines) if lines else None for name in _MEANS},
+        "seconds": round(sum(line["seconds"] for line in lines), 1),
+        "loss": lines[-1]["loss"] if lines else None,
+        "grid": str(folder.samples(agreement.settings.federation.rounds).relative_to(folder.root)),
+        "versions": versions(),
+        "hardware": hardware(agreement.settings.running.device),
+    }
+
+
+def _distance(agreement: Agreement, sampler: Sampler, real: Reference) -> float:
+    count = agreement.settings.running.distance_samples
+    labels = labels_like(real.test.labels, count) if agreement.labels else None
+    return real.distance(sampler.sample(count, labels=labels))

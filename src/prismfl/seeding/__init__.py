@@ -1,0 +1,1 @@
+"""Public randomness: the same numbers in NumPy, C and torch."""

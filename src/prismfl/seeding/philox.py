@@ -1,0 +1,191 @@
+"""One counter-based generator, Philox4x32-10, keyed by (seed, round, client, purpose).
+
+Every public random number of a run comes from here, so that any party can compute it again:
+frozen weights, shared mask draws, roundings, latent normals.  Importing this needs no torch.
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismfl.errors import SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from prismfl.seeding import _philox
+
+    TorchPhilox = Callable[[tuple[torch.Tensor, ...], tuple[int, int]], torch.Tensor]
+else:
+    try:
+        from prismfl.seeding import _philox
+    except ImportError:  # no compiler was there at installation
+        _philox = None
+
+_MULTIPLY = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = 0xFFFFFFFF
+_ROUNDS = 10
+
+
+class Purpose(IntEnum):
+    """What a stream is for.  Numbers are for ever: a new purpose takes a new one."""
+
+    WEIGHTS = 0
+    MASK = 1
+    RANKS = 2
+    ROUNDING = 3
+    LATENT = 4
+    COHORT = 5
+    SEARCH = 6
+    PARTITION = 7
+    STATISTICS = 8
+    SHIPPED = 9
+    CLASSIFIER = 10  # 11 was of features that are gone
+    FEATURES = 12
+    SUBSETS = 13
+    PARTS = 14
+    TALLY = 15
+    ALPHA = 16
+    PATCH = 17
+    START = 18
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An endless sequence of random 32-bit words, addressed by position.
+
+    seed: 0 … 2^64 - 1; round, client: 0 … 2^32 - 1.  Word `i` is output `i mod 4` of block
+    `i div 4`, whose counter is (block, round, client, purpose) and whose key is the seed.
+    Raises SettingError when a number does not fit.
+    """
+
+    seed: int
+    purpose: Purpose
+    round: int = 0
+    client: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.seed < 2**64 and 0 <= self.round < 2**32 and 0 <= self.client < 2**32):
+            raise SettingError(
+                f"seed {self.seed}, round {self.round}, client {self.client}",
+                "0 ≤ seed < 2^64, 0 ≤ round, client < 2^32",
+                "choose numbers in these ranges",
+            )
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The seed as two 32-bit words, low word first."""
+        return self.seed & _LOW, self.seed >> 32
+
+    def words(self, count: int, block: int = 0) -> NDArray[np.uint32]:
+        """`count` words from word 0 of a block on: uint32 `[count]`."""
+        if _philox is not None:
+            found = np.empty(count, np.uint32)
+            _philox.words(found, block, self.round, self.client, self.purpose, *self.key)
+            return found
+        blocks = np.arange(block, block - (-count // 4), dtype=np.uint64)
+        fixed = (np.uint64(self.round), np.uint64(self.client), np.uint64(self.purpose))
+        counter = (blocks, *(np.full_like(blocks, word) for word in fixed))
+        return philox(counter, self.key).reshape(-1)[:count]
+
+    def halves(self, count: int, block: int = 0) -> NDArray[np.uint16]:
+        """Uniform 16-bit integers, two a word, low half first: uint16 `[count]`."""
+        words = self.words(-(-count // 2), block).astype("<u4", copy=False)
+        return words.view("<u2")[:count].astype(np.uint16, copy=False)
+
+    def bits(self, count: int) -> NDArray[np.uint8]:
+        """Fair bits, lowest bit of each word first: uint8 `[count]` of 0 and 1."""
+        words = self.words(-(-count // 32)).astype("<u4", copy=False)
+        return np.unpackbits(words.view(np.uint8), count=count, bitorder="little")
+
+    def normals(self, count: int) -> NDArray[np.float32]:
+        """Standard normals at the 65,536 mid-quantiles, equal on every machine: float32 `[count]`."""
+        return normal_table()[self.halves(count)]
+
+    def permutation(self, count: int) -> NDArray[np.int64]:
+        """A permutation of `0 … count - 1`: int64 `[count]` (order of `count` 64-bit keys)."""
+        keys = self.words(2 * count).astype("<u4", copy=False).view("<u8")
+        return np.argsort(keys, kind="stable").astype(np.int64)
+
+    def torch_words(
+        self,
+        count: int,
+        device: "torch.device | str" = "cpu",
+        block: "int | torch.Tensor" = 0,
+        generator: "TorchPhilox | None" = None,
+        place: "Sequence[int | torch.Tensor] | None" = None,
+    ) -> "torch.Tensor":
+        """The same words as `words`, by torch on `device`: int64 `[count]`.
+
+        generator: `torch_philox`, or its equal; place: round and client, where the device is to know them.
+        """
+        import torch
+
+        blocks = torch.arange(-(-count // 4), dtype=torch.int64, device=device) + block
+        fixed = (*(place or (self.round, self.client)), int(self.purpose))
+        counter = (blocks, *(torch.zeros_like(blocks) + word for word in fixed))
+        return (generator or torch_philox)(counter, self.key).reshape(-1)[:count]
+
+    def torch_halves(
+        self, count: int, device: "torch.device | str" = "cpu", block: "int | torch.Tensor" = 0
+    ) -> "torch.Tensor":
+        """The same integers as `halves`, computed by torch on `device`: int64 `[count]`."""
+        import torch
+
+        words = self.torch_words(-(-count // 2), device, block)
+        return torch.stack((words & 0xFFFF, words >> 16), 1).reshape(-1)[:count]
+
+    def torch_generator(self) -> "torch.Generator":
+        """A torch generator on the processor seeded from this stream, for draws that nobody else repeats."""
+        import torch
+
+        return torch.Generator().manual_seed(int(self.words(2).astype("<u4").view("<u8")[0]) >> 1)
+
+
+def philox(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> NDArray[np.uint32]:
+    """Philox4x32-10 of four uint64 `[n]` counters below 2^32: uint32 `[n, 4]`."""
+    c0, c1, c2, c3 = counter
+    low, half = np.uint64(_LOW), np.uint64(32)
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * np.uint64(_MULTIPLY[0]), c2 * np.uint64(_MULTIPLY[1])
+        c0, c1 = (p1 >> half) ^ c1 ^ np.uint64(k0), p1 & low
+        c2, c3 = (p0 >> half) ^ c3 ^ np.uint64(k1), p0 & low
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return np.stack((c0, c1, c2, c3), axis=1).astype(np.uint32)
+
+
+def torch_philox(counter: "tuple[torch.Tensor, ...]", key: tuple[int, int]) -> "torch.Tensor":
+    """Philox4x32-10 of four int64 `[n]` counters below 2^32: int64 `[n, 4]`.
+
+    Products wrap modulo 2^64, and the mask after the arithmetic shift restores their high word.
+    """
+    import torch
+
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _MULTIPLY[0], c2 * _MULTIPLY[1]
+        c0, c1 = ((p1 >> 32) & _LOW) ^ c1 ^ k0, p1 & _LOW
+        c2, c3 = ((p0 >> 32) & _LOW) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return torch.stack((c0, c1, c2, c3), 1)
+
+
+@lru_cache(maxsize=1)
+def normal_table() -> NDArray[np.float32]:
+    """Normal quantiles at (i + 1/2) / 65536: float32 `[65536]`, odd-symmetric to the bit."""
+    inverse = NormalDist().inv_cdf
+    upper = np.array([inverse((i + 0.5) / 65536) for i in range(32768, 65536)], np.float32)
+    table = np.concatenate((-upper[::-1], upper))
+    table.setflags(write=False)
+    return table

@@ -1,0 +1,283 @@
+"""Versioned frames: a fixed header with identity, length and checksum, then the payload.
+
+Nothing is interpreted before the header's every field has been checked against what the
+receiver expects and against the bytes that are there.
+"""
+
+import hashlib
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismfl.errors import MessageError
+from prismfl.wire.masks import pack_mask, pack_theta, unpack_mask, unpack_theta
+
+MAGIC = b"PRSM"
+VERSION = 4
+# magic, version, kind, reserved, run id, round, client, payload length, CRC-32 of all before and after it
+_HEADER = struct.Struct("<4sHBB16sIIII")
+_BROADCAST = struct.Struct("<8sIIIH")  # digest of θ_t, rank, cohort, round that the steps start from, their number
+_UPDATE = struct.Struct("<8sIfI")  # digest of θ_t, weight, loss, bytes of the mask
+_MOMENTS = struct.Struct("<If")  # weight, step
+_LENGTH = struct.Struct("<I")
+HEADER_BYTES = _HEADER.size
+_SNAPSHOT = 2**32 - 1  # in place of a round: θ_t itself follows
+MOST_STEPS = 2**16 - 1
+
+
+class Kind(IntEnum):
+    """What a frame carries."""
+
+    BROADCAST = 1
+    UPDATE = 2
+    CANDIDATES = 3
+    DISTANCES = 4
+    LOST = 5
+    REQUEST = 6
+    MOMENTS = 7
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a frame belongs: run (16 bytes), round and client."""
+
+    run: bytes
+    round: int
+    client: int
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """Server → client: how to come to θ_t, the client's rank in the cohort, and its size K.
+
+    digest: of θ_t; first: the round whose θ the coded steps start from; snapshot: θ_t itself, uint16
+    `[N]`, for a client that cannot take the steps, and then first is None.
+    """
+
+    digest: bytes
+    rank: int
+    cohort: int
+    first: int | None
+    steps: tuple[bytes, ...] = ()
+    snapshot: NDArray[np.uint16] | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """Client → server: digest of the θ_t searched from, weight, mean loss, coded mask, coded α layers."""
+
+    digest: bytes
+    weight: int
+    loss: float
+    mask: bytes
+    alpha: bytes
+
+
+def run_id(public_settings: str) -> bytes:
+    """Sixteen bytes naming a run, from its public settings; no data enters."""
+    return hashlib.sha256(public_settings.encode()).digest()[:16]
+
+
+def digest_of(q: NDArray[np.uint16]) -> bytes:
+    """Eight bytes naming a θ = q / 65536, uint16 `[N]`."""
+    return hashlib.sha256(np.ascontiguousarray(q, "<u2").data).digest()[:8]
+
+
+def seal(kind: Kind, place: Place, payload: bytes) -> bytes:
+    """A whole frame around a payload."""
+    head = _HEADER.pack(MAGIC, VERSION, kind, 0, place.run, place.round, place.client, len(payload), 0)
+    check = zlib.crc32(payload, zlib.crc32(head))
+    return head[:-4] + check.to_bytes(4, "little") + payload
+
+
+def open_frame(frame: bytes, kind: Kind, place: Place) -> bytes:
+    """The payload of a frame that is whole, of this kind, and from this place.
+
+    Raises MessageError naming the first thing that differs.
+    """
+    if len(frame) < HEADER_BYTES:
+        raise _refuse(f"a frame of {len(frame)} bytes", f"at least {HEADER_BYTES}")
+    magic, version, got_kind, reserved, run, round_index, client, length, check = _HEADER.unpack_from(frame)
+    if magic != MAGIC or version != VERSION or reserved:
+        raise _refuse(f"a frame of format {magic!r} version {version}.{reserved}", f"{MAGIC!r} version {VERSION}.0")
+    if length != len(frame) - HEADER_BYTES:
+        raise _refuse(
+            f"a frame claiming {length} payload bytes and holding {len(frame) - HEADER_BYTES}", "equal numbers"
+        )
+    payload = frame[HEADER_BYTES:]
+    blank = frame[: HEADER_BYTES - 4] + bytes(4)
+    if zlib.crc32(payload, zlib.crc32(blank)) != check:
+        raise _refuse("a frame whose checksum differs", "the bytes that were sent")
+    got = (got_kind, run, round_index, client)
+    if got != (kind, place.run, place.round, place.client):
+        raise _refuse(
+            f"a frame of kind {got_kind}, run {run.hex()}, round {round_index}, client {client}",
+            f"kind {int(kind)}, run {place.run.hex()}, round {place.round}, client {place.client}",
+        )
+    return payload
+
+
+def seal_broadcast(message: Broadcast, place: Place, kind: Kind = Kind.BROADCAST) -> bytes:
+    """Frame of a broadcast; of kind CANDIDATES it asks for distances instead of an update."""
+    first = _SNAPSHOT if message.first is None else message.first
+    head = _BROADCAST.pack(message.digest, message.rank, message.cohort, first, len(message.steps))
+    if message.snapshot is not None:
+        return seal(kind, place, head + pack_theta(message.snapshot))
+    parts = [_LENGTH.pack(len(step)) + step for step in message.steps]
+    return seal(kind, place, head + b"".join(parts))
+
+
+def open_broadcast(frame: bytes, place: Place, count: int, kind: Kind = Kind.BROADCAST) -> Broadcast:
+    """A broadcast of `count` parameters.  Raises MessageError."""
+    payload = _at_least(open_frame(frame, kind, place), _BROADCAST.size)
+    digest, rank, cohort, first, steps = _BROADCAST.unpack_from(payload)
+    if not 0 <= rank < cohort <= 32767:
+        raise _refuse(f"rank {rank} in a cohort of {cohort}", "rank < cohort ≤ 32767")
+    body = payload[_BROADCAST.size :]
+    if first == _SNAPSHOT and not steps:
+        return Broadcast(digest, rank, cohort, None, (), unpack_theta(body, count))
+    if first + steps != place.round:
+        raise _refuse(f"{steps} steps from round {first}", f"steps that lead to round {place.round}")
+    return Broadcast(digest, rank, cohort, first, _split(body, steps))
+
+
+def _split(body: bytes, count: int) -> tuple[bytes, ...]:
+    """`count` stretches of bytes with their lengths before them, and nothing else."""
+    found, at = [], 0
+    for _ in range(count):
+        at += _LENGTH.size
+        length = int.from_bytes(_at_least(body, at)[at - _LENGTH.size : at], "little")
+        found.append(_at_least(body, at + length)[at : at + length])
+        at += length
+    _sized(body, at)
+    return tuple(found)
+
+
+def pack_step(cohort: int, replied: Sequence[int], body: bytes) -> bytes:
+    """A step: size of its round's cohort, a bit for each rank that replied, and what changed."""
+    bits = np.zeros(cohort, np.bool_)
+    bits[list(replied)] = True
+    return cohort.to_bytes(2, "little") + pack_mask(bits) + body
+
+
+def unpack_step(raw: bytes) -> tuple[int, list[int], bytes]:
+    """Cohort, the ranks that replied (ascending), and the body of a step.  Raises MessageError."""
+    cohort = int.from_bytes(_at_least(raw, 2)[:2], "little")
+    end = 2 + -(-cohort // 8)
+    replied = np.flatnonzero(unpack_mask(_at_least(raw, end)[2:end], cohort)).tolist()
+    if not replied:
+        raise _refuse("a step that nobody took", "at least one reply")
+    return cohort, replied, raw[end:]
+
+
+def seal_update(message: Update, place: Place) -> bytes:
+    """Frame of an update."""
+    head = _UPDATE.pack(message.digest, message.weight, message.loss, len(message.mask))
+    return seal(Kind.UPDATE, place, head + message.mask + message.alpha)
+
+
+def open_update(frame: bytes, place: Place, most_mask: int, most_alpha: int) -> Update:
+    """An update of at most so many bytes of mask and of α layers.  Raises MessageError."""
+    payload = _at_least(open_frame(frame, Kind.UPDATE, place), _UPDATE.size)
+    digest, weight, loss, length = _UPDATE.unpack_from(payload)
+    if not 1 <= weight < 2**31 or not math.isfinite(loss):
+        raise _refuse(f"an update of weight {weight}, loss {loss}", "weight 1 … 2^31 - 1 and a finite loss")
+    body = payload[_UPDATE.size :]
+    if length > min(len(body), most_mask) or len(body) - length > most_alpha:
+        raise _refuse(
+            f"an update of {len(body)} bytes, {length} of them mask", f"at most {most_mask} and {most_alpha} beside"
+        )
+    return Update(digest, weight, loss, body[:length], body[length:])
+
+
+def seal_lost(place: Place) -> bytes:
+    """Frame of a client that cannot come to θ_t from what it holds, and asks for a snapshot."""
+    return seal(Kind.LOST, place, b"")
+
+
+def is_lost(frame: bytes, place: Place) -> bool:
+    """Whether a frame is a whole one that asks for a snapshot, from this place."""
+    try:
+        return open_frame(frame, Kind.LOST, place) == b""
+    except MessageError:
+        return False
+
+
+def seal_distances(distances: NDArray[np.float64], weight: int, place: Place) -> bytes:
+    """Frame of a client's weight (4 bytes) and squared distances, 8 bytes a candidate."""
+    return seal(Kind.DISTANCES, place, weight.to_bytes(4, "little") + distances.astype("<f8").tobytes())
+
+
+def open_distances(frame: bytes, place: Place, count: int) -> tuple[NDArray[np.float64], int]:
+    """Squared distances float64 `[count]` and the client's weight.  Raises MessageError."""
+    payload = _sized(open_frame(frame, Kind.DISTANCES, place), 4 + 8 * count)
+    distances, weight = np.frombuffer(payload, "<f8", offset=4), int.from_bytes(payload[:4], "little")
+    if not np.isfinite(distances).all() or not 1 <= weight < 2**31:
+        raise _refuse("distances that are not finite, or no weight", "finite numbers and a weight ≥ 1")
+    return distances.astype(np.float64), weight
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Client → server, in a one-shot run: weight, each label's share float64 `[G]`, and coded moments.
+
+    step: what 1 of the coded integers stands for; 0 where all moments are 0.
+    """
+
+    weight: int
+    step: float
+    shares: NDArray[np.float64]
+    coded: bytes
+
+
+def seal_request(place: Place) -> bytes:
+    """Frame that asks a client for its moments."""
+    return seal(Kind.REQUEST, place, b"")
+
+
+def open_request(frame: bytes, place: Place) -> None:
+    """Raises MessageError when a frame does not ask for moments."""
+    _sized(open_frame(frame, Kind.REQUEST, place), 0)
+
+
+def seal_moments(message: Moments, place: Place) -> bytes:
+    """Frame of a client's moments."""
+    head = _MOMENTS.pack(message.weight, message.step) + message.shares.astype("<f8").tobytes()
+    return seal(Kind.MOMENTS, place, head + message.coded)
+
+
+def open_moments(frame: bytes, place: Place, groups: int, most: int) -> Moments:
+    """Moments of `groups` labels (1 without labels), coded in at most so many bytes.  Raises MessageError."""
+    start = _MOMENTS.size + 8 * groups
+    payload = _at_least(open_frame(frame, Kind.MOMENTS, place), start)
+    weight, step = _MOMENTS.unpack_from(payload)
+    shares = np.frombuffer(payload[_MOMENTS.size : start], "<f8").astype(np.float64)
+    if not 1 <= weight < 2**31 or not (math.isfinite(step) and step >= 0):
+        raise _refuse(f"moments of weight {weight}, step {step}", "weight 1 … 2^31 - 1 and a finite step ≥ 0")
+    if not (np.isfinite(shares).all() and shares.min() >= 0 and abs(shares.sum() - 1) < 1e-6):
+        raise _refuse("label shares that are no shares", "numbers from 0 that sum to 1")
+    if len(payload) - start > most:
+        raise _refuse(f"{len(payload) - start} bytes of moments", f"at most {most}")
+    return Moments(weight, step, shares, payload[start:])
+
+
+def _at_least(payload: bytes, size: int) -> bytes:
+    if len(payload) < size:
+        raise _refuse(f"a payload of {len(payload)} bytes", f"at least {size}")
+    return payload
+
+
+def _sized(payload: bytes, size: int) -> bytes:
+    if len(payload) != size:
+        raise _refuse(f"a payload of {len(payload)} bytes", f"{size}")
+    return payload
+
+
+def _refuse(got: str, expected: str) -> MessageError:
+    return MessageError(got, expected, "the sender is left out of this round")

@@ -1,0 +1,89 @@
+"""The privacy commands: figures in a table, whole private runs, and one line for what cannot be."""
+
+import json
+
+import pytest
+from test_cli import TINY, call, refused
+
+import prismfl
+from prismfl.privacy.audit import TrainingFindings
+
+
+def test_a_plan_is_a_table():
+    code, out, err = call("privacy", "--epsilon", 9.8, "--sizes", "600,1200", "--dimension", 1000)
+    assert (code, err) == (0, "")
+    assert "0.5082" in out and "0.002357" in out and "1000 entries" in out
+    assert "at 1 client: ε = 9.8" in out and "at 2 clients: ε = " in out
+    assert "1 client: ε = 9.8" in call("privacy", "--sigma", 0.0011978, "--sizes", "600", "--dimension", 5)[1]
+
+
+def test_a_plan_is_for_the_default_network():
+    assert "224527 entries" in call("privacy", "--epsilon", 1, "--sizes", "600")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--epsilon", "1"], "sizes"),
+        (["--sizes", "600"], "one of the two"),
+        (["--sizes", "6x", "--epsilon", "1"], "--sizes '6x'"),
+        (["--sizes", "", "--epsilon", "1"], "--sizes ''"),
+        (["--sizes", "600", "--epsilon", "0"], "one of the two"),
+        (["--sizes", "600", "--epsilon", "nan"], "ε = nan"),
+        (["--sizes", "600", "--epsilon", "1", "--delta", "0"], "δ"),
+        (["--sizes", "600", "--epsilon", "1", "--delta", "0.1"], "δ below 1 / images"),
+        (["--sizes", "1", "--epsilon", "1"], "1 images"),
+    ],
+)
+def test_impossible_plans_are_one_line(words, says):
+    assert says in refused("privacy", *words, "--dimension", 5) if "--dimension" not in words else ""
+
+
+def test_a_private_run_from_the_command_line(tmp_path):
+    words = ["train", *TINY, "--epsilon", 9.8, "--delta", 1e-4, "--noise", "fast", "--distance-samples", 40]
+    code, out, err = call(*words, "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert "privacy  (9.8, 0.0001)-differentially private for one image" in out and "fid_judge" not in out
+    assert not (tmp_path / "run" / "samples" / "real.png").exists(), "held-back images are private too"
+    model = tmp_path / "run" / "model.safetensors"
+    assert len(prismfl.load(model).model.ledger) == 2
+    words = ["evaluate", model, "--samples", 20, "--metrics", "fid"]
+    found = json.loads(call(*words, "--json")[1])
+    assert "differentially private" in found["privacy"] and "ledger does not cover" in " ".join(found["warnings"])
+    assert "Privacy: (9.8, 0.0001)" in call(*words)[1]
+    line = refused("train", *TINY, "--epsilon", 9.8, "--delta", 0.002, "--out", tmp_path / "other")
+    assert "privacy.delta = 0.002" in line and not (tmp_path / "other").exists()
+
+
+def test_an_audit_is_printed_and_finds_nothing():
+    words = ["audit", "--epsilon", 9.8, "--noise", "fast", "--runs", 2_000, "--canaries", 1_000]
+    code, out, err = call(*words)
+    assert (code, err) == (0, "") and "ε = 9.8 at δ = 1e-05" in out and "nothing contradicts" in out
+    found = json.loads(call(*words, "--json")[1])
+    assert 1 < found["many_runs_if_gaussian"] < 9.8 and found["fresh"] and not found["broken"]
+
+
+def test_whole_runs_are_audited_too(monkeypatch):
+    def once(train, images, features, privacy, runs):
+        assert train(images).shape == (100, 1, 16, 16) and len(images) == 60
+        return TrainingFindings(privacy.epsilon, runs, 0.25, 0.5)
+
+    monkeypatch.setattr("prismfl.privacy.audit.audit_training", once)
+    words = ["audit", "--epsilon", 9.8, "--noise", "fast", "--runs", 20, "--canaries", 20, "--training-runs", 4]
+    assert "4 training runs of each kind   ε ≥ 0.25" in call(*words)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "--epsilon"),
+        (["--epsilon", "0"], "ε = 0.0"),
+        (["--epsilon", "-1"], "privacy.epsilon = -1.0"),
+        (["--epsilon", "1", "--delta", "0.05"], "privacy.delta = 0.05"),
+        (["--epsilon", "1", "--noise", "none"], "privacy.noise = 'none'"),
+        (["--epsilon", "1", "--runs", "3"], "3 runs"),
+        (["--epsilon", "1", "--canaries", "0"], "0 images"),
+    ],
+)
+def test_impossible_audits_are_one_line(words, says):
+    assert says in refused("audit", *words)

@@ -1,0 +1,81 @@
+"""What a run shows of itself, on a terminal and in a log."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from prismfl.run.progress import LiveWatcher, PlainWatcher, figures, sized
+
+RECORD = {"round": 0, "loss": 0.63459, "uplink_bytes": 502, "downlink_bytes": 6584}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (6584, "6.6 kB"), (1_234_567, "1.2 MB"), (5e9, "5.0 GB")],
+)
+def test_bytes_for_people(count, text):
+    assert sized(count) == text
+
+
+def test_what_is_beyond_the_largest_unit_keeps_it():
+    assert sized(12_345_000_000_000) == "12345.0 GB"
+
+
+@pytest.mark.parametrize("count", [999_960, 999_999, 999_999_999])
+def test_rounding_never_shows_a_thousand_of_a_unit(count):
+    assert not sized(count).startswith("1000")
+
+
+def test_figures_show_a_distance_where_there_is_one():
+    assert figures(RECORD) == "loss 0.6346  up 502 B  down 6.6 kB"
+    assert figures(RECORD | {"distance": 12.34}) == "loss 0.6346  up 502 B  down 6.6 kB  distance 12.3"
+
+
+def test_plain_lines_name_round_figures_and_what_is_left(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    watcher = PlainWatcher()
+    watcher.started(0, 4)
+    now[0] += 10
+    watcher.round_done(RECORD, 4)
+    watcher.note("a note")
+    assert capsys.readouterr().out.splitlines() == [
+        "4 rounds",
+        "round 1/4  loss 0.6346  up 502 B  down 6.6 kB  30 s left",
+        "a note",
+    ]
+
+
+def test_a_resumed_run_reckons_with_its_own_rounds_only(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    watcher = PlainWatcher()
+    watcher.started(6, 10)
+    now[0] = 5.0
+    watcher.round_done(RECORD | {"round": 6}, 10)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "going on after 6 of 10 rounds"
+    assert second.startswith("round 7/10") and second.endswith("  15 s left")
+
+
+def test_the_live_bar_counts_rounds_and_prints_notes_as_they_are():
+    screen = io.StringIO()
+    with LiveWatcher(Console(file=screen, force_terminal=True, width=160)) as watcher:
+        watcher.round_done(RECORD, 4)  # before the start there is no bar to move
+        watcher.started(1, 4)
+        watcher.round_done(RECORD | {"round": 2}, 4)
+        assert watcher.progress.tasks[0].completed == 3
+        watcher.note("client 1 is left out: features.layers = [1, 2]; see [docs]")
+    shown = screen.getvalue()
+    assert "3/4" in shown and "loss 0.6346" in shown
+    assert "features.layers = [1, 2]; see [docs]" in shown, "square brackets are no markup"
+
+
+def test_the_live_bar_lets_the_terminal_go_when_a_run_fails():
+    screen = io.StringIO()
+    with pytest.raises(ValueError, match="lost"), LiveWatcher(Console(file=screen, force_terminal=True)) as watcher:
+        watcher.started(0, 2)
+        raise ValueError("lost")
+    assert watcher.progress.live.is_started is False
+    assert screen.getvalue().rstrip().endswith("\x1b[?25h"), "the cursor is shown again"
