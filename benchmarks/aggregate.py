@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from prismfl.federation.round import Agreement, Reply, agree, init, seal_found, server_update
+from prismfl.federation.agreement import Agreement, Reply, agree, init
+from prismfl.federation.client import seal_found
+from prismfl.federation.round import server_update
 from prismfl.settings.toml import settings_from
 from prismfl.wire import frames as message
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.wire import masks as codec
-from prismfl.wire.masks import Entries
+from prismfl.wire.masks import SharedKnowledge
 
 LAYERS = 12
 MASKS = 8  # that the entropy is counted over
@@ -58,7 +58,7 @@ def line(step: float, count: int, repeats: int) -> str:
     )
 
 
-def made(step: float, count: int, number: int = 0) -> tuple[Entries, NDArray[np.uint16], NDArray[np.uint16]]:
+def made(step: float, count: int, number: int = 0) -> tuple[SharedKnowledge, NDArray[np.uint16], NDArray[np.uint16]]:
     """θ_t of a run half-way, θ_k, and u; number: which of many masks."""
     rng, more = np.random.default_rng(0), np.random.default_rng((1, number))
     scores, layers = rng.normal(0, 2, count), np.sort(rng.integers(0, LAYERS, count)).astype(np.uint8)
@@ -66,16 +66,16 @@ def made(step: float, count: int, number: int = 0) -> tuple[Entries, NDArray[np.
         np.clip(65536 / (1 + np.exp(-s)), 656, 64880).astype(np.uint16)
         for s in (scores, scores + more.normal(0, step, count))
     )
-    return Entries(q, layers, LAYERS), mine, more.integers(0, 65536, count).astype(np.uint16)
+    return SharedKnowledge(q, layers, LAYERS), mine, more.integers(0, 65536, count).astype(np.uint16)
 
 
-def entropies(known: Entries, step: float, count: int, width: int) -> tuple[float, float]:
+def entropies(known: SharedKnowledge, step: float, count: int, width: int) -> tuple[float, float]:
     """Entropy of flips given their contexts, bits a parameter: counted from the first mask, and from all of them."""
     counts = [counted(known, width, *made(step, count, number)[1:]) for number in range(MASKS)]
     return entropy(counts[0]), entropy(np.sum(counts, axis=0))
 
 
-def counted(known: Entries, width: int, mine: NDArray[np.uint16], u: NDArray[np.uint16]) -> NDArray[np.float64]:
+def counted(known: SharedKnowledge, width: int, mine: NDArray[np.uint16], u: NDArray[np.uint16]) -> NDArray[np.float64]:
     """Unset and set flags of each cell, and of all entries beyond the bins: float64 `[2, cells + 1]`."""
     near, contexts, shape = codec.flip_contexts(u, known, width)
     flips = (u < mine) ^ (u < known.q)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from prismfl.data.files import write_atomic
 from prismfl.engines.flower import processes
-from prismfl.federation.round import agree
+from prismfl.federation.agreement import agree
 from prismfl.run import folder as runfolder
 from prismfl.run.loop import Silent
 from prismfl.settings.schema import Settings
@@ -106,7 +106,7 @@ def main() -> None:
             "data": {"clients": args.clients, "partition": "iid"},
             "generator": {"width": args.width},
             "search": {"local_steps": args.steps},
-            "federation": {"rounds": args.rounds, "shipped": "half"},
+            "federation": {"rounds": args.rounds, "finished_mask": "half"},
             "running": {"distance_samples": 0},
         }
     )

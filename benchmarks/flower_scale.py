@@ -51,7 +51,7 @@ def settings_of(clients: int, rounds: int, cohort: int) -> Settings:
             },
             "generator": {"size": 16, "width": 4},
             "search": {"local_steps": 1, "batch_size": 8},
-            "federation": {"rounds": rounds, "cohort": cohort, "shipped": "half"},
+            "federation": {"rounds": rounds, "cohort": cohort, "finished_mask": "half"},
             "running": {"distance_samples": 0},
         }
     )

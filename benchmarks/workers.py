@@ -59,7 +59,7 @@ def settings_of(pixels: int, batch: int, steps: int, args: argparse.Namespace) -
             "data": {"clients": args.clients},
             "generator": {"size": pixels},
             "search": {"batch_size": batch, "local_steps": steps},
-            "federation": {"rounds": args.rounds, "shipped": "half"},
+            "federation": {"rounds": args.rounds, "finished_mask": "half"},
             "running": {"distance_samples": 0, "workers": args.workers},
         }
     )

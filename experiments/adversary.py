@@ -24,13 +24,14 @@ from prismfl.data.files import write_atomic
 from prismfl.engines.processes import keep_freed_memory
 from prismfl.engines.simulator import InProcess
 from prismfl.errors import ClientError
-from prismfl.federation.round import Exchange, Reply, client_update, hear
+from prismfl.federation.agreement import Exchange, Reply
+from prismfl.federation.client import client_update, receive
 from prismfl.run import folder as runfolder
 from prismfl.run import loop as coordinator
 from prismfl.run.folder import RunFolder, read_rounds
 from prismfl.run.loop import Silent
 from prismfl.run.prepare import prepare
-from prismfl.search import Found, local_search
+from prismfl.search import SearchResult, local_search
 from prismfl.settings.schema import Settings
 
 Theta = NDArray[np.uint16]
@@ -69,13 +70,13 @@ class Attacked(InProcess):
         if self.attack == "absent":
             return ClientError("client 0 is absent", "an update", "it is left out")
         agreement, kit = self.agreement, self.kit
-        told, now = hear(agreement, kit, frame, agreement.place(round_index, 0), self.held.get(0))
+        told, now = receive(agreement, kit, frame, agreement.place(round_index, 0), self.held.get(0))
         if now is None:
             raise SystemExit("the adversary lost its way")
         u = np.zeros(len(now.q), np.uint16)
         u[: agreement.masked] = agreement.draws(round_index, told.cohort).uniforms(0, told.rank)
 
-        def search(*asked: Any) -> Found:
+        def search(*asked: Any) -> SearchResult:
             found = (kit.search or local_search)(*asked)
             return replace(found, q=attacked(self.attack, found.q, now.q, u))
 

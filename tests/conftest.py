@@ -9,8 +9,10 @@ from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
 from prismfl.features.networks import load_features
-from prismfl.federation import round as federation
-from prismfl.federation.round import agree, make_kit
+from prismfl.federation import agreement as agreements
+from prismfl.federation import finished_mask
+from prismfl.federation.agreement import agree
+from prismfl.federation.client import make_kit
 from prismfl.generator.layout import Layout
 from prismfl.metrics import embedding
 from prismfl.moments import FeatureMap
@@ -31,11 +33,11 @@ def _tiny(**changes) -> Settings:
         "data": {"clients": 3, "partition": "iid"},
         "generator": {"size": 16, "width": 2},
         "search": {"local_steps": 1, "batch_size": 4},
-        "federation": {"rounds": 2, "shipped": "half"},
+        "federation": {"rounds": 2, "finished_mask": "half"},
         "running": {"distance_samples": 0, "workers": 1},
     }
     if changes.get("search", {}).get("mask") == "soft":
-        base["federation"]["shipped"] = "best"
+        base["federation"]["finished_mask"] = "best"
     for key, value in changes.items():
         base[key] = base.get(key, {}) | value if isinstance(value, dict) else value
     return settings_from(base)
@@ -65,9 +67,9 @@ def small_world():
         return replace(found, layers=(0, 1)) if settings.features.features == "vgg" else found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(federation, "_LATENT", 8)
-        patch.setattr(federation, "_DRAWS", 2)
-        patch.setattr(federation, "matching_of", matching)
+        patch.setattr(agreements, "_LATENT", 8)
+        patch.setattr(finished_mask, "_DRAWS", 2)
+        patch.setattr(agreements, "matching_of", matching)
         yield
 
 
@@ -75,9 +77,9 @@ def small_world():
 def full_world():
     """Undo `small_world`, for what must agree with processes of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(federation, "_LATENT", 64)
-        patch.setattr(federation, "_DRAWS", 8)
-        patch.setattr(federation, "matching_of", resolve.matching_of)
+        patch.setattr(agreements, "_LATENT", 64)
+        patch.setattr(finished_mask, "_DRAWS", 8)
+        patch.setattr(agreements, "matching_of", resolve.matching_of)
         yield
 
 

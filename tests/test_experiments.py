@@ -34,7 +34,7 @@ local_steps = 1
 batch_size = 4
 [federation]
 rounds = 1
-shipped = "half"
+finished_mask = "half"
 [running]
 distance_samples = 0
 workers = 1

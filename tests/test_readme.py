@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 SMALL = shlex.split(
-    "--rounds 1 --local-steps 1 --batch-size 4 --width 2 --shipped half --distance-samples 20 --workers 1"
+    "--rounds 1 --local-steps 1 --batch-size 4 --width 2 --finished-mask half --distance-samples 20 --workers 1"
 )
 
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="no README beside the tests")
@@ -100,7 +100,7 @@ def test_commands_that_need_the_network_or_large_data_name_options_that_exist(pa
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(place):
     code = "\n".join(blocks("python"))
-    small = "import prismfl\nsmall = dict(rounds=1, local_steps=1, batch_size=4, width=2, latent=8, shipped='half',"
+    small = "import prismfl\nsmall = dict(rounds=1, local_steps=1, batch_size=4, width=2, finished_mask='half',"
     small += " distance_samples=0, workers=1)\n"
     done = subprocess.run([sys.executable, "-c", small + code], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

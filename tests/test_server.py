@@ -22,10 +22,10 @@ from prismfl.server import (
     balanced,
     empty_tally,
     initial_state,
-    moved_share,
+    mada_share,
     public_dither,
+    round_to_step,
     rounded,
-    settle,
     surprise,
 )
 from prismfl.settings.schema import Federation
@@ -48,7 +48,7 @@ def uplink_of(control):
 
 def moving_by(monkeypatch, share):
     """Let θ move by a share of the way to the mean, whatever the rule."""
-    monkeypatch.setattr(server, "moved_share", lambda *_: round(share * ONE))
+    monkeypatch.setattr(server, "mada_share", lambda *_: round(share * ONE))
 
 
 class Round:
@@ -71,7 +71,7 @@ class Round:
             kept += sent & (np.zeros(masked, np.bool_) if control is None else control[index])
         self.base = Baseline(clients, kept, np.zeros(masked, np.uint16), np.zeros(masked, np.uint16))
         words = [public_dither(seed, purpose, turn, len(q)) for purpose in (Purpose.TALLY, Purpose.ROUNDING)]
-        self.step = settle(q, tally, self.base, total, settings, words[0])
+        self.step = round_to_step(q, tally, self.base, total, settings, words[0])
         self.done = advance(q, self.step, self.base, settings, words[1])
         self.q = self.done.q
 
@@ -411,7 +411,7 @@ def test_means_over_parts_are_unbiased_over_many_rounds(clients, parts, control)
 def test_the_moved_share_is_the_hamming_distance_of_masks_drawn_independently():
     rng = np.random.default_rng(8)
     q, mean = rng.integers(656, 64881, 3000), rng.integers(0, ONE + 1, 3000)
-    share = moved_share(q.astype(np.uint16), mean, Federation(mada="published")) / ONE
+    share = mada_share(q.astype(np.uint16), mean, Federation(mada="published")) / ONE
     u, v = rng.random((2, 400, 3000))
     assert share == pytest.approx(((u < q / ONE) != (v < mean / ONE)).mean(), abs=0.004)
 
@@ -421,14 +421,14 @@ def test_the_moved_share_is_its_formula_in_fractions(pairs):
     q, mean = (np.array(column) for column in zip(*pairs, strict=True))
     theta = [(Fraction(int(a), ONE), Fraction(int(b), ONE)) for a, b in pairs]
     exact = sum(a + b - 2 * a * b for a, b in theta) / len(pairs)
-    found = moved_share(q.astype(np.uint16), mean, Federation(mada="published"))
+    found = mada_share(q.astype(np.uint16), mean, Federation(mada="published"))
     assert abs(found - exact * ONE) <= Fraction(501, 1000)
 
 
 def test_equal_models_move_by_their_own_noise_when_published_and_all_the_way_when_off():
     q = np.full(100, 16384, np.uint16)
-    assert moved_share(q, q.astype(np.int64), Federation(mada="published")) == round(2 * 0.25 * 0.75 * ONE)
-    assert moved_share(q, q.astype(np.int64), Federation(mada="off")) == ONE
+    assert mada_share(q, q.astype(np.int64), Federation(mada="published")) == round(2 * 0.25 * 0.75 * ONE)
+    assert mada_share(q, q.astype(np.int64), Federation(mada="off")) == ONE
 
 
 # ---------------------------------------------------------------------------------- control variate
@@ -538,7 +538,7 @@ def test_the_largest_cohort_is_exact(weights, control):
     q = flat(40000, 6)
     base = Baseline(flat(clients, 4), np.array([0, clients, 20000, 20000], np.uint16), flat(0, 4), flat(0, 4))
     chosen = Wide(client_weights=weights, uplink=uplink_of(control))
-    step = settle(q, tally, base, np.full(4, clients * weight), chosen, public_dither(0, Purpose.TALLY, 0, 6))
+    step = round_to_step(q, tally, base, np.full(4, clients * weight), chosen, public_dither(0, Purpose.TALLY, 0, 6))
     np.testing.assert_array_equal(step.net, (votes - base.kept.astype(int)) * (8 if weights == "size" else 1))
     found = advance(q, step, base, chosen, public_dither(0, Purpose.ROUNDING, 0, 6)).q.astype(int)
     exact = votes / clients * ONE + ((40000 - base.kept / clients * ONE) if control else 0)
@@ -559,7 +559,7 @@ def test_the_control_variate_of_a_state_is_its_baseline():
         mask = (draws.uniforms(client, rank) < q) & draws.sent(rank)
         tally = add_reply(tally, mask, NONE, 1, draws.place(rank))
     chosen = Federation(uplink="fewest")
-    step = settle(q, tally, base, draws.by_entry(tally.weights), chosen, public_dither(1, Purpose.TALLY, 4, 300))
+    step = round_to_step(q, tally, base, draws.by_entry(tally.weights), chosen, public_dither(1, Purpose.TALLY, 4, 300))
     assert not step.net.any() and len(step.alpha) == 0
     state = ServerState(advance(q, step, base, chosen, public_dither(1, Purpose.ROUNDING, 4, 300)).q, 5)
     np.testing.assert_array_equal(state.q, q)

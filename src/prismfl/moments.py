@@ -33,7 +33,7 @@ from prismfl.features.framing import Framing
 from prismfl.features.networks import Activation, LoadedNet, rectify
 from prismfl.features.tones import mean_colours, tone_histograms
 from prismfl.kernels.fused import fusible, matched
-from prismfl.kernels.replay import settle
+from prismfl.kernels.replay import wait_for_device
 from prismfl.settings.resolve import Matching
 
 _PAIRS = 4  # images of a label in a batch from which on pairs alone are matched
@@ -157,7 +157,7 @@ def _layers(pieces: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tens
     """Of layers that have so many pieces: each piece's layer, int64 `[C]`, and whether it is its, float32 `[C, L]`."""
     owners = torch.arange(len(pieces)).repeat_interleave(torch.tensor(pieces)).to(device)
     members = _own(owners, len(pieces)).float()
-    settle(device)
+    wait_for_device(device)
     return owners, members
 
 
@@ -262,7 +262,7 @@ class FeatureMap:
             found = copy.copy(self)
             found.net = copy.deepcopy(self.net).to(dtype=PRECISIONS[name])
             found.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            settle(next(found.net.parameters()).device)
+            wait_for_device(next(found.net.parameters()).device)
             self._others[name] = found
         return self._others[name]
 

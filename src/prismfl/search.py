@@ -42,7 +42,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Result of a local search: θ_k as integers uint16 `[N]`, the mean loss, Adam's memory unless it begins anew.
 
     finite: whether all numbers were; otherwise the search diverged.
@@ -98,7 +98,7 @@ def local_search(
     rate: float,
     draws: Tape,
     memory: Memory | None = None,
-) -> Found:
+) -> SearchResult:
     """Search from θ = q / 65536 for `local_steps` steps of Adam on the scores.
 
     weights: frozen, float32 `[N]`; q: uint16 `[N]`; target moments `[D]`.  A step draws a mask
@@ -126,7 +126,9 @@ class _Station:
         # A moving average counts its own steps, outside of tensors.
         self.repeated = Repeated(self._step, told, programs, recorded=self.plan.loss != "moving")
 
-    def search(self, q: NDArray[np.uint16], target: Target, rate: float, draws: Tape, memory: Memory | None) -> Found:
+    def search(
+        self, q: NDArray[np.uint16], target: Target, rate: float, draws: Tape, memory: Memory | None
+    ) -> SearchResult:
         """One client's search.  Nothing waits for the device before all steps are taken."""
         self.searcher.turn_to(target, draws)
         self.adam.load(memory)
@@ -135,16 +137,18 @@ class _Station:
         self.total.zero_()
         self.repeated.take(self.plan.local_steps)
         draws.follow(self.searcher.draws)
-        return self._found(float(self.total / self.plan.local_steps))
+        return self._result(float(self.total / self.plan.local_steps))
 
     def _step(self) -> None:
         gradient, loss = self.searcher.gradient(torch.sigmoid(self.scores))
         self.adam.step(self.scores, gradient, self.rate)
         self.total.add_(loss)
 
-    def _found(self, loss: float) -> Found:
+    def _result(self, loss: float) -> SearchResult:
         finite = math.isfinite(loss) and bool(self.adam.first.isfinite().all())
-        return Found(integers_of(self.scores), loss, self.adam.memory() if self.plan.keeps_adam else None, finite)
+        return SearchResult(
+            integers_of(self.scores), loss, self.adam.memory() if self.plan.keeps_adam else None, finite
+        )
 
 
 _here = threading.local()  # a thread's own station: its tensors are in use while it searches

@@ -215,7 +215,7 @@ class Screen:
         return tally, out
 
 
-def settle(
+def round_to_step(
     q: NDArray[np.uint16],
     tally: Tally,
     base: Baseline,
@@ -259,11 +259,11 @@ def advance(
 ) -> Average:
     """θ_{t+1} = λ θ_t + (1 - λ) θ̄, rounded by the public dither (32-bit words `[N]`), then clipped.
 
-    The mean before clipping is exact (paper, server step; 1 - λ from `moved_share`).  An entry that nobody
+    The mean before clipping is exact (paper, server step; 1 - λ from `mada_share`).  An entry that nobody
     sent stays.  By differences θ̄ is θ_t + mean(M - M0).
     """
     votes, clients = _votes(q, step, base, settings)
-    share = moved_share(q, votes // clients, settings)
+    share = mada_share(q, votes // clients, settings)
     # Both terms are in units of 1 / (65536 · 65536 · clients), and below 2^32 · 2^15 · 8.
     mixed = (ONE - share) * (q.astype(np.int64) * clients) + share * votes
     low = int(np.ceil(settings.clip * ONE))
@@ -286,7 +286,7 @@ def _votes(
     return votes, clients
 
 
-def moved_share(q: NDArray[np.uint16], mean: NDArray[np.int64], settings: Federation) -> int:
+def mada_share(q: NDArray[np.uint16], mean: NDArray[np.int64], settings: Federation) -> int:
     """1 - λ in units of 1 / 65536: how far the global model moves towards the mean θ̄.
 
     mean: θ̄ · 65536, int64 `[N]`.  `published`: the expected Hamming distance of masks drawn

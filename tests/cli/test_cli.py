@@ -40,7 +40,7 @@ from prismfl.settings.toml import load_settings, read_toml
 
 TINY = shlex.split("""
     --size 16 --width 2 --clients 2 --rounds 2 --local-steps 1 --batch-size 4
-    --distance-samples 0 --shipped half --workers 1 --no-report
+    --distance-samples 0 --finished-mask half --workers 1 --no-report
 """)
 KEYS = shlex.split("""
     round loss lambda density cohort seconds uplink_bytes downlink_bytes
@@ -789,7 +789,7 @@ def test_bad_arrays_make_no_folder(tiny, arrays, tmp_path):
 
 SMALL = shlex.split("""
     --size 16 --width 2 --rounds 2 --local-steps 1 --batch-size 4
-    --distance-samples 0 --shipped half --workers 1
+    --distance-samples 0 --finished-mask half --workers 1
 """)
 
 

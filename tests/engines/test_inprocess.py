@@ -16,7 +16,7 @@ from prismfl.engines.simulator import InProcess, resume, train
 from prismfl.errors import ClientError, DataError, ModelFileError, RunFolderError
 from prismfl.features import networks as features
 from prismfl.features.networks import load_features
-from prismfl.federation.round import Agreement
+from prismfl.federation.agreement import Agreement
 from prismfl.generator.modelfile import load_model
 from prismfl.generator.sampling import load
 from prismfl.moments import FeatureMap
@@ -285,7 +285,7 @@ def test_unusable_images_are_refused_before_a_folder_is_made(tmp_path, run_setti
 
 def test_a_run_with_labels_makes_a_model_of_them_and_resumes_to_the_same_bytes(run_settings, blobs, tmp_path):
     labels = np.array([40, 5, 7])[np.arange(30) % 3]
-    settings = run_settings("keep", shipped="best")
+    settings = run_settings("keep", finished_mask="best")
     train(settings, blobs, labels, out=tmp_path / "whole")
     found = load(tmp_path / "whole" / "model.safetensors")
     assert found.model.labels == ("5", "7", "40") and found.model.layout.classes == 3
@@ -315,7 +315,7 @@ def by_workers(tmp_path_factory, tiny, blobs):
     folders = []
     for workers in (1, 2):
         settings = tiny(
-            federation={"shipped": "best"},
+            federation={"finished_mask": "best"},
             running={"workers": workers},
         )
         root = tmp_path_factory.mktemp("workers") / str(workers)
@@ -379,7 +379,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("what", sorted(BROKEN))
 def test_a_client_with_broken_images_is_left_out(run_with, what):
-    folder, watcher = run_with(BROKEN[what], federation={"shipped": "best"})
+    folder, watcher = run_with(BROKEN[what], federation={"finished_mask": "best"})
     for line in read_rounds(folder):
         assert line["cohort"] == [0, 2]
         assert list(line["left_out"]) == ["1"]

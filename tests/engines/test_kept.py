@@ -7,7 +7,7 @@ from prismfl.data.images import ImageSet
 from prismfl.engines import caches as kept
 from prismfl.engines import simulator as inprocess
 from prismfl.engines.simulator import InProcess, train
-from prismfl.federation.round import Held
+from prismfl.federation.client import KnownTheta
 from prismfl.moments import Target
 from prismfl.run.folder import RunFolder, read_rounds
 from prismfl.run.prepare import prepare
@@ -15,7 +15,7 @@ from prismfl.settings.schema import Settings
 
 
 def held(turn, value, count=100):
-    return Held(np.full(count, value, np.uint16), turn)
+    return KnownTheta(np.full(count, value, np.uint16), turn)
 
 
 def test_clients_that_hold_the_same_share_one_array():

@@ -29,7 +29,7 @@ LABELS = np.arange(30) % 3
 def private(tiny):
     def make(privacy=None, **changes):
         asked = {"epsilon": 9.8, "delta": 1e-3, "noise": "fast"} | (privacy or {})
-        federation = {"shipped": "best"} | changes.pop("federation", {})
+        federation = {"finished_mask": "best"} | changes.pop("federation", {})
         return tiny(privacy=asked, federation=federation, **changes)
 
     return make

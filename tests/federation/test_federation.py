@@ -10,28 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismfl.errors import ClientError, MessageError, SettingError
-from prismfl.federation import round as federation
+from prismfl.federation import client as clients
+from prismfl.federation.agreement import MOST_LABELS, agree, cohort, init, next_theta
+from prismfl.federation.client import KnownTheta, client_distances, client_update, make_kit, seal_found
+from prismfl.federation.finished_mask import candidates, choose_mask
 from prismfl.federation.one_shot import pool
-from prismfl.federation.round import (
-    MOST_LABELS,
-    Held,
-    agree,
-    broadcast,
-    candidates,
-    client_distances,
-    client_update,
-    cohort,
-    distance_of,
-    init,
-    make_kit,
-    next_theta,
-    seal_found,
-    server_update,
-    shipped_mask,
-)
+from prismfl.federation.record import distance_of
+from prismfl.federation.round import broadcast, server_update
 from prismfl.generator.network import generate, latent_batch
 from prismfl.moments import Target
-from prismfl.search import Found, Memory
+from prismfl.search import Memory, SearchResult
 from prismfl.seeding.philox import Purpose, Stream
 from prismfl.server import ALPHA_STEP, ServerState
 from prismfl.wire import frames as message
@@ -114,10 +102,10 @@ def drifting(spread, offset=0):
     def wander(layout, weights, features, q, target, settings, rate, draws, memory=None):
         moved = q + offset + spread * draws.normals(len(q)).double().numpy()
         nothing = np.zeros(1, np.float32)
-        return Found(np.clip(moved.round(), 1, 65535).astype(np.uint16), 0.25, Memory(nothing, nothing, 1))
+        return SearchResult(np.clip(moved.round(), 1, 65535).astype(np.uint16), 0.25, Memory(nothing, nothing, 1))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(federation, "local_search", wander)
+        patch.setattr(clients, "local_search", wander)
         yield
 
 
@@ -468,7 +456,7 @@ def test_a_reply_of_an_earlier_round_is_not_counted_again(crowd):
         state, _ = party.play(init(party.agreement), change=lambda c, reply: first.setdefault(c, reply))
         old = message.open_update(first[1], party.agreement.place(0, 1), 10**6, 10**6)
         for replay in (first[1], message.seal_update(old, party.agreement.place(1, 1))):
-            party.held = {client: Held(init(party.agreement).q, 0) for client in range(5)}
+            party.held = {client: KnownTheta(init(party.agreement).q, 0) for client in range(5)}
             without, _ = party.play(state, mute=(1,))
             after, record = party.play(state, change=lambda c, reply, replay=replay: replay if c == 1 else reply)
             assert record.replied == (0, 2, 3, 4) and list(record.left_out) == [1]
@@ -717,9 +705,9 @@ def test_a_step_is_computed_once_for_all_clients_that_take_it(crowd, monkeypatch
         state, _ = party.play(init(party.agreement))
         for turn in range(6):
             state, _ = party.play(state, deaf=(turn % 5, 4))
-        computed, real = [], federation.next_theta
+        computed, real = [], clients.next_theta
         monkeypatch.setattr(
-            federation,
+            clients,
             "next_theta",
             lambda agreement, q, turn, raw: (computed.append(turn), real(agreement, q, turn, raw))[1],
         )
@@ -750,10 +738,10 @@ def astray(what, held, state):
     """What a client that held the θ before this round's may hold instead."""
     return {
         "nothing": None,
-        "another theta": Held(~held.q, held.round),
-        "another round": Held(held.q, held.round - 1),
-        "a later round": Held(state.q, state.round + 2),
-        "another theta of this round": Held(state.q ^ 1, state.round),
+        "another theta": KnownTheta(~held.q, held.round),
+        "another round": KnownTheta(held.q, held.round - 1),
+        "a later round": KnownTheta(state.q, state.round + 2),
+        "another theta of this round": KnownTheta(state.q ^ 1, state.round),
     }[what]
 
 
@@ -827,7 +815,7 @@ def two_steps(crowd):
     state = replace(passed[-1], held=np.full(5, passed[-3].round))
     told = told_to(party, state, 1)
     assert len(told.steps) == 2
-    return party, state, told, Held(passed[-3].q, passed[-3].round)
+    return party, state, told, KnownTheta(passed[-3].q, passed[-3].round)
 
 
 @settings(max_examples=150)
@@ -871,7 +859,7 @@ def test_a_whole_step_is_taken_and_one_of_another_theta_is_not(two_steps):
 
 
 def test_candidates_are_draws_and_the_likelier_half(make_agreement):
-    agreement = make_agreement(federation={"shipped": "best"})
+    agreement = make_agreement(federation={"finished_mask": "best"})
     q = np.resize(np.array([656, 20000, 40000, 64880], np.uint16), agreement.layout.count)
     masks = candidates(agreement, q)
     assert len(masks) == 3
@@ -880,15 +868,15 @@ def test_candidates_are_draws_and_the_likelier_half(make_agreement):
         for value in np.unique(q):
             assert mask[q == value].mean() == pytest.approx(value / 65536, abs=0.12)
     assert len({mask.tobytes() for mask in masks}) == 3
-    (draw,) = candidates(make_agreement(federation={"shipped": "draw"}), q)
-    (half,) = candidates(make_agreement(federation={"shipped": "half"}), q)
+    (draw,) = candidates(make_agreement(federation={"finished_mask": "draw"}), q)
+    (half,) = candidates(make_agreement(federation={"finished_mask": "half"}), q)
     np.testing.assert_array_equal(draw, masks[0])
     np.testing.assert_array_equal(half, masks[-1])
 
 
-@pytest.mark.parametrize("shipped", ["draw", "half"])
-def test_no_distance_is_told_where_the_choice_of_the_mask_asks_nobody(make_world, shipped):
-    agreement, kit, targets = make_world(federation={"shipped": shipped})
+@pytest.mark.parametrize("finished_mask", ["draw", "half"])
+def test_no_distance_is_told_where_the_choice_of_the_mask_asks_nobody(make_world, chosen):
+    agreement, kit, targets = make_world(federation={"finished_mask": chosen})
     state = state_at(agreement, np.full(agreement.layout.count, 40000, np.uint16), 2)
     for client, frame in broadcast(agreement, state, Kind.CANDIDATES).items():
         with pytest.raises(ClientError, match="distances"):
@@ -898,7 +886,7 @@ def test_no_distance_is_told_where_the_choice_of_the_mask_asks_nobody(make_world
 @pytest.fixture(scope="module")
 def compared(make_world):
     """(agreement, state, distances frames by client) of a finished run with three candidates."""
-    agreement, kit, targets = make_world({0: 10, 1: 20, 2: 30}, federation={"shipped": "best"})
+    agreement, kit, targets = make_world({0: 10, 1: 20, 2: 30}, federation={"finished_mask": "best"})
     q = np.random.default_rng(1).integers(656, 64881, agreement.layout.count).astype(np.uint16)
     state = state_at(agreement, q, 2)
     frames = {
@@ -918,7 +906,7 @@ def test_the_candidate_of_the_least_mean_distance_is_shipped(compared):
     for best in range(3):
         rows = np.full((3, 3), 5.0)
         rows[:, best] = [9.0, 1.0, 1.0]
-        found = shipped_mask(agreement, state, lambda _, rows=rows: iter(distances_of(agreement, rows).items()))
+        found = choose_mask(agreement, state, lambda _, rows=rows: iter(distances_of(agreement, rows).items()))
         np.testing.assert_array_equal(found, masks[best])
 
 
@@ -932,7 +920,7 @@ def test_weights_count_in_the_choice(compared):
         changed = replace(agreement, settings=asked)
         frames = distances_of(agreement, [[1.0, 2.0, 9.0], [2.0, 1.5, 9.0], [9.0, 9.5, 9.9]])
         frames[1] = message.seal_distances(np.array([2.0, 1.5, 9.0]), 5, agreement.place(2, 1))
-        found = shipped_mask(changed, state, lambda _, frames=frames: iter(frames.items()))
+        found = choose_mask(changed, state, lambda _, frames=frames: iter(frames.items()))
         np.testing.assert_array_equal(found, masks[best])
 
 
@@ -941,9 +929,9 @@ def test_bad_distances_have_no_vote_and_no_votes_ship_the_likelier_half(compared
     masks = candidates(agreement, state.q)
     good = distances_of(agreement, [[1.0, 2.0, 3.0]])
     bad = {1: b"garbage", 2: ClientError("gone", "distances", "wait")}
-    np.testing.assert_array_equal(shipped_mask(agreement, state, lambda _: iter((good | bad).items())), masks[0])
-    np.testing.assert_array_equal(shipped_mask(agreement, state, lambda _: iter(bad.items())), masks[-1])
-    np.testing.assert_array_equal(shipped_mask(agreement, state, lambda _: iter(())), masks[-1])
+    np.testing.assert_array_equal(choose_mask(agreement, state, lambda _: iter((good | bad).items())), masks[0])
+    np.testing.assert_array_equal(choose_mask(agreement, state, lambda _: iter(bad.items())), masks[-1])
+    np.testing.assert_array_equal(choose_mask(agreement, state, lambda _: iter(())), masks[-1])
 
 
 def test_clients_answer_with_the_distances_of_the_candidates(compared):
@@ -953,21 +941,21 @@ def test_clients_answer_with_the_distances_of_the_candidates(compared):
         found, weight = message.open_distances(frame, agreement.place(2, client), 3)
         assert weight == 1
         np.testing.assert_allclose(found, [((m - targets[client].moments) ** 2).sum() for m in moments], rtol=1e-4)
-    shipped = shipped_mask(agreement, state, lambda _: iter(frames.items()))
+    shipped = choose_mask(agreement, state, lambda _: iter(frames.items()))
     pooled = np.mean([targets[c].moments for c in range(3)], 0)
     closest = int(np.argmin([((m - pooled) ** 2).sum() for m in moments]))
     np.testing.assert_array_equal(shipped, candidates(agreement, state.q)[closest])
 
 
 def test_a_client_lost_at_the_end_gets_a_snapshot_and_votes(make_world):
-    world = make_world(federation={"shipped": "best"})
+    world = make_world(federation={"finished_mask": "best"})
     agreement, kit, targets = world
     with drifting(4000):
         party, state = Party(world), init(agreement)
         for _ in range(2):
             state, _ = party.play(state)
     masks, asked = candidates(agreement, state.q), []
-    party.held[1] = Held(~party.held[1].q, 1)
+    party.held[1] = KnownTheta(~party.held[1].q, 1)
 
     def compare(frames):
         asked.append({client: len(frame) for client, frame in frames.items()})
@@ -979,7 +967,7 @@ def test_a_client_lost_at_the_end_gets_a_snapshot_and_votes(make_world):
                 reply = message.seal_distances(np.array(best), 1, agreement.place(2, client))
             yield client, reply
 
-    np.testing.assert_array_equal(shipped_mask(agreement, state, compare), masks[2])
+    np.testing.assert_array_equal(choose_mask(agreement, state, compare), masks[2])
     assert [sorted(frames) for frames in asked] == [[0, 1, 2], [1]]
     assert asked[1][1] == HEADER_BYTES + 22 + len(pack_theta(state.q)) != asked[0][1]
 
@@ -987,7 +975,7 @@ def test_a_client_lost_at_the_end_gets_a_snapshot_and_votes(make_world):
 @pytest.fixture(scope="module")
 def labelled(tiny, feature_map, blobs):
     """(agreement, kit, θ, targets by client) of three labels, of which some clients have few or none."""
-    agreement = agree(tiny(federation={"shipped": "best"}), 1, ("a", "b", "c"))
+    agreement = agree(tiny(federation={"finished_mask": "best"}), 1, ("a", "b", "c"))
     tags = [[0, 1, 2, 0, 1, 2, 0, 1, 2, 0], [0] * 9 + [2], [1] * 10]
     targets = {
         client: feature_map.target(blobs[10 * client : 10 * client + 10], np.array(tags[client]), 3)
@@ -1054,13 +1042,13 @@ def test_a_candidate_that_makes_a_clients_labels_is_at_no_distance_from_it(label
 
 
 def test_a_single_candidate_asks_nobody(make_agreement):
-    agreement = make_agreement(federation={"shipped": "half"})
+    agreement = make_agreement(federation={"finished_mask": "half"})
     q = np.full(agreement.layout.count, 40000, np.uint16)
 
     def nobody(frames):
         raise AssertionError("clients were asked")
 
-    assert shipped_mask(agreement, state_at(agreement, q, 2), nobody).all()
+    assert choose_mask(agreement, state_at(agreement, q, 2), nobody).all()
 
 
 @pytest.mark.parametrize(
@@ -1090,7 +1078,7 @@ def test_what_masks_are_drawn_with_is_shared_where_the_fewest_bits_travel_and_no
     for turn, client in ((0, 0), (0, 1), (1, 1)):
         place, asked = agreement.place(turn, client), []
         seen = replace(kit, search=lambda *given, asked=asked: asked.append(given))
-        federation._found(agreement, seen, place, init(agreement).q, None, None)
+        clients._found(agreement, seen, place, init(agreement).q, None, None)
         draws = asked[0][7]
         masks[turn, client], latents[turn, client] = draws.masks(500), draws.normals(500)
     assert torch.equal(masks[0, 0], masks[0, 1]) == (uplink == "fewest")

@@ -10,8 +10,9 @@ import prismfl
 from prismfl.engines.simulator import InProcess
 from prismfl.errors import ClientError, MessageError, RunFolderError, SettingError
 from prismfl.federation import one_shot as oneshot
+from prismfl.federation.agreement import init
+from prismfl.federation.client import client_update, make_kit, seal_target
 from prismfl.federation.one_shot import gather, pool, search_round
-from prismfl.federation.round import client_update, init, make_kit, seal_target
 from prismfl.generator.modelfile import load_model
 from prismfl.moments import Target
 from prismfl.privacy.release import from_arrays
@@ -237,7 +238,7 @@ def run(tiny, out, watcher=None, **changes):
 
 
 def test_a_run_says_what_it_sent_and_sends_it_once(tiny, tmp_path):
-    finished = run(tiny, tmp_path / "run", federation={"rounds": 3, "shipped": "best"})
+    finished = run(tiny, tmp_path / "run", federation={"rounds": 3, "finished_mask": "best"})
     lines = read_rounds(finished.folder)
     assert [line["uplink_bytes"] > 0 for line in lines] == [True, False, False]
     assert [line["cohort"] for line in lines] == [[0, 1, 2], [], []]

@@ -133,7 +133,7 @@ def gpu(monkeypatch):
     state.first = Nothing()
     monkeypatch.setattr(torch.cuda, "default_stream", lambda _: state.first)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: state.queue)
-    monkeypatch.setattr(replay, "settle", lambda _: None)
+    monkeypatch.setattr(replay, "wait_for_device", lambda _: None)
     state.calls = calls
     return state
 

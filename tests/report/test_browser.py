@@ -52,13 +52,13 @@ class Browser:
         message |= {"sessionId": self.session} if self.session else {}
         os.write(self.out, json.dumps(message).encode() + b"\0")
         while True:
-            heard = self.hear()
+            heard = self.receive()
             if heard.get("id") == number:
                 assert "error" not in heard, heard
                 return heard["result"]
             self.events.append(heard)
 
-    def hear(self):
+    def receive(self):
         while b"\0" not in self.rest:
             more = os.read(self.into, 65536)
             assert more, "the browser is gone"
@@ -69,7 +69,7 @@ class Browser:
     def open(self, path):
         self.ask("Page.navigate", url=path.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self.hear())
+            self.events.append(self.receive())
 
     def find(self, expression):
         found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)

@@ -12,7 +12,7 @@ from prismfl.errors import MessageError
 from prismfl.wire import masks as codec
 from prismfl.wire.flags import FlagWriter
 from prismfl.wire.masks import (
-    Entries,
+    SharedKnowledge,
     decode_changes,
     decode_mask,
     decode_step,
@@ -146,7 +146,7 @@ def world(seed, count, moved):
     q = rng.integers(656, 64881, count)
     mine = np.clip(q + rng.normal(0, moved * 65536, count), 1, 65535)
     layers = np.sort(rng.integers(0, 3, count)).astype(np.uint8)
-    known = Entries(q.astype(np.uint16), layers, 3)
+    known = SharedKnowledge(q.astype(np.uint16), layers, 3)
     return known, mine.astype(np.uint16), rng.integers(0, 65536, count).astype(np.uint16)
 
 
@@ -238,7 +238,7 @@ def test_levels_are_log_odds_that_every_machine_rounds_alike():
 def test_a_cell_tells_log_odds_theta_on_the_side_of_u_and_layer():
     q = np.array([6554, 6554, 58982, 58982, 6554], np.uint16)
     u = np.array([6553, 6555, 58983, 58981, 13107], np.uint16)
-    known = Entries(q, np.array([0, 1, 0, 1, 2], np.uint8), 3)
+    known = SharedKnowledge(q, np.array([0, 1, 0, 1, 2], np.uint8), 3)
     near, cells, shape = codec.flip_contexts(u, known, 0)
     # Kept and improbable is like dropped and probable; from 0.1 to 0.2 is 0.81 of a nat, 16 bins are 64 / 2048.
     assert near.tolist() == [True] * 4 + [False] and shape == (16, 16, 3)
@@ -299,7 +299,7 @@ def round_of(seed, count, clients, parts=1):
 @given(st.integers(0, 10**6), st.integers(1, 400), st.integers(1, 12), st.integers(1, 3), st.integers(0, 50))
 def test_steps_come_back(seed, count, clients, parts, alpha):
     base, net, known = round_of(seed, count, clients, parts)
-    more = Entries(
+    more = SharedKnowledge(
         np.concatenate((known.q, np.full(alpha, 3, np.uint16))), np.zeros(count + alpha, np.uint8), known.depth
     )
     changes = np.random.default_rng(seed).integers(-300, 301, alpha)

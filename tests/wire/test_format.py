@@ -10,13 +10,13 @@ from prismfl.server import Step, advance, public_dither
 from prismfl.settings.schema import Federation
 from prismfl.wire import frames as message
 from prismfl.wire.frames import Place
-from prismfl.wire.masks import Entries, decode_mask, decode_step, encode_mask, encode_step, flip_contexts
+from prismfl.wire.masks import SharedKnowledge, decode_mask, decode_step, encode_mask, encode_step, flip_contexts
 from prismfl.wire.uniforms import Draws, baseline
 
 PAGE = Path(__file__).parents[2] / "docs" / "wire-format.md"
 Q = np.full(256, 32768, np.uint16)
 MINE = np.repeat(np.array([34000, 31500], np.uint16), 128)
-KNOWN = Entries(Q, np.repeat(np.array([0, 1], np.uint8), 128), 2)
+KNOWN = SharedKnowledge(Q, np.repeat(np.array([0, 1], np.uint8), 128), 2)
 DRAWS = Draws("stratified", ((256, 1),), 0, 0, 1)
 KEPT, DROPPED = [41, 70, 91, 99], [174, 243]
 

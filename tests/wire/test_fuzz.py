@@ -8,18 +8,10 @@ import numpy as np
 import pytest
 
 from prismfl.errors import MessageError
-from prismfl.federation.round import (
-    Held,
-    Traffic,
-    _heard,
-    agree,
-    broadcast,
-    hear,
-    init,
-    next_theta,
-    seal_found,
-    server_update,
-)
+from prismfl.federation.agreement import agree, init, next_theta
+from prismfl.federation.client import KnownTheta, receive, seal_found
+from prismfl.federation.record import Traffic
+from prismfl.federation.round import _heard, broadcast, server_update
 from prismfl.settings.toml import settings_from
 from prismfl.wire import frames as message
 from prismfl.wire.frames import HEADER_BYTES, Kind
@@ -69,8 +61,8 @@ class World:
 
         return [
             (update, heard),
-            (steps, lambda frame: hear(agreement, Kit(), frame, place, None)),
-            (whole, lambda frame: hear(agreement, Kit(), frame, place, None, Kind.CANDIDATES)),
+            (steps, lambda frame: receive(agreement, Kit(), frame, place, None)),
+            (whole, lambda frame: receive(agreement, Kit(), frame, place, None, Kind.CANDIDATES)),
             (distances, lambda frame: message.open_distances(frame, place, 9)),
         ]
 
@@ -84,7 +76,7 @@ class Kit:
 
     def follow(self, agreement, held, steps):
         for step in steps:
-            held = Held(next_theta(agreement, held.q, held.round, step), held.round + 1)
+            held = KnownTheta(next_theta(agreement, held.q, held.round, step), held.round + 1)
         return held
 
 

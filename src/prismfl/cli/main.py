@@ -508,7 +508,7 @@ def _audited_training(epsilon: float, delta: float, runs: int) -> Any:
             "data": {"clients": 2, "partition": "iid"},
             "generator": {"size": 16, "width": 4},
             "search": {"local_steps": 5, "batch_size": 16},
-            "federation": {"rounds": 4, "shipped": "half"},
+            "federation": {"rounds": 4, "finished_mask": "half"},
             "privacy": {"epsilon": epsilon, "delta": delta, "noise": "fast"},
         }
     )

@@ -3,7 +3,7 @@
 import threading
 from collections import Counter, OrderedDict
 
-from prismfl.federation.round import Held
+from prismfl.federation.client import KnownTheta
 from prismfl.moments import Target
 
 _Name = tuple[int, bytes]
@@ -18,15 +18,15 @@ class KeptThetas:
 
     def __init__(self, most: int) -> None:
         self.most, self._names = most, dict[int, _Name]()
-        self._shared, self._users = dict[_Name, Held](), Counter[_Name]()
+        self._shared, self._users = dict[_Name, KnownTheta](), Counter[_Name]()
         self._lock = threading.Lock()
 
-    def get(self, client: int) -> Held | None:
+    def get(self, client: int) -> KnownTheta | None:
         """What the client holds; None if it holds nothing, or no more."""
         with self._lock:
             return self._shared.get(self._names.get(client, (-1, b"")))
 
-    def put(self, client: int, held: Held) -> None:
+    def put(self, client: int, held: KnownTheta) -> None:
         """The client holds this θ from now on, in place of what it held."""
         name = held.round, held.digest
         with self._lock:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from prismfl.data.datasets import ImageSet
 from prismfl.engines.releases import Releases, key_of, name_of
-from prismfl.federation.round import Agreement, ClientKit, Held
+from prismfl.federation.agreement import Agreement
+from prismfl.federation.client import ClientKit, KnownTheta
 from prismfl.moments import Target, label_shares
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder
@@ -97,14 +98,14 @@ class ClientDisk:
     def _memories(self, client: int) -> list[Path]:
         return sorted(self.folder.client(client).glob("adam-*.safetensors"))
 
-    def held(self, client: int) -> Held | None:
+    def held(self, client: int) -> KnownTheta | None:
         """The θ that the client kept, or None: then it knows θ_0 alone."""
         arrays = runfolder.load_arrays(self._theta(client))
         if arrays is None or not {"q", "round"} <= set(arrays) or arrays["q"].dtype != np.uint16:
             return None
-        return Held(arrays["q"], int(arrays["round"][0]))
+        return KnownTheta(arrays["q"], int(arrays["round"][0]))
 
-    def hold(self, client: int, held: Held | None) -> None:
+    def hold(self, client: int, held: KnownTheta | None) -> None:
         """Keep a θ for the next round."""
         if held is not None:
             runfolder.save_arrays(self._theta(client), {"q": held.q, "round": np.array([held.round])})

@@ -18,10 +18,10 @@ from joblib.externals.loky import ProcessPoolExecutor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prismfl.federation.round import ClientKit
+from prismfl.federation.client import ClientKit
 from prismfl.generator.layout import Layout
 from prismfl.moments import FeatureMap
-from prismfl.search import Found, local_search
+from prismfl.search import SearchResult, local_search
 from prismfl.settings.schema import Settings
 
 # glibc's numbers for mallopt.
@@ -60,11 +60,11 @@ class SearchProcesses:
             self.pool = None
             _log.warning("no processes to search in (%s: %s); threads do it", type(error).__name__, error)
 
-    def search(self, layout: Layout, weights: Tensor, features: FeatureMap, *asked: Any) -> Found:
+    def search(self, layout: Layout, weights: Tensor, features: FeatureMap, *asked: Any) -> SearchResult:
         """`local_search`, of the layout, weights and features that the processes began with; takes what that takes."""
         if (pool := self.pool) is not None:  # another thread may give it up meanwhile
             try:
-                found: Found = pool.submit(_searched, *asked).result()
+                found: SearchResult = pool.submit(_searched, *asked).result()
                 return found
             except BrokenExecutor as error:
                 self._give_up(error)
@@ -108,7 +108,7 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def _searched(*asked: Any) -> Found:
+def _searched(*asked: Any) -> SearchResult:
     return local_search(*_world, *asked)
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import PrivacyError
-from prismfl.federation.round import Agreement, ClientKit
+from prismfl.federation.agreement import Agreement
+from prismfl.federation.client import ClientKit
 from prismfl.moments import Target
 from prismfl.privacy.ledger import to_json
 from prismfl.privacy.release import from_arrays, release, to_arrays

@@ -15,7 +15,8 @@ from prismfl.engines.caches import KeptTargets, KeptThetas
 from prismfl.engines.clientdisk import ClientDisk
 from prismfl.engines.processes import SearchProcesses, keep_freed_memory, processes_of
 from prismfl.errors import ClientError, PrismError
-from prismfl.federation.round import Agreement, Answer, ClientKit, Exchange, Reply, client_distances, client_update
+from prismfl.federation.agreement import Agreement, Exchange, Reply
+from prismfl.federation.client import Answer, ClientKit, client_distances, client_update
 from prismfl.moments import Target
 from prismfl.run import folder as runfolder
 from prismfl.run import loop as coordinator

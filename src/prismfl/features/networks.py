@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from prismfl.errors import ModelFileError
 from prismfl.kernels.fused import pooled, tripled
-from prismfl.kernels.replay import settle
+from prismfl.kernels.replay import wait_for_device
 
 Activation = Callable[[Tensor, bool], tuple[Tensor, Tensor]]
 
@@ -71,7 +71,7 @@ class ConvUnit(nn.Module):
             pixels = [(row, column) for row in range(2) for column in range(2)]
             taps = [[weight[:, :, 1 + a - c, 1 + b - d].T for c, d in pixels] for a, b in pixels]
             matrix = torch.cat([torch.cat(row, 1) for row in taps])
-            settle(weight.device)
+            wait_for_device(weight.device)
             self._dense = made_of, matrix
         return self._dense[1]
 

@@ -14,20 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.errors import ClientError, MessageError, PrismError, RunFolderError
-from prismfl.federation.round import (
-    Agreement,
-    ClientKit,
-    Exchange,
-    Reply,
-    RoundRecord,
-    Traffic,
-    candidate_distances,
-    candidates,
-    check_weight,
-    cohort,
-    mask_entropy,
-    mean_by_layer,
-)
+from prismfl.federation.agreement import Agreement, Exchange, Reply, check_weight, cohort
+from prismfl.federation.client import ClientKit, candidate_distances
+from prismfl.federation.finished_mask import candidates
+from prismfl.federation.record import RoundRecord, Traffic, mask_entropy, mean_by_layer
 from prismfl.generator.layout import Mask
 from prismfl.moments import Target
 from prismfl.search import Memory, local_search, processor_threads, rate_at
@@ -156,7 +146,7 @@ def _remembered(state: ServerState) -> Memory | None:
     return Memory(first, second, int(steps[0]))
 
 
-def shipped(agreement: Agreement, kit: ClientKit, state: ServerState, target: Target) -> Mask:
+def choose_mask(agreement: Agreement, kit: ClientKit, state: ServerState, target: Target) -> Mask:
     """The finished model's mask `[N]`: of several candidates the nearest to the pooled target."""
     masks = candidates(agreement, state.q)
     return masks[int(np.argmin(candidate_distances(agreement, kit, state.q, target)))] if len(masks) > 1 else masks[0]

@@ -81,7 +81,7 @@ class Repeated:
         found = _recording(step, aside)
         for one, was in zip(self.tensors, before, strict=True):
             one.copy_(was)
-        settle(self.device)
+        wait_for_device(self.device)
         return found
 
     def _program(self, programs: Programs) -> Program | None:
@@ -137,7 +137,7 @@ def traced(step: Step, tensors: Sequence[Tensor]) -> GraphModule:
     return graph
 
 
-def settle(device: torch.device) -> None:
+def wait_for_device(device: torch.device) -> None:
     """Wait until what this thread asked of a GPU is done, so that other threads can use it."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()

@@ -24,7 +24,7 @@ from prismfl.settings.schema import FEATURE_NETS, Running, Settings
 from prismfl.settings.toml import merged, read_toml, settings_from, to_toml, toml_from, toml_value
 
 if TYPE_CHECKING:
-    from prismfl.federation.round import Agreement
+    from prismfl.federation.agreement import Agreement
 
 _RESOLVED = "resolved"  # table of what is no setting
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.federation.round import Agreement, Reply, cohort, init, seal_found, seal_target, server_update
+from prismfl.federation.agreement import Agreement, Reply, cohort, init
+from prismfl.federation.client import seal_found, seal_target
+from prismfl.federation.round import server_update
 from prismfl.moments import Target
 from prismfl.run.prepare import Prepared
 from prismfl.search import local_search, processor_threads, rate_at

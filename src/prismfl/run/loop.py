@@ -10,18 +10,12 @@ from typing import Any, Protocol
 from prismfl.data.datasets import ImageSet
 from prismfl.data.files import write_atomic
 from prismfl.errors import ClientError, SettingError
-from prismfl.federation import one_shot as oneshot
-from prismfl.federation.round import (
-    Agreement,
-    ClientKit,
-    Exchange,
-    RoundRecord,
-    Traffic,
-    init,
-    preview_mask,
-    server_update,
-    shipped_mask,
-)
+from prismfl.federation import one_shot
+from prismfl.federation.agreement import Agreement, Exchange, init
+from prismfl.federation.client import ClientKit
+from prismfl.federation.finished_mask import choose_mask, preview_mask
+from prismfl.federation.record import RoundRecord, Traffic
+from prismfl.federation.round import server_update
 from prismfl.generator.layout import Mask
 from prismfl.generator.modelfile import Model, save_model
 from prismfl.generator.sampling import Sampler, finish, grid_of, grid_of_real, labels_like, save_picture
@@ -104,7 +98,7 @@ def _by_masks(agreement: Agreement, engine: Engine, watcher: Watcher) -> _Course
         engine.keep(state.round, record.replied)
         return after, record
 
-    return _Course(play, lambda state, traffic: shipped_mask(agreement, state, engine.compare(), traffic))
+    return _Course(play, lambda state, traffic: choose_mask(agreement, state, engine.compare(), traffic))
 
 
 def _in_one_shot(
@@ -116,13 +110,13 @@ def _in_one_shot(
     held = runfolder.load_arrays(folder.gathered)
     if held is None:
         watcher.note("one-shot: asking every client for the moments of its images")
-        found = oneshot.gather(agreement, kit.features.dimension, engine.train(0))
+        found = one_shot.gather(agreement, kit.features.dimension, engine.train(0))
         engine.keep(0, found.heard)
-        runfolder.save_arrays(folder.gathered, held := oneshot.to_arrays(found))
-    gathered = oneshot.from_arrays(held, max(1, agreement.layout.classes) * kit.features.dimension)
+        runfolder.save_arrays(folder.gathered, held := one_shot.to_arrays(found))
+    gathered = one_shot.from_arrays(held, max(1, agreement.layout.classes) * kit.features.dimension)
     return _Course(
-        lambda state: oneshot.search_round(agreement, kit, state, gathered),
-        lambda state, _: oneshot.shipped(agreement, kit, state, gathered.target),
+        lambda state: one_shot.search_round(agreement, kit, state, gathered),
+        lambda state, _: one_shot.choose_mask(agreement, kit, state, gathered.target),
     )
 
 

@@ -17,7 +17,8 @@ from prismfl.errors import DataError, PrivacyError, SettingError
 from prismfl.features.matched import load_matched
 from prismfl.features.networks import LoadedNet
 from prismfl.features.overlap import overlap_note, overlaps, sibling_note
-from prismfl.federation.round import Agreement, ClientKit, agree, make_kit
+from prismfl.federation.agreement import Agreement, agree
+from prismfl.federation.client import ClientKit, make_kit
 from prismfl.generator.layout import SIZES
 from prismfl.generator.network import check_device
 from prismfl.moments import FeatureMap

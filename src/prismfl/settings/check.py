@@ -132,7 +132,7 @@ def _check_soft(settings: "Settings") -> None:
         ("federation.uplink", federation.uplink, "auto"),
         ("federation.draws", federation.draws, "stratified"),
         ("federation.screen", federation.screen, 0.0),
-        ("federation.shipped", federation.shipped, "best"),
+        ("federation.finished_mask", federation.finished_mask, "best"),
     )
     _check_fitting(wanted, "search.mask = 'soft'", "all weights send keep-probabilities, no masks")
 

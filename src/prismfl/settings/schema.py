@@ -159,7 +159,7 @@ class Federation:
         least=AUTO,
         most=1.0,
     )
-    shipped: str = setting(
+    finished_mask: str = setting(
         "best",
         "mask of the finished model: one draw, θ ≥ 1/2, or the best of several draws by the matched moments",
         choices=("draw", "half", "best"),

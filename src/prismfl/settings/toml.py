@@ -20,6 +20,7 @@ _MOVED = {
     "deployment.deadline": "running.deadline",
     "deployment.least_cohort": "running.least_cohort",
     "data.label_column": "data.attribute",
+    "federation.shipped": "federation.finished_mask",
 }
 _UPLINK = "federation.uplink = 'whole', 'half' or 'fewest'"
 _GONE = {
@@ -43,7 +44,7 @@ _GONE = {
     "federation.moment_steps": "64 steps",
     "federation.initial_theta": "1/2",
     "federation.clip": _UPLINK,
-    "federation.shipped_draws": "8 draws",
+    "federation.finished_mask_draws": "8 draws",
     "privacy.mechanism": "one release of moments",
     "output.grid_every": "five grids a run",
     "output.report": "the option --no-report of the command train",

@@ -32,7 +32,7 @@ _CHUNK = 65536  # entries that are worked on at a time: what fits a cache
 
 
 @dataclass(frozen=True)
-class Entries:
+class SharedKnowledge:
     """What both ends know of the entries that travel.
 
     q: θ_t · 65536, uint16 `[n]`; layers: uint8 `[n]`, the number of each entry's layer, below `depth`.
@@ -42,9 +42,9 @@ class Entries:
     layers: NDArray[np.uint8]
     depth: int
 
-    def of(self, chosen: "NDArray[np.intp] | slice") -> "Entries":
+    def of(self, chosen: "NDArray[np.intp] | slice") -> "SharedKnowledge":
         """Some of the entries."""
-        return Entries(self.q[chosen], self.layers[chosen], self.depth)
+        return SharedKnowledge(self.q[chosen], self.layers[chosen], self.depth)
 
 
 def pack_mask(mask: NDArray[np.bool_]) -> bytes:
@@ -118,7 +118,7 @@ def _unpacked_theta(raw: bytes, count: int) -> NDArray[np.uint16]:
 # ---------------------------------------------------------------------------------------- uplink
 
 
-def encode_mask(mask: NDArray[np.bool_], u: NDArray[np.uint16], known: Entries) -> bytes:
+def encode_mask(mask: NDArray[np.bool_], u: NDArray[np.uint16], known: SharedKnowledge) -> bytes:
     """A mask bool `[n]` drawn with u uint16 `[n]`: its flips against `[u < θ_t]`, or packed where that is smaller."""
     flips = mask ^ (u < known.q)
     index = _width_for(flips, u, known.q)
@@ -136,7 +136,7 @@ def encode_mask(mask: NDArray[np.bool_], u: NDArray[np.uint16], known: Entries) 
     return _MASK.pack(_CODED, index, len(far)) + coded
 
 
-def decode_mask(raw: bytes, u: NDArray[np.uint16], known: Entries) -> NDArray[np.bool_]:
+def decode_mask(raw: bytes, u: NDArray[np.uint16], known: SharedKnowledge) -> NDArray[np.bool_]:
     """The mask bool `[n]` that `encode_mask` was given.  Raises MessageError for what cannot be one.
 
     Takes about eight bytes an entry while it works, whatever the message claims.
@@ -204,7 +204,7 @@ def _bits(set_flags: NDArray[np.int64], flags: NDArray[np.int64]) -> NDArray[np.
 
 
 def flip_contexts(
-    u: NDArray[np.uint16], known: Entries, index: int
+    u: NDArray[np.uint16], known: SharedKnowledge, index: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.uint16], tuple[int, ...]]:
     """Which entries lie in the bins of a width, bool `[n]`, their cells, uint16, and the shape of the cells.
 
@@ -258,7 +258,7 @@ def _with_theta(
 # --------------------------------------------------------------------------------------- averages
 
 
-def encode_step(net: NDArray[np.int64], alpha: NDArray[np.int64], base: Baseline, known: Entries) -> bytes:
+def encode_step(net: NDArray[np.int64], alpha: NDArray[np.int64], base: Baseline, known: SharedKnowledge) -> bytes:
     """What a round changed: net flips int64 `[A]`, given their baseline, and the α layers' changes int64 `[N - A]`."""
     masked = len(net)
     writer = FlagWriter()
@@ -267,7 +267,7 @@ def encode_step(net: NDArray[np.int64], alpha: NDArray[np.int64], base: Baseline
     return writer.done()
 
 
-def decode_step(raw: bytes, base: Baseline, known: Entries) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def decode_step(raw: bytes, base: Baseline, known: SharedKnowledge) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """What `encode_step` was given.  Raises MessageError for what cannot be one."""
     masked = len(base.clients)
     reader = FlagReader(raw)
@@ -277,14 +277,14 @@ def decode_step(raw: bytes, base: Baseline, known: Entries) -> tuple[NDArray[np.
     return net, _limited(alpha)
 
 
-def encode_changes(changes: NDArray[np.int64], known: Entries) -> bytes:
+def encode_changes(changes: NDArray[np.int64], known: SharedKnowledge) -> bytes:
     """A client's quantised changes of the α layers, int64 `[n]`; none take no byte."""
     writer = FlagWriter()
     writer.integers(changes, *_change_contexts(known))
     return writer.done()
 
 
-def decode_changes(raw: bytes, known: Entries) -> NDArray[np.int64]:
+def decode_changes(raw: bytes, known: SharedKnowledge) -> NDArray[np.int64]:
     """What `encode_changes` was given.  Raises MessageError for what cannot be one."""
     reader = FlagReader(raw)
     changes = reader.integers(*_change_contexts(known))
@@ -298,14 +298,14 @@ def _limited(changes: NDArray[np.int64]) -> NDArray[np.int64]:
     return changes
 
 
-def _net_contexts(base: Baseline, known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
+def _net_contexts(base: Baseline, known: SharedKnowledge) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
     shape = _PHASES, _THETAS, known.depth
     below = base.below.astype(np.uint32)
     phases = below * np.uint32(_PHASES) // (below + base.above + np.uint32(1))
     return _with_theta(phases.astype(np.uint16), known.q, known.layers, known.depth), shape
 
 
-def _change_contexts(known: Entries) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
+def _change_contexts(known: SharedKnowledge) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
     cells = np.zeros(len(known.q), np.uint16)
     return _with_theta(cells, known.q, known.layers, known.depth), (_THETAS, known.depth)
 

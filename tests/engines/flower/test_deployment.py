@@ -140,7 +140,7 @@ def start(words, log):
 
 
 SMALL = shlex.split("""
-    --size 16 --width 2 --rounds 3 --local-steps 1 --batch-size 4 --shipped half
+    --size 16 --width 2 --rounds 3 --local-steps 1 --batch-size 4 --finished-mask half
     --grid-every 0 --join-wait 300 --deadline 120
 """)
 

@@ -40,7 +40,7 @@ def in_process(settings, sites, root):
 
 KINDS = {
     "as it comes": {},
-    "adam kept, mask compared": {"federation": {"rounds": 3, "shipped": "best"}},
+    "adam kept, mask compared": {"federation": {"rounds": 3, "finished_mask": "best"}},
     "two a round, by size": {"federation": {"rounds": 4, "cohort": 2, "client_weights": "size"}},
     "soft masks": {"search": {"mask": "soft"}},
     "one-shot": {"federation": {"mode": "one-shot", "rounds": 3}},
@@ -284,7 +284,7 @@ def test_only_named_classes_are_told(fake, site_nodes, site_settings, serve, tmp
 
 
 def test_simulated_clients_take_their_part_of_the_settings_data(fake, tiny, serve, tmp_path):
-    settings = tiny(data={"clients": 3}, federation={"shipped": "best"})
+    settings = tiny(data={"clients": 3}, federation={"finished_mask": "best"})
     nodes = {number: {"partition-id": number - 7, "num-partitions": 3} for number in (7, 8, 9)}
     serve(fake(nodes), tmp_path / "flower", settings)
     inprocess.train(settings, out=tmp_path / "plain")

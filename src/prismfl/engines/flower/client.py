@@ -31,7 +31,8 @@ from prismfl.settings.toml import settings_from, toml_from
 if TYPE_CHECKING:
     from prismfl.data.datasets import ImageSet
     from prismfl.engines.clientdisk import ClientDisk
-    from prismfl.federation.round import Agreement, ClientKit
+    from prismfl.federation.agreement import Agreement
+    from prismfl.federation.client import ClientKit
     from prismfl.run.prepare import Prepared
 
 _GRACE = 20.0  # seconds after which a search that cannot be interrupted is ended with its process
@@ -217,7 +218,7 @@ class _World:
     anew: bool = False
 
     def train(self, request: Request) -> bytes:
-        from prismfl.federation.round import client_update
+        from prismfl.federation.client import client_update
 
         client, disk = self.site.client, self.disk
         target = self.target()
@@ -232,7 +233,7 @@ class _World:
         return made.frame
 
     def compare(self, request: Request) -> bytes:
-        from prismfl.federation.round import client_distances
+        from prismfl.federation.client import client_distances
 
         client = self.site.client
         return client_distances(self.agreement, self.kit, request.frame, client, self.target(), self.disk.held(client))

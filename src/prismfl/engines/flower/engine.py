@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from prismfl.engines.flower.envelope import Ask, Request, Response, Terms, response_from
 from prismfl.engines.flower.roster import Line, Roster, content_of, message_to
 from prismfl.errors import ClientError, PrismError, PrivacyError
-from prismfl.federation.round import Agreement, Exchange, Reply
+from prismfl.federation.agreement import Agreement, Exchange, Reply
 from prismfl.privacy.ledger import from_json, to_json
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder

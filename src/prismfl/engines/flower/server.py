@@ -16,7 +16,8 @@ from prismfl.engines.flower.envelope import Ask, Hello, Request, Terms
 from prismfl.engines.flower.events import EventWriter, alone
 from prismfl.engines.flower.roster import Roster
 from prismfl.errors import ClientError, PrismError, RunFolderError
-from prismfl.federation.round import Agreement, ClientKit
+from prismfl.federation.agreement import Agreement
+from prismfl.federation.client import ClientKit
 from prismfl.run import folder as runfolder
 from prismfl.run import loop as coordinator
 from prismfl.run.folder import RunFolder

@@ -1,0 +1,297 @@
+"""A client's part of a round: steps 2 and 3, and the comparison of finished masks.
+
+It keeps θ of the last round that it heard of, and Adam's moments where the settings say so.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prismfl.errors import ClientError, MessageError
+from prismfl.federation.agreement import Agreement, init, next_theta
+from prismfl.federation.finished_mask import candidates, moments_of_mask
+from prismfl.generator.layout import frozen_weights
+from prismfl.generator.masks import mask_of
+from prismfl.moments import FeatureMap, Target
+from prismfl.search import Memory, SearchResult, local_search, rate_at
+from prismfl.seeding.device import Tape
+from prismfl.seeding.philox import Purpose, Stream
+from prismfl.server import (
+    ALPHA_STEP,
+    rounded,
+)
+from prismfl.settings.resolve import plan_of
+from prismfl.settings.schema import Settings
+from prismfl.wire import frames as message
+from prismfl.wire.masks import (
+    encode_changes,
+    encode_mask,
+    encode_moments,
+)
+
+_MOMENT_STEPS = 64  # of sent moments, to their root mean square
+_THETAS_KEPT, _LINKS_KEPT = 4, 4096  # by a simulator's clients together
+
+
+@dataclass(frozen=True)
+class KnownTheta:
+    """What a client keeps of the federation: θ of a round, uint16 `[N]`."""
+
+    q: NDArray[np.uint16]
+    round: int
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Eight bytes naming θ."""
+        return message.digest_of(self.q)
+
+
+@dataclass
+class ClientKit:
+    """What a client computes with: frozen weights float32 `[N]` and the feature map.
+
+    A simulator shares one kit among its clients; candidate moments are then computed once.
+    search: what has `local_search` done elsewhere, and takes what that takes; None: it is done here.
+    """
+
+    weights: torch.Tensor
+    features: FeatureMap
+    search: Callable[..., SearchResult] | None = None
+    _candidates: dict[bytes, list[torch.Tensor]] = field(default_factory=dict)
+    _links: dict[tuple[bytes, int, bytes], bytes] = field(default_factory=dict)
+    _thetas: dict[bytes, NDArray[np.uint16]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def candidate_moments(self, agreement: Agreement, q: NDArray[np.uint16]) -> list[torch.Tensor]:
+        """Mean ψ by label, `[G · D]`, of images from each candidate mask of the final θ."""
+        with self._lock:
+            key = q.tobytes()
+            if key not in self._candidates:
+                masks = candidates(agreement, q)
+                self._candidates = {
+                    key: [moments_of_mask(agreement, self.weights, self.features, mask) for mask in masks]
+                }
+            return self._candidates[key]
+
+    def follow(self, agreement: Agreement, held: KnownTheta, steps: Sequence[bytes]) -> KnownTheta:
+        """Where the steps lead from what a client holds, each computed once for all clients that take it.
+
+        Raises MessageError when one of them cannot be a step of its round.
+        """
+        turns = list(enumerate((hashlib.sha256(step).digest() for step in steps), held.round))
+        with self._lock:
+            names = [held.digest]
+            for turn, step in turns:
+                if (name := self._links.get((names[-1], turn, step))) is None:
+                    break
+                names.append(name)
+            known = max((place for place, name in enumerate(names) if name in self._thetas), default=0)
+            found = KnownTheta(self._thetas.get(names[known], held.q), held.round + known)
+            for step in steps[known:]:
+                found = self._stepped(agreement, found, step)
+            return found
+
+    def _stepped(self, agreement: Agreement, held: KnownTheta, step: bytes) -> KnownTheta:
+        after = KnownTheta(next_theta(agreement, held.q, held.round, step), held.round + 1)
+        self._links[held.digest, held.round, hashlib.sha256(step).digest()] = after.digest
+        self._thetas[after.digest] = after.q
+        for kept, most in ((self._links, _LINKS_KEPT), (self._thetas, _THETAS_KEPT)):
+            while len(kept) > most:
+                kept.pop(next(iter(kept)))  # type: ignore[call-overload]
+        return after
+
+
+def make_kit(agreement: Agreement, features: FeatureMap) -> ClientKit:
+    """A kit on the run's device."""
+    device = agreement.settings.running.device
+    weights = torch.from_numpy(frozen_weights(agreement.layout, agreement.settings.seed).copy())
+    return ClientKit(weights.to(device), features.to(device))
+
+
+def receive(
+    agreement: Agreement,
+    kit: ClientKit,
+    frame: bytes,
+    place: message.Place,
+    held: KnownTheta | None,
+    kind: message.Kind = message.Kind.BROADCAST,
+) -> tuple[message.Broadcast, KnownTheta | None]:
+    """A broadcast, and the θ_t that it leads to from what the client holds.
+
+    None in place of θ_t when the way starts elsewhere or leads to another θ than the server's: the
+    client must ask for a snapshot.  Raises MessageError when the frame is not the expected one.
+    """
+    told = message.open_broadcast(frame, place, agreement.layout.count, kind)
+    held = KnownTheta(init(agreement).q, 0) if held is None or len(held.q) != agreement.layout.count else held
+    try:
+        found = _follow(agreement, kit, told, held, place.round)
+    except MessageError:
+        found = None
+    return told, found if found is not None and found.digest == told.digest else None
+
+
+def _follow(
+    agreement: Agreement, kit: ClientKit, told: message.Broadcast, held: KnownTheta, round_index: int
+) -> KnownTheta | None:
+    if told.snapshot is not None:
+        return KnownTheta(told.snapshot, round_index)
+    if told.first is None or not told.first <= held.round <= round_index:
+        return None
+    return kit.follow(agreement, held, told.steps[held.round - told.first :])
+
+
+# ------------------------------------------------------------------------- steps 2 and 3: search, send
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A client's reply, and what it keeps for its next round: Adam's memory (if the settings say so) and θ_t."""
+
+    frame: bytes
+    memory: Memory | None
+    held: KnownTheta | None
+
+
+def client_update(
+    agreement: Agreement,
+    kit: ClientKit,
+    frame: bytes,
+    round_index: int,
+    client: int,
+    target: Target,
+    memory: Memory | None = None,
+    held: KnownTheta | None = None,
+) -> "Answer":
+    """Steps 2 and 3: search from the broadcast θ_t, draw the mask, code and frame it.
+
+    In a one-shot run the frame asks for moments instead, and these are the answer.
+    memory, held: what the client keeps of rounds before; without `held` it knows θ_0 alone.
+    Raises MessageError when the broadcast is not the expected one, ClientError when the search diverges.
+    """
+    place, settings = agreement.place(round_index, client), agreement.settings
+    if settings.federation.mode == "one-shot":
+        message.open_request(frame, place)
+        return Answer(seal_target(agreement, place, target), None, None)
+    told, now = receive(agreement, kit, frame, place, held)
+    if now is None:
+        return Answer(message.seal_lost(place), memory, held)
+    found = _found(agreement, kit, place, now.q, target, memory)
+    return _answer(agreement, place, told, now, found, target)
+
+
+def _found(
+    agreement: Agreement,
+    kit: ClientKit,
+    place: message.Place,
+    q: NDArray[np.uint16],
+    target: Target,
+    memory: Memory | None,
+) -> SearchResult:
+    """Step 2 of a client that knows θ_t = q / 65536, with draws where the kit computes."""
+    settings = agreement.settings
+    stream = Stream(settings.seed, Purpose.SEARCH, place.round, place.client)
+    plan, search = plan_of(settings), kit.search or local_search
+    draws = Tape(stream, kit.weights.device, common=plan.common)
+    rate = rate_at(settings, place.round)
+    return search(agreement.layout, kit.weights, kit.features, q, target, plan, rate, draws, memory)
+
+
+def _answer(
+    agreement: Agreement,
+    place: message.Place,
+    told: message.Broadcast,
+    now: KnownTheta,
+    found: SearchResult,
+    target: Target,
+) -> "Answer":
+    """Step 3 of a client whose search is done.  Raises ClientError when it diverged."""
+    if not found.finite:
+        raise ClientError(
+            f"client {place.client}'s search diverged (loss {found.loss})",
+            "finite numbers",
+            "lower search.learning_rate",
+        )
+    sealed = seal_found(agreement, place, told, now.q, found.q, _weight(agreement.settings, target), found.loss)
+    return Answer(sealed, found.memory, now)
+
+
+def seal_found(
+    agreement: Agreement,
+    place: message.Place,
+    told: message.Broadcast,
+    q: NDArray[np.uint16],
+    mine: NDArray[np.uint16],
+    weight: int = 1,
+    loss: float = 0.0,
+) -> bytes:
+    """Step 3: the frame of a client that moved from θ_t = q / 65536 to θ_k = mine / 65536, uint16 `[N]` each.
+
+    It holds the client's part of its mask M = [u < θ_k], and its changes of the α layers, rounded without bias.
+    """
+    masked, known = agreement.masked, agreement.known(q)
+    draws = agreement.draws(place.round, told.cohort)
+    u, sent = draws.uniforms(place.client, told.rank), draws.chosen(told.rank)
+    mask = encode_mask(mask_of(mine[:masked], u)[sent], u[sent], known.of(slice(masked)).of(sent))
+    words = Stream(agreement.settings.seed, Purpose.ALPHA, place.round, place.client).words(len(q) - masked)
+    changes = mine[masked:].astype(np.int64) - q[masked:]
+    alpha = encode_changes(rounded(changes, ALPHA_STEP, words), known.of(slice(masked, None)))
+    return message.seal_update(message.Update(told.digest, weight, loss, mask, alpha), place)
+
+
+def seal_target(agreement: Agreement, place: message.Place, target: Target) -> bytes:
+    """The frame of a one-shot run: the client's moments as they are, or with ε as they were released."""
+    step, coded = encode_moments(target.moments, _MOMENT_STEPS)
+    weight = _weight(agreement.settings, target)
+    return message.seal_moments(message.Moments(weight, step, target.shares, coded), place)
+
+
+def _weight(settings: Settings, target: Target) -> int:
+    return target.images if settings.federation.client_weights == "size" else 1
+
+
+# ------------------------------------------------------------------------------------ finished masks
+
+
+def client_distances(
+    agreement: Agreement, kit: ClientKit, frame: bytes, client: int, target: Target, held: KnownTheta | None = None
+) -> bytes:
+    """Squared distances of each candidate mask's moments from the client's target, framed.
+
+    Each label counts by its share of the client's images.  Raises ClientError where the agreed choice of the finished
+    mask asks no client.
+    """
+    if (shipped := agreement.settings.federation.finished_mask) != "best":
+        raise ClientError(
+            f"a request for distances where federation.finished_mask is {shipped!r}",
+            "none",
+            "ask whoever runs the server",
+        )
+    place = agreement.place(agreement.settings.federation.rounds, client)
+    _, now = receive(agreement, kit, frame, place, held, message.Kind.CANDIDATES)
+    if now is None:
+        return message.seal_lost(place)
+    found = candidate_distances(agreement, kit, now.q, target)
+    return message.seal_distances(found, _weight(agreement.settings, target), place)
+
+
+def candidate_distances(
+    agreement: Agreement, kit: ClientKit, q: NDArray[np.uint16], target: Target
+) -> NDArray[np.float64]:
+    """Squared distance of each candidate mask's moments from a target, label by label: float64 `[candidates]`.
+
+    Of labels c with shares s_c, means f_c of fakes and t_c of images it is Σ s_c ‖f_c - t_c‖²: the mean over clients is
+    then that of their images together, but for a constant.  By squares of shares, as in ‖Σ s_c (f_c - t_c)‖² of their
+    blocks, a label of few clients would count for more than one of many.
+    """
+    rows, device = (len(target.shares), -1), kit.weights.device
+    held = torch.from_numpy(np.flatnonzero(target.shares)).to(device)
+    shares = torch.from_numpy(target.shares).to(device)[held]
+    means = torch.from_numpy(target.moments).to(device).view(rows)[held] / shares[:, None]
+    fakes = (fake.double().view(rows)[held] for fake in kit.candidate_moments(agreement, q))
+    return np.array([float(shares @ (fake - means).square().sum(1)) for fake in fakes])

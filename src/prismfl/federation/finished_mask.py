@@ -1,0 +1,88 @@
+"""The finished model's mask: draws of θ, θ ≥ 1/2, and the choice among them."""
+
+import contextlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prismfl.errors import MessageError
+from prismfl.federation.agreement import Agreement, Exchange, check_weight, cohort
+from prismfl.federation.record import (
+    Traffic,
+)
+from prismfl.federation.round import exchange_with_retry
+from prismfl.generator.layout import Mask, soft_mask
+from prismfl.generator.masks import mask_of
+from prismfl.generator.network import generate, label_turns, latent_batch
+from prismfl.moments import FeatureMap, label_means
+from prismfl.seeding.philox import Purpose, Stream
+from prismfl.server import (
+    ServerState,
+)
+from prismfl.wire import frames as message
+
+_DRAWS = 8  # masks that are compared for the finished one
+_CANDIDATE_LATENTS, _CANDIDATE_BATCH = 500, 250
+
+
+def candidates(agreement: Agreement, q: NDArray[np.uint16]) -> list[Mask]:
+    """Masks `[N]` that may be shipped: draws from θ, and θ ≥ 1/2; of soft masks θ alone."""
+    federation = agreement.settings.federation
+    if federation.finished_mask != "best" or agreement.settings.search.mask == "soft":
+        return [preview_mask(agreement, q)]
+    return [*(_drawn(agreement, q, index) for index in range(_DRAWS)), q >= 32768]
+
+
+def preview_mask(agreement: Agreement, q: NDArray[np.uint16]) -> Mask:
+    """What would be shipped of θ without asking the clients, `[N]`: a draw if draws are, else θ ≥ 1/2, or soft θ."""
+    if agreement.settings.search.mask == "soft":
+        return soft_mask(q)
+    return _drawn(agreement, q, 0) if agreement.settings.federation.finished_mask == "draw" else q >= 32768
+
+
+def _drawn(agreement: Agreement, q: NDArray[np.uint16], index: int) -> NDArray[np.bool_]:
+    return mask_of(q, Stream(agreement.settings.seed, Purpose.SHIPPED, index).halves(len(q)))
+
+
+@torch.no_grad()
+def moments_of_mask(agreement: Agreement, weights: torch.Tensor, features: FeatureMap, mask: Mask) -> torch.Tensor:
+    """Mean ψ by label, `[G · D]`, of images from a mask `[N]` of the frozen weights, float32 `[N]`."""
+    flat = weights * torch.from_numpy(mask).to(weights.device)
+    stream = Stream(agreement.settings.seed, Purpose.SHIPPED, 2**32 - 1)
+    count = max(_CANDIDATE_LATENTS, 4 * agreement.layout.classes)
+    latents = latent_batch(agreement.layout, stream, count).to(weights.device)
+    labels = label_turns(agreement.layout, len(latents)).to(latents.device)
+    groups = label_means(labels, agreement.layout.classes)
+    turns = features.turns_of(torch.arange(len(latents), device=latents.device) // max(1, agreement.layout.classes))
+    parts = [part.split(_CANDIDATE_BATCH, -1) for part in (latents.T, labels, groups, turns)]
+    sums = (
+        features.moments(generate(agreement.layout, flat, rows.T, labels=tags), shares, shifts)
+        for rows, tags, shares, shifts in zip(*parts, strict=True)
+    )
+    return torch.stack(tuple(sums)).sum(0)
+
+
+def choose_mask(agreement: Agreement, state: ServerState, exchange: Exchange, traffic: Traffic | None = None) -> Mask:
+    """The finished model's mask `[N]`; what is asked for it is added to the traffic.
+
+    With several candidates, the last cohort's clients send each one's squared distance from
+    their targets, and the least mean wins: it differs from the distance to the pooled images'
+    moments, label by label, by a constant only.
+    """
+    masks = candidates(agreement, state.q)
+    if len(masks) == 1:
+        return masks[0]
+    heard: dict[int, NDArray[np.float64]] = {}
+    members, traffic = cohort(agreement, state.round), traffic or Traffic()
+    for client, reply in exchange_with_retry(agreement, state, exchange, traffic, message.Kind.CANDIDATES):
+        # One vote less decides nothing: what is damaged, uninvited or second is passed over.
+        if isinstance(reply, bytes) and client in members and client not in heard:
+            with contextlib.suppress(MessageError):
+                place = agreement.place(state.round, client)
+                votes, weight = message.open_distances(reply, place, len(masks))
+                check_weight(agreement, client, weight, len(members))
+                heard[client] = votes * weight
+    if not heard:
+        return masks[-1]
+    return masks[int(np.argmin(sum(heard[client] for client in sorted(heard))))]
