@@ -15,7 +15,8 @@ from prismfl.features.networks import load_features
 from prismfl.features.tones import mean_colours, tone_histograms
 from prismfl.features.vgg19 import random_vgg
 from prismfl.kernels import fused
-from prismfl.moments import FeatureMap, MovingResidual, _UnitMoments, distance, label_groups, label_means, label_shares
+from prismfl.kernels.matching import UnitMoments
+from prismfl.moments import FeatureMap, MovingResidual, distance, label_groups, label_means, label_shares
 from prismfl.seeding.device import Tape
 from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.resolve import Matching
@@ -68,7 +69,7 @@ GROUPS = [whole(torch.zeros(4, 1, dtype=torch.float64)), torch.eye(4, dtype=torc
 @pytest.mark.parametrize("groups", GROUPS, ids=["mean", "rows", "five"])
 def test_unit_moments_are_their_definition(groups):
     phi = maps_with_an_empty_row()
-    for found, wanted in zip(_UnitMoments.apply(phi, groups), plain_moments(phi, groups), strict=True):
+    for found, wanted in zip(UnitMoments.apply(phi, groups), plain_moments(phi, groups), strict=True):
         torch.testing.assert_close(found, wanted)
 
 
@@ -76,7 +77,7 @@ def test_unit_moments_are_their_definition(groups):
 def test_gradient_of_unit_moments_is_that_of_plain_autograd(groups):
     first, second = torch.randn(2, len(groups), 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     gradients = []
-    for moments in (_UnitMoments.apply, plain_moments):
+    for moments in (UnitMoments.apply, plain_moments):
         phi = maps_with_an_empty_row().requires_grad_()
         sums = moments(phi, groups)
         ((sums[0] * first).sum() + (sums[1] * second).sum()).backward()
@@ -88,20 +89,20 @@ def test_gradient_of_unit_moments_is_that_of_plain_autograd(groups):
 @pytest.mark.parametrize("groups", GROUPS, ids=["mean", "rows", "five"])
 def test_gradient_of_unit_moments_passes_gradcheck(groups):
     phi = maps_with_an_empty_row()[[0, 1, 3]].requires_grad_()
-    assert torch.autograd.gradcheck(_UnitMoments.apply, (phi, groups[:, [0, 1, 3]]))
+    assert torch.autograd.gradcheck(UnitMoments.apply, (phi, groups[:, [0, 1, 3]]))
 
 
 def test_an_empty_row_leaves_the_other_rows_gradients_alone():
     phi = maps_with_an_empty_row()
     rows, empty = phi[:2].requires_grad_(), phi[2:3]
     groups = five_groups()[:, :3]
-    assert torch.autograd.gradcheck(lambda rows: _UnitMoments.apply(torch.cat((rows, empty)), groups), (rows,))
+    assert torch.autograd.gradcheck(lambda rows: UnitMoments.apply(torch.cat((rows, empty)), groups), (rows,))
 
 
 @pytest.mark.parametrize("height", [1e-3, 1e-5])
 def test_small_maps_have_finite_gradients(height):
     phi = torch.full((2, 4), height).requires_grad_()
-    first, second = _UnitMoments.apply(phi, whole(phi))
+    first, second = UnitMoments.apply(phi, whole(phi))
     (first[0, 0] + second[0, 1]).backward()
     assert torch.isfinite(phi.grad).all()
     assert phi.grad.any()
@@ -110,7 +111,7 @@ def test_small_maps_have_finite_gradients(height):
 @pytest.mark.parametrize("height", [1e-7, 1e-9, 1e-16])
 def test_tiny_maps_have_finite_gradients(height):
     phi = torch.full((2, 4), height).requires_grad_()
-    first, second = _UnitMoments.apply(phi, whole(phi))
+    first, second = UnitMoments.apply(phi, whole(phi))
     (first[0, 0] + second[0, 1]).backward()
     assert torch.isfinite(phi.grad).all()
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 import prismfl
 from prismfl.cli import main as cli
+from prismfl.cli import train as train_command
 from prismfl.data.datasets import load_dataset
 from prismfl.engines import simulator as inprocess
 from prismfl.errors import PrismError
@@ -142,7 +143,7 @@ def test_without_out_the_folder_is_named_after_data_and_seed(run, model, tmp_pat
 
 
 def test_a_terminal_sees_a_bar_and_the_same_model(run, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "on_terminal", lambda: True)
+    monkeypatch.setattr(train_command, "on_terminal", lambda: True)
     code, out, err = call("train", *TINY, "--out", tmp_path / "live")
     assert (code, err) == (0, "") and "2/2" in out and "no formal guarantee" in out
     assert (tmp_path / "live" / "model.safetensors").read_bytes() == model.read_bytes()
@@ -413,7 +414,7 @@ def test_labels_of_a_foreign_model_write_nothing_elsewhere(model, tmp_path):
 
 def test_a_run_may_do_without_labels(tmp_path):
     """Its images have labels; its model takes none, and says so where one is asked for."""
-    assert call("train", *TINY, "--conditional", "off", "--rounds", 1, "--out", tmp_path / "run")[0] == 0
+    assert call("train", *TINY, "--no-conditional", "--rounds", 1, "--out", tmp_path / "run")[0] == 0
     path = tmp_path / "run" / "model.safetensors"
     assert prismfl.load(path).model.labels == ()
     assert call("sample", path, "--count", 4, "--out", tmp_path / "grid.png")[0] == 0
@@ -566,7 +567,6 @@ def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
         (["train", "--alpha", "nan"], "federation.alpha = nan"),
         (["train", "--learning-rate", "inf"], "search.learning_rate = inf"),
         (["train", "--size", "28"], "generator.size = 28; expected one of 0, 16, 32, 64"),
-        (["train", "--conditional", "perhaps"], "generator.conditional = 'perhaps'"),
         (["train", "--control-variate", "true"], "there is federation.uplink"),
         (["train", "--epsilon", "-8"], "privacy.epsilon = -8.0"),
         (["train", "--epsilon", "8", "--delta", "0.01"], "privacy.delta = 0.01 with"),
@@ -603,7 +603,6 @@ def test_pretrain_refuses_a_folder_as_its_file(tmp_path, monkeypatch):
         (["sample", "MODEL", "--per-class", "x", "--out", "made"], "--per-class"),
         (["sample", "MODEL", "--per-class", "-1", "--out", "made"], "-1"),
         (["sample", "MODEL", "--per-class", str(10**17), "--out", "made"], str(10**17)),
-        (["train", "--conditional", "perhaps"], "generator.conditional = 'perhaps'"),
         (["sample", "MODEL", "--device", "nonsense"], "device"),
         (["sample", "MODEL", "--out", "MODEL/below/grid.png"], "cannot write"),
         (["sample", "MODEL", "--out", "MODEL/below"], "cannot write"),
@@ -677,7 +676,8 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inprocess, "train", interrupted)
-    assert "--resume" in refused("train", *TINY, "--out", tmp_path / "run")
+    code, _, err = call("train", *TINY, "--out", tmp_path / "run")
+    assert code == 130 and f"`prismfl train --resume {tmp_path / 'run'}`" in err
 
 
 def test_a_defect_is_not_hidden(monkeypatch, tmp_path):

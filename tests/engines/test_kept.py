@@ -7,7 +7,7 @@ from prismfl.data.images import ImageSet
 from prismfl.engines import caches as kept
 from prismfl.engines import simulator as inprocess
 from prismfl.engines.simulator import InProcess, train
-from prismfl.federation.client import KnownTheta
+from prismfl.federation.agreement import KnownTheta
 from prismfl.moments import Target
 from prismfl.run.folder import RunFolder, read_rounds
 from prismfl.run.prepare import prepare

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from prismfl.features.networks import ConvUnit
 from prismfl.kernels import fused
-from prismfl.moments import _UnitDistance
+from prismfl.kernels.matching import UnitDistance
 from prismfl.search import _Adam
 
 pytestmark = [
@@ -108,7 +108,7 @@ def test_matching_in_passing_is_matching_afterwards(dtype, rectify, scales, labe
     phi, totals, small = fused.matched(leaves[0] * 1, starts, goals, scales, rectify=rectify, pool=pool)
     plain = F.relu(leaves[1]) if rectify else leaves[1] * 1
     rows = plain.permute(0, 2, 3, 1).flatten(1)
-    whole = _UnitDistance.apply(tags, scales, goals, rows)
+    whole = UnitDistance.apply(tags, scales, goals, rows)
     assert torch.equal(small, F.max_pool2d(phi, 2) if pool else phi)
     torch.testing.assert_close(phi.float(), plain, **TOLERANCE[dtype])
     torch.testing.assert_close(totals.sum(), whole, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from prismfl.errors import MessageError
-from prismfl.federation.agreement import agree, init, next_theta
-from prismfl.federation.client import KnownTheta, receive, seal_found
+from prismfl.federation.agreement import KnownTheta, agree, init, next_theta
+from prismfl.federation.client import receive, seal_found
 from prismfl.federation.record import Traffic
 from prismfl.federation.round import _heard, broadcast, server_update
 from prismfl.settings.toml import settings_from

@@ -3,7 +3,7 @@
 import threading
 from collections import Counter, OrderedDict
 
-from prismfl.federation.client import KnownTheta
+from prismfl.federation.agreement import KnownTheta
 from prismfl.moments import Target
 
 _Name = tuple[int, bytes]

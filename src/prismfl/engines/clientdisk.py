@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from prismfl.data.datasets import ImageSet
 from prismfl.engines.releases import Releases, key_of, name_of
-from prismfl.federation.agreement import Agreement
-from prismfl.federation.client import ClientKit, KnownTheta
+from prismfl.federation.agreement import Agreement, KnownTheta
+from prismfl.federation.client import ClientKit
 from prismfl.moments import Target, label_shares
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prismfl.data.datasets import ImageSet
 from prismfl.engines.caches import KeptTargets, KeptThetas
 from prismfl.engines.clientdisk import ClientDisk
-from prismfl.engines.processes import SearchProcesses, keep_freed_memory, processes_of
+from prismfl.engines.processes import SearchProcesses, processes_of
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation.agreement import Agreement, Exchange, Reply
 from prismfl.federation.client import Answer, ClientKit, client_distances, client_update
@@ -200,7 +200,6 @@ def resume(
 
 
 def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finished:
-    keep_freed_memory()
     watcher = watcher or Silent()
     for line in ready.warnings:
         watcher.note(line)

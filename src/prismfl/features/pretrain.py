@@ -97,9 +97,10 @@ def _origin(name: str, classes: tuple[str, ...], every: tuple[str, ...]) -> str:
 
 
 def _fit(train: ImageSet, recipe: Recipe, report: Callable[[str], None]) -> ClassifierNet:
-    torch.manual_seed(recipe.seed)  # initialisation; everything after draws from `draws`
     draws = torch.Generator().manual_seed(recipe.seed)
-    net = Vgg(len(train.classes), norm=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)  # initialisation; everything after draws from `draws`
+        net = Vgg(len(train.classes), norm=True)
     steps = max(1, len(train) // recipe.batch)
     optimiser = torch.optim.SGD(
         net.parameters(), recipe.rate, recipe.momentum, weight_decay=recipe.decay, nesterov=True

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,19 @@ Exchange = Callable[[Mapping[int, bytes]], Iterator[tuple[int, Reply]]]
 
 
 @dataclass(frozen=True)
+class KnownTheta:
+    """What a client keeps of the federation: θ of a round, uint16 `[N]`."""
+
+    q: NDArray[np.uint16]
+    round: int
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Eight bytes naming θ."""
+        return message.digest_of(self.q)
+
+
+@dataclass(frozen=True)
 class Agreement:
     """What server and clients agree on before the first round; all of it is public.
 
@@ -57,6 +70,11 @@ class Agreement:
     def masked(self) -> int:
         """Number of parameters whose masks travel; the rest are α layers."""
         return self.layout.alpha_start(self.settings.alpha)
+
+    @cached_property
+    def first(self) -> KnownTheta:
+        """θ_0, which every client knows: computed once."""
+        return KnownTheta(init(self).q, 0)
 
     def known(self, q: NDArray[np.uint16]) -> SharedKnowledge:
         """What both ends know of all weights when θ_t = q / 65536."""

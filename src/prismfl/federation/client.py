@@ -7,14 +7,13 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from prismfl.errors import ClientError, MessageError
-from prismfl.federation.agreement import Agreement, init, next_theta
+from prismfl.federation.agreement import Agreement, KnownTheta, next_theta
 from prismfl.federation.finished_mask import candidates, moments_of_mask
 from prismfl.generator.layout import frozen_weights
 from prismfl.generator.masks import mask_of
@@ -37,19 +36,6 @@ from prismfl.wire.masks import (
 
 _MOMENT_STEPS = 64  # of sent moments, to their root mean square
 _THETAS_KEPT, _LINKS_KEPT = 4, 4096  # by a simulator's clients together
-
-
-@dataclass(frozen=True)
-class KnownTheta:
-    """What a client keeps of the federation: θ of a round, uint16 `[N]`."""
-
-    q: NDArray[np.uint16]
-    round: int
-
-    @cached_property
-    def digest(self) -> bytes:
-        """Eight bytes naming θ."""
-        return message.digest_of(self.q)
 
 
 @dataclass
@@ -128,7 +114,7 @@ def receive(
     client must ask for a snapshot.  Raises MessageError when the frame is not the expected one.
     """
     told = message.open_broadcast(frame, place, agreement.layout.count, kind)
-    held = KnownTheta(init(agreement).q, 0) if held is None or len(held.q) != agreement.layout.count else held
+    held = agreement.first if held is None or len(held.q) != agreement.layout.count else held
     try:
         found = _follow(agreement, kit, told, held, place.round)
     except MessageError:

@@ -54,9 +54,11 @@ def gather(agreement: Agreement, dimension: int, exchange: Exchange) -> Gathered
     left_out: dict[int, str] = {}
     for client, reply in exchange(sent):
         traffic.up(reply)
+        if client in heard:
+            continue
         try:
-            if client not in sent or client in heard:
-                raise MessageError(f"a reply from client {client}", "one from each client asked", "it is left out")
+            if client not in sent:
+                raise MessageError(f"a reply from client {client}", "replies from clients asked", "it is left out")
             heard[client] = _opened(agreement, dimension, client, reply)
         except PrismError as error:
             left_out[client] = str(error)

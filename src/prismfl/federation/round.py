@@ -128,13 +128,14 @@ def server_update(
     heard: dict[int, News] = {}
     left_out: dict[int, str] = {}
     for client, reply in exchange_with_retry(agreement, state, exchange, traffic, message.Kind.BROADCAST):
+        if client in heard:
+            continue  # the first one counts, and its sender is not left out for having sent it again
         try:
-            if client not in ranks or client in heard:
-                raise MessageError(
-                    f"a reply from client {client}", "one reply from each client asked", "it is left out"
-                )
-            vote, heard[client] = _heard(agreement, state, client, ranks[client], len(ranks), reply)
+            if client not in ranks:
+                raise MessageError(f"a reply from client {client}", "replies from clients asked", "it is left out")
+            vote, news = _heard(agreement, state, client, ranks[client], len(ranks), reply)
             tally = screen.add(tally, client, vote)
+            heard[client] = news
         except PrismError as error:
             left_out[client] = str(error)
     tally, strangers = screen.close(tally)

@@ -2,9 +2,9 @@
 
 The judge is EfficientNet-Lite2, trained on ImageNet (see `prismfl.features.efficientnet`), of images scaled to 96
 pixels.  Two of its maps, averaged over places: the last one says what is shown; an early one, of 144 channels, sees
-colour and sharpness, to which the last is half blind.  The last one's 1,280 channels are averaged by tens: the distance of so
-many features is mostly bias unless there are far more images.  Each map's features vary by one in the mean on natural
-images, so that both count alike.
+colour and sharpness, to which the last is half blind.  The last one's 1,280 channels are averaged by tens: the
+distance of so many features is mostly bias unless there are far more images.  Each map's features vary by one in the
+mean on natural images, so that both count alike.
 """
 
 from functools import cache

@@ -1,7 +1,6 @@
 """What a run will take, before it is run: minutes, bytes and memory."""
 
 import math
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -143,6 +142,10 @@ def _heard(agreement: Agreement, step: int) -> float:
 
 
 def _peak_mb() -> float:
-    """Largest resident memory of this process so far, MB (Linux counts KB, macOS bytes)."""
+    """Largest resident memory of this process so far, MB (Linux counts KB, macOS bytes); 0 where none is told."""
+    try:
+        import resource  # POSIX has it alone
+    except ImportError:
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -25,6 +25,7 @@ from prismfl.data.files import check_writable, write_atomic
 from prismfl.engines.flower import QUIET, warm
 from prismfl.engines.flower.events import NAME, held, read_events, replay
 from prismfl.errors import ClientError, DataError, DependencyError, RunFolderError, SettingError
+from prismfl.run.environment import cores
 from prismfl.run.folder import RunFolder
 from prismfl.run.loop import Watcher
 
@@ -278,8 +279,8 @@ def follow(root: Path, start: int, link: subprocess.Popen[bytes], watcher: Watch
 
 def simulated(clients: int, threads: int, workers: int = 0) -> list[str]:
     """Options of `flwr run` that simulate so many clients, `workers` at a time (0: one a core)."""
-    cores = max(threads, (os.cpu_count() or 1) if not workers else workers * threads)
-    told = {"num-supernodes": clients, "client-resources-num-cpus": threads, "init-args-num-cpus": cores}
+    most = max(threads, cores() if not workers else workers * threads)
+    told = {"num-supernodes": clients, "client-resources-num-cpus": threads, "init-args-num-cpus": most}
     return ["--federation-config", " ".join(f"{name}={value}" for name, value in told.items())]
 
 

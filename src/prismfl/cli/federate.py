@@ -1,0 +1,131 @@
+"""`prismfl federate`: the same training on Flower's machinery."""
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from prismfl.cli.train import closing, reported, watched
+from prismfl.errors import SettingError
+from prismfl.settings.check import check_pattern
+from prismfl.settings.toml import load_settings, merged, settings_from
+
+_Resume = Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")]  # noqa: UP045
+_Config = Annotated[Optional[Path], typer.Option(help="Settings file (TOML); options go over it.")]  # noqa: UP045
+_Out = Annotated[Optional[Path], typer.Option(help="New run folder [runs/DATASET-SEED].")]  # noqa: UP045
+
+
+def _flower() -> Any:
+    """The module of Flower's processes.  Raises DependencyError where Flower is not installed."""
+    from prismfl.engines.flower import processes
+
+    return processes
+
+
+def _federated(changes: dict[str, Any], config: Path | None, out: Path | None, resume: Path | None) -> tuple[Path, Any]:
+    """The folder and settings of a run, made or found again."""
+    from prismfl.run import folder as runfolder
+
+    if resume is not None:
+        if config or out:
+            raise SettingError(
+                "--resume with --config or --out", "options of running at most", "settings come from the run"
+            )
+        return resume, runfolder.reopen(resume, changes)[1]
+    settings = load_settings(config, changes) if config else settings_from(merged({}, changes))
+    root = out or Path("runs") / f"{settings.data.dataset}-{settings.seed}"
+    runfolder.create(root, settings)
+    return root, settings
+
+
+def simulate(changes: dict[str, Any], config: _Config = None, out: _Out = None, resume: _Resume = None) -> None:
+    """Train with clients that Flower simulates on this machine, each in a process of Ray: as `train`, slower."""
+    flower = _flower()
+    from prismfl.data.folder import client_roots
+
+    root, settings = _federated(changes, config, out, resume)
+    clients = settings.data.clients or len(client_roots(settings.data.clients_from))
+    link = flower.Link("127.0.0.1", flower.free_port(), simulation=True)
+    more = flower.simulated(clients, settings.running.threads, settings.running.workers)
+    summary = watched(
+        lambda watcher: flower.run_server(root, link, watcher, watcher.note, more=more),
+        f"prismfl federate simulate --resume {root}",
+    )
+    closing(flower.RunFolder(root), summary, reported(root))
+
+
+def server(
+    changes: dict[str, Any],
+    config: _Config = None,
+    out: _Out = None,
+    resume: _Resume = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    certificates: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of ca.crt, server.crt and server.key."),
+    ] = None,
+    keys: Annotated[Optional[Path], typer.Option(help="Folder of client-N.pub: nobody else may connect.")] = None,  # noqa: UP045
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen on other than loopback without TLS.")] = False,
+) -> None:
+    """Serve a run to clients on other machines: by default each of them has a folder of images of its own."""
+    flower = _flower()
+    link = flower.Link(host, port, certificates, keys)
+    link.check(insecure)
+    own = {} if config or resume or "dataset" in changes else {"dataset": "folder", "partition": "given"}
+    root, _ = _federated(own | changes, config, out, resume)
+    summary = watched(
+        lambda watcher: flower.run_server(root, link, watcher, watcher.note),
+        f"prismfl federate server --resume {root}",
+    )
+    closing(flower.RunFolder(root), summary, reported(root))
+
+
+def client(
+    client: Annotated[int, typer.Option(help="Number of this client, from 0.")],
+    data_dir: Annotated[str, typer.Option(help="Its images: class folders, a zip of them, or a data set's files.")],
+    server: Annotated[str, typer.Option(help="The server's HOST:PORT.")] = "127.0.0.1:8000",
+    state: Annotated[Optional[Path], typer.Option(help="Folder of what it keeps [client-NUMBER].")] = None,  # noqa: UP045
+    root_certificates: Annotated[Optional[Path], typer.Option(help="The server's ca.crt.")] = None,  # noqa: UP045
+    key: Annotated[Optional[Path], typer.Option(help="Its private key, client-NUMBER.key.")] = None,  # noqa: UP045
+    most_epsilon: Annotated[float, typer.Option(help="Take part only in runs that promise this ε or less.")] = 0.0,
+    another_release: Annotated[
+        bool, typer.Option("--another-release", help="Release images again under other settings.")
+    ] = False,
+    people: Annotated[
+        str, typer.Option(help="Pattern in its file names that tells whose image each is: checks --images-per-person.")
+    ] = "",
+    features: Annotated[str, typer.Option(help="File of the matched network, where the run matches one.")] = "",
+    weights: Annotated[str, typer.Option(help="File of vgg19's weights, where the run matches vgg19.")] = "",
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    insecure: Annotated[bool, typer.Option("--insecure", help="Talk to another machine without TLS.")] = False,
+) -> None:
+    """Take part in a run: until it is stopped, this client answers the server and comes back when it is gone."""
+    flower = _flower()
+    check_pattern(people)
+    place = (state or Path(f"client-{client}")).resolve()
+    node = flower.client_node(
+        server, client, data_dir, place,
+        {"device": device, "features": features, "weights": weights},
+        {"most-epsilon": float(most_epsilon), "another-release": another_release, "people": people},
+        root_certificates, key, insecure,
+    )  # fmt: skip
+    try:
+        flower.run_client(node, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print(f"stopped; what this client keeps is in {place}")
+
+
+def certificates(
+    out: Annotated[Path, typer.Option(help="New folder for them.")],
+    host: Annotated[list[str], typer.Option(help="Name or address of the server; more than once for more.")],
+    clients: Annotated[int, typer.Option(help="Key pairs to make.")] = 3,
+) -> None:
+    """Make an authority, the server's certificate and the clients' keys for a trial."""
+    _flower()
+    from prismfl.engines.flower.certificates import make_certificates
+
+    if not 0 <= clients <= 32767:
+        raise SettingError(f"clients {clients}", "0 … 32767", "change --clients")
+    for path in make_certificates(out, host, clients):
+        print(path)

@@ -1,0 +1,148 @@
+"""Commands on finished models and their runs, and on what they are made of."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from prismfl.errors import SettingError
+from prismfl.run.progress import sized
+
+
+def sample(
+    model: Annotated[Path, typer.Argument(help="Model file.")],
+    count: Annotated[int, typer.Option(help="Number of images.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
+    out: Annotated[Path, typer.Option(help="A .png for one grid, or a folder for single files.")] = Path("grid.png"),
+    label: Annotated[str, typer.Option(help="Make images of this label only.")] = "",
+    per_class: Annotated[int, typer.Option(help="Images of each label, in a folder a label (instead of --count).")] = 0,
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+) -> None:
+    """Make images with a finished model: same seed, same images."""
+    from prismfl.generator.sampling import image_grid, label_columns, load, save_folders, save_picture, save_pictures
+
+    sampler = load(model, device)
+    if per_class:
+        if label or out.suffix.lower() == ".png":
+            raise SettingError(f"--per-class {per_class} with --label or a .png", "a folder alone", "name a folder")
+        save_folders(sampler.per_class(per_class, seed=seed), out)
+    else:
+        images = sampler.sample(count, seed=seed, labels=sampler.labelled(label, count) if label else None)
+        if out.suffix.lower() == ".png":
+            save_picture(image_grid(images, 0 if label else label_columns(sampler)), out)
+        else:
+            save_pictures(images, out)
+    print(out)
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="Model file.")],
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")] = Path("model.onnx"),
+) -> None:
+    """Write a finished model as ONNX, checked against PyTorch: needs the extra `export`."""
+    from prismfl.generator.onnx import export as write
+
+    found = write(model, out)
+    print(
+        f"{out}: {sized(found.size)} (weights as float32 alone: {sized(found.float_bytes)}); "
+        f"values differ from PyTorch's by at most {found.difference:.1g}"
+    )
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model file.")],
+    dataset: Annotated[str, typer.Option(help="Data set to judge against [the model's own].")] = "",
+    data_dir: Annotated[str, typer.Option(help="Its folder [the model's own].")] = "",
+    samples: Annotated[int, typer.Option(help="Samples the figures are of.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Sets of samples, of a seed each: means with 95 % intervals.")] = 1,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="Some of fid,kid,prdc,tone,readability [all of these that apply],"
+            " and synthetic: what a classifier learns of the samples alone;"
+            " membership: what they tell of the training images.",
+            show_default=False,
+        ),
+    ] = "",
+    inception: Annotated[Optional[Path], typer.Option(help="Weights of the FID's Inception-v3: adds fid.")] = None,  # noqa: UP045
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    pairs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Picture of samples beside the training images nearest to them: a .png."),
+    ] = None,
+    pairs_by: Annotated[str, typer.Option(help="Nearest by judge (its features) or by pixels.")] = "judge",
+    save: Annotated[bool, typer.Option("--save", help="Write evaluation.json beside the model, for reports.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a finished model beside real images: distance, fidelity, diversity, tone and colour, readability."""
+    from prismfl.run.evaluate import as_text, evaluate_model, save_evaluation
+
+    asked = (model, dataset, data_dir, samples, seed, inception, device)
+    found = evaluate_model(*asked, repeats=repeats, metrics=metrics, pairs=pairs, pairs_by=pairs_by)
+    print(json.dumps(found, indent=1) if as_json else as_text(found))
+    if save:
+        print(f"saved {save_evaluation(model, found)}", file=sys.stderr)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are put side by side.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The page [RUN/report.html; of several runs, comparison.html].", show_default=False),
+    ] = None,
+) -> None:
+    """Write one HTML page of a run or several: samples by round, curves, bytes, labels, privacy, settings."""
+    from prismfl.report.page import build_report
+
+    print(build_report(runs, out))
+
+
+def fetch(
+    dataset: Annotated[str, typer.Argument(help="mnist, fmnist, kmnist or cifar10.")],
+    data_dir: Annotated[Path, typer.Option(help="Folder to put its files into.")],
+    mirror: Annotated[str, typer.Option(help="Address that has the files [the publisher's].")] = "",
+) -> None:
+    """Download a public data set and check its sums."""
+    from prismfl.data import fetch as files
+
+    for path in files.fetch(dataset, data_dir, mirror):
+        print(path)
+
+
+def pretrain(
+    images: Annotated[Path, typer.Option(help="Folder or zip of train/CLASS/ and test/CLASS/ images.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 20,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    name: Annotated[str, typer.Option(help="What the images are called.")] = "",
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 32,
+    classes: Annotated[str, typer.Option(help="Classes to train on: names, numbers from 0, ranges (0-4) [all].")] = "",
+    colour: Annotated[float, typer.Option(help="Share of images with random colour; 0 keeps a sense of colour.")] = 0.5,
+    grey: Annotated[float, typer.Option(help="Share of images turned grey; 0 where no grey images will come.")] = 0.3,
+) -> None:
+    """Train a feature network on public images."""
+    from prismfl.data.datasets import load_dataset
+    from prismfl.features.pretrain import Recipe
+    from prismfl.features.pretrain import pretrain as run
+
+    recipe = Recipe(epochs=epochs, rate=rate, seed=seed, colour=colour, grey=grey)
+    if not 8 <= size <= 256:
+        raise SettingError(f"size {size}", "8 … 256", "change --size")
+    train, test = (load_dataset("folder", images, size, split) for split in ("train", "test"))
+    accuracy = run(train, test, recipe, name or images.name, out, classes=classes)
+    print(f"{out}: test accuracy {accuracy:.4f}")
+
+
+def fetch_weights(
+    name: Annotated[str, typer.Argument(help="vgg19, vgg19_bn or inception.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    url: Annotated[str, typer.Option(help="Fetch from here [where the file is published].")] = "",
+) -> None:
+    """Download a network's published weights and check them: needs a connection, once."""
+    from prismfl.features.published import fetch
+
+    print(f"{out}: SHA-256 {fetch(name, out, url)}")

@@ -1,0 +1,124 @@
+"""`prismfl train`, and what every command that trains shows of a run."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from prismfl.errors import SettingError
+from prismfl.run.progress import LiveWatcher, PlainWatcher, on_terminal, sized
+from prismfl.settings.schema import Settings
+from prismfl.settings.toml import load_settings, merged, settings_from
+
+INTERRUPTED = 130  # exit status, as a shell has it of what Ctrl-C ended
+
+
+def train(
+    changes: dict[str, Any],
+    config: Annotated[Optional[Path], typer.Option(help="Settings file (TOML); options go over it.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="New run folder [runs/DATASET-SEED].")] = None,  # noqa: UP045
+    resume: Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")] = None,  # noqa: UP045
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run takes, and stop.")] = False,
+    log: Annotated[str, typer.Option(help="Also log to some of tensorboard,wandb,mlflow.", show_default=False)] = "",
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html at the end.")] = False,
+) -> None:
+    """Train a generator with simulated clients on this machine."""
+    if resume is not None and (config or out or dry_run):
+        raise SettingError(
+            "--resume with --config, --out or --dry-run", "options of running at most", "settings come from the run"
+        )
+    settings = (
+        Settings() if resume else load_settings(config, changes) if config else settings_from(merged({}, changes))
+    )
+    if dry_run:
+        _forecast(settings)
+        return
+    from prismfl.engines import simulator as inprocess
+    from prismfl.engines.processes import keep_freed_memory
+    from prismfl.run.loggers import Logged, make_logs
+
+    root = resume or out or Path("runs") / f"{settings.data.dataset}-{settings.seed}"
+    logs = make_logs(log, root)
+
+    keep_freed_memory()
+
+    def go(display: Any) -> Any:
+        with Logged(display, logs) as watcher:
+            if resume is not None:
+                finished = inprocess.resume(root, watcher=watcher, changes=changes)
+            else:
+                finished = inprocess.train(settings, out=root, watcher=watcher)
+            watcher.finished(finished.summary)
+        return finished
+
+    finished = watched(go, f"prismfl train --resume {root}")
+    closing(finished.folder, finished.summary, "" if no_report else reported(root))
+
+
+def watched(go: Callable[[Any], Any], again: str) -> Any:
+    """What a run gives, shown as it goes.  again: the command that goes on with it after an interrupt."""
+    try:
+        if not on_terminal():
+            return go(PlainWatcher())
+        with LiveWatcher(Console()) as live:
+            return go(live)
+    except KeyboardInterrupt:
+        print(f"interrupted; finished rounds are kept: go on with `{again}`", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def reported(root: Path) -> str:
+    """Where the report of a finished run lies, or why there is none: a run is never lost to its report."""
+    try:
+        from prismfl.report.page import build_report
+
+        return str(build_report([root]))
+    except Exception as error:  # whatever it is, the run is whole
+        return f"not built ({' '.join(str(error).split()) or type(error).__name__}); try `prismfl report {root}`"
+
+
+def closing(folder: Any, found: Any, report: str) -> None:
+    traffic = f"{sized(found['uplink_bytes'])} up, {sized(found['downlink_bytes'])} down"
+    print(f"\n{found['rounds']} rounds in {found['seconds']:.0f} s; {traffic}")
+    if found["uplink_bits_per_parameter"] is not None:
+        each = (found["uplink_bits_per_parameter"], found["downlink_bits_per_parameter"])
+        print(f"a client and round: {each[0]:.3f} bits a parameter up, {each[1]:.3f} down")
+    if "fid_judge" in found:
+        outside = ", outside the guarantee" if found.get("outside_guarantee") else ""
+        halves = found.get("fid_judge_of_halves")
+        beside = "" if halves is None else f"; one half of the real test images from the other: {halves:.2f}"
+        print(f"fid_judge {found['fid_judge']:.2f} (Fréchet distance in the judge network{outside}{beside})")
+    print(
+        f"model    {folder.model} ({found['model_bytes']} bytes, {found['model_bits_per_parameter']:.3f} bits a weight)"
+    )
+    print(f"samples  {folder.root / found['grid']}")
+    print(f"log      {folder.rounds}")
+    if report:
+        print(f"report   {report}")
+    print(f"privacy  {found['privacy']}")
+    print(f"more     prismfl sample {folder.model} --count 64 --seed 1 --out grid.png")
+
+
+def _forecast(settings: Settings) -> None:
+    from prismfl.engines.processes import processes_of
+    from prismfl.engines.simulator import workers_of
+    from prismfl.run.forecast import forecast
+    from prismfl.run.prepare import prepare
+
+    workers = workers_of(settings)
+    ready = prepare(settings)
+    for line in ready.warnings:
+        print(line)
+    processes = processes_of(settings, workers)
+    found = forecast(ready, workers, processes)
+    print(f"minutes            {found.minutes:.1f} ({workers} clients at a time; without the closing figures)")
+    print(f"uplink             about {sized(found.uplink_bytes)}")
+    print(f"downlink           about {sized(found.downlink_bytes)}")
+    beside = f" ({processes} processes search)" if processes else ""
+    print(f"memory             {found.memory_mb:.0f} MB{beside}")
+    print(f"parameters         {found.parameters}")
+    print(f"moments a client   {found.moment_dimension}")
+    print(f"images a client    {found.images_per_client[0]} … {found.images_per_client[1]}")
