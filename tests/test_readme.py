@@ -111,3 +111,16 @@ def test_pictures_and_links_of_the_readme_exist():
     assert links
     for link in links:
         assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+def test_pages_that_follow_from_the_code_are_as_it_has_them():
+    done = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_is_short_and_its_lines_are():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120 and len(text.split()) <= 900
+    assert max(map(len, text.splitlines())) <= 100

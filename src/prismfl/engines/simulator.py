@@ -62,7 +62,7 @@ class InProcess:
 
     A client keeps θ in memory alone: when the simulator is resumed, its clients ask for a snapshot.
     What it keeps between runs lies on its disk.  Memory does not grow with the number of clients: see
-    `engines/kept.py`.
+    `engines/caches.py`.
     Each client's search runs on `client_threads` processor threads, whatever the number of
     clients searched at a time: the bytes do not depend on `workers`.
     """
