@@ -141,13 +141,14 @@ def start(words, log):
 
 SMALL = shlex.split("""
     --size 16 --width 2 --rounds 3 --local-steps 1 --batch-size 4 --finished-mask half
-    --grid-every 0 --join-wait 300 --deadline 120
+    --deadline 300
 """)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_world")
 def test_flowers_simulation_gives_the_simulators_model(tmp_path):
-    words = ["--clients", 3, "--partition", "iid", *SMALL, "--adam", "keep", "--distance-samples", 0, "--workers", 2]
+    words = ["--clients", 3, "--partition", "iid", *SMALL, "--distance-samples", 0, "--workers", 2]
     simulated = start(["simulate", *words, "--out", tmp_path / "flower"], tmp_path / "log")
     try:
         assert simulated.wait(400) == 0, (tmp_path / "log").read_text()[-2000:]
