@@ -287,7 +287,9 @@ def _votes(
 
 
 def mada_share(q: NDArray[np.uint16], mean: NDArray[np.int64], settings: Federation) -> int:
-    """1 - λ in units of 1 / 65536: how far the global model moves towards the mean θ̄.
+    """1 - λ in units of 1 / 65536: how far the global model moves towards the mean θ̄ (MADA).
+
+    To add a rule, add its name to `settings.schema.Federation.mada` and its share here.
 
     mean: θ̄ · 65536, int64 `[N]`.  `published`: the expected Hamming distance of masks drawn
     independently from θ_t and θ̄, mean(θ + θ̄ - 2θθ̄) (equation 5); `off`: 1 (PRISM†).

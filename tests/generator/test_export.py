@@ -10,9 +10,9 @@ import pytest
 from prismfl.cli import main as cli
 from prismfl.errors import DependencyError, ModelFileError
 from prismfl.generator import onnx as export
-from prismfl.generator.asking import ModelSampler
 from prismfl.generator.layout import Layout
 from prismfl.generator.modelfile import save_model
+from prismfl.generator.sampler import ModelSampler
 from prismfl.generator.sampling import Sampler, finish
 from prismfl.seeding.philox import Purpose, Stream
 

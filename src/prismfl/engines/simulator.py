@@ -167,10 +167,34 @@ def train(
     out: str | Path,
     watcher: Watcher | None = None,
 ) -> Finished:
-    """Train in this process, in a new run folder `out`; the command line's `train` from Python.
+    """Train with simulated clients in this process; the command `prismfl train` from Python.
 
-    images: uint8 `[N, C, H, W]` with labels int64 `[N]`, every tenth kept for testing; or None
-    to load the settings' data set.  Raises PrismError subclasses for bad settings, data, folders.
+    Args:
+        settings: what is asked for; what it leaves open follows from the images.
+        images: uint8 `[N, C, H, W]` of 1 or 3 channels, dealt to the clients; every tenth is kept for
+            measuring.  None loads the settings' data set.
+        labels: int64 `[N]`; with them the generator takes a label.
+        out: a new or empty folder for the run.
+        watcher: is told how the run goes.
+
+    Returns:
+        The run's folder, whose `model` is the finished model's file, and its closing figures.
+
+    Raises:
+        SettingError, DataError, PrivacyError, ModelFileError: before anything is trained.
+        RunFolderError: for a folder that is not empty or cannot be written.
+
+    Example:
+        >>> import numpy as np, prismfl, tempfile
+        >>> images = np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16), np.uint8)
+        >>> asked = {"data": {"clients": 2, "partition": "iid"}, "generator": {"width": 2}}
+        >>> asked |= {"federation": {"rounds": 1}, "search": {"local_steps": 1, "batch_size": 4}}
+        >>> asked |= {"running": {"distance_samples": 0, "workers": 1}}
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     finished = prismfl.train(prismfl.settings_from(asked), images, out=f"{root}/run")
+        ...     samples = prismfl.load(finished.folder.model).sample(8, seed=0)
+        >>> samples.shape, samples.dtype
+        ((8, 1, 16, 16), dtype('uint8'))
     """
     if images is not None:
         settings = for_arrays(settings, images)
@@ -191,7 +215,20 @@ def resume(
 ) -> Finished:
     """Finish the run in a run folder; its model has the same bytes as an uninterrupted run's.
 
-    changes: settings of its section `running`, and `data_dir`, `clients_from` or `weights` where files have moved.
+    Args:
+        root: the folder.
+        images, labels: the arrays that the run began with, where it began with arrays.
+        watcher: is told how the run goes.
+        changes: settings of the section `running`, and `data_dir`, `clients_from`, `features` or `weights`
+            where files have moved.
+
+    Returns:
+        As `train`.
+
+    Raises:
+        RunFolderError: for a folder that holds no run, or whose settings and data make another run.
+        ModelFileError: for another feature network than the run began with.
+        SettingError: for changes that would make another run.
     """
     folder, settings = runfolder.reopen(Path(root), changes)
     ready = prepare(settings, images, labels)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from prismfl.data.files import write_atomic
 from prismfl.errors import DependencyError, PrismError
-from prismfl.generator.asking import ModelSampler
 from prismfl.generator.layout import Layout, kept_weights
 from prismfl.generator.modelfile import Model, load_model
 from prismfl.generator.pictures import image_grid, save_picture
+from prismfl.generator.sampler import ModelSampler
 from prismfl.seeding.philox import Purpose, Stream
 
 EPSILON = 1e-5  # of BatchNorm, as in training

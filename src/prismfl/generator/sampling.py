@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prismfl.data.images import ImageSet
-from prismfl.generator.asking import ModelSampler, columns_of
 from prismfl.generator.layout import Layout, Mask, kept_weights
 from prismfl.generator.modelfile import Model, load_model
 from prismfl.generator.network import Statistics, check_device, latent_batch, recompute_statistics, render
 from prismfl.generator.pictures import image_grid, save_folders, save_picture, save_pictures
+from prismfl.generator.sampler import ModelSampler, columns_of
 from prismfl.seeding.philox import Purpose, Stream
 
 __all__ = [
@@ -41,7 +41,18 @@ class Sampler(ModelSampler):
 
 
 def load(path: str | Path, device: str = "cpu") -> Sampler:
-    """Load a model file to sample from.  Raises ModelFileError."""
+    """Load a model file to sample from.
+
+    Args:
+        path: what a run wrote as `model.safetensors`.
+        device: torch device that computes the images.
+
+    Returns:
+        A sampler: `sample`, `labelled` and `per_class` make images, `model` is what the file holds.
+
+    Raises:
+        ModelFileError: for a file that is missing, damaged or no model.
+    """
     return Sampler(load_model(path), device)
 
 

@@ -109,10 +109,24 @@ def rounding_distance(dimension: int, scale: float) -> float:
 
 
 def calibrate(epsilon: float, delta: float, dimension: int = 0, steps: float = math.inf) -> float:
-    """σ / Δ of one release that is (ε, δ)-DP by the analytic Gaussian mechanism.
+    """σ / Δ of one release that is (ε, δ)-DP by the analytic Gaussian mechanism (Balle, Wang 2018).
 
-    dimension, steps: entries, and Δ in steps of the grid, of discrete noise whose difference is
-    paid for; none is for Gaussian noise.  Raises PrivacyError where ε or δ is impossible.
+    The unit is what Δ is the sensitivity to; here the images of one person at one client, replace-one.
+
+    Args:
+        epsilon, delta: what is promised.
+        dimension: entries of the released vector, where its noise is discrete; 0 for Gaussian noise.
+        steps: Δ in steps of the discrete noise's grid.
+
+    Returns:
+        The noise multiplier σ / Δ; what discrete noise differs from Gaussian noise is paid for in δ.
+
+    Raises:
+        PrivacyError: where ε or δ is impossible, or δ cannot pay for the difference.
+
+    Example:
+        >>> round(calibrate(1.0, 1e-5), 3)
+        3.731
     """
     _check(epsilon, delta)
     library = _dp_accounting()
@@ -153,11 +167,21 @@ def _check(epsilon: float, delta: float) -> None:
 
 
 def compose(entries: Sequence[Entry], delta: float = 0.0, clients_of_a_person: int = 1) -> Guarantee:
-    """What all releases together guarantee, at `delta` (0: the largest δ among the entries).
+    """What all releases together guarantee.
 
-    Releases of one client compose; different clients hold different persons, so the worst one
-    counts.  clients_of_a_person: how many clients one person may have images at; then the
-    worst so many compose.  Raises PrivacyError for an empty ledger and for an ε past all bounds.
+    The unit is the images of one person at one client, replace-one.  Releases of one client compose
+    (Dong, Roth, Su 2022, corollary 3.3); different clients hold different persons, so the worst one counts.
+
+    Args:
+        entries: the ledger.
+        delta: at which ε is told; 0: the largest δ among the entries.
+        clients_of_a_person: how many clients one person may have images at; the worst so many compose.
+
+    Returns:
+        ε, δ, and whose they are.
+
+    Raises:
+        PrivacyError: for an empty ledger, and for an ε past all bounds.
     """
     if not entries or clients_of_a_person < 1:
         raise PrivacyError("a ledger without entries", "at least one release", "there is no guarantee to state")

@@ -73,9 +73,22 @@ def matching_of(settings: Settings, *, labelled: bool) -> Matching:
 
 
 def resolved(settings: Settings, channels: int, images: float | None = None) -> Settings:
-    """The settings with all written down that follows from the channels, and from how many images a client has.
+    """The settings with all written down that follows from the images.
 
-    images: on average; None where nobody knows.
+    Args:
+        settings: what was asked for.
+        channels: of the images, 1 or 3.
+        images: that a client has on average; None where nobody knows.
+
+    Returns:
+        Settings that leave nothing open but what follows from the machine.  Resolved again they stay as
+        they are.
+
+    Example:
+        >>> from prismfl.settings.toml import settings_from
+        >>> found = resolved(settings_from({}), channels=1, images=144.0)
+        >>> found.search.batch_size, found.search.local_steps, found.generator.width
+        (16, 100, 16)
     """
     features = named(settings.features, channels)
     settings = replace(settings, features=features)

@@ -54,10 +54,24 @@ _GONE = {
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:
-    """Settings from a nested mapping as TOML gives it.
+    """Settings from a nested mapping, as TOML gives it.
 
-    Raises SettingError with key, value and allowed range for what is unknown, of the wrong
-    type, or impossible.
+    Args:
+        values: sections by name, each a mapping of settings; and `seed`.
+
+    Returns:
+        The settings, all checked; what is not named has its default.
+
+    Raises:
+        SettingError: with key, value and allowed range, for what is unknown, of the wrong type, or
+            impossible alone or together.
+
+    Example:
+        >>> settings_from({"federation": {"rounds": 50}}).federation.rounds
+        50
+        >>> settings_from({"federation": {"rounds": 0}})
+        Traceback (most recent call last):
+        prismfl.errors.SettingError: federation.rounds = 0; expected a whole number ≥ 1 and ≤ 10000000; ...
     """
     parts: dict[str, Any] = {}
     for key, value in values.items():
@@ -127,7 +141,18 @@ def _refuse_old(section: str, values: Any) -> None:
 
 
 def load_settings(path: Path, changes: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from a TOML file, with flat changes laid over it.  Raises SettingError."""
+    """Settings from a TOML file, with changes laid over it.
+
+    Args:
+        path: the file; a run's `config.toml` is one.
+        changes: settings by their own names, as `{"rounds": 50}`.
+
+    Returns:
+        The settings, all checked.
+
+    Raises:
+        SettingError: for a file that is missing or damaged, and as `settings_from`.
+    """
     return settings_from(merged(read_toml(path), changes or {}))
 
 

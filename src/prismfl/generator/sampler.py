@@ -27,16 +27,35 @@ class ModelSampler(ABC):
         """Images of the public latents of a seed and labels int64 `[n]`: uint8 `[n, C, H, W]`."""
 
     def sample(self, count: int, *, seed: int = 0, labels: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
-        """`count` images: uint8 `[count, C, H, W]`.
+        """Make images.
 
-        labels: int64 `[count]`, numbers of the model's labels; without them labels take turns.
-        Raises SettingError when count < 1, or for labels that the model does not have.
+        Args:
+            count: how many.
+            seed: of the public latents; the same seed gives the same images on one machine.
+            labels: int64 `[count]`, numbers of the model's labels; without them labels take turns.
+
+        Returns:
+            uint8 `[count, C, H, W]`.
+
+        Raises:
+            SettingError: when count < 1, and for labels that the model does not have.
         """
         self._check_count(count)
         return self.render(seed, self._tags(count, labels))
 
     def labelled(self, name: str, count: int) -> NDArray[np.int64]:
-        """The number of a label, `count` times: int64 `[count]`.  Raises SettingError."""
+        """The number of a label, `count` times, as `sample` takes it.
+
+        Args:
+            name: one of `model.labels`.
+            count: how often.
+
+        Returns:
+            int64 `[count]`.
+
+        Raises:
+            SettingError: for a label that the model does not have.
+        """
         names = self.model.labels
         if name not in names:
             known = ", ".join(map(repr, names)) or "none: this model takes no label"
@@ -45,9 +64,17 @@ class ModelSampler(ABC):
         return np.full(count, names.index(name), np.int64)
 
     def per_class(self, count: int, *, seed: int = 0) -> dict[str, NDArray[np.uint8]]:
-        """`count` images of each label, by its name: uint8 `[count, C, H, W]` each.
+        """Make as many images of each label.
 
-        Raises SettingError when the model takes no label, or a label cannot name a folder.
+        Args:
+            count: how many of each.
+            seed: of the public latents.
+
+        Returns:
+            By the label's name: uint8 `[count, C, H, W]` each.
+
+        Raises:
+            SettingError: when the model takes no label, or a label cannot name a folder.
         """
         names = self.model.labels
         wrong = [name for name in names if _unsafe(name)]
