@@ -85,7 +85,7 @@ def test_every_command_of_the_readme_runs(place):
         assert done.returncode == 0, (line, done.stderr)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/deploy.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide/deploy.md"])
 def test_commands_that_need_the_network_or_large_data_name_options_that_exist(page, tmp_path):
     lines = [shlex.split(line, comments=True) for block in blocks("console", page) for line in block.splitlines()]
     lines = [words for words in lines if words[0] == "prismfl"]

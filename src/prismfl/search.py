@@ -29,7 +29,7 @@ _TINY = 1e-16
 _BETA2 = 0.999  # Adam's second decay
 _MOVING_RATE = 0.1  # of the moving average of the residual, in root-mean-square residuals
 _BFLOAT16 = "_is_avx512_bf16_supported"
-_WORTH_COMPILING = 40_000  # steps in which what a compiler takes is gained back (docs/speed.md)
+_WORTH_COMPILING = 40_000  # steps in which what a compiler takes is gained back (docs/research/speed.md)
 
 
 @dataclass(frozen=True)

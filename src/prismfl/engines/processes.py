@@ -27,7 +27,7 @@ from prismfl.settings.schema import Settings
 # glibc's numbers for mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
-_WORTH_STARTING = 2_000  # steps of a run in which what starting processes takes is gained back (docs/speed.md)
+_WORTH_STARTING = 2_000  # steps of a run in which what starting processes takes is gained back (docs/research/speed.md)
 
 _log = logging.getLogger(__name__)
 

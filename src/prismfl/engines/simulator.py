@@ -27,7 +27,7 @@ from prismfl.run.prepare import Prepared, for_arrays, prepare
 from prismfl.search import Memory
 from prismfl.settings.schema import Settings
 
-_ON_A_GPU = 6  # workers at most: more gain nothing (docs/speed.md)
+_ON_A_GPU = 6  # workers at most: more gain nothing (docs/research/speed.md)
 _MOST_COUNTS = 100_000  # of labels at clients, in the run folder
 _MOST_TARGETS, _MOST_THETAS = 2**29, 2**28  # bytes in memory, of all clients together
 

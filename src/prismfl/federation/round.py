@@ -118,7 +118,7 @@ def server_update(
 
     A client whose reply is an error, damaged or foreign is left out and named in the record.
     traffic: of earlier attempts at this round; what is sent and heard is added to it.
-    Raises ClientError when fewer clients are left than `deployment.least_cohort`.
+    Raises ClientError when fewer clients are left than `running.least_cohort`.
     """
     members = cohort(agreement, state.round)
     traffic = Traffic() if traffic is None else traffic

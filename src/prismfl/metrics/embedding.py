@@ -24,6 +24,7 @@ JUDGE_FEATURES = 272
 BATCH = 32  # the widest maps of more images leave a processor's cache
 _EARLY, _EARLY_UNIT = 5, 0.2  # the map's number; root of the mean variance of its averages on CIFAR-10's test images
 _LAST_MEANS, _LAST_UNIT = 128, 0.39
+_BLACK, _WHITE = 16, 239  # levels beyond are as good as black and white, as in studio video
 
 
 @cache
@@ -33,8 +34,11 @@ def load_judge() -> LoadedNet:
 
 
 def embed(net: FeatureNet, images: Tensor) -> Tensor:
-    """Judge features of uint8 `[B, C, H, W]`: float32 `[B, 272]`, images scaled to 96 pixels."""
-    x = images.float().div(127.5).sub(1)
+    """Judge features of uint8 `[B, C, H, W]`: float32 `[B, 272]`, images scaled to 96 pixels.
+
+    Levels that look black or white count as such: a network's edges see 3 beside 0, which nobody does.
+    """
+    x = images.float().clamp(_BLACK, _WHITE).div(127.5).sub(1)
     if x.shape[-1] != JUDGE_SIZE:
         x = F.interpolate(x, (JUDGE_SIZE, JUDGE_SIZE), mode="bilinear", antialias=True)
     early = last = x

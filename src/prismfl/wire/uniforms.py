@@ -29,7 +29,7 @@ class Draws:
     """How the masks of a round are drawn: what settings and round say.
 
     draws: `independent`, or `stratified`: all `cohort` clients share one u, each shifted by
-    π(rank)/cohort modulo 1 with π a fresh public permutation (architecture, idea 4a).  Either
+    π(rank)/cohort modulo 1 with π a fresh public permutation.  Either
     way one client's u is exactly uniform on 0 … 65535.  stretches: (n, parts) of consecutive entries, which are dealt
     at random into so many parts; a client sends the part π(rank) mod parts alone.
     """

@@ -162,7 +162,7 @@ def test_flowers_simulation_gives_the_simulators_model(tmp_path):
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_goes_on_over_tls_with_keys(write_sites, tmp_path):
-    """The commands as `docs/deploy.md` has them; clients find the server again by themselves."""
+    """The commands as `docs/guide/deploy.md` has them; clients find the server again by themselves."""
     sites, port = write_sites(tmp_path / "sites", {"a": 9, "b": 8}), free_port()
     made = start(["certificates", "--out", tmp_path / "tls", "--host", "127.0.0.1", "--clients", 2], tmp_path / "log")
     assert made.wait(120) == 0
