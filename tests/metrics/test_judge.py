@@ -86,14 +86,14 @@ def test_what_looks_black_or_white_is_black_or_white(turned):
     """Backgrounds that are generated are a few levels off: an edge of 3 beside 0 counted as much as another digit."""
     digits = load_dataset("digits", None, 32, "test").images[:20]
     noise = np.random.default_rng(0).integers(0, 8, digits.shape).astype(np.uint8)
-    images = [digits, np.where(digits < 8, digits + noise, digits), np.where(digits < 8, digits + 4 * noise, digits)]
+    images = [digits, np.where(digits < 1, noise, digits), np.where(digits < 1, 4 * noise, digits)]
     plain, unseen, seen = (judge_features(255 - one if turned else one) for one in images)
     np.testing.assert_array_equal(unseen, plain)
     assert np.abs(seen - plain).max() > 0.5
 
 
-# Least factors measured: CIFAR-10 3.2 (grid of 8 pixels), MNIST 57 and Fashion-MNIST 35 (blurred); where classes are
-# left out 1.3, 3.6 and 9.1.
+# Least factors measured: CIFAR-10 3.0 and faces 3.9 (grid of 8 pixels), MNIST 36 and Fashion-MNIST 24 (blurred); where classes are
+# left out 1.3, 3.1 and 8.9.
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["cifar10", "faces", "mnist", "fmnist"])
 @pytest.mark.timeout(1800)

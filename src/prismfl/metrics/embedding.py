@@ -24,7 +24,7 @@ JUDGE_FEATURES = 272
 BATCH = 32  # the widest maps of more images leave a processor's cache
 _EARLY, _EARLY_UNIT = 5, 0.2  # the map's number; root of the mean variance of its averages on CIFAR-10's test images
 _LAST_MEANS, _LAST_UNIT = 128, 0.39
-_BLACK, _WHITE = 16, 239  # levels beyond are as good as black and white, as in studio video
+_BLACK, _WHITE = 8, 247  # levels beyond are as good as black and white to an eye
 
 
 @cache
