@@ -107,10 +107,7 @@ class Link:
 
 
 def environment(home: Path, *ahead: Path) -> dict[str, str]:
-    """This process's environment for Flower's commands, which keep their files in `home`.
-
-    ahead: folders whose programs come before all others.
-    """
+    """Our environment for Flower's commands, which keep their files in `home`; ahead: folders of programs."""
     path = os.pathsep.join((*map(str, ahead), str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     poll = os.environ.get("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
     return {**os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": poll}
@@ -118,8 +115,7 @@ def environment(home: Path, *ahead: Path) -> dict[str, str]:
 
 def command(words: Sequence[str], env: Mapping[str, str]) -> list[str]:
     """The words with the program's full path.  Raises DependencyError."""
-    found = shutil.which(words[0], path=env["PATH"])
-    if found is None:
+    if (found := shutil.which(words[0], path=env["PATH"])) is None:
         raise DependencyError(f"no command {words[0]}", "Flower's commands", "pip install 'prismfl[flower]'")
     return [found, *words[1:]]
 
