@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ("engines.simulator", "settings.toml", "settings.resolve", "privacy.ledger")
+MODULES = ("engines.simulator", "settings.toml", "settings.resolve", "settings.presets", "privacy.ledger")
 
 
 @pytest.mark.usefixtures("full_world")

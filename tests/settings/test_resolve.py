@@ -2,6 +2,8 @@
 
 import pytest
 
+from prismfl.cli.options import asked
+from prismfl.errors import SettingError
 from prismfl.settings.resolve import Matching, matching_of, notes_of, plan_of, resolved
 from prismfl.settings.toml import load_settings, settings_from, to_toml
 
@@ -99,3 +101,18 @@ def test_more_rounds_of_what_was_asked_are_resolved_anew():
     assert (
         resolved(settings_from(long), 1).search.learning_rate < resolved(settings_from(short), 1).search.learning_rate
     )
+
+
+def test_the_papers_preset_is_the_published_form_and_others_go_over_it(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[federation]\nrounds = 7\ndraws = 'stratified'\n")
+    found = asked(path, {"rounds": 9}, "paper")
+    assert (found.federation.mada, found.federation.initial_certainty, found.search.loss) == (
+        "published",
+        0.0,
+        "moving",
+    )
+    assert (found.federation.rounds, found.federation.draws, found.generator.conditional) == (9, "stratified", False)
+    assert found.features.features == "auto" and asked(None, {"weights": "a.pth"}, "paper").features.features == "vgg19"
+    with pytest.raises(SettingError, match="preset 'papers'; expected one of paper"):
+        asked(None, {}, "papers")

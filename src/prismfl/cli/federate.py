@@ -5,10 +5,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from prismfl.cli.options import asked
 from prismfl.cli.train import closing, reported, watched
 from prismfl.errors import SettingError
 from prismfl.settings.check import check_pattern
-from prismfl.settings.toml import load_settings, merged, settings_from
 
 _Resume = Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")]  # noqa: UP045
 _Config = Annotated[Optional[Path], typer.Option(help="Settings file (TOML); options go over it.")]  # noqa: UP045
@@ -32,7 +32,7 @@ def _federated(changes: dict[str, Any], config: Path | None, out: Path | None, r
                 "--resume with --config or --out", "options of running at most", "settings come from the run"
             )
         return resume, runfolder.reopen(resume, changes)[1]
-    settings = load_settings(config, changes) if config else settings_from(merged({}, changes))
+    settings = asked(config, changes)
     root = out or Path("runs") / f"{settings.data.dataset}-{settings.seed}"
     runfolder.create(root, settings)
     return root, settings

@@ -1,14 +1,17 @@
 """One option a setting, and help that shows the options that most people need first."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import click
 import typer
 from typer.core import TyperCommand
 
-from prismfl.settings.schema import all_fields
+from prismfl.settings.presets import preset
+from prismfl.settings.schema import Settings, all_fields
+from prismfl.settings.toml import laid_over, merged, read_toml, settings_from
 
 # What most people need, in this order; the rest follows section by section.
 _FIRST = ("dataset", "data_dir", "clients", "partition", "size", "rounds", "mode", "mask", "epsilon", "device")
@@ -42,6 +45,13 @@ class GroupedCommand(TyperCommand):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+
+
+def asked(config: Path | None, changes: Mapping[str, Any], name: str = "") -> Settings:
+    """What is asked for: a preset, a settings file over it, and options over both.  Raises SettingError."""
+    values = read_toml(config) if config else {}
+    weights = str(changes.get("weights") or values.get("features", {}).get("weights", ""))
+    return settings_from(merged(laid_over(preset(name, weights), values), changes))
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
+from prismfl.cli.options import asked
 from prismfl.errors import SettingError
 from prismfl.run.progress import LiveWatcher, PlainWatcher, on_terminal, sized
 from prismfl.settings.schema import Settings
-from prismfl.settings.toml import load_settings, merged, settings_from
 
 INTERRUPTED = 130  # exit status, as a shell has it of what Ctrl-C ended
 
@@ -19,6 +19,7 @@ INTERRUPTED = 130  # exit status, as a shell has it of what Ctrl-C ended
 def train(
     changes: dict[str, Any],
     config: Annotated[Optional[Path], typer.Option(help="Settings file (TOML); options go over it.")] = None,  # noqa: UP045
+    preset: Annotated[str, typer.Option(help="Settings by name, below --config: paper, as published.")] = "",
     out: Annotated[Optional[Path], typer.Option(help="New run folder [runs/DATASET-SEED].")] = None,  # noqa: UP045
     resume: Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run takes, and stop.")] = False,
@@ -26,13 +27,13 @@ def train(
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html at the end.")] = False,
 ) -> None:
     """Train a generator with simulated clients on this machine."""
-    if resume is not None and (config or out or dry_run):
+    if resume is not None and (config or preset or out or dry_run):
         raise SettingError(
-            "--resume with --config, --out or --dry-run", "options of running at most", "settings come from the run"
+            "--resume with --config, --preset, --out or --dry-run",
+            "options of running at most",
+            "settings come from the run",
         )
-    settings = (
-        Settings() if resume else load_settings(config, changes) if config else settings_from(merged({}, changes))
-    )
+    settings = Settings() if resume else asked(config, changes, preset)
     if dry_run:
         _forecast(settings)
         return

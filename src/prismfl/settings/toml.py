@@ -156,6 +156,14 @@ def load_settings(path: Path, changes: Mapping[str, Any] | None = None) -> Setti
     return settings_from(merged(read_toml(path), changes or {}))
 
 
+def laid_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with another one laid over it, section by section."""
+    found: dict[str, Any] = {key: dict(part) if isinstance(part, Mapping) else part for key, part in base.items()}
+    for key, part in values.items():
+        found[key] = {**found.get(key, {}), **part} if isinstance(part, Mapping) else part
+    return found
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as nested mappings.  Raises SettingError when it is missing or damaged."""
     try:

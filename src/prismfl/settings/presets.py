@@ -1,0 +1,33 @@
+"""Settings by name, which others go over."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prismfl.errors import SettingError
+
+# As published: MADA from θ = 1/2, masks that each client draws by itself and sends whole, an Adam moving
+# average of the residual, no labels.  The paper's 500 rounds are left to --rounds.
+_PAPER: Mapping[str, Mapping[str, Any]] = {
+    "generator": {"conditional": False},
+    "search": {"loss": "moving", "local_steps": 100, "batch_size": 64},
+    "federation": {"mada": "published", "initial_certainty": 0.0, "uplink": "whole", "draws": "independent"},
+}
+PRESETS = {"paper": _PAPER}
+
+
+def preset(name: str, weights: str = "") -> dict[str, Any]:
+    """A preset's nested settings, empty for no name.
+
+    weights: file of VGG-19's weights, which the paper matches; without it the network stays open.
+    Raises SettingError for an unknown name.
+
+    Example:
+        >>> preset("paper")["federation"]["mada"]
+        'published'
+    """
+    if not name:
+        return {}
+    if name not in PRESETS:
+        raise SettingError(f"preset {name!r}", f"one of {', '.join(PRESETS)}", "name one of these")
+    found = {section: dict(part) for section, part in PRESETS[name].items()}
+    return found | ({"features": {"features": "vgg19"}} if weights else {})
