@@ -1,5 +1,6 @@
 """The worked example of docs/wire-format.md is what this version writes and reads."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from prismfl.wire.frames import Place
 from prismfl.wire.masks import SharedKnowledge, decode_mask, decode_step, encode_mask, encode_step, flip_contexts
 from prismfl.wire.uniforms import Draws, baseline
 
-PAGE = Path(__file__).parents[2] / "docs" / "wire-format.md"
+PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "wire-format.md"
 Q = np.full(256, 32768, np.uint16)
 MINE = np.repeat(np.array([34000, 31500], np.uint16), 128)
 KNOWN = SharedKnowledge(Q, np.repeat(np.array([0, 1], np.uint8), 128), 2)
@@ -23,15 +24,9 @@ KEPT, DROPPED = [41, 70, 91, 99], [174, 243]
 
 @pytest.fixture(scope="module")
 def frames():
-    """The two frames of the page, from its indented lines."""
-    blocks, lines = [], []
-    for line in [*PAGE.read_text().split("## A worked example")[1].splitlines(), ""]:
-        if line.startswith("    "):
-            lines.append(line)
-        elif lines:
-            blocks.append(bytes.fromhex("".join(lines).replace(" ", "")))
-            lines = []
-    return blocks
+    """The two frames of the page, from its blocks of hexadecimal digits."""
+    example = PAGE.read_text().split("## A worked example")[1]
+    return [bytes.fromhex(block) for block in re.findall(r"```\n([0-9a-f \n]+)```", example)]
 
 
 def test_the_update_is_the_one_on_the_page(frames):
