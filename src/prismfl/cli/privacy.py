@@ -76,7 +76,7 @@ def _audited_training(epsilon: float, delta: float, runs: int) -> Any:
     import tempfile
 
     from prismfl.data.datasets import load_dataset
-    from prismfl.engines import simulator as inprocess
+    from prismfl.engines import simulator
     from prismfl.features.networks import load_features
     from prismfl.generator.sampling import load
     from prismfl.moments import FeatureMap
@@ -94,7 +94,7 @@ def _audited_training(epsilon: float, delta: float, runs: int) -> Any:
 
     def train(images: Any) -> Any:
         with tempfile.TemporaryDirectory() as root:
-            return load(inprocess.train(settings, images, out=Path(root) / "run").folder.model).sample(100)
+            return load(simulator.train(settings, images, out=Path(root) / "run").folder.model).sample(100)
 
     features = FeatureMap(load_features("vgg"), matching_of(settings, labelled=True), 1, 16)
     images = load_dataset("digits", None, 16, "train").images[:60]

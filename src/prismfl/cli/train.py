@@ -37,7 +37,7 @@ def train(
     if dry_run:
         _forecast(settings)
         return
-    from prismfl.engines import simulator as inprocess
+    from prismfl.engines import simulator
     from prismfl.engines.processes import keep_freed_memory
     from prismfl.run.loggers import Logged, make_logs
 
@@ -49,9 +49,9 @@ def train(
     def go(display: Any) -> Any:
         with Logged(display, logs) as watcher:
             if resume is not None:
-                finished = inprocess.resume(root, watcher=watcher, changes=changes)
+                finished = simulator.resume(root, watcher=watcher, changes=changes)
             else:
-                finished = inprocess.train(settings, out=root, watcher=watcher)
+                finished = simulator.train(settings, out=root, watcher=watcher)
             watcher.finished(finished.summary)
         return finished
 

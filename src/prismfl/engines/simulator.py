@@ -19,7 +19,7 @@ from prismfl.federation.agreement import Agreement, Exchange, Reply
 from prismfl.federation.client import Answer, ClientKit, client_distances, client_update
 from prismfl.moments import Target
 from prismfl.run import folder as runfolder
-from prismfl.run import loop as coordinator
+from prismfl.run import loop
 from prismfl.run.environment import cores
 from prismfl.run.folder import RunFolder
 from prismfl.run.loop import Finished, Silent, Watcher
@@ -242,7 +242,7 @@ def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finishe
         watcher.note(line)
     engine = InProcess(ready.agreement, ready.kit, ready.clients, folder)
     try:
-        finished = coordinator.run(ready.agreement, engine, folder, watcher, ready.test, ready.kit)
+        finished = loop.run(ready.agreement, engine, folder, watcher, ready.test, ready.kit)
     except BaseException:
         engine.close(now=True)
         raise

@@ -257,12 +257,6 @@ def save_ledger(folder: RunFolder, client: int, releases: list[dict[str, Any]]) 
     write_atomic(_ledger_of(folder, client), json.dumps({"releases": releases}, indent=1) + "\n")
 
 
-def client_ledger(folder: RunFolder, client: int) -> list[Any]:
-    """All releases of one client.  Raises RunFolderError for a ledger that does not read."""
-    path = _ledger_of(folder, client)
-    return _releases_in(path) if path.exists() else []
-
-
 def _ledger_of(folder: RunFolder, client: int) -> Path:
     return folder.client(client) / "ledger.json"
 

@@ -13,7 +13,7 @@ _FINAL_RATE = 0.3
 _SOFT_RATE, _SOFT_FINAL_RATE, _SOFT_CERTAINTY = 0.15, 0.05, 0.25  # of soft masks
 _FEWEST_RATE, _FEWEST_FINAL_RATE = 1.3, 0.6  # where the fewest bits travel
 _ALONE = 4  # times as many steps a round where the server searches alone: it is one search instead of many
-_LITES = ("efficientnet-lite0",)
+_LITES = ("efficientnet-lite0",)  # that may be matched; lite2 judges
 _LITE_SIDE = 64  # pixels a side that an EfficientNet-Lite is shown at least
 
 

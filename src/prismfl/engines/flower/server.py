@@ -19,7 +19,7 @@ from prismfl.errors import ClientError, PrismError, RunFolderError
 from prismfl.federation.agreement import Agreement
 from prismfl.federation.client import ClientKit
 from prismfl.run import folder as runfolder
-from prismfl.run import loop as coordinator
+from prismfl.run import loop
 from prismfl.run.folder import RunFolder
 from prismfl.run.loop import Finished, Watcher
 from prismfl.run.prepare import agree_on, counted, prepare, site_kit
@@ -89,7 +89,7 @@ def serve(grid: Grid, folder: RunFolder, settings: Settings, watcher: Watcher) -
     # Lines of rounds that never counted go first: the engine reads who counted.
     runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients)
     engine = Flower(grid, agreement, folder, roster, terms)
-    return coordinator.run(agreement, engine, folder, watcher, test, kit)
+    return loop.run(agreement, engine, folder, watcher, test, kit)
 
 
 def _simulated(
