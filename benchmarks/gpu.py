@@ -242,7 +242,7 @@ def checked(plan: Plan, device: torch.device, precision: str) -> Iterator[Check]
 def searched(device: torch.device) -> Iterator[Check]:
     """A short search of a small network on the device, its step compiled and recorded, against the processor's."""
     layout, features, batch = PLANS["tiny"].world()
-    settings = SearchPlan(local_steps=20, batch_size=batch, precision="float32", compile="on")
+    settings = SearchPlan(local_steps=20, batch_size=batch, precision="float32", compiled=True)
     with multiplying("float32"):
         moved_by, target = [], None
         for place in (torch.device("cpu"), device, device):
@@ -295,7 +295,7 @@ def timed_row(plan: Plan, one: Searcher, way: Way, rate: float, bandwidth: float
 
 def rounds_of(plan: Plan, one: Searcher, way: Way) -> list[float]:
     """Seconds of rounds of all clients' searches, the first with all that is made once."""
-    asked = replace(one.plan, local_steps=plan.steps, compile=way.compile, keeps_adam=False)
+    asked = replace(one.plan, local_steps=plan.steps, compiled=way.compile == "on", keeps_adam=False)
     target = Target(one.target.cpu().numpy(), 64, one.shares.cpu().numpy())
     q, device = np.full(one.layout.count, 32768, np.uint16), one.weights.device
     shared = one.layout, one.weights, one.features

@@ -10,13 +10,13 @@ seconds are medians over all rounds but each run's first.  Both ways leave the s
 import argparse
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from prismfl.data.datasets import load_dataset
+from prismfl.engines import processes
 from prismfl.engines.simulator import train
 from prismfl.run.folder import read_rounds
 from prismfl.settings.schema import Settings
@@ -24,7 +24,7 @@ from prismfl.settings.toml import settings_from
 
 # Pixels, images a step, steps a round.
 SIZES = {"digits, 16 pixels": (16, 32, 50), "default, 32 pixels": (32, 64, 25), "two images a step": (32, 2, 50)}
-WAYS = {"threads": "off", "processes": "on"}
+WAYS = {"threads": 10**9, "processes": 1}  # steps from which on processes are started
 
 
 def main() -> None:
@@ -42,8 +42,8 @@ def main() -> None:
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         models = set()
         for _ in range(args.repeats):
-            for way, choice in WAYS.items():
-                found, model = run(settings, choice, args.clients)
+            for way, worth in WAYS.items():
+                found, model = run(settings, worth, args.clients)
                 seconds[way] += found
                 models.add(model)
         if len(models) > 1:
@@ -65,11 +65,11 @@ def settings_of(pixels: int, batch: int, steps: int, args: argparse.Namespace) -
     )
 
 
-def run(settings: Settings, choice: str, clients: int) -> tuple[list[float], bytes]:
+def run(settings: Settings, worth: int, clients: int) -> tuple[list[float], bytes]:
     """Seconds of the rounds after the first, and the model."""
     digits = load_dataset("digits", None, settings.generator.size, "train")
     rows = np.arange(100 * clients) % len(digits)
-    settings = replace(settings, running=replace(settings.running, processes=choice))
+    processes._WORTH_STARTING = worth
     with tempfile.TemporaryDirectory() as root:
         folder = train(settings, digits.images[rows], digits.labels[rows], out=Path(root) / "run").folder
         return [line["seconds"] for line in read_rounds(folder)][1:], folder.model.read_bytes()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.engines.clientdisk import ClientDisk
+from prismfl.engines.clientdisk import ClientDisk, releases_of
 from prismfl.engines.processes import keep_freed_memory
 from prismfl.generator.network import label_turns, latent_batch, recompute_statistics, render
 from prismfl.generator.sampling import labels_like
@@ -32,7 +32,7 @@ from prismfl.settings.schema import Settings
 def one_run(settings: Settings, rate: float, folder: Path, metrics: list[str]) -> dict[str, Any]:
     """All rounds, and figures of the averaged weights.
 
-    folder: where clients keep their releases; metrics: what is measured besides the distance, `prdc` or nothing.
+    folder: of the run; metrics: what is measured besides the distance, `prdc` or nothing.
     """
     if set(metrics) - {"prdc"}:
         raise SystemExit(f"of dense weights prdc alone is measured, not {', '.join(metrics)}")
@@ -57,7 +57,8 @@ def averaged(ready: Prepared, rate: float, folder: Path) -> torch.Tensor:
     """The server's weights `[N]` after all rounds."""
     agreement, kit = ready.agreement, ready.kit
     plan, weights, rounds = plan_of(agreement.settings), kit.weights.clone(), agreement.settings.federation.rounds
-    disk = ClientDisk(agreement, kit, RunFolder(folder))
+    root = RunFolder(folder)
+    disk = ClientDisk(agreement, kit, root, releases_of(agreement, kit, ready.clients, root))
     targets = [disk.target(client, mine) for client, mine in enumerate(ready.clients)]
     draws = [Tape(Stream(agreement.settings.seed, Purpose.SEARCH, 0, client)) for client in range(len(targets))]
     pairs = zip(targets, draws, strict=True)

@@ -50,6 +50,14 @@ def tiny():
 
 
 @pytest.fixture(autouse=True)
+def own_ledgers(tmp_path_factory):
+    """Ledgers of sources lie in a folder of the test's own, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state-home")))
+        yield
+
+
+@pytest.fixture(autouse=True)
 def small_judge():
     """The judge looks at 32 pixels, in a tenth of the time; `test_judge` tests it at its own size."""
     # With a patch of its own: a test's may be undone before other fixtures end.

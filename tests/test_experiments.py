@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 import struct
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from prismfl.metrics.readability import Classifier
+from prismfl.privacy.source import read_ledger
 from prismfl.run import evaluate as evaluation
 from prismfl.seeding.device import Tape
 from prismfl.seeding.philox import Purpose, Stream
@@ -128,11 +130,12 @@ def test_dense_weights_are_averaged_and_the_rate_is_of_the_row(runner, tmp_path)
 
 
 def test_dense_weights_follow_a_release_where_epsilon_is_set(runner, tmp_path):
-    """The releases are stored with the run, as those of any private run: the images are read once."""
+    """Which the ledger of the data has, as that of any private run."""
     plain = dense_run(runner, tmp_path, 0.01)
     private = dense_run(runner, tmp_path, 0.01, "[privacy]\nepsilon = 9.8\ndelta = 0.01\ndistances = true\n")
     assert private["fid_judge"] != plain["fid_judge"]
-    assert len(list((tmp_path / "runs").rglob("release*.safetensors"))) == 2
+    (ledger,) = Path(os.environ["XDG_STATE_HOME"]).rglob("ledger.jsonl")
+    assert len(read_ledger(ledger)) == 2
 
 
 def test_a_step_of_dense_weights_is_repeatable_and_as_long_as_its_rate(runner, tmp_path):

@@ -45,3 +45,11 @@ class ClientError(PrismError):
 
 class PrivacyError(PrismError):
     """A privacy guarantee cannot be given as asked, or a ledger does not read."""
+
+
+class BudgetError(PrivacyError):
+    """A release would take a source past what its budget allows in all."""
+
+
+class PolicyError(PrismError):
+    """A site does not answer what a server asks; it says why in words that hold nothing of the site's images."""

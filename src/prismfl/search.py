@@ -70,11 +70,9 @@ def precision_of(name: str, device: str) -> str:
     return "bfloat16" if told() else "float32"
 
 
-def compile_of(name: str, device: str, steps: int) -> str:
-    """`compile` as it stands for a run of so many local steps: `on` where it gains more time than it takes."""
-    if name != "auto":
-        return name
-    return "on" if device.startswith("cuda") and steps >= _WORTH_COMPILING else "off"
+def worth_compiling(device: str, steps: int) -> bool:
+    """Whether compiling the step of a run of so many local steps gains more time than it takes."""
+    return device.startswith("cuda") and steps >= _WORTH_COMPILING
 
 
 @contextmanager
@@ -169,7 +167,7 @@ def _station(
     if kept is not None and kept[0] == world and kept[1] is features:
         return kept[2]
     stays = _reusable(weights.device) and plan.loss != "moving"  # a moving average begins anew
-    plain = plan.compile == "on"
+    plain = plan.compiled
     mine = Tape(draws.stream, draws.device, plain=plain, common=draws.common) if stays else draws
     programs = _programs.setdefault(features, {}).setdefault(world, {}) if plain else None
     station = _Station(Searcher(layout, weights, features, target, plan, mine), programs)

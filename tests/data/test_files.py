@@ -20,7 +20,7 @@ def test_what_is_written_is_read_back(tmp_path, content, raw):
     assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
 
 
-@pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.open"])
+@pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace", "builtins.open"])
 @pytest.mark.parametrize("before", [b"before", None])
 def test_a_full_disk_leaves_what_stood_there(tmp_path, monkeypatch, call, before):
     path = tmp_path / "a.bin"

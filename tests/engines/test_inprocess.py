@@ -207,10 +207,10 @@ def test_a_run_killed_within_a_commit_resumes_to_the_same_bytes(
     """Memories and log line of the last round are on disk, its checkpoint is not."""
     write, root = runfolder.write_atomic, tmp_path / "run"
 
-    def until(path, content):
+    def until(path, content, **options):
         if path.name.startswith("checkpoint") and len(read_rounds(RunFolder(root))) == 3:
             raise KeyboardInterrupt
-        write(path, content)
+        write(path, content, **options)
 
     monkeypatch.setattr(runfolder, "write_atomic", until)
     with pytest.raises(KeyboardInterrupt):

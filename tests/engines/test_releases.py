@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 
 from prismfl.data.datasets import ImageSet
-from prismfl.engines import releases
 from prismfl.engines import simulator as inprocess
 from prismfl.engines.simulator import resume, train
 from prismfl.errors import ClientError, PrivacyError, RunFolderError
 from prismfl.generator.modelfile import load_model
 from prismfl.moments import FeatureMap
+from prismfl.privacy import source as source_room
+from prismfl.privacy import store
 from prismfl.privacy.ledger import compose, from_json
-from prismfl.privacy.release import from_arrays
+from prismfl.privacy.release import from_bytes
+from prismfl.privacy.source import SourceLedger, spent_of
 from prismfl.run import prepare as preparation
-from prismfl.run.folder import RunFolder, gather_ledger, load_arrays, read_rounds, reopen
+from prismfl.run.folder import RunFolder, gather_ledger, read_rounds, reopen
 from prismfl.run.loop import Silent
 from prismfl.run.prepare import prepare
+from prismfl.run.source import source_of
 from prismfl.settings.toml import to_toml
 
 LABELS = np.arange(30) % 3
@@ -41,9 +44,15 @@ def finished(tmp_path_factory, private, blobs):
     return train(private(), blobs, LABELS, out=root)
 
 
+def ledger_in(root):
+    """The ledger of a run on arrays."""
+    return SourceLedger(root / "source-ledger.jsonl")
+
+
 def stored(root, client):
-    (path,) = (root / "clients" / str(client)).glob("release-*.safetensors")
-    return path
+    ledger = ledger_in(root)
+    (one,) = [line for line in ledger.releases() if line.entry.client == client]
+    return ledger.folder / f"{one.definition}.safetensors"
 
 
 def entries_of(root):
@@ -77,7 +86,7 @@ def test_the_ledger_is_in_the_folder_in_the_model_and_in_the_summary(finished):
 def test_a_run_without_epsilon_says_that_it_guarantees_nothing(tiny, blobs, tmp_path):
     done = train(tiny(), blobs, out=tmp_path / "run")
     assert "no formal guarantee" in done.summary["privacy"] and load_model(done.folder.model).ledger == ()
-    assert not list((tmp_path / "run").rglob("release-*"))
+    assert not list((tmp_path / "run").rglob("*ledger.jsonl*"))
     assert done.folder.labels.is_file(), "without ε a simulator tells how labels are dealt"
 
 
@@ -109,7 +118,7 @@ def test_search_and_choice_of_the_mask_see_what_was_released(private, blobs, tmp
     train(private(), blobs, LABELS, out=tmp_path / "run")
     assert len(seen) == 3 * (2 + 1)
     for target, client in seen:
-        held = from_arrays(load_arrays(stored(tmp_path / "run", client))).target
+        held = from_bytes(stored(tmp_path / "run", client).read_bytes()).target
         np.testing.assert_array_equal(target.moments, held.moments)
         np.testing.assert_array_equal(target.shares, held.shares)
 
@@ -127,7 +136,7 @@ def test_the_same_seed_has_other_noise(private, blobs, finished, tmp_path):
     train(private(), blobs, LABELS, out=tmp_path / "again")
     # One client's noise may leave none of its labels with an image, and then its moments are 0 in both.
     one, two = (
-        np.concatenate([load_arrays(stored(root, client))["moments"] for client in (0, 1)])
+        np.concatenate([from_bytes(stored(root, client).read_bytes()).target.moments for client in (0, 1)])
         for root in (finished.folder.root, tmp_path / "again")
     )
     assert not np.array_equal(one, two)
@@ -138,7 +147,7 @@ def test_labels_of_clients_are_not_recorded_with_epsilon(finished):
 
 
 def test_nothing_of_the_images_names_anything_that_travels(finished):
-    key = stored(finished.folder.root, 0).stem.removeprefix("release-")
+    key = stored(finished.folder.root, 0).stem
     for path in (finished.folder.model, finished.folder.ledger, finished.folder.summary, finished.folder.rounds):
         assert key.encode() not in path.read_bytes()
 
@@ -150,17 +159,17 @@ def test_a_killed_run_goes_on_with_the_noise_it_had(private, blobs, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         train(private(), blobs, LABELS, out=tmp_path / "run", watcher=Kill())
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    monkeypatch.setattr(releases, "release", never)
+    monkeypatch.setattr(store, "release", never)
     models = [resume(tmp_path / name, blobs, LABELS).folder.model.read_bytes() for name in ("run", "copy")]
     assert models[0] == models[1]
     assert len(entries_of(tmp_path / "run")) == 3
 
 
 def test_noise_is_stored_before_it_is_used(private, blobs, tmp_path, monkeypatch):
-    def full(path, arrays):
+    def full(path, raw, *, private=False):
         raise RunFolderError("no room", "room", "make room")
 
-    monkeypatch.setattr(releases.runfolder, "save_arrays", full)
+    monkeypatch.setattr(source_room, "write_atomic", full)
     monkeypatch.setattr(inprocess, "client_update", never)
     with pytest.raises(ClientError, match="no room"):
         train(private(), blobs, LABELS, out=tmp_path / "run")
@@ -173,43 +182,41 @@ def edited(root, **privacy):
         path.unlink()
 
 
-def test_other_settings_are_a_second_release_refused_unless_told_and_then_composed(
-    finished, blobs, tmp_path, monkeypatch
-):
+def test_other_settings_or_images_are_one_more_release_and_all_of_them_stop_at_the_budget(finished, blobs, tmp_path):
     root = shutil.copytree(finished.folder.root, tmp_path / "copy")
     edited(root, epsilon=5.0)
-    with pytest.raises(ClientError, match=r"earlier release.*another_release"):
-        resume(root, blobs, LABELS)
-    assert len(entries_of(root)) == 3
-    edited_again = {"another_release": True}
-    folder, settings = reopen(root)
-    folder.config.write_text(to_toml(replace(settings, privacy=replace(settings.privacy, **edited_again))))
-    folder.resolved.unlink()
     done = resume(root, blobs, LABELS)
-    entries = entries_of(root)
-    assert sorted((entry.client, entry.epsilon) for entry in entries) == [
-        (client, epsilon) for client in range(3) for epsilon in (5.0, 9.8)
+    assert [(one.entry.client, one.entry.epsilon) for one in ledger_in(root).releases()] == [
+        *((client, 9.8) for client in range(3)),
+        *((client, 5.0) for client in range(3)),
     ]
-    assert compose(entries).epsilon > 9.8 and compose(entries).releases == 2
+    spent = spent_of(ledger_in(root).releases()).epsilon
+    assert spent == compose(entries_of(root)).epsilon > 9.8, "this run used both"
     assert len(load_model(done.folder.model).ledger) == 6
-
-
-def test_other_images_are_a_second_release(finished, blobs, tmp_path):
-    root = shutil.copytree(finished.folder.root, tmp_path / "copy")
     edited(root)
-    with pytest.raises(ClientError, match="settings or images"):
-        resume(root, 255 - blobs, LABELS)
+    with pytest.raises(ClientError, match=r"from ε = [\d.]+ to [\d.]+; expected at most its budget, ε = 12"):
+        resume(root, 255 - blobs, LABELS, changes={"budget_epsilon": 12.0, "budget_delta": 1e-3})
+    assert len(ledger_in(root).releases()) == 6
 
 
-def test_a_damaged_release_is_not_drawn_again(finished, blobs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+def test_a_release_that_is_lost_is_not_drawn_again(finished, blobs, tmp_path, monkeypatch, harm):
     root = shutil.copytree(finished.folder.root, tmp_path / "copy")
     edited(root)
     for client in range(3):
         path = stored(root, client)
-        path.write_bytes(path.read_bytes()[:-4])
-    monkeypatch.setattr(releases, "release", never)
+        path.unlink() if harm == "missing" else path.write_bytes(path.read_bytes()[:-4])
+    monkeypatch.setattr(store, "release", never)
     with pytest.raises(ClientError, match="twice"):
         resume(root, blobs, LABELS)
+
+
+def test_clients_with_the_same_images_have_noise_of_their_own(private, tmp_path):
+    """Noise that they shared would tell that their images are the same."""
+    same = np.zeros((30, 1, 16, 16), np.uint8)
+    train(private(), same, out=tmp_path / "run")
+    found = [from_bytes(stored(tmp_path / "run", client).read_bytes()).target.moments for client in range(3)]
+    assert not any(np.array_equal(one, other) for one, other in [found[:2], found[1:], found[::2]])
 
 
 def test_a_damaged_ledger_of_a_client_is_not_passed_over(finished, tmp_path):
@@ -219,21 +226,36 @@ def test_a_damaged_ledger_of_a_client_is_not_passed_over(finished, tmp_path):
         gather_ledger(RunFolder(root))
 
 
-def test_a_store_that_outlives_the_run_is_released_once(private, blobs, tmp_path, monkeypatch):
-    def go(name, privacy=None):
-        running = {"cache_dir": str(tmp_path / "cache")}
-        return train(private(privacy, running=running), blobs, LABELS, out=tmp_path / name)
+def test_a_source_is_released_once_whatever_the_run_and_the_ledger_adds_up_the_rest(
+    private, tmp_path, monkeypatch, write_sites
+):
+    """Another folder with the same settings costs nothing; another size, class or partition is one more release."""
+    sites = write_sites(tmp_path / "images", {"x": 30})
+    data = {"dataset": "folder", "data_dir": str(sites / "x"), "clients": 3, "partition": "iid"}
+
+    def go(name, seed=0, **changes):
+        generator = {"channels": 1} | changes.pop("generator", {})
+        made = private(data=data | changes.pop("data", {}), generator=generator, seed=seed, **changes)
+        return train(made, out=tmp_path / name).folder
 
     first = go("first")
     with monkeypatch.context() as patched:
-        patched.setattr(releases, "release", never)
+        patched.setattr(store, "release", never)
         again = go("again")
-    assert again.folder.model.read_bytes() == first.folder.model.read_bytes()
-    assert entries_of(tmp_path / "again") == entries_of(tmp_path / "first")
-    with pytest.raises(ClientError, match="earlier release"):
-        go("refused", {"epsilon": 3.0})
-    done = go("told", {"epsilon": 3.0, "another_release": True})
-    assert compose(entries_of(done.folder.root)).releases == 2
+    assert again.model.read_bytes() == first.model.read_bytes()
+    assert entries_of(again.root) == entries_of(first.root)
+    ledger = source_of(reopen(first.root)[1], first.root)
+    assert not ledger.path.is_relative_to(sites) and len(ledger.releases()) == 3
+    go("larger", generator={"size": 32}), go("dealt", seed=1), go("colour", generator={"channels": 3})
+    spent = spent_of(ledger.releases())
+    assert (spent.releases, spent.clients) == (12, 4) and spent.epsilon > 20
+    assert len(entries_of(tmp_path / "dealt")) == 3, "a model's ledger states its own run"
+    budget = {"budget_epsilon": 20.0, "budget_delta": 1e-3}
+    with pytest.raises(ClientError, match="budget"):
+        go("refused", seed=2, running=budget)
+    (tmp_path / "link").symlink_to(sites / "x")
+    with pytest.raises(ClientError, match="budget"):
+        go("linked", seed=3, data={"data_dir": str(tmp_path / "link")}, running=budget)
 
 
 # ---------------------------------------------------------------------- refused before it begins

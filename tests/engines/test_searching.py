@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from prismfl.engines import processes as process_room
 from prismfl.engines.processes import SearchProcesses, processes_of
 from prismfl.engines.simulator import train
 from prismfl.run.folder import read_rounds
@@ -146,6 +147,7 @@ def test_processes_end_with_a_parent_that_is_killed(ready):
     """Whether they search already or are still beginning."""
     code = f"""
 import os, time
+from prismfl.engines import processes as process_room
 from prismfl.engines.processes import SearchProcesses
 from prismfl.features.networks import load_features
 from types import SimpleNamespace
@@ -168,9 +170,7 @@ if __name__ == "__main__":
     ("running", "federation", "wanted"),
     [
         ({}, {}, 4),
-        ({"processes": "off"}, {}, 0),
         ({}, {"rounds": 1}, 0),
-        ({"processes": "on"}, {"rounds": 1}, 4),
         ({"device": "cuda"}, {}, 0),
         ({}, {"cohort": 2}, 2),
         ({}, {"cohort": 1}, 0),
@@ -183,11 +183,11 @@ def test_long_runs_on_processors_search_in_processes(running, federation, wanted
     assert processes_of(settings_from({"data": {"dataset": "digits"}, **changes}), 4) == wanted
 
 
-def test_processes_change_no_byte_of_a_run(tiny, blobs, tmp_path):
+def test_processes_change_no_byte_of_a_run(tiny, blobs, tmp_path, monkeypatch):
     runs = []
-    for how in ("off", "on"):
-        settings = tiny(running={"workers": 2, "processes": how})
-        runs.append(train(settings, blobs, out=tmp_path / how).folder)
+    for name, worth in (("off", 2_000), ("on", 1)):
+        monkeypatch.setattr(process_room, "_WORTH_STARTING", worth)
+        runs.append(train(tiny(running={"workers": 2}), blobs, out=tmp_path / name).folder)
     one, two = (folder.model.read_bytes() for folder in runs)
     assert one == two
     lines = [[{**line, "seconds": 0} for line in read_rounds(folder)] for folder in runs]

@@ -15,12 +15,13 @@ from prismfl.federation.client import client_update, make_kit, seal_target
 from prismfl.federation.one_shot import gather, pool, search_round
 from prismfl.generator.modelfile import load_model
 from prismfl.moments import Target
-from prismfl.privacy.release import from_arrays
+from prismfl.privacy.release import from_bytes
 from prismfl.run import loop as coordinator
-from prismfl.run.folder import create, load_arrays, read_rounds, reopen
+from prismfl.run.folder import create, read_rounds, reopen
 from prismfl.run.forecast import forecast
 from prismfl.run.loop import Silent
 from prismfl.run.prepare import prepare
+from prismfl.run.source import source_of
 from prismfl.wire import frames as message
 from prismfl.wire.masks import decode_moments, encode_moments
 
@@ -299,13 +300,19 @@ def test_with_epsilon_the_release_is_what_travels(tiny, tmp_path, monkeypatch):
     assert sorted(frames) == [0, 1, 2] and not any("warning" in note for note in notes.told)
     agreement = prepare(reopen(finished.folder.root)[1]).agreement
     for client, frame in frames.items():
-        (path,) = finished.folder.client(client).glob("release-*.safetensors")
-        held = from_arrays(load_arrays(path)).target
+        held = from_bytes(stored_release(finished.folder.root, client)).target
         told = message.open_moments(frame, agreement.place(0, client), len(held.shares), 10**7)
         found = decode_moments(told.coded, told.step, len(held.moments))
         assert np.abs(found - held.moments).max() <= told.step * 0.5001
         assert np.array_equal(told.shares, held.shares)
     assert [entry["client"] for entry in load_model(finished.folder.model).ledger] == [0, 1, 2]
+
+
+def stored_release(root, client):
+    """What a client of a run on the digits released, as it is stored."""
+    ledger = source_of(reopen(root)[1], root)
+    (one,) = [line for line in ledger.releases() if line.entry.client == client]
+    return (ledger.folder / f"{one.definition}.safetensors").read_bytes()
 
 
 class Notes(Silent):

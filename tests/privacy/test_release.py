@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load, save
 from scipy.stats import chi2, kstest, norm
 
 from prismfl.errors import DataError, DependencyError, PrivacyError
@@ -19,7 +20,7 @@ from prismfl.privacy.release import (
     Grid,
     check_sizes,
     enforce,
-    from_arrays,
+    from_bytes,
     grid_of,
     integer_sums,
     measurement,
@@ -27,7 +28,7 @@ from prismfl.privacy.release import (
     quantise,
     release,
     release_weights,
-    to_arrays,
+    to_bytes,
     to_target,
 )
 from prismfl.settings.resolve import Matching
@@ -343,7 +344,7 @@ def test_impossible_privacy_is_refused_before_an_image_is_looked_at(monkeypatch,
 
 def test_a_stored_release_is_the_same_release(feature_map, blobs):
     found = release(feature_map, blobs, LABELS, 3, FAST)
-    again = from_arrays(to_arrays(found))
+    again = from_bytes(to_bytes(found))
     assert again.entry == found.entry and again.target.images == 30
     np.testing.assert_array_equal(again.target.moments, found.target.moments)
     np.testing.assert_array_equal(again.target.shares, found.target.shares)
@@ -351,14 +352,13 @@ def test_a_stored_release_is_the_same_release(feature_map, blobs):
 
 @pytest.mark.parametrize("name", ["moments", "shares", "images", "entry"])
 def test_a_damaged_release_is_refused_rather_than_drawn_again(feature_map, blobs, name):
-    arrays = to_arrays(release(feature_map, blobs, LABELS, 3, FAST))
-    del arrays[name]
-    with pytest.raises(PrivacyError, match="twice"):
-        from_arrays(arrays)
-    arrays = to_arrays(release(feature_map, blobs, LABELS, 3, FAST))
-    arrays["entry"] = arrays["entry"][:-3]
-    with pytest.raises(PrivacyError):
-        from_arrays(arrays)
+    raw = to_bytes(release(feature_map, blobs, LABELS, 3, FAST))
+    arrays = load(raw)
+    without = save({key: array for key, array in arrays.items() if key != name})
+    short = save(arrays | {"entry": arrays["entry"][:-3]})
+    for damaged in (without, short, raw[:-4], b""):
+        with pytest.raises(PrivacyError, match=r"twice|ledger"):
+            from_bytes(damaged)
 
 
 @pytest.mark.parametrize("changes", [{"pool": 4}, {"second_weight": 0.0}, {"pool": 2, "second_weight": 0.0}])

@@ -268,10 +268,3 @@ def test_networks_that_saw_the_private_images_are_warned_of(tiny, monkeypatch):
     (matched,) = prepare(tiny()).warnings
     assert "the matched network vgg was trained on CIFAR-10" in matched
     assert prepare(tiny(features={"features": "random"})).warnings == ()
-
-
-def test_private_runs_that_share_no_releases_are_told_that_two_add_up(tiny, tmp_path):
-    asked = {"privacy": {"epsilon": 5.0, "delta": 1e-3}}
-    (note,) = prepare(tiny(**asked)).warnings
-    assert "releases the same images again" in note
-    assert prepare(tiny(**asked, running={"cache_dir": str(tmp_path)})).warnings == ()

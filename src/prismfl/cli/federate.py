@@ -88,10 +88,11 @@ def client(
     state: Annotated[Optional[Path], typer.Option(help="Folder of what it keeps [client-NUMBER].")] = None,  # noqa: UP045
     root_certificates: Annotated[Optional[Path], typer.Option(help="The server's ca.crt.")] = None,  # noqa: UP045
     key: Annotated[Optional[Path], typer.Option(help="Its private key, client-NUMBER.key.")] = None,  # noqa: UP045
-    most_epsilon: Annotated[float, typer.Option(help="Take part only in runs that promise this ε or less.")] = 0.0,
-    another_release: Annotated[
-        bool, typer.Option("--another-release", help="Release images again under other settings.")
-    ] = False,
+    ledger: Annotated[Optional[Path], typer.Option(help="File of all that its images ever release.")] = None,  # noqa: UP045
+    policy: Annotated[Optional[Path], typer.Option(help="What it answers, as `federate policy` makes it.")] = None,  # noqa: UP045
+    budget_epsilon: Annotated[float, typer.Option(help="Most ε of all releases together [the policy's].")] = 0.0,
+    budget_delta: Annotated[float, typer.Option(help="δ at which that ε is told [the policy's].")] = 0.0,
+    most_epsilon: Annotated[float, typer.Option(help="Most ε of one run [the policy's].")] = 0.0,
     people: Annotated[
         str, typer.Option(help="Pattern in its file names that tells whose image each is: checks --images-per-person.")
     ] = "",
@@ -107,13 +108,48 @@ def client(
     node = flower.client_node(
         server, client, data_dir, place,
         {"device": device, "features": features, "weights": weights},
-        {"most-epsilon": float(most_epsilon), "another-release": another_release, "people": people},
+        _rules(ledger, policy, data_dir, budget_epsilon, budget_delta, most_epsilon) | {"people": people},
         root_certificates, key, insecure,
     )  # fmt: skip
     try:
         flower.run_client(node, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         print(f"stopped; what this client keeps is in {place}")
+
+
+def _rules(
+    ledger: Path | None, policy: Path | None, data_dir: str, epsilon: float, delta: float, most: float
+) -> dict[str, str | float | bool]:
+    """What a client's node is told of its ledger and its rules, all of it checked.  Raises PrismError subclasses."""
+    from prismfl.privacy.policy import policy_from, read_policy
+    from prismfl.privacy.source import SourceLedger
+
+    if ledger is None:
+        raise SettingError("no --ledger", "the file of all that its images ever release", "pass --ledger FILE")
+    place = ledger.resolve()
+    if data_dir and place.is_relative_to(Path(data_dir).resolve()):
+        raise SettingError(f"--ledger {ledger} among the images", "a place of its own", "put it elsewhere")
+    options = {"budget_epsilon": epsilon, "budget_delta": delta, "largest_epsilon": most}
+    changes = {name: float(value) for name, value in options.items() if value}
+    found = read_policy(policy, **changes) if policy else policy_from(changes)
+    SourceLedger(place, found.budget()).releases()  # that does not read is refused now
+    numbers = {"budget-epsilon": found.budget_epsilon, "budget-delta": found.budget_delta, "most-epsilon": most}
+    return {"ledger": str(place), "policy": str(policy.resolve()) if policy else "", **numbers}
+
+
+def policy(
+    out: Annotated[Path, typer.Option(help="New file for it.")],
+    budget_epsilon: Annotated[float, typer.Option(help="Most ε of all releases of the site's images together.")],
+    budget_delta: Annotated[float, typer.Option(help="δ at which that ε is told.")] = 1e-5,
+) -> None:
+    """Write a site's policy, to be read and changed: what it answers, and what it may spend in all."""
+    from prismfl.data.files import write_atomic
+    from prismfl.privacy.policy import Policy, policy_text
+
+    if out.exists():
+        raise SettingError(f"{out} is there already", "a new file", "choose another --out")
+    write_atomic(out, policy_text(Policy(budget_epsilon, budget_delta)))
+    print(out)
 
 
 def certificates(

@@ -25,19 +25,25 @@ app.add_typer(_flower, name="federate")
 _flower.command("simulate", cls=GroupedCommand)(with_settings(federate.simulate))
 _flower.command("server", cls=GroupedCommand)(with_settings(federate.server))
 _flower.command("client")(federate.client)
+_flower.command("policy")(federate.policy)
 _flower.command("certificates")(federate.certificates)
 for _command in (
     model.sample,
     model.export,
     model.evaluate,
     model.report,
-    privacy.privacy,
     privacy.audit,
     model.fetch,
     model.pretrain,
     model.fetch_weights,
 ):
     app.command(_command.__name__.replace("_", "-"))(_command)
+
+
+_privacy = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.add_typer(_privacy, name="privacy")
+_privacy.callback(invoke_without_command=True)(privacy.privacy)
+_privacy.command("ledger")(privacy.ledger)
 
 
 def main() -> None:

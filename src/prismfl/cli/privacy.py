@@ -13,7 +13,8 @@ from prismfl.settings.toml import settings_from
 
 
 def privacy(
-    sizes: Annotated[str, typer.Option(help="Images of each client, by commas.")],
+    context: typer.Context,
+    sizes: Annotated[str, typer.Option(help="Images of each client, by commas.")] = "",
     epsilon: Annotated[float, typer.Option(help="ε of the whole run.")] = 0.0,
     sigma: Annotated[float, typer.Option(help="Instead of ε: σ of the noise on a client's mean vector.")] = 0.0,
     delta: Annotated[float, typer.Option(help="δ of the whole run.")] = 1e-5,
@@ -21,6 +22,8 @@ def privacy(
     dimension: Annotated[int, typer.Option(help="Entries of the vector [of the default network, ten labels].")] = 0,
 ) -> None:
     """Say what noise a guarantee needs, or what guarantee a noise gives, before anything is released."""
+    if context.invoked_subcommand is not None:
+        return
     from prismfl.privacy.planning import at_clients, plans
 
     counts = _numbers("--sizes", sizes)
@@ -35,6 +38,20 @@ def privacy(
     for clients in sorted({1, min(2, len(found)), len(found)}):
         told = "1 client" if clients == 1 else f"{clients} clients"
         print(f"one person with images at {told}: ε = {at_clients(found, clients, delta):.4g}")
+
+
+def ledger(
+    file: Annotated[Path, typer.Argument(help="The ledger of a source, or its data: a folder, or a data set's name.")],
+    delta: Annotated[float, typer.Option(help="δ at which ε is told [the largest of the entries].")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print all that was ever released of a source, and what it comes to; verify that nothing was changed."""
+    from prismfl.privacy.source import as_json as json_of
+    from prismfl.privacy.source import as_text, ledger_of, read_ledger
+
+    found = file if file.is_file() else ledger_of(str(file.resolve()) if file.exists() else str(file))
+    releases = read_ledger(found)
+    print(json_of(releases, delta) if as_json else f"{found}\n{as_text(releases, delta)}")
 
 
 def audit(

@@ -158,6 +158,25 @@ def _fitted(images: Images, size: int) -> Images:
     return np.stack(scaled).reshape(len(images), -1, size, size)
 
 
+def in_channels(images: Images, channels: int, scratch: Path | None = None) -> Images:
+    """Bring uint8 `[N, C, H, W]` to so many channels: grey is repeated, colour becomes luma (ITU-R 601).
+
+    channels: 1 or 3, or 0 for those that the images have.
+    """
+    if channels in (0, images.shape[1]):
+        return images
+    found = room((len(images), channels, *images.shape[2:]), scratch)
+    for block in blocks(len(images)):
+        found[block] = images[block] if channels == 3 else _luma(images[block])
+    return found
+
+
+def _luma(images: Images) -> Images:
+    # As Pillow computes it: in 16-bit fixed point, rounded.
+    weighed = images.astype(np.uint32) * np.array([19595, 38470, 7471], np.uint32)[:, None, None]
+    return np.asarray((weighed.sum(1, keepdims=True) + 0x8000) >> 16, np.uint8)
+
+
 def centre(image: Images, pixels: int) -> Images:
     """The middle `pixels` × `pixels` of uint8 `[C, H, W]`, which must be as large."""
     top, left = ((side - pixels) // 2 for side in image.shape[1:])

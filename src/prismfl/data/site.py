@@ -9,7 +9,7 @@ import numpy as np
 from prismfl.data.classes import select_classes
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.data.folder import load_clients
-from prismfl.data.images import fit
+from prismfl.data.images import fit, in_channels
 from prismfl.data.partition import partition
 from prismfl.errors import ClientError, DataError
 from prismfl.settings.schema import Settings
@@ -22,6 +22,11 @@ def load_site(settings: Settings, folder: Path | None, client: int, scratch: Pat
     set) is the client's; else `folder` holds a whole public data set, and the client takes its part
     of it as a simulation deals it.  Raises DataError, SettingError.
     """
+    found = _loaded(settings, folder, client, scratch)
+    return replace(found, images=in_channels(found.images, settings.generator.channels, scratch))
+
+
+def _loaded(settings: Settings, folder: Path | None, client: int, scratch: Path | None) -> ImageSet:
     data = settings.data
     if data.partition == "given" and data.dataset == "folder":
         if folder is None or not folder.exists():
@@ -36,21 +41,20 @@ def load_site(settings: Settings, folder: Path | None, client: int, scratch: Pat
 
 
 def conform(mine: ImageSet, settings: Settings, classes: tuple[str, ...], channels: int) -> ImageSet:
-    """The images with labels numbered as all clients agreed, and in colour where one of them has colour.
+    """The images with labels numbered and in as many channels as all clients agreed.
 
     classes: of all clients together, before `data.classes` chooses among them.  Raises ClientError
     for images that came after the agreement and do not fit it, DataError when none is left.
     """
     missing = sorted(set(mine.classes) - set(classes))
-    if missing or mine.images.shape[1] > channels:
+    if missing:
         raise ClientError(
-            f"classes {', '.join(missing) or 'as agreed'}, {mine.images.shape[1]} channels",
-            f"some of the agreed classes, and {channels} channels",
+            f"{len(missing)} classes that were not agreed on",
+            "images of the agreed classes",
             "put back the images that were there when the run began",
         )
     numbers = np.array([classes.index(name) for name in mine.classes], np.int64)
-    images = np.repeat(mine.images, channels, 1) if mine.images.shape[1] < channels else mine.images
-    whole = ImageSet(images, numbers[mine.labels], classes)
+    whole = ImageSet(in_channels(mine.images, channels), numbers[mine.labels], classes)
     return whole if settings.data.partition != "given" else select_classes(whole, settings.data.classes)
 
 

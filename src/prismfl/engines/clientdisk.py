@@ -1,18 +1,21 @@
 """What a client keeps on its own disk, whatever the engine: its target, its releases, Adam's memory, θ."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.data.datasets import ImageSet
-from prismfl.engines.releases import Releases, key_of, name_of
+from prismfl.errors import PrivacyError
 from prismfl.federation.agreement import Agreement, KnownTheta
 from prismfl.federation.client import ClientKit
 from prismfl.moments import Target, label_shares
+from prismfl.privacy.ledger import to_json
+from prismfl.privacy.store import Releases, dealing_of, key_of, name_of
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder
+from prismfl.run.source import source_of
 from prismfl.search import Memory
 
 _NEVER = -1
@@ -21,12 +24,17 @@ _NEVER = -1
 class ClientDisk:
     """The folders of a run's clients; a simulator's hold all of them, a deployed client's its own.
 
-    folder: where `clients/NUMBER` lies; with `running.cache_dir` targets and releases lie there, and outlive the run.
+    folder: where `clients/NUMBER` lies; with `running.cache_dir` raw targets lie there, and outlive the run.
+    releases: with ε set, of what source and by what ledger the clients release.
     """
 
-    def __init__(self, agreement: Agreement, kit: ClientKit, folder: RunFolder) -> None:
-        self.agreement, self.kit, self.folder = agreement, kit, folder
-        self.releases = Releases(agreement, kit, folder) if agreement.settings.privacy.epsilon else None
+    def __init__(
+        self, agreement: Agreement, kit: ClientKit, folder: RunFolder, releases: Releases | None = None
+    ) -> None:
+        if agreement.settings.privacy.epsilon and releases is None:
+            raise PrivacyError("clients with epsilon and no ledger", "the ledger of their source", "pass releases")
+        self.agreement, self.kit, self.folder, self.releases = agreement, kit, folder, releases
+        self._noted: set[int] = set()
 
     # --------------------------------------------------------------------------------- targets
 
@@ -36,7 +44,13 @@ class ClientDisk:
         The key names feature map and images; it never leaves the client's disk.  With ε set
         they are released moments: nothing else of the images is ever computed.
         """
-        return self.releases.target(client, mine) if self.releases else self._stored_target(client, mine)
+        if not self.releases:
+            return self._stored_target(client, mine)
+        name, found = self.releases.of(client, mine)
+        if client not in self._noted:
+            runfolder.note_release(self.folder, client, name, to_json([found.entry])[0])
+            self._noted.add(client)
+        return found.target
 
     def _stored_target(self, client: int, mine: ImageSet) -> Target:
         classes = self.agreement.layout.classes
@@ -112,6 +126,17 @@ class ClientDisk:
 
     def _theta(self, client: int) -> Path:
         return self.folder.client(client) / "theta.safetensors"
+
+
+def releases_of(
+    agreement: Agreement, kit: ClientKit, clients: Sequence[ImageSet], folder: RunFolder
+) -> Releases | None:
+    """With ε set, how simulated clients release what a run deals to them: all by the ledger of the run's data."""
+    settings = agreement.settings
+    if not settings.privacy.epsilon:
+        return None
+    source, dealing = source_of(settings, folder.root), dealing_of(clients)
+    return Releases(kit.features, agreement.layout.classes, settings.privacy, source, dealing)
 
 
 def _round_of(path: Path) -> int:

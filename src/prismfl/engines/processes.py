@@ -38,10 +38,8 @@ def processes_of(settings: Settings, workers: int) -> int:
     clients = federation.cohort or settings.data.clients
     count = min(workers, clients)
     able = settings.running.device == "cpu" and federation.mode == "masks" and count > 1
-    if not able or settings.running.processes == "off":
-        return 0
     steps = federation.rounds * clients * search.local_steps
-    return count if settings.running.processes == "on" or steps >= _WORTH_STARTING else 0
+    return count if able and steps >= _WORTH_STARTING else 0
 
 
 class SearchProcesses:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prismfl.data.datasets import ImageSet
 from prismfl.engines.caches import KeptTargets, KeptThetas
-from prismfl.engines.clientdisk import ClientDisk
+from prismfl.engines.clientdisk import ClientDisk, releases_of
 from prismfl.engines.processes import SearchProcesses, processes_of
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation.agreement import Agreement, Exchange, Reply
@@ -81,7 +81,7 @@ class InProcess:
         self.searches = SearchProcesses(agreement.layout, kit, threads, count) if count else None
         if self.searches:
             self.kit = replace(kit, search=self.searches.search)
-        self.disk = ClientDisk(agreement, kit, folder)
+        self.disk = ClientDisk(agreement, kit, folder, releases_of(agreement, kit, clients, folder))
         self.targets, self.held = KeptTargets(_MOST_TARGETS), KeptThetas(_MOST_THETAS)
         self.memories: dict[int, Memory | None] = {}
 

@@ -43,12 +43,14 @@ class ClientKit:
     """What a client computes with: frozen weights float32 `[N]` and the feature map.
 
     A simulator shares one kit among its clients; candidate moments are then computed once.
-    search: what has `local_search` done elsewhere, and takes what that takes; None: it is done here.
+    search: what has `local_search` done elsewhere, and takes what that takes; None: it is done here.  compiled: whether
+    torch compiles its steps.
     """
 
     weights: torch.Tensor
     features: FeatureMap
     search: Callable[..., SearchResult] | None = None
+    compiled: bool = False
     _candidates: dict[bytes, list[torch.Tensor]] = field(default_factory=dict)
     _links: dict[tuple[bytes, int, bytes], bytes] = field(default_factory=dict)
     _thetas: dict[bytes, NDArray[np.uint16]] = field(default_factory=dict)
@@ -93,11 +95,11 @@ class ClientKit:
         return after
 
 
-def make_kit(agreement: Agreement, features: FeatureMap) -> ClientKit:
-    """A kit on the run's device."""
+def make_kit(agreement: Agreement, features: FeatureMap, *, compiled: bool = False) -> ClientKit:
+    """A kit on the run's device; compiled: steps that torch compiles, worth it where many searches share them."""
     device = agreement.settings.running.device
     weights = torch.from_numpy(frozen_weights(agreement.layout, agreement.settings.seed).copy())
-    return ClientKit(weights.to(device), features.to(device))
+    return ClientKit(weights.to(device), features.to(device), compiled=compiled)
 
 
 def receive(
@@ -182,7 +184,7 @@ def _found(
     """Step 2 of a client that knows θ_t = q / 65536, with draws where the kit computes."""
     settings = agreement.settings
     stream = Stream(settings.seed, Purpose.SEARCH, place.round, place.client)
-    plan, search = plan_of(settings), kit.search or local_search
+    plan, search = plan_of(settings, compiled=kit.compiled), kit.search or local_search
     draws = Tape(stream, kit.weights.device, common=plan.common)
     rate = rate_at(settings, place.round)
     return search(agreement.layout, kit.weights, kit.features, q, target, plan, rate, draws, memory)

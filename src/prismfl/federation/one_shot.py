@@ -110,7 +110,7 @@ def search_round(
             kit.features,
             state.q,
             gathered.target,
-            plan_of(settings),
+            plan_of(settings, compiled=kit.compiled),
             rate,
             draws,
             _remembered(state),

@@ -169,8 +169,9 @@ def _check(epsilon: float, delta: float) -> None:
 def compose(entries: Sequence[Entry], delta: float = 0.0, clients_of_a_person: int = 1) -> Guarantee:
     """What all releases together guarantee.
 
-    The unit is the images of one person at one client, replace-one.  Releases of one client compose
-    (Dong, Roth, Su 2022, corollary 3.3); different clients hold different persons, so the worst one counts.
+    The unit is the images of one person at one client, the largest `images_per_person` among the entries; adjacency
+    is replace-one.  Releases of one client compose (Dong, Roth, Su 2022, corollary 3.3); different clients hold
+    different persons, so the worst one counts.
 
     Args:
         entries: the ledger.
@@ -186,7 +187,7 @@ def compose(entries: Sequence[Entry], delta: float = 0.0, clients_of_a_person: i
     if not entries or clients_of_a_person < 1:
         raise PrivacyError("a ledger without entries", "at least one release", "there is no guarantee to state")
     delta = delta or max(entry.delta for entry in entries)
-    spent = _spent(entries)
+    spent = spent_by_client(entries, max(entry.images_per_person for entry in entries))
     worst = sorted(spent, key=lambda client: spent[client][0], reverse=True)[:clients_of_a_person]
     square = sum(spent[client][0] for client in worst)
     slack = max(spent[client][1] for client in spent) * len(worst)
@@ -194,12 +195,16 @@ def compose(entries: Sequence[Entry], delta: float = 0.0, clients_of_a_person: i
     return Guarantee(epsilon_of(square**-0.5, delta, slack), delta, worst[0], releases, len(spent))
 
 
-def _spent(entries: Sequence[Entry]) -> dict[int, tuple[float, float]]:
-    """Of each client, the sum of (Δ/σ)² and of slack over its releases."""
+def spent_by_client(entries: Sequence[Entry], images_per_person: int) -> dict[int, tuple[float, float]]:
+    """Of each client, the sum of (Δ/σ)² and of slack over its releases, for persons of so many images.
+
+    An entry's Δ is that of its own `images_per_person`; so many times as many images move a sum so many times as far.
+    """
     spent: dict[int, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for entry in entries:
         square, slack = spent[entry.client]
-        spent[entry.client] = (square + entry.count / entry.noise_multiplier**2, slack + entry.count * entry.slack)
+        multiplier = entry.noise_multiplier * entry.images_per_person / images_per_person
+        spent[entry.client] = (square + entry.count / multiplier**2, slack + entry.count * entry.slack)
     return dict(spent)
 
 

@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from torch import Tensor
 
 from prismfl.errors import DataError, DependencyError, PrivacyError
@@ -264,15 +266,20 @@ def release(
     `images_per_person`; adjacency: replace-one.  Every call draws new noise and spends anew.
     Raises PrivacyError, DataError, DependencyError.
     """
-    check_sizes(privacy, [len(images)])
     grid = grid_of(features, classes)
     entry, scale = _planned(grid, privacy, len(images), client)
     drawn = noisy(integer_sums(features, grid, images, labels), scale, privacy.noise)
     return Released(to_target(drawn, grid, scale, len(images)), entry)
 
 
+def entry_of(features: FeatureMap, classes: int, privacy: Privacy, images: int, client: int = 0) -> Entry:
+    """What the release of a client's images will cost, known before one of them is looked at.  Raises PrivacyError."""
+    return _planned(grid_of(features, classes), privacy, images, client)[0]
+
+
 def _planned(grid: Grid, privacy: Privacy, images: int, client: int) -> tuple[Entry, int]:
-    """The ledger's entry, and σ in whole steps: known before the images are looked at."""
+    """The ledger's entry, and σ in whole steps."""
+    check_sizes(privacy, [images])
     steps, one = grid.sensitivity * privacy.images_per_person, images * grid.scale
     scale = math.ceil(calibrate(privacy.epsilon, privacy.delta, grid.entries, steps) * steps)
     slack = rounding_distance(grid.entries, scale) if privacy.noise == "exact" else 0.0
@@ -315,19 +322,22 @@ def to_target(drawn: NDArray[np.int64], grid: Grid, scale: int, images: int) -> 
 # --------------------------------------------------------------------------------- what is stored
 
 
-def to_arrays(released: Released) -> dict[str, NDArray[Any]]:
-    """A release as arrays, to be stored before it is used for anything."""
+def to_bytes(released: Released) -> bytes:
+    """A release as it is stored, before it is used for anything."""
     entry = np.frombuffer(json.dumps(to_json([released.entry])).encode(), np.uint8)
     target = released.target
-    return {"moments": target.moments, "shares": target.shares, "images": np.array([target.images]), "entry": entry}
+    return save(
+        {"moments": target.moments, "shares": target.shares, "images": np.array([target.images]), "entry": entry}
+    )
 
 
-def from_arrays(arrays: dict[str, NDArray[Any]]) -> Released:
-    """A release that was stored.  Raises PrivacyError for arrays that are none."""
+def from_bytes(raw: bytes) -> Released:
+    """A release that was stored.  Raises PrivacyError for bytes that are none."""
     try:
+        arrays = load(raw)
         (entry,) = from_json(json.loads(arrays["entry"].tobytes()))
         target = Target(arrays["moments"], int(arrays["images"][0]), arrays["shares"])
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except (SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
         raise PrivacyError(
             f"a stored release that does not read ({type(error).__name__})",
             "the release as it was stored",

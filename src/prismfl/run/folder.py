@@ -252,9 +252,22 @@ def _state_of(tensors: Mapping[str, NDArray[Any]]) -> ServerState:
     return ServerState(tensors["q"], done, steps, tensors["held"], memory)
 
 
-def save_ledger(folder: RunFolder, client: int, releases: list[dict[str, Any]]) -> None:
-    """All releases of one client, in its own folder; see `gather_ledger`.  Raises RunFolderError."""
-    write_atomic(_ledger_of(folder, client), json.dumps({"releases": releases}, indent=1) + "\n")
+def save_ledger(folder: RunFolder, client: int, releases: Sequence[Any], names: Sequence[str] = ()) -> None:
+    """A client's releases in this run, in its own folder; see `gather_ledger`.  Raises RunFolderError.
+
+    names: those that they have in the ledger of their source, which stay on this disk.
+    """
+    text = json.dumps({"releases": list(releases), "names": list(names)}, indent=1)
+    write_atomic(_ledger_of(folder, client), text + "\n", private=True)
+
+
+def note_release(folder: RunFolder, client: int, name: str, entry: Mapping[str, Any]) -> None:
+    """Enter a release that a client uses in this run, once.  Raises RunFolderError."""
+    path = _ledger_of(folder, client)
+    held = read_json(path) or {} if path.is_file() else {}
+    names = list(held.get("names", []))
+    if name not in names:
+        save_ledger(folder, client, [*(_releases_in(path) if held else []), entry], [*names, name])
 
 
 def _ledger_of(folder: RunFolder, client: int) -> Path:
@@ -328,8 +341,8 @@ def _append(path: Path, line: str) -> None:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """A client's arrays, whole.  Raises RunFolderError."""
-    write_atomic(path, save_tensors(dict(arrays)))
+    """A client's arrays, whole, for nobody else to read.  Raises RunFolderError."""
+    write_atomic(path, save_tensors(dict(arrays)), private=True)
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:

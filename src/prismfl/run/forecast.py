@@ -97,7 +97,7 @@ def _timed_target(ready: Prepared) -> tuple[float, Target]:
 
 def _timed_search(ready: Prepared, target: Target) -> tuple[float, NDArray[np.uint16]]:
     """Seconds a local step, and θ_k after a search, uint16 `[N]`."""
-    agreement, plan = ready.agreement, plan_of(ready.agreement.settings)
+    agreement, plan = ready.agreement, plan_of(ready.agreement.settings, compiled=ready.kit.compiled)
     steps = min(_TRIAL_STEPS, plan.local_steps)
     for trial in (replace(plan, local_steps=1), replace(plan, local_steps=steps)):
         begun, kit, q = time.perf_counter(), ready.kit, init(agreement).q

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from prismfl.data.classes import select_classes, select_names
 from prismfl.data.datasets import load_dataset
 from prismfl.data.folder import client_roots
-from prismfl.data.images import ImageSet, deal, fit
+from prismfl.data.images import ImageSet, deal, fit, in_channels
 from prismfl.data.partition import partition
 from prismfl.data.people import uncovered
 from prismfl.errors import DataError, PrivacyError, SettingError
@@ -24,7 +24,7 @@ from prismfl.generator.network import check_device
 from prismfl.moments import FeatureMap
 from prismfl.privacy.release import check_sizes
 from prismfl.run.environment import cores
-from prismfl.search import compile_of, precision_of
+from prismfl.search import precision_of, worth_compiling
 from prismfl.settings.resolve import resolved
 from prismfl.settings.schema import Settings
 
@@ -33,10 +33,6 @@ _MOST_THREADS = 4  # of one search: more wait for each other
 _PLAIN_MOMENTS = (
     "warning: one-shot without epsilon: each client sends the exact moments of its images' features, label by label; "
     "nothing hides what they tell of single images, and of few images they tell much: set epsilon to protect them"
-)
-_OWN_RELEASES = (
-    "note: releases of this run are kept in its own folder: a run elsewhere releases the same images again, and what "
-    "both tell adds up without any ledger saying so; runs with one cache_dir share their releases"
 )
 
 
@@ -73,14 +69,14 @@ def prepare(
         raise DataError("no images", "the arrays of the run", "pass images, and labels if there are any")
     else:
         train, test = _load(settings, size)
-    train = select_classes(train, settings.data.classes)
-    test = None if test is None else select_classes(test, settings.data.classes)
+    train = _chosen(train, settings)
+    test = None if test is None else _chosen(test, settings)
     if settings.privacy.epsilon and not settings.privacy.distances:
         test = None  # held-back images are private too, and no noise covers what is measured on them
     _check_test(settings, train, test)
     parts = partition(train, settings.data, settings.seed)
     channels = train.images.shape[1]
-    settings = _on_this_machine(_compiled(resolved(settings, channels, len(train) / len(parts))))
+    settings = _on_this_machine(resolved(settings, channels, len(train) / len(parts)))
     loaded = load_matched(settings.features)
     if settings.privacy.epsilon:
         _check_private(settings, loaded, train.classes, [len(part) for part in parts])
@@ -88,7 +84,7 @@ def prepare(
     features = FeatureMap(loaded, agreement.matching, agreement.layout.channels, agreement.layout.size)
     clients = deal(train, parts, scratch)
     warnings = _warnings(settings, loaded, clients, test)
-    return Prepared(agreement, make_kit(agreement, features), clients, test, warnings)
+    return Prepared(agreement, make_kit(agreement, features, compiled=_compiled(settings)), clients, test, warnings)
 
 
 def _on_this_machine(settings: Settings) -> Settings:
@@ -99,18 +95,15 @@ def _on_this_machine(settings: Settings) -> Settings:
         running,
         precision=precision_of(running.precision, running.device),
         client_threads=running.client_threads or most,
-        # Of searches that share nothing, as those of a client that lives for one message, each would compile anew.
-        compile="off" if running.compile == "auto" else running.compile,
     )
     return replace(settings, running=found)
 
 
-def _compiled(settings: Settings) -> Settings:
-    """The settings with `running.compile` as it will be: a simulator's searches share what was compiled once."""
+def _compiled(settings: Settings) -> bool:
+    """Whether the run's steps are compiled: a simulator's searches share what was compiled once."""
     clients = 1 if settings.federation.mode == "one-shot" else settings.federation.cohort or settings.data.clients
     steps = settings.federation.rounds * clients * settings.search.local_steps
-    found = compile_of(settings.running.compile, settings.running.device, steps)
-    return replace(settings, running=replace(settings.running, compile=found))
+    return worth_compiling(settings.running.device, steps)
 
 
 def _check_private(settings: Settings, loaded: LoadedNet, classes: tuple[str, ...], sizes: list[int]) -> None:
@@ -175,8 +168,6 @@ def _warnings(
         found.append(_PLAIN_MOMENTS)
     if settings.privacy.epsilon:
         found += uncovered(clients, settings.privacy.images_per_person)
-    if settings.privacy.epsilon and not settings.running.cache_dir:
-        found.append(_OWN_RELEASES)
     return tuple(found)
 
 
@@ -213,6 +204,12 @@ def _load(settings: Settings, size: int) -> tuple[ImageSet, ImageSet | None]:
     if given:
         return train, None  # every image belongs to a client
     return train, load_dataset(data.dataset, folder, size, "test", settings=data, scratch=scratch)
+
+
+def _chosen(whole: ImageSet, settings: Settings) -> ImageSet:
+    """The images of the run's classes, in the run's channels."""
+    found = select_classes(whole, settings.data.classes)
+    return replace(found, images=in_channels(found.images, settings.generator.channels, _scratch(settings)))
 
 
 def _usable(images: NDArray[np.uint8]) -> bool:

@@ -88,6 +88,12 @@ def check_together(settings: "Settings") -> None:
     if data.partition != "dirichlet":
         choice = f"data.partition = {data.partition!r}"
         _check_fitting([("data.concentration", data.concentration, 0.005)], choice, "nothing is concentrated")
+    if settings.privacy.epsilon and data.dataset in ("folder", "hf") and not settings.generator.channels:
+        raise SettingError(
+            f"generator.channels = 0 with epsilon and data.dataset = {data.dataset!r}",
+            "1 for grey images or 3 for colour: one private image must not decide it",
+            "set generator.channels",
+        )
     _check_cohort(settings)
     if federation.by_differences and federation.client_weights == "size":
         raise SettingError(

@@ -39,8 +39,9 @@ class Matching:
 class SearchPlan:
     """What one local search does, once nothing is open; see `settings.schema.Search` and `Running`.
 
-    keeps_adam: whether it returns Adam's moments; beta1: Adam's first decay; common: whether all clients of a round
-    draw masks with the same numbers, noise that few votes need not average.
+    compiled: whether torch compiles its step, on a GPU; keeps_adam: whether it returns Adam's moments; beta1: Adam's
+    first decay; common: whether all clients of a round draw masks with the same numbers, noise that few votes need not
+    average.
     """
 
     mask: str = "binary"
@@ -48,7 +49,7 @@ class SearchPlan:
     batch_size: int = 64
     loss: str = "squared"
     precision: str = "auto"
-    compile: str = "off"
+    compiled: bool = False
     keeps_adam: bool = True
     beta1: float = 0.9
     common: bool = False
@@ -109,7 +110,7 @@ def resolved(settings: Settings, channels: int, images: float | None = None) -> 
     certainty = _SOFT_CERTAINTY if soft else settings.federation.certainty
     settings = replace(
         settings,
-        generator=replace(settings.generator, width=width),
+        generator=replace(settings.generator, width=width, channels=channels),
         search=search,
         federation=replace(settings.federation, initial_certainty=certainty),
     )
@@ -137,8 +138,8 @@ def first_rate(settings: Settings) -> float:
     return least * _FEWEST_RATE if settings.federation.uplink == "fewest" else least
 
 
-def plan_of(settings: Settings) -> SearchPlan:
-    """What each local search of resolved settings does on this machine."""
+def plan_of(settings: Settings, *, compiled: bool = False) -> SearchPlan:
+    """What each local search of resolved settings does on this machine; compiled: its step, on a GPU."""
     search, running = settings.search, settings.running
     return SearchPlan(
         mask=search.mask,
@@ -146,7 +147,7 @@ def plan_of(settings: Settings) -> SearchPlan:
         batch_size=search.batch_size,
         loss=search.loss,
         precision=running.precision,
-        compile="off" if running.compile == "auto" else running.compile,
+        compiled=compiled,
         keeps_adam=settings.keeps_adam,
         beta1=0.9 if settings.keeps_adam else 0.5,
         common=settings.federation.uplink == "fewest",

@@ -55,6 +55,12 @@ class Generator:
     """The frozen random network whose mask is searched."""
 
     size: int = setting(0, "pixels a side; 0 takes 16 for digits, else 32", choices=(0, 16, 32, 64))
+    channels: int = setting(
+        0,
+        "1 for grey images, 3 for colour; 0: as the data set has them, and of a folder, without epsilon, as the images"
+        " are",
+        choices=(0, 1, 3),
+    )
     width: int = setting(0, "channels of the last block; 0 takes 16 for grey images, 32 for colour", least=0, most=1024)
     conditional: bool = setting(
         True, "make images by label and match each label's moments, where images have labels (2 … 1000 of them)"
@@ -195,9 +201,6 @@ class Privacy:
         "sampler of the noise: exact (OpenDP, safe against floating-point attacks) or fast (NumPy)",
         choices=("exact", "fast"),
     )
-    another_release: bool = setting(
-        False, "release again what was released before under other settings; the ledger adds both up"
-    )
     distances: bool = setting(
         False, "measure distances to held-back images although they are outside the guarantee of ε"
     )
@@ -207,17 +210,11 @@ class Privacy:
 class Running:
     """How a machine goes about a run: nothing here is agreed on, and a resumed run may change it.
 
-    `precision`, `compile` and `client_threads` round differently, all else leaves the model as it is.
+    `precision` and `client_threads` round differently, all else leaves the model as it is.
     """
 
     device: str = setting("cpu", "torch device")
     workers: int = setting(0, "clients searched at a time; 0 takes one a core, and a few on a GPU", least=0, most=1024)
-    processes: str = setting(
-        "auto",
-        "search in processes, one a worker, so that none waits for another's interpreter: on a processor, in runs that "
-        "are long enough",
-        choices=("auto", "on", "off"),
-    )
     client_threads: int = setting(
         0,
         "processor threads a search uses; 0: one a client, and up to four where the server searches alone",
@@ -229,12 +226,13 @@ class Running:
         "numbers that generator and feature network compute in while searching; auto: bfloat16 where it is fast",
         choices=("auto", "float32", "bfloat16"),
     )
-    compile: str = setting(
-        "auto",
-        "a step compiled by torch before it is recorded, on a GPU; auto: where a run is long enough",
-        choices=("auto", "on", "off"),
-    )
     cache_dir: str = setting("", "folder that keeps clients' moments between runs; none keeps them in the run folder")
+    budget_epsilon: float = setting(
+        0.0,
+        "most ε that the data may ever spend, over all runs; 0 sets no limit, and the ledger says the sum",
+        least=0.0,
+    )
+    budget_delta: float = setting(0.0, "δ at which that ε is told; with it alone", least=0.0, most=0.5)
     distance_every: int = setting(0, "rounds between distances; 0 for the last only", least=0)
     distance_samples: int = setting(10_000, "samples a distance is measured on; 0 for no distance", least=0)
     deadline: float = setting(

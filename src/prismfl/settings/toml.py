@@ -14,9 +14,9 @@ from prismfl.settings.schema import SECTIONS, Settings, all_fields
 _MOVED = {
     **{
         f"output.{name}": f"running.{name}"
-        for name in ("workers", "processes", "cache_dir", "device", "distance_every", "distance_samples")
+        for name in ("workers", "cache_dir", "device", "distance_every", "distance_samples")
     },
-    **{f"search.{name}": f"running.{name}" for name in ("precision", "compile", "client_threads")},
+    **{f"search.{name}": f"running.{name}" for name in ("precision", "client_threads")},
     "deployment.deadline": "running.deadline",
     "deployment.least_cohort": "running.least_cohort",
     "data.label_column": "data.attribute",
@@ -46,6 +46,9 @@ _GONE = {
     "federation.clip": _UPLINK,
     "federation.finished_mask_draws": "8 draws",
     "privacy.mechanism": "one release of moments",
+    "privacy.another_release": "running.budget_epsilon and budget_delta, a limit to all that is released",
+    **dict.fromkeys(("running.processes", "output.processes"), "processes where a run is long enough"),
+    **dict.fromkeys(("running.compile", "search.compile"), "compiling on a GPU where a run is long enough"),
     "output.grid_every": "five grids a run",
     "output.report": "the option --no-report of the command train",
     "deployment.attempts": "three attempts",
@@ -198,7 +201,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(map(toml_value, value)) + "]"
     return repr(value)
 

@@ -4,12 +4,14 @@ import contextlib
 import itertools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from prismfl.errors import DependencyError
+from prismfl.privacy.policy import Policy, policy_text
 from prismfl.run import folder as runfolder
 from prismfl.run.loop import Silent
 from prismfl.settings.toml import to_toml
@@ -107,11 +109,16 @@ def sites(write_sites, tmp_path):
 @pytest.fixture
 def site_nodes(sites, tmp_path):
     """Node configurations of the three sites."""
+    policy = tmp_path / "policy.toml"
+    rules = Policy(20.0, 1e-2, largest_delta=0.5, samplers=("exact", "fast"), least_cohort=1)
+    policy.write_text(policy_text(replace(rules, one_shot_without_epsilon=True)))
     return {
         100 + number: {
             "partition-id": number,
             "data-dir": str(sites / name),
             "state-dir": str(tmp_path / "state" / name),
+            "ledger": str(tmp_path / "ledgers" / name),
+            "policy": str(policy),
         }
         for number, name in enumerate("abc")
     }
@@ -124,7 +131,8 @@ def site_settings(tiny):
     def make(**changes):
         data = {"dataset": "folder", "partition": "given", "clients": 3} | changes.pop("data", {})
         running = {"deadline": 30.0} | changes.pop("running", {})
-        return tiny(data=data, running=running, **changes)
+        generator = {"channels": 1 if changes.get("privacy") else 0} | changes.pop("generator", {})
+        return tiny(data=data, running=running, generator=generator, **changes)
 
     return make
 
@@ -156,6 +164,7 @@ class Deployment:
         """A client's SuperNode; prefix: words before its command."""
         state = self.root / (state or f"state-{number}")
         config = {"partition-id": number, "data-dir": str(self.sites / "abc"[number]), "state-dir": str(state)}
+        config |= {"ledger": str(state / "ledger.jsonl"), "budget-epsilon": 20.0, "budget-delta": 1e-2}
         node = Node(self.link.address, state, config)
         log = self.exits.enter_context((self.root / f"node-{name or number}.log").open("ab"))
         # As the command does it; with a prefix, as Flower does.

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +16,13 @@ from prismfl.engines import simulator as inprocess
 from prismfl.engines.flower.envelope import Response, response_to
 from prismfl.errors import ClientError, DataError, RunFolderError
 from prismfl.generator.modelfile import load_model
+from prismfl.privacy import store
+from prismfl.privacy.release import from_bytes
+from prismfl.privacy.source import SourceLedger, read_ledger
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder, read_rounds
+
+PRIVATE = {"epsilon": 9.0, "delta": 1e-2, "noise": "fast"}
 
 
 def with_response(response):
@@ -59,15 +65,19 @@ def test_the_model_is_the_simulators(kind, fake, site_nodes, site_settings, serv
     assert lines_of(mine.root) == lines_of(plain.root)
 
 
-def test_private_runs_agree_from_the_same_releases(fake, site_nodes, site_settings, serve, sites, tmp_path):
-    private = {"epsilon": 9.0, "delta": 1e-2, "noise": "fast"}
-    settings = site_settings(privacy=private)
+def test_private_runs_agree_from_the_same_releases(
+    fake, site_nodes, site_settings, serve, sites, tmp_path, monkeypatch
+):
+    settings = site_settings(privacy=PRIVATE)
     serve(fake(site_nodes), tmp_path / "flower", settings)
-    store = tmp_path / "store"
-    for name in "abc":
-        shutil.copytree(tmp_path / "state" / name, store, dirs_exist_ok=True)
-    cached = replace(settings, running=replace(settings.running, cache_dir=str(store)))
-    in_process(cached, sites, tmp_path / "plain")
+
+    def theirs(*arguments):
+        ledger = SourceLedger(Path(site_nodes[100 + arguments[-1]]["ledger"]))
+        (path,) = ledger.folder.glob("*.safetensors")
+        return from_bytes(path.read_bytes())
+
+    monkeypatch.setattr(store, "release", theirs)
+    in_process(settings, sites, tmp_path / "plain")
     mine, plain = RunFolder(tmp_path / "flower"), RunFolder(tmp_path / "plain")
     assert mine.model.read_bytes() == plain.model.read_bytes()
     assert mine.ledger.read_bytes() == plain.ledger.read_bytes()
@@ -235,9 +245,9 @@ def refused(fake, site_nodes, settings, serve, root, notes, **config):
 
 
 def test_a_client_may_insist_on_privacy(fake, site_nodes, site_settings, serve, tmp_path, notes):
-    settings = site_settings(running={"deadline": 0.3})
+    settings = site_settings(privacy=PRIVATE, running={"deadline": 0.3})
     said = refused(fake, site_nodes, settings, serve, tmp_path / "run", notes, **{"most-epsilon": 1.0})
-    assert "no ε" in said and "--most-epsilon" in said
+    assert "epsilon = 9.0; expected at most 1, by this site's policy" in said
 
 
 def test_a_run_may_not_search_a_clients_file_names(fake, site_nodes, site_settings, serve, tmp_path, notes):
@@ -263,16 +273,19 @@ def test_a_folder_that_is_not_there_is_named(fake, site_nodes, site_settings, se
     assert "nowhere" in refused(fake, site_nodes, settings, serve, tmp_path / "run", notes, **{"data-dir": "/nowhere"})
 
 
-def test_a_second_release_needs_the_clients_word(fake, site_nodes, site_settings, serve, tmp_path):
-    private = {"epsilon": 9.0, "delta": 1e-2, "noise": "fast"}
-    serve(fake(site_nodes), tmp_path / "one", site_settings(privacy=private))
-    more = site_settings(privacy=private | {"epsilon": 5.0, "another_release": True})
-    with pytest.raises(ClientError, match="earlier release"):
-        serve(fake(site_nodes), tmp_path / "two", more)
+def test_releases_to_whatever_server_stop_at_the_sites_budget(fake, site_nodes, site_settings, serve, tmp_path):
+    serve(fake(site_nodes), tmp_path / "one", site_settings(privacy=PRIVATE))
+    serve(fake(site_nodes), tmp_path / "again", site_settings(privacy=PRIVATE, federation={"rounds": 3}))
     for config in site_nodes.values():
-        config["another-release"] = True
-    serve(fake(site_nodes), tmp_path / "three", more)
-    assert len(load_model(tmp_path / "three" / "model.safetensors").ledger) == 6
+        assert len(read_ledger(Path(config["ledger"]))) == 1
+        config["budget-epsilon"] = 10.0
+    for number, changes in enumerate(({"size": 32}, {"channels": 3}, {"conditional": False})):
+        with pytest.raises(ClientError, match="budget"):
+            serve(fake(site_nodes), tmp_path / str(number), site_settings(privacy=PRIVATE, generator=changes))
+    with pytest.raises(ClientError, match="without 0, 1, 2"):
+        serve(fake(site_nodes), tmp_path / "plain", site_settings(running={"deadline": 0.3}))
+    for config in site_nodes.values():
+        assert len(read_ledger(Path(config["ledger"]))) == 1
 
 
 def test_only_named_classes_are_told(fake, site_nodes, site_settings, serve, tmp_path):

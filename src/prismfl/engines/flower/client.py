@@ -24,7 +24,7 @@ from prismfl.data.files import write_atomic
 from prismfl.data.people import uncovered
 from prismfl.data.site import conform, load_site, only, reported
 from prismfl.engines.flower.envelope import Ask, Hello, Request, Response, Terms, hello_to, request_from, response_to
-from prismfl.errors import ClientError, PrismError, PrivacyError, SettingError
+from prismfl.errors import ClientError, PrismError, SettingError
 from prismfl.settings.schema import FEATURE_NETS, Running, Settings
 from prismfl.settings.toml import settings_from, toml_from
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from prismfl.engines.clientdisk import ClientDisk
     from prismfl.federation.agreement import Agreement
     from prismfl.federation.client import ClientKit
+    from prismfl.privacy.policy import Policy
+    from prismfl.privacy.source import SourceLedger
     from prismfl.run.prepare import Prepared
 
 _GRACE = 20.0  # seconds after which a search that cannot be interrupted is ended with its process
@@ -85,10 +87,9 @@ def _reply(message: Message, site: "Site") -> RecordDict:
 class Site:
     """One client's place: its number, and what is local to it.
 
-    state: folder of what it keeps, or None where Flower simulates it; data_dir: its images; most_epsilon: runs
-    that promise less privacy are refused, 0 for none; another_release: whether it may release again what it
-    released under other settings; people: pattern that tells in file names whose image each is.  A run's own pattern
-    is never searched for here: what it finds and what not would tell the server of names.
+    state: folder of what it keeps, or None where Flower simulates it; data_dir: its images; rules: what it answers;
+    ledger: file of all that was ever released of its images; people: pattern that tells in file names whose image each
+    is.  A run's own pattern is never searched for here: what it finds and what not would tell the server of names.
     """
 
     client: int
@@ -97,13 +98,13 @@ class Site:
     device: str = "cpu"
     features: str = ""
     weights: str = ""
-    most_epsilon: float = 0.0
-    another_release: bool = False
+    rules: "Policy | None" = None
+    ledger: Path | None = None
     people: str = ""
 
     @classmethod
     def of(cls, context: Context) -> "Site":
-        """From the node's configuration.  Raises SettingError."""
+        """From the node's configuration.  Raises SettingError, PrivacyError."""
         config: Mapping[str, Any] = context.node_config
         client = config.get("partition-id")
         if type(client) is not int or client < 0:
@@ -114,9 +115,12 @@ class Site:
         text = {name: str(config.get(name) or "") for name in ("data-dir", "device", "features", "weights", "people")}
         folder = Path(text["data-dir"]) if text["data-dir"] else None
         place = Path(str(state)) if state else None
-        most, again = float(config.get("most-epsilon") or 0), config.get("another-release") is True
         device, files = text["device"] or "cpu", (text["features"], text["weights"])
-        return cls(client, place, folder, device, *files, most, again, text["people"])
+        if place is None:
+            return cls(client, None, folder, device, *files, people=text["people"])
+        if not config.get("ledger"):
+            raise SettingError("no ledger", "the file of all that its images release", "set ledger in --node-config")
+        return cls(client, place, folder, device, *files, _rules(config), Path(str(config["ledger"])), text["people"])
 
     @property
     def simulated(self) -> bool:
@@ -135,16 +139,10 @@ class Site:
     def local(self, settings: Settings) -> Settings:
         """Public settings with what is this machine's own: feature files, device, and where releases are kept.
 
-        Raises SettingError where the run matches a network that is in a file of no known place, PrivacyError
-        for a run that promises less than this client wants.
+        Raises SettingError where the run matches a network that is in a file of no known place, PolicyError for a run
+        beyond this site's rules.
         """
-        promised, name = settings.privacy.epsilon, settings.features.features
-        if self.most_epsilon and not 0 < promised <= self.most_epsilon:
-            raise PrivacyError(
-                f"a run that promises {f'ε = {promised:g}' if promised else 'no ε'}",
-                f"ε of at most {self.most_epsilon:g}, this client's --most-epsilon",
-                "run with a smaller --epsilon",
-            )
+        name = settings.features.features
         if settings.data.people and settings.data.partition != "given":
             raise SettingError(
                 "a run that deals persons to clients on other machines",
@@ -157,7 +155,27 @@ class Site:
             settings.features, features=name if name in FEATURE_NETS else self.features, weights=self.weights
         )
         running = Running(device=self.device, cache_dir=str(self.state) if self.state else "")
-        return replace(settings, features=features, running=running)
+        found = replace(settings, features=features, running=running)
+        if self.rules is not None:
+            self.rules.check(found, self.source())
+        return found
+
+    def source(self) -> "SourceLedger":
+        """The ledger of this site's images, with the budget of its rules.  Raises SettingError where there is none."""
+        from prismfl.privacy.source import SourceLedger
+
+        if self.ledger is None or self.rules is None:
+            raise SettingError("no ledger", "the file of all that its images release", "set ledger in --node-config")
+        return SourceLedger(self.ledger, self.rules.budget())
+
+
+def _rules(config: Mapping[str, Any]) -> "Policy":
+    """The site's rules as they stand now: of its policy file, and of options over that."""
+    from prismfl.privacy.policy import policy_from, read_policy
+
+    asked = {"budget_epsilon": "budget-epsilon", "budget_delta": "budget-delta", "largest_epsilon": "most-epsilon"}
+    changes = {name: float(config[option]) for name, option in asked.items() if config.get(option)}
+    return read_policy(Path(config["policy"]), **changes) if config.get("policy") else policy_from(changes)
 
 
 def greet(site: Site, request: Request) -> Hello:
@@ -268,28 +286,33 @@ def _deployed(site: Site, state: Path, run: bytes, terms: Terms, anew: bool) -> 
     import torch
 
     from prismfl.engines.clientdisk import ClientDisk
+    from prismfl.privacy.store import Releases
     from prismfl.run.folder import RunFolder
     from prismfl.run.prepare import agree_on, site_kit
 
     settings = site.local(settings_from(toml_from(terms.settings)))
     torch.set_num_threads(settings.running.threads)
     agreement = agree_on(settings, terms.channels, terms.classes)
-    # Nobody else decides whether this client's images are released a second time.
-    privacy = replace(settings.privacy, another_release=site.another_release)
-    agreement = replace(agreement, settings=replace(agreement.settings, privacy=privacy))
+    if site.rules is not None:
+        site.rules.check(agreement.settings, site.source(), agreement.network)
     kit = site_kit(agreement)
-    return _World(site, agreement, kit, ClientDisk(agreement, kit, RunFolder(state / run.hex())), None, terms, anew)
+    private, classes = agreement.settings.privacy, agreement.layout.classes
+    releases = Releases(kit.features, classes, private, site.source()) if private.epsilon else None
+    disk = ClientDisk(agreement, kit, RunFolder(state / run.hex()), releases)
+    return _World(site, agreement, kit, disk, None, terms, anew)
 
 
 def _simulated(site: Site, terms: Terms) -> _World:
     import torch
 
-    from prismfl.engines.clientdisk import ClientDisk
+    from prismfl.engines.clientdisk import ClientDisk, releases_of
     from prismfl.run.folder import RunFolder
 
     ready = _prepared(terms.settings)
     torch.set_num_threads(ready.agreement.settings.running.threads)
-    disk = ClientDisk(ready.agreement, ready.kit, RunFolder(Path(terms.folder)))
+    folder = RunFolder(Path(terms.folder))
+    releases = releases_of(ready.agreement, ready.kit, ready.clients, folder)
+    disk = ClientDisk(ready.agreement, ready.kit, folder, releases)
     return _World(site, ready.agreement, ready.kit, disk, ready.clients[site.client], terms)
 
 

@@ -1,0 +1,171 @@
+"""What a site answers: its own rules for what servers may ask, whatever they ask."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from prismfl.errors import PolicyError, SettingError
+from prismfl.privacy.source import Budget, SourceLedger
+from prismfl.settings.schema import Settings
+from prismfl.settings.toml import toml_value
+
+WITHOUT = ("until-release", "never", "always")
+_ABOUT = {
+    "budget_epsilon": "most ε that all releases of this site's images may come to, together",
+    "budget_delta": "δ at which that ε is told",
+    "largest_epsilon": "most ε of one run; 0: whatever the budget has room for",
+    "largest_delta": "most δ of one run",
+    "images_per_person": "images that one person has here at most: a run must cover as many",
+    "samplers": "of the noise: exact, or fast as well",
+    "modes": "masks, one-shot",
+    "networks": "SHA-256 of the feature networks that may be matched; none: any that prismfl knows by name",
+    "sizes": "pixels a side",
+    "least_cohort": "clients a round, at least: of fewer, sums say much of each",
+    "without_epsilon": "runs without ε: until-release (none once this site has released anything), never, always",
+    "one_shot_without_epsilon": "also send the moments of images as they are, which hides nothing",
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A site's rules; see `_ABOUT` for what each says, and `write_policy` for the file.
+
+    Raises SettingError for values that none can have, PrivacyError for a budget that is none.
+    """
+
+    budget_epsilon: float
+    budget_delta: float
+    largest_epsilon: float = 0.0
+    largest_delta: float = 1e-5
+    images_per_person: int = 1
+    samplers: tuple[str, ...] = ("exact",)
+    modes: tuple[str, ...] = ("masks", "one-shot")
+    networks: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = (16, 32, 64)
+    least_cohort: int = 2
+    without_epsilon: str = WITHOUT[0]
+    one_shot_without_epsilon: bool = False
+
+    def __post_init__(self) -> None:
+        self.budget()
+        for name, allowed in (
+            ("samplers", ("exact", "fast")),
+            ("modes", ("masks", "one-shot")),
+            ("sizes", (16, 32, 64)),
+        ):
+            if not set(getattr(self, name)) <= set(allowed):
+                raise _wrong(name, getattr(self, name), f"of {allowed}")
+        if self.without_epsilon not in WITHOUT:
+            raise _wrong("without_epsilon", self.without_epsilon, f"one of {', '.join(WITHOUT)}")
+        if not (self.largest_epsilon >= 0 and 0 < self.largest_delta < 1):
+            raise _wrong(
+                "largest_epsilon, largest_delta", (self.largest_epsilon, self.largest_delta), "ε ≥ 0, 0 < δ < 1"
+            )
+        if self.images_per_person < 1 or self.least_cohort < 1:
+            raise _wrong("images_per_person, least_cohort", (self.images_per_person, self.least_cohort), "numbers ≥ 1")
+
+    def budget(self) -> Budget:
+        """What the site's source may spend."""
+        return Budget(self.budget_epsilon, self.budget_delta)
+
+    def check(self, settings: Settings, ledger: SourceLedger, network: str = "") -> None:
+        """Refuse what goes beyond the rules, before an image is read.
+
+        settings: what the server asks; ledger: of this site's images; network: SHA-256 of what is matched, once it is
+        known.  Raises PolicyError, whose words hold nothing but what the server asked and what the rules allow;
+        PrivacyError for a ledger that is not whole.
+        """
+        privacy, federation = settings.privacy, settings.federation
+        clients = federation.cohort or settings.data.clients
+        found: list[tuple[str, Any, bool, Any]] = [
+            ("mode", federation.mode, federation.mode in self.modes, self.modes),
+            ("size", settings.pixels, settings.pixels in self.sizes, self.sizes),
+            (
+                "a feature network with SHA-256",
+                network,
+                not network or network in (self.networks or (network,)),
+                self.networks,
+            ),
+            ("clients a round", clients, clients >= self.least_cohort, f"at least {self.least_cohort}"),
+        ]
+        if privacy.epsilon:
+            most = self.largest_epsilon or self.budget_epsilon
+            found += [
+                ("epsilon", privacy.epsilon, privacy.epsilon <= most, f"at most {most:g}"),
+                ("delta", privacy.delta, privacy.delta <= self.largest_delta, f"at most {self.largest_delta:g}"),
+                ("noise", privacy.noise, privacy.noise in self.samplers, self.samplers),
+                (
+                    "images_per_person",
+                    privacy.images_per_person,
+                    privacy.images_per_person >= self.images_per_person,
+                    f"at least {self.images_per_person}",
+                ),
+            ]
+        for name, value, fine, allowed in found:
+            if not fine:
+                raise _beyond(f"{name} = {value}", str(allowed))
+        if not privacy.epsilon:
+            self._check_plain(federation.mode, ledger)
+
+    def _check_plain(self, mode: str, ledger: SourceLedger) -> None:
+        """Runs without ε: masks tell something of images, and moments as they are tell nearly all."""
+        if mode == "one-shot" and not self.one_shot_without_epsilon:
+            raise _beyond("mode = one-shot without epsilon", "a run with epsilon, for moments as they are hide nothing")
+        if self.without_epsilon == "never" or (self.without_epsilon == WITHOUT[0] and ledger.releases()):
+            raise _beyond("a run without epsilon", "a run with epsilon")
+
+
+def _beyond(got: str, allowed: str) -> PolicyError:
+    return PolicyError(got, f"{allowed}, by this site's policy", "ask for less, or ask the site to change its policy")
+
+
+def _wrong(name: str, value: Any, allowed: str) -> SettingError:
+    return SettingError(f"{name} = {value!r} in a policy", allowed, "mend the policy file")
+
+
+def policy_from(values: Mapping[str, Any]) -> Policy:
+    """A policy from plain values, as its TOML file has them.  Raises SettingError, PrivacyError."""
+    known = {item.name: item for item in fields(Policy)}
+    if unknown := sorted(set(values) - set(known)):
+        raise _wrong(unknown[0], values[unknown[0]], f"one of {', '.join(known)}")
+    if missing := [name for name in ("budget_epsilon", "budget_delta") if name not in values]:
+        raise SettingError(
+            f"no {missing[0]}", "what the source may spend in all", f"set it, or pass --{missing[0].replace('_', '-')}"
+        )
+    return Policy(**{name: _typed(name, value) for name, value in values.items()})
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value of the field's type.  Raises SettingError."""
+    like = {"samplers": ("",), "modes": ("",), "networks": ("",), "sizes": (0,)}.get(name)
+    if like is not None:
+        if not isinstance(value, list | tuple) or any(type(one) is not type(like[0]) for one in value):
+            raise _wrong(name, value, f"a list as {toml_value(list(like))}")
+        return tuple(value)
+    kind = {item.name: item.type for item in fields(Policy)}[name]
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise _wrong(name, value, getattr(kind, "__name__", str(kind)))
+    return value
+
+
+def read_policy(path: Path, **changes: Any) -> Policy:
+    """A site's policy file, with other values laid over it.  Raises SettingError, PrivacyError."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(
+            f"cannot read {path} ({error})", "a policy file", "make one: prismfl federate policy"
+        ) from None
+    return policy_from(values | changes)
+
+
+def policy_text(policy: Policy) -> str:
+    """The policy as TOML, a comment a line."""
+    lines = ["# What this site answers; what a server asks beyond it is refused before an image is read."]
+    for name, value in asdict(policy).items():
+        lines += ["", f"# {_ABOUT[name]}", f"{name} = {toml_value(value)}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,272 @@
+"""The ledger of a source: all that was ever released of one body of images, and what is left of a budget.
+
+A source is a site's data directory, or the data of a simulated run.  Every release of it, whatever the size, the
+labels, the channels, the partition or the order, is a line of one file, written before any noise is drawn: a privacy
+odometer (Rogers, Roth, Ullman, Vadhan 2016) with a limit.  Beside the file lie the releases themselves.  What is asked
+for a second time is read, and costs nothing; one that is missing or does not read is refused, never drawn again.
+
+The unit is the images of one person, the largest `images_per_person` of all entries; adjacency is replace-one.  Clients
+that one run deals a source to hold different persons, so that such a dealing counts as the most that one of them
+released; dealings, and all else, add up as `compose` adds up.
+"""
+
+import hashlib
+import json
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from prismfl.data.files import make_folder, write_atomic
+from prismfl.data.lock import alone
+from prismfl.errors import BudgetError, PrivacyError
+from prismfl.privacy.chain import Chain
+from prismfl.privacy.ledger import Entry, Guarantee, epsilon_of, from_json, spent_by_client, to_json
+
+_PATIENCE = 3600.0  # seconds to wait for another run that draws the same release
+
+_SOLVED = 1e-6  # σ and ε are solved for by iteration: the one release that a budget was made for must fit into it
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a source may ever release: ε at δ, of all its entries together.
+
+    Raises PrivacyError for numbers that are none.
+    """
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.epsilon <= 1e6 and 0 < self.delta < 1):
+            raise PrivacyError(
+                f"a budget of ε = {self.epsilon:g} at δ = {self.delta:g}",
+                "ε above 0, and δ between 0 and 1",
+                "set both --budget-epsilon and --budget-delta",
+            )
+
+
+@dataclass(frozen=True)
+class Release:
+    """A line of the ledger: one release, and of which dealing to clients it is part; stored: SHA-256 of its file.
+
+    definition: name of what was released of which images, made of them; it stays on this disk.
+    """
+
+    id: str
+    definition: str
+    dealing: str
+    time: str
+    entry: Entry
+    stored: str = ""
+
+
+class SourceLedger:
+    """One source's ledger file, its releases in the folder `FILE.releases` beside it; see the module.
+
+    budget: None for none, and then the ledger only says what was spent.
+    """
+
+    def __init__(self, path: Path, budget: Budget | None = None) -> None:
+        self.path, self.budget = path, budget
+        self.folder = path.with_name(f"{path.name}.releases")
+        self._chain = Chain(path, "ledger")
+
+    def releases(self) -> list[Release]:
+        """All releases of the source, oldest first.  Raises PrivacyError for a ledger that is not whole."""
+        with self._locked():
+            return self._read()
+
+    def once(self, definition: str, dealing: str, entry: Entry, draw: Callable[[], bytes]) -> tuple[Release, bytes]:
+        """The release of a definition: as it is stored, or entered in the ledger, drawn, and stored first.
+
+        Args:
+            definition: names the released numbers and the images; equal names, equal releases.
+            dealing: names the dealing of the source's images to clients that this is part of.
+            entry: what the release costs, known before the images are looked at.
+            draw: makes the stored form of the release.
+
+        Returns:
+            The line of the ledger, and the stored form.
+
+        Raises:
+            PrivacyError: past the budget; for a release that is missing, damaged or in no ledger.
+            RunFolderError: where the ledger or the release cannot be written, and nothing was drawn or used.
+        """
+        make_folder(self.folder, private=True)
+        path = self.folder / f"{definition}.safetensors"
+        # Whoever draws the same release at this moment is waited for, others are not.
+        with alone(self.folder / f".{definition}.lock", f"a release in {self.folder}", _PATIENCE):
+            found = self._enter(definition, dealing, entry, path)
+            if found.stored:
+                return found, self._stored(path, found)
+            raw = draw()
+            write_atomic(path, raw, private=True)
+            with self._locked():
+                self._chain.append({"stored": found.id, "sha256": hashlib.sha256(raw).hexdigest()})
+            return found, raw
+
+    def _enter(self, definition: str, dealing: str, entry: Entry, path: Path) -> Release:
+        """The release that is stored, or else a new line for it, where the budget has room."""
+        with self._locked():
+            held = self._read()
+            self._check_store(held)
+            known = [one for one in held if one.definition == definition and one.stored]
+            if known:
+                return known[-1]
+            if path.exists():
+                # Between its file and its last line a crash leaves a release that nobody has used.
+                path.unlink()
+            found = Release(secrets.token_hex(16), definition, dealing, _now(), entry)
+            self._check_budget([*held, found])
+            self._chain.append(
+                {
+                    "release": found.id,
+                    "definition": definition,
+                    "dealing": dealing,
+                    "time": found.time,
+                    "entry": to_json([entry])[0],
+                }
+            )
+            return found
+
+    def _check_store(self, held: Sequence[Release]) -> None:
+        """Releases of which the ledger says nothing are those of a ledger that is gone."""
+        known = {one.definition for one in held}
+        strange = [path for path in self.folder.glob("*.safetensors") if path.stem not in known]
+        if strange:
+            raise PrivacyError(
+                f"{len(strange)} releases in {self.folder} that {self.path.name} says nothing of",
+                "the ledger that they were entered in",
+                "restore it from a backup: what was spent cannot be told without it",
+            )
+
+    def _stored(self, path: Path, found: Release) -> bytes:
+        try:
+            raw = path.read_bytes()
+        except OSError:
+            raw = b""
+        if hashlib.sha256(raw).hexdigest() != found.stored:
+            raise PrivacyError(
+                f"{path}, a release that is {'damaged' if raw else 'missing'}",
+                "the release as it was stored",
+                "restore the file from a backup: drawing again would release the images twice",
+            )
+        return raw
+
+    def _check_budget(self, held: Sequence[Release]) -> None:
+        if self.budget is None:
+            return
+        spent = spent_of(held, self.budget.delta).epsilon
+        if spent > self.budget.epsilon * (1 + _SOLVED):
+            before = f"{spent_of(held[:-1], self.budget.delta).epsilon:.4g}" if held[:-1] else "0"
+            raise BudgetError(
+                f"a release that takes what this source has spent from ε = {before} to {spent:.4g}",
+                f"at most its budget, ε = {self.budget.epsilon:g} at δ = {self.budget.delta:g}",
+                "keep to settings that were released before, ask for a smaller --epsilon, or raise --budget-epsilon",
+            )
+
+    def _read(self) -> list[Release]:
+        """The chain's lines as releases.  Whoever calls holds the lock."""
+        found: dict[str, Release] = {}
+        for record in self._chain.read():
+            try:
+                if "stored" in record:
+                    one = found[record["stored"]]
+                    found[one.id] = Release(one.id, one.definition, one.dealing, one.time, one.entry, record["sha256"])
+                else:
+                    name, definition, dealing = (str(record[key]) for key in ("release", "definition", "dealing"))
+                    found[name] = Release(
+                        name, definition, dealing, str(record["time"]), from_json([record["entry"]])[0]
+                    )
+            except (KeyError, TypeError):
+                raise PrivacyError(
+                    f"a line of {self.path} that says nothing of a release",
+                    "the ledger as it was written",
+                    "use the version of prismfl that wrote it",
+                ) from None
+        return list(found.values())
+
+    def _locked(self) -> Any:
+        return alone(self.path.with_name(f".{self.path.name}.lock"), str(self.path), _PATIENCE)
+
+
+def spent_of(releases: Sequence[Release], delta: float = 0.0) -> Guarantee:
+    """(ε, δ) of all that a source released.
+
+    The unit is the images of one person, the largest `images_per_person` among the entries; adjacency is replace-one.
+    Clients of one dealing hold different persons and compose in parallel, dealings compose exactly as Gaussian noise
+    does (Dong, Roth, Su 2022, corollary 3.3).
+
+    Args:
+        releases: lines of the ledger.
+        delta: at which ε is told; 0: the largest δ among the entries.
+
+    Raises:
+        PrivacyError: for an empty ledger, and for an ε past all bounds.
+    """
+    if not releases:
+        raise PrivacyError("a ledger without entries", "at least one release", "there is no guarantee to state")
+    entries = [one.entry for one in releases]
+    most = max(entry.images_per_person for entry in entries)
+    dealings: dict[str, list[Entry]] = defaultdict(list)
+    for one in releases:
+        dealings[one.dealing].append(one.entry)
+    spent = [spent_by_client(dealt, most) for dealt in dealings.values()]
+    square = sum(max(square for square, _ in clients.values()) for clients in spent)
+    slack = sum(max(slack for _, slack in clients.values()) for clients in spent)
+    delta = delta or max(entry.delta for entry in entries)
+    return Guarantee(epsilon_of(square**-0.5, delta, slack), delta, -1, len(releases), len(dealings))
+
+
+def ledger_of(source: str) -> Path:
+    """Where `prismfl train` keeps the ledger of a source: in the user's state folder, never beside the data.
+
+    source: the data's real path, or the name of a data set that is in the package.
+    """
+    name = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return Path(platformdirs.user_state_dir("prismfl", appauthor=False)) / "sources" / name / "ledger.jsonl"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def read_ledger(path: Path) -> list[Release]:
+    """The releases in a ledger file, its chain checked.  Raises PrivacyError."""
+    if not path.is_file():
+        raise PrivacyError(f"no ledger {path}", "the ledger file of a source", "check the path")
+    return SourceLedger(path).releases()
+
+
+def as_text(releases: Sequence[Release], delta: float = 0.0) -> str:
+    """A source's ledger for people: a line a release, and what they come to."""
+    lines = ["time                  ε       δ       images  a person's  sampler"]
+    for one in releases:
+        entry = one.entry
+        state = "" if one.stored else "  (never finished; counted all the same)"
+        lines.append(
+            f"{one.time:<21} {entry.epsilon:<7.4g} {entry.delta:<7.1g} {entry.images:<7} {entry.images_per_person:<11} "
+            f"{entry.sampler}{state}"
+        )
+    total = spent_of(releases, delta)
+    most = max(one.entry.images_per_person for one in releases)
+    person = "one image" if most == 1 else f"up to {most} images of one person"
+    lines.append(
+        f"spent: ε = {total.epsilon:.4g} at δ = {total.delta:g}, for {person}; "
+        f"{total.releases} releases in {total.clients} dealings; the chain is whole"
+    )
+    return "\n".join(lines)
+
+
+def as_json(releases: Sequence[Release], delta: float = 0.0) -> str:
+    """The same for programs."""
+    total = spent_of(releases, delta)
+    lines = [{"time": one.time, "dealing": one.dealing, **to_json([one.entry])[0]} for one in releases]
+    return json.dumps({"epsilon": total.epsilon, "delta": total.delta, "releases": lines}, indent=1)
