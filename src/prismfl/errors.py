@@ -5,6 +5,18 @@ class PrismError(Exception):
     """Base of all errors that a user or a caller can cause and mend.
 
     The command line turns any of these into one line and exit status 2.
+
+    Args:
+        got: what was there.
+        expected: what should have been there.
+        remedy: what to do about it.
+
+    Examples:
+        >>> raise SettingError("rounds = 0", "a whole number ≥ 1", "raise it")
+        Traceback (most recent call last):
+        prismfl.errors.SettingError: rounds = 0; expected a whole number ≥ 1; raise it
+        >>> issubclass(SettingError, PrismError)
+        True
     """
 
     def __init__(self, got: str, expected: str, remedy: str) -> None:

@@ -1,17 +1,15 @@
 """Moments of feature maps, and the squared distance of fake moments from a target.
 
-With the kernel k(x, y) = ⟨ψ(x), ψ(y)⟩ of a feature vector ψ, the squared maximum mean
-discrepancy is the squared distance of mean feature vectors (Gretton et al. 2012).  Here ψ stacks,
-for each layer, the unit vectors `f = φ / ‖φ‖` and `g = φ² / ‖φ²‖` of its flattened map φ, and
-what tones and colours an image has in its cells (`features/tones.py`), with weights w_j whose squares
-sum to 1, so that ‖ψ(x)‖ ≤ 1 for every image.
+With the kernel k(x, y) = ⟨ψ(x), ψ(y)⟩ of a feature vector ψ, the squared maximum mean discrepancy is the squared
+distance of mean feature vectors (Gretton et al. 2012).  Here ψ stacks, for each layer, the unit vectors `f = φ / ‖φ‖`
+and `g = φ² / ‖φ²‖` of its flattened map φ, and what tones and colours an image has in its cells
+(`features/tones.py`), with weights w_j whose squares sum to 1, so that ‖ψ(x)‖ ≤ 1 for every image.
 
 An image may be matched at shifts of some pixels (`features/framing.py`): real ones take all shifts in turn,
 a batch of generated ones is shifted at random.  ψ(x) is then that of the shifted image: no norm grows.
 
-Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): the
-feature vector is ψ(x) in the block of its label and 0 in the others, still of norm ≤ 1, and the
-moments of n images are, label by label, the sum over the label's images divided by n.
+Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): ψ(x) stands in the
+block of its label, 0 in the others, still of norm ≤ 1; the moments of n images are each label's sum divided by n.
 """
 
 import copy
@@ -43,8 +41,10 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Target:
     """What a client's images contribute, and all that its search ever sees of them.
 
-    moments: float32 `[G · D]`, weighted, one block of D a label (G = 1 without labels); images:
-    the number they are the mean of; shares: float64 `[G]`, each label's share of the images.
+    Attributes:
+        moments: float32 `[G · D]`, weighted, one block of D a label (G = 1 without labels).
+        images: the number that they are the mean of.
+        shares: each label's share of the images, float64 `[G]`.
     """
 
     moments: NDArray[np.float32]
@@ -100,22 +100,28 @@ def label_means(labels: Tensor, classes: int) -> Tensor:
 
 
 def label_groups(labels: Tensor, classes: int) -> Tensor:
-    """Weights that sum a batch by label, over its size: int64 `[B]` → float32 `[classes, B]`.
-
-    Without classes, one group: the mean.
-    """
+    """Weights that sum a batch by label over its size: int64 `[B]` → float32 `[classes, B]`; without classes `[1, B]`."""
     if not classes:
         return torch.full((1, len(labels)), 1 / len(labels), device=labels.device)
     return own_label(labels, classes).T.float() / len(labels)
 
 
 class FeatureMap:
-    """Images → weighted moments ψ̄, through a frozen feature network.
+    """Images → weighted moments ψ̄, through a frozen feature network.  Raises SettingError when a layer does not exist.
 
-    `dimension` is D, the entries of one group's moments: twice the sum of the matched layers'
-    sizes (once without second moments), and tones.  `blocks` says which entries are
-    what, in order; the norm of each block of a vector is at most its weight.  Raises SettingError when a layer does
-    not exist.
+    Attributes:
+        dimension: D, the entries of one group's moments: of maps, of squares of maps, and tones.
+        blocks: which entries are what, in order; the norm of each block of a vector is at most its weight.
+
+    Examples:
+        >>> from prismfl.features.networks import load_features
+        >>> features = FeatureMap(load_features("vgg"), Matching(), channels=1, size=16)
+        >>> images, labels = np.zeros((4, 1, 16, 16), np.uint8), np.array([0, 0, 0, 1])
+        >>> target = features.target(images, labels, classes=2)
+        >>> target.moments.shape == (2 * features.dimension,), target.shares.tolist()
+        (True, [0.75, 0.25])
+        >>> float(distance(features.moments(-torch.ones(4, 1, 16, 16)), features.vectors(images).mean(0))) < 1e-9
+        True
     """
 
     def __init__(self, loaded: LoadedNet, matching: Matching, channels: int, size: int) -> None:
@@ -251,10 +257,16 @@ class FeatureMap:
     def target(
         self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None = None, classes: int = 0, batch: int = 100
     ) -> Target:
-        """The moments of uint8 images `[n, C, H, W]`, in double precision over batches.
+        """The moments of a client's images, summed in double precision.
 
-        labels: int64 `[n]` below `classes`, where moments are kept by label.
-        Raises DataError when there is no image or a moment is not finite.
+        Args:
+            images: uint8 `[n, C, H, W]`.
+            labels: int64 `[n]` below `classes`, where moments are kept by label.
+            classes: number of labels, 0 for none.
+            batch: images that are looked at together.
+
+        Raises:
+            DataError: when there is no image or a moment is not finite.
         """
         if not len(images):
             raise DataError("a client without images", "at least one image", "leave the client out")
@@ -359,11 +371,9 @@ def distance(moments: Tensor, target: Tensor) -> Tensor:
 class MovingResidual:
     """The paper's moving average: Adam steps towards the residual of the moments.
 
-    The loss is `2⟨v, target - ψ̄_fake⟩`, with v following `target - ψ̄_fake` by Adam (generative
-    feature matching networks, dos Santos et al. 2019): v averages over many batches, so that a
-    small batch does not decide the direction alone.
-
-    rate: step of v, in root-mean-square entries of the first residual.
+    The loss is `2⟨v, target - ψ̄_fake⟩`, with v following `target - ψ̄_fake` by Adam (generative feature matching
+    networks, dos Santos et al. 2019): v averages over many batches, so that a small batch does not decide the
+    direction alone.  rate: step of v, in root-mean-square entries of the first residual.
     """
 
     def __init__(self, target: Tensor, rate: float) -> None:

@@ -34,7 +34,13 @@ _WORTH_COMPILING = 40_000  # steps in which what a compiler takes is gained back
 
 @dataclass(frozen=True)
 class Memory:
-    """Adam's moments, float32 `[N]` each, and the number of steps behind them."""
+    """What Adam keeps between two searches of a client.
+
+    Attributes:
+        first: means of gradients by the scores, float32 `[N]`.
+        second: means of their squares, float32 `[N]`.
+        steps: that are behind them.
+    """
 
     first: NDArray[np.float32]
     second: NDArray[np.float32]
@@ -43,9 +49,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Result of a local search: θ_k as integers uint16 `[N]`, the mean loss, Adam's memory unless it begins anew.
+    """What a local search came to.
 
-    finite: whether all numbers were; otherwise the search diverged.
+    Attributes:
+        q: θ_k · 65536, uint16 `[N]`.
+        loss: mean squared distance over the steps.
+        memory: Adam's, for the client's next search; None where each begins anew.
+        finite: whether all numbers were; otherwise the search diverged.
     """
 
     q: NDArray[np.uint16]
@@ -55,14 +65,31 @@ class SearchResult:
 
 
 def rate_at(settings: Settings, round_index: int) -> float:
-    """Learning rate of a round: half a cosine from the first to `final_rate` of it."""
+    """Learning rate of a round: half a cosine from the first to `final_rate` of it.
+
+    Args:
+        settings: resolved ones.
+        round_index: from 0.
+
+    Examples:
+        >>> from prismfl.settings.resolve import resolved
+        >>> from prismfl.settings.toml import settings_from
+        >>> settings = resolved(settings_from({"federation": {"rounds": 3}}), channels=1)
+        >>> [round(rate_at(settings, turn), 2) for turn in range(3)]
+        [1.0, 0.65, 0.3]
+    """
     done = round_index / max(1, settings.federation.rounds - 1)
     low = settings.search.final_rate
     return first_rate(settings) * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def precision_of(name: str, device: str) -> str:
-    """`auto` as what it stands for on a device: `bfloat16` where the processor multiplies it, else `float32`."""
+    """`auto` as what it stands for on a device: `bfloat16` where the processor multiplies it, else `float32`.
+
+    Examples:
+        >>> precision_of("float32", "cpu"), precision_of("auto", "cpu") in ("bfloat16", "float32")
+        ('float32', True)
+    """
     if name != "auto":
         return name
     # A private name of torch: where it is gone, the exact precision is a safe answer.
@@ -97,11 +124,41 @@ def local_search(
     draws: Tape,
     memory: Memory | None = None,
 ) -> SearchResult:
-    """Search from θ = q / 65536 for `local_steps` steps of Adam on the scores.
+    """Step 2 of a round: search from θ = q / 65536 for a mask whose images have the target's moments.
 
-    weights: frozen, float32 `[N]`; q: uint16 `[N]`; target moments `[D]`.  A step draws a mask
-    and latents from `draws`, and descends the squared MMD straight through the draw (paper,
-    local step).  Same inputs, threads and machine: same bytes out.
+    Each of `plan.local_steps` steps draws a mask and latents from `draws`, and takes a step of Adam on the
+    scores down the squared MMD, straight through the draw (PRISM's local update).  Same inputs, threads
+    and machine: same bytes out.
+
+    Args:
+        layout: the generator's shape.
+        weights: frozen ones, float32 `[N]`, on the device that computes.
+        features: the map that images are matched by.
+        q: θ · 65536, uint16 `[N]`.
+        target: moments of the client's images.
+        plan: what one search does, see `settings.resolve.plan_of`.
+        rate: Adam's step on the scores, see `rate_at`.
+        draws: public randomness of the round and client.
+        memory: Adam's, of the client's last search; None begins anew.
+
+    Returns:
+        θ_k, the mean loss, and Adam's memory.
+
+    Examples:
+        >>> from prismfl.features.networks import load_features
+        >>> from prismfl.generator.layout import Layout, frozen_weights
+        >>> from prismfl.moments import FeatureMap
+        >>> from prismfl.seeding.device import Tape
+        >>> from prismfl.seeding.philox import Purpose, Stream
+        >>> from prismfl.settings.resolve import Matching, SearchPlan
+        >>> layout = Layout(size=16, channels=1, width=2, latent=8)
+        >>> weights = torch.from_numpy(frozen_weights(layout, 0).copy())
+        >>> features = FeatureMap(load_features("vgg"), Matching(layers=(0, 1)), channels=1, size=16)
+        >>> target = features.target(np.zeros((10, 1, 16, 16), np.uint8))
+        >>> q, plan = np.full(layout.count, 32768, np.uint16), SearchPlan(local_steps=2, batch_size=4)
+        >>> result = local_search(layout, weights, features, q, target, plan, 0.1, Tape(Stream(0, Purpose.SEARCH)))
+        >>> result.finite, result.q.shape == q.shape, bool((result.q != q).any())
+        (True, True, True)
     """
     return _station(layout, weights, features, target, plan, draws).search(q, target, rate, draws, memory)
 
@@ -177,7 +234,7 @@ def _station(
 
 
 class Searcher:
-    """One client's loss and its gradient by the scores."""
+    """One client's loss and its gradient by the scores: what a step of `local_search` computes."""
 
     def __init__(
         self,
@@ -242,9 +299,23 @@ def _inputs(layout: Layout, size: int, shares: Tensor, draws: Tape) -> tuple[Ten
 
 
 def batch_labels(shares: Tensor, count: int, draws: Tape) -> Tensor:
-    """Labels of a batch by systematic sampling: int64 `[count]`, each label's number within 1 of its share.
+    """Labels of a batch by systematic sampling, each label's number within 1 of its share.
 
-    shares: float64 `[G]` of sum 1.  The order of labels is shuffled first, so that none is favoured.
+    The order of labels is shuffled first, so that none is favoured.
+
+    Args:
+        shares: each label's, float64 `[G]` of sum 1.
+        count: how many.
+        draws: public randomness.
+
+    Returns:
+        int64 `[count]`.
+
+    Examples:
+        >>> from prismfl.seeding.philox import Purpose, Stream
+        >>> shares = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+        >>> batch_labels(shares, 8, Tape(Stream(0, Purpose.SEARCH))).bincount().tolist()
+        [4, 2, 2]
     """
     order = draws.order(len(shares))
     edges = shares[order].cumsum(0)

@@ -29,11 +29,15 @@ _GRAIN = 8  # of a mean over clients of unequal weight: steps a client
 
 @dataclass(frozen=True)
 class ServerState:
-    """θ_t = q / 65536, uint16 `[N]`, and t, the number of rounds done.
+    """What a server keeps between two rounds.
 
-    steps: the coded steps that led here, the last one last, as many as are worth keeping; held: int64
-    `[clients]`, the last round whose θ each client has proved to know; memory: of a server that searches alone, Adam's
-    moments, float32 `[N]` each, and the number of steps behind them, int64 `[1]`.
+    Attributes:
+        q: θ_t · 65536, uint16 `[N]`.
+        round: t, the number of rounds done.
+        steps: the coded steps that led here, the last one last, as many as are worth keeping.
+        held: the last round whose θ each client has proved to know, int64 `[clients]`.
+        memory: of a server that searches alone, Adam's moments, float32 `[N]` each, and the number of steps
+            behind them, int64 `[1]`.
     """
 
     q: NDArray[np.uint16]
@@ -52,8 +56,11 @@ class ServerState:
 class Tally:
     """Sums over the clients that replied: of each but its weight, eight bytes, is kept.
 
-    votes: int64 `[N]`, Σ w_k M_k (α layers: Σ w_k q_k); weights: int64 `[cohort]`, w_k by a client's place among
-    the draws; weight, clients: totals.
+    Attributes:
+        votes: Σ w_k M_k, of α layers Σ w_k q_k, int64 `[N]`.
+        weights: w_k by a client's place among the draws, int64 `[cohort]`.
+        weight: Σ w_k.
+        clients: that replied.
     """
 
     votes: NDArray[np.int64]
@@ -66,8 +73,9 @@ class Tally:
 class Step:
     """What a round changed.
 
-    net: int64 `[A]`, kept masks less those kept without news, in `1 / grain` of a mask; alpha: int64
-    `[N - A]`, changes of the α layers in steps of `ALPHA_STEP`.
+    Attributes:
+        net: kept masks less those kept without news, in `1 / grain` of a mask, int64 `[A]`.
+        alpha: changes of the α layers in steps of `ALPHA_STEP`, int64 `[N - A]`.
     """
 
     net: NDArray[np.int64]
@@ -89,6 +97,18 @@ def initial_state(settings: Federation, layout: Layout, clients: int = 0, seed: 
     An entry is kept by half of the draws, and begins `initial_certainty` of the way from 1/2 to 1 or 0, inside the clip
     range.  Of each of the output's filters the draw keeps as many weights above
     0 as below: nothing after it takes a mean away, and images would begin bright or dark by chance.
+
+    Args:
+        settings: `initial_certainty` and `clip` of them.
+        layout: the generator's shape.
+        clients: of the whole federation.
+        seed: of all public randomness.
+
+    Examples:
+        >>> layout = Layout(size=16, channels=1, width=2, latent=8)
+        >>> state = initial_state(Federation(initial_certainty=0.0), layout, clients=3)
+        >>> state.round, np.unique(state.q).tolist(), state.held.tolist()
+        (0, [32768], [0, 0, 0])
     """
     ranks = Stream(seed, Purpose.START).halves(layout.count)
     kept = ranks < ONE // 2
@@ -121,7 +141,7 @@ def balanced(kept: NDArray[np.bool_], signs: NDArray[np.int8], ranks: NDArray[np
 
 
 def empty_tally(count: int, cohort: int) -> Tally:
-    """No reply yet."""
+    """A tally of `count` entries and a cohort of so many clients, before any reply."""
     return Tally(np.zeros(count, np.int64), np.zeros(cohort, np.int64))
 
 
@@ -132,11 +152,24 @@ def add_reply(
     weight: int,
     place: int = 0,
 ) -> Tally:
-    """A tally with one more client: mask bool `[A]`, α layers uint16 `[N - A]`, its weight.
+    """A tally with one more client.
 
-    place: the client's among the draws, which says what it sent; the mask is unset elsewhere.  The votes are added in
-    place; use the returned tally only.  Raises MessageError when the weights of a round together exceed
-    `MOST_WEIGHT`.
+    The votes are added in place: use the returned tally only.
+
+    Args:
+        tally: of the clients before it.
+        mask: bool `[A]`, unset where the client sent nothing.
+        alpha: θ_k · 65536 of the α layers, uint16 `[N - A]`.
+        weight: of the client in the mean.
+        place: of the client among the draws, which says what it sent.
+
+    Raises:
+        MessageError: when the weights of a round together exceed `MOST_WEIGHT`.
+
+    Examples:
+        >>> tally = empty_tally(count=2, cohort=1)
+        >>> add_reply(tally, np.array([1, 0], np.bool_), np.zeros(0, np.uint16), weight=3).votes.tolist()
+        [3, 0]
     """
     if tally.weight + weight > MOST_WEIGHT:
         raise MessageError(f"client weights of {tally.weight + weight}", f"at most {MOST_WEIGHT}", "use equal weights")
@@ -171,10 +204,20 @@ class Vote:
 
 
 def surprise(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint16]) -> float:
-    """Mean over entries of |u - θ_t| where the mask differs from [u < θ_t]: bool, uint16 and uint16 `[n]`.
+    """How improbable a mask is: the mean over entries of |u - θ_t| where it differs from [u < θ_t].
 
     A client that moved θ by Δ flips an entry where u lies between: its expectation is mean(Δ²) / 2.  Masks
     that no search has led to flip entries far from u, and have many times as much.
+
+    Args:
+        mask: bool `[n]`.
+        u: the uniforms that it was drawn with, uint16 `[n]`.
+        q: θ_t · 65536, uint16 `[n]`.
+
+    Examples:
+        >>> u, q = np.array([16384, 49152], np.uint16), np.array([32768, 32768], np.uint16)
+        >>> surprise(u < q, u, q), surprise(u >= q, u, q)
+        (0.0, 0.25)
     """
     flips = np.flatnonzero(mask != (u < q))
     total = int(np.abs(u[flips].astype(np.int64) - q[flips]).sum())
@@ -186,6 +229,14 @@ class Screen:
 
     With a limit, votes wait for the last one, packed: memory grows with the cohort.  The median of an
     honest majority bounds what passes.
+
+    Examples:
+        >>> none, screen, tally = np.zeros(0, np.uint16), Screen(times=2.0), empty_tally(1, 3)
+        >>> for client, far in enumerate((0.1, 0.1, 0.3)):
+        ...     tally = screen.add(tally, client, Vote(np.ones(1, np.bool_), none, 1, client, far))
+        >>> tally, out = screen.close(tally)
+        >>> tally.votes.tolist(), out
+        ([2], {2: "a mask of surprise 0.3; at most 0.2, from the cohort's median"})
     """
 
     def __init__(self, times: float) -> None:
@@ -200,7 +251,7 @@ class Screen:
         return tally
 
     def close(self, tally: Tally) -> tuple[Tally, dict[int, str]]:
-        """The tally with all votes that pass, and why others do not."""
+        """The tally with all votes that pass, and by client why others do not."""
         most = self.times * median([vote.surprise for vote, _ in self.waiting.values()] or [0.0])
         out: dict[int, str] = {}
         for client, (vote, packed) in sorted(self.waiting.items()):
@@ -223,10 +274,17 @@ def round_to_step(
     settings: Federation,
     dither: NDArray[np.uint32],
 ) -> Step:
-    """The step of a round's tally: its means on the grid that travels, rounded without bias.
+    """Step 4, first half: a round's means on the grid that travels, rounded without bias; `advance` has an example.
 
-    total: int64 `[A]`, Σ w_k of the clients that sent each entry; dither: public 32-bit words `[N]`.  With
-    equal weights the mean of masks is on the grid already.
+    With equal weights the mean of masks is on the grid already.
+
+    Args:
+        q: θ_t · 65536, uint16 `[N]`.
+        tally: of the round.
+        base: what is known of the masked entries before any news.
+        total: Σ w_k of the clients that sent each entry, int64 `[A]`.
+        settings: `client_weights` of them.
+        dither: public 32-bit words, uint32 `[N]`.
     """
     masked = len(base.clients)
     grain = grain_of(settings)
@@ -238,7 +296,12 @@ def round_to_step(
 
 
 def rounded(values: NDArray[np.int64], step: int, dither: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """`values / step` rounded up or down without bias by 32-bit words: int64 `[n]`."""
+    """`values / step` rounded up or down without bias by 32-bit words: int64 `[n]`.
+
+    Examples:
+        >>> rounded(np.array([5, 5]), 10, np.array([0, 2**32 - 1], np.uint32)).tolist()
+        [0, 1]
+    """
     return (values + _share(dither, np.int64(step))) // step
 
 
@@ -257,10 +320,29 @@ def grain_of(settings: Federation) -> int:
 def advance(
     q: NDArray[np.uint16], step: Step, base: Baseline, settings: Federation, dither: NDArray[np.uint32]
 ) -> Average:
-    """θ_{t+1} = λ θ_t + (1 - λ) θ̄, rounded by the public dither (32-bit words `[N]`), then clipped.
+    """Step 4, second half: θ_{t+1} = λ θ_t + (1 - λ) θ̄, rounded by the public dither, then clipped.
 
-    The mean before clipping is exact (paper, server step; 1 - λ from `mada_share`).  An entry that nobody
+    The mean before clipping is exact (PRISM's aggregation; 1 - λ from `mada_share`).  An entry that nobody
     sent stays.  By differences θ̄ is θ_t + mean(M - M0).
+
+    Args:
+        q: θ_t · 65536, uint16 `[N]`.
+        step: of the round.
+        base: what is known of the masked entries before any news.
+        settings: `mada`, `clip`, `client_weights` and `uplink` of them.
+        dither: public 32-bit words, uint32 `[N]`.
+
+    Examples:
+        Two clients send whole masks of two entries, and without MADA θ becomes their mean:
+
+        >>> q, words, none = np.full(2, 32768, np.uint16), np.zeros(2, np.uint32), np.zeros(0, np.uint16)
+        >>> zeros, settings, tally = np.zeros(2, np.uint16), Federation(), empty_tally(count=2, cohort=2)
+        >>> for mask in ([True, False], [True, True]):
+        ...     tally = add_reply(tally, np.array(mask), none, weight=1)
+        >>> base = Baseline(zeros + np.uint16(2), zeros, zeros, zeros)  # both sent, none keeps without news
+        >>> step = round_to_step(q, tally, base, np.full(2, 2), settings, words)
+        >>> (advance(q, step, base, settings, words).q / 65536).round(2).tolist(), settings.clip
+        ([0.99, 0.5], 0.01)
     """
     votes, clients = _votes(q, step, base, settings)
     share = mada_share(q, votes // clients, settings)
@@ -287,12 +369,20 @@ def _votes(
 
 
 def mada_share(q: NDArray[np.uint16], mean: NDArray[np.int64], settings: Federation) -> int:
-    """1 - λ in units of 1 / 65536: how far the global model moves towards the mean θ̄ (MADA).
+    """How far the global model moves towards the mean θ̄ (MADA): 1 - λ in units of 1 / 65536.
 
     To add a rule, add its name to `settings.schema.Federation.mada` and its share here.
 
-    mean: θ̄ · 65536, int64 `[N]`.  `published`: the expected Hamming distance of masks drawn
-    independently from θ_t and θ̄, mean(θ + θ̄ - 2θθ̄) (equation 5); `off`: 1 (PRISM†).
+    Args:
+        q: θ_t · 65536, uint16 `[N]`.
+        mean: θ̄ · 65536, int64 `[N]`.
+        settings: by `published`, the expected Hamming distance of masks drawn independently from θ_t and
+            θ̄, mean(θ + θ̄ - 2θθ̄) (PRISM, equation 5); by `off`, 1 (PRISM†).
+
+    Examples:
+        >>> q, mean = np.array([16384], np.uint16), np.array([49152])
+        >>> mada_share(q, mean, Federation(mada="published")) / 65536  # 1/4 + 3/4 - 2 · 3/16
+        0.625
     """
     if settings.mada == "off":
         return ONE
@@ -301,5 +391,5 @@ def mada_share(q: NDArray[np.uint16], mean: NDArray[np.int64], settings: Federat
 
 
 def public_dither(seed: int, purpose: Purpose, round_index: int, count: int) -> NDArray[np.uint32]:
-    """The public words of a round: uint32 `[count]`."""
+    """The public words that a round is rounded by: uint32 `[count]`."""
     return Stream(seed, purpose, round_index).words(count)

@@ -182,19 +182,22 @@ def train(
 
     Raises:
         SettingError, DataError, PrivacyError, ModelFileError: before anything is trained.
+        ClientError: when fewer clients reply than `running.least_cohort`.
         RunFolderError: for a folder that is not empty or cannot be written.
 
-    Example:
+    Examples:
         >>> import numpy as np, prismfl, tempfile
         >>> images = np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16), np.uint8)
         >>> asked = {"data": {"clients": 2, "partition": "iid"}, "generator": {"width": 2}}
-        >>> asked |= {"federation": {"rounds": 1}, "search": {"local_steps": 1, "batch_size": 4}}
+        >>> asked |= {"federation": {"rounds": 1, "finished_mask": "half"}, "search": {"local_steps": 1, "batch_size": 4}}
         >>> asked |= {"running": {"distance_samples": 0, "workers": 1}}
         >>> with tempfile.TemporaryDirectory() as root:
         ...     finished = prismfl.train(prismfl.settings_from(asked), images, out=f"{root}/run")
         ...     samples = prismfl.load(finished.folder.model).sample(8, seed=0)
         >>> samples.shape, samples.dtype
         ((8, 1, 16, 16), dtype('uint8'))
+        >>> finished.summary["rounds"], finished.summary["parameters"]
+        (1, 8790)
     """
     if images is not None:
         settings = for_arrays(settings, images)
@@ -217,7 +220,8 @@ def resume(
 
     Args:
         root: the folder.
-        images, labels: the arrays that the run began with, where it began with arrays.
+        images: those that the run began with, where it began with arrays.
+        labels: those that the run began with, where it began with arrays.
         watcher: is told how the run goes.
         changes: settings of the section `running`, and `data_dir`, `clients_from`, `features` or `weights`
             where files have moved.
@@ -229,6 +233,23 @@ def resume(
         RunFolderError: for a folder that holds no run, or whose settings and data make another run.
         ModelFileError: for another feature network than the run began with.
         SettingError: for changes that would make another run.
+
+    Examples:
+        >>> import numpy as np, prismfl, tempfile
+        >>> class Stop(prismfl.run.loop.Silent):
+        ...     def round_done(self, record, rounds):
+        ...         raise KeyboardInterrupt
+        >>> images = np.zeros((40, 1, 16, 16), np.uint8)
+        >>> asked = {"data": {"clients": 2, "partition": "iid"}, "generator": {"width": 2}}
+        >>> asked |= {"federation": {"rounds": 2, "finished_mask": "half"}, "search": {"local_steps": 1, "batch_size": 4}}
+        >>> asked |= {"running": {"distance_samples": 0, "workers": 1}}
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     try:
+        ...         prismfl.train(prismfl.settings_from(asked), images, out=f"{root}/run", watcher=Stop())
+        ...     except KeyboardInterrupt:
+        ...         finished = prismfl.resume(f"{root}/run", images)
+        >>> finished.summary["rounds"]
+        2
     """
     folder, settings = runfolder.reopen(Path(root), changes)
     ready = prepare(settings, images, labels)

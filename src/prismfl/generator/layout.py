@@ -57,11 +57,25 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layout:
-    """A generator of `channels` × `size` × `size` images from `latent` normals.
+    """The shape of a generator: what its layers are, and where each lies in the flat vector of N weights.
 
-    width: channels of the last block; classes: 0, or the number of labels, each of which shifts
-    the first map entry by entry and every block's output channel by channel.
-    Raises SettingError when a number is impossible.
+    Attributes:
+        size: pixels a side, 16, 32 or 64.
+        channels: of the images, 1 or 3.
+        width: channels of the last block.
+        latent: normals an image is made from.
+        classes: 0, or the number of labels, each of which shifts the first map entry by entry and every
+            block's output channel by channel.
+
+    Raises:
+        SettingError: when a number is impossible.
+
+    Examples:
+        >>> layout = Layout(size=32, channels=3, width=8, latent=64)
+        >>> layout.widths, layout.count
+        ((64, 32, 16, 8), 104728)
+        >>> [layer.name for layer in layout.layers[:4]]
+        ['input', 'block0.first', 'block0.second', 'block0.short']
     """
 
     size: int
@@ -163,7 +177,21 @@ def frozen_signs(layout: Layout, seed: int) -> NDArray[np.int8]:
 
 @lru_cache(maxsize=4)
 def frozen_weights(layout: Layout, seed: int) -> NDArray[np.float32]:
-    """Frozen weights ±sqrt(2 / fan_in) (Kaiming-constant): float32 `[N]`."""
+    """Frozen weights ±sqrt(2 / fan_in), Kaiming-constant as in PRISM.
+
+    Args:
+        layout: the generator's shape.
+        seed: of the signs.
+
+    Returns:
+        float32 `[N]`, not to be written to.
+
+    Examples:
+        >>> layout = Layout(size=16, channels=1, width=2, latent=8)
+        >>> weights = frozen_weights(layout, seed=0)
+        >>> np.unique(weights[layout.layers[0].span]).tolist()
+        [-0.5, 0.5]
+    """
     weights = frozen_signs(layout, seed).astype(np.float32)
     for layer in layout.layers:
         weights[layer.span] *= np.float32(layer.scale)
@@ -177,6 +205,15 @@ def soft_mask(q: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 
 def kept_weights(layout: Layout, seed: int, mask: Mask) -> NDArray[np.float32]:
-    """What a finished network computes with, float32 `[N]`: frozen weights as far as a mask `[N]` keeps them."""
+    """What a finished network computes with: frozen weights as far as a mask keeps them.
+
+    Args:
+        layout: the generator's shape.
+        seed: of the frozen weights.
+        mask: bool `[N]`, or soft uint8 `[N]` of 0 … 15.
+
+    Returns:
+        float32 `[N]`.
+    """
     weights = frozen_weights(layout, seed)
     return weights * mask if mask.dtype == np.bool_ else weights * (mask.astype(np.float32) / np.float32(SOFT_ONE))

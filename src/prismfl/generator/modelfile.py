@@ -29,9 +29,15 @@ FORMAT = "prismfl-model-2"
 class Model:
     """A finished generator: one bit a weight, of soft masks four, and what is needed to run and judge it.
 
-    mask: bool `[N]`, or soft uint8 `[N]` of 0 … 15 (see `layout.Mask`); norm_mean, norm_var: float32
-    `[sum(norms)]`; settings: TOML text of the run; ledger: releases of private data (empty: no privacy
-    guarantee); labels: names of the labels that images are made by (empty: it takes none).
+    Attributes:
+        layout: the generator's shape.
+        seed: of the frozen weights.
+        mask: bool `[N]`, or soft uint8 `[N]` of 0 … 15 (see `layout.Mask`).
+        norm_mean: BatchNorm means, float32 `[sum(norms)]`.
+        norm_var: BatchNorm variances, float32 `[sum(norms)]`.
+        settings: TOML text of the run.
+        ledger: releases of private data; empty: there is no privacy guarantee.
+        labels: names of the labels that images are made by; empty: it takes none.
     """
 
     layout: Layout
@@ -45,7 +51,15 @@ class Model:
 
 
 def save_model(model: Model, path: Path) -> int:
-    """Write the file whole, return its size in bytes."""
+    """Write a model file whole.
+
+    Args:
+        model: what it is to hold.
+        path: the file.
+
+    Returns:
+        Its size in bytes.
+    """
     about = {
         "format": FORMAT,
         "seed": model.seed,
@@ -67,7 +81,17 @@ def save_model(model: Model, path: Path) -> int:
 
 
 def load_model(path: str | Path) -> Model:
-    """Read a model file.  Raises ModelFileError when it is missing, damaged or foreign."""
+    """Read a model file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What it holds, all checked.
+
+    Raises:
+        ModelFileError: when it is missing, damaged or foreign.
+    """
     try:
         raw = Path(path).read_bytes()
     except (OSError, ValueError) as error:

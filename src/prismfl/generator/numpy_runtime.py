@@ -37,10 +37,22 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Runtime(ModelSampler):
-    """A finished model ready to make images without PyTorch."""
+    """A finished model ready to make images without PyTorch.
+
+    Attributes:
+        model: what the model file holds.
+    """
 
     def render(self, seed: int, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images of the public latents of a seed and labels int64 `[n]`: uint8 `[n, C, H, W]`."""
+        """Images of the public latents of a seed, by label.
+
+        Args:
+            seed: of the latents.
+            labels: int64 `[n]`, below the model's number of labels; 0 where it takes none.
+
+        Returns:
+            uint8 `[n, C, H, W]`, within one grey level of PyTorch's.
+        """
         layout, count = self.model.layout, len(labels)
         latents = Stream(seed, Purpose.LATENT).normals(count * layout.latent).reshape(count, layout.latent)
         found = np.empty((count, layout.channels, layout.size, layout.size), np.uint8)
@@ -58,7 +70,30 @@ class Runtime(ModelSampler):
 
 
 def load(path: str | Path) -> Runtime:
-    """Load a model file to sample from with NumPy alone.  Raises ModelFileError."""
+    """Load a model file to sample from with NumPy alone.
+
+    Args:
+        path: what a run wrote as `model.safetensors`.
+
+    Returns:
+        A sampler: `sample`, `labelled` and `per_class` make images, `model` is what the file holds.
+
+    Raises:
+        ModelFileError: for a file that is missing, damaged or no model.
+
+    Examples:
+        >>> import tempfile
+        >>> from prismfl.generator.modelfile import save_model
+        >>> layout = Layout(size=16, channels=1, width=2, latent=8)
+        >>> mean, var = np.zeros(sum(layout.norms), np.float32), np.ones(sum(layout.norms), np.float32)
+        >>> model = Model(layout, 0, np.ones(layout.count, np.bool_), mean, var, settings="")
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     path = Path(root) / "model.safetensors"
+        ...     size = save_model(model, path)
+        ...     images = load(path).sample(4, seed=1)
+        >>> images.shape, images.dtype
+        ((4, 1, 16, 16), dtype('uint8'))
+    """
     return Runtime(load_model(path))
 
 

@@ -30,7 +30,13 @@ _CHECKED = 20  # images
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: bytes of the file, bytes of as many float32 weights, largest difference from PyTorch."""
+    """What was written.
+
+    Attributes:
+        size: bytes of the file.
+        float_bytes: bytes of as many float32 weights.
+        difference: largest difference of a value in [-1, 1] from PyTorch's.
+    """
 
     size: int
     float_bytes: int
@@ -40,10 +46,33 @@ class Exported:
 def export(path: Path, out: Path) -> Exported:
     """Write a model file as ONNX, once onnxruntime's images are PyTorch's to 1e-3.
 
-    Inputs: `latents` float32 `[batch, latent]`, and where the model takes labels, `labels` int64
-    `[batch]`.  Outputs: `images` uint8 `[batch, C, H, W]`, `values` float32 in [-1, 1] of the same shape.
-    Metadata `prismfl` is JSON of labels, settings and ledger.
-    Raises ModelFileError for an unusable model, DependencyError without the extra `export`.
+    The graph takes `latents` float32 `[batch, latent]`, and where the model takes labels, `labels` int64
+    `[batch]`.  It gives `images` uint8 `[batch, C, H, W]` and `values` float32 in [-1, 1] of the same shape.
+    Metadata `prismfl` is JSON of labels, seed, settings and ledger.
+
+    Args:
+        path: the model file.
+        out: the ONNX file to write.
+
+    Returns:
+        Sizes and the largest difference that was seen.
+
+    Raises:
+        ModelFileError: for an unusable model, or images that differ.
+        DependencyError: without the extra `export`.
+
+    Examples:
+        >>> import tempfile
+        >>> from prismfl.generator.layout import Layout
+        >>> from prismfl.generator.modelfile import save_model
+        >>> from prismfl.generator.sampling import finish
+        >>> layout = Layout(size=16, channels=1, width=2, latent=8)
+        >>> model = finish(layout, 0, np.ones(layout.count, np.bool_), "")
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     size = save_model(model, Path(root) / "model.safetensors")
+        ...     written = export(Path(root) / "model.safetensors", Path(root) / "model.onnx")
+        >>> written.difference < 1e-3
+        True
     """
     onnx = _library("onnx")
     _library("onnxruntime")
@@ -71,7 +100,18 @@ def _library(name: str) -> Any:
 
 
 def session(raw: bytes, threads: int = 0) -> Any:
-    """An onnxruntime session on the processor, of `threads` threads (0: its own choice).  Raises DependencyError."""
+    """An onnxruntime session on the processor.
+
+    Args:
+        raw: bytes of an ONNX file.
+        threads: processor threads; 0 leaves the number to onnxruntime.
+
+    Returns:
+        An `onnxruntime.InferenceSession`.
+
+    Raises:
+        DependencyError: without onnxruntime.
+    """
     runtime = _library("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -153,7 +193,15 @@ class _Norms:
 
 
 def to_onnx(model: Model, onnx: Any) -> bytes:
-    """The model as bytes of an ONNX file; onnx: the library."""
+    """A model as bytes of an ONNX file.
+
+    Args:
+        model: a finished one.
+        onnx: the library, as a module.
+
+    Returns:
+        The file's bytes; `export` has what the graph takes and gives.
+    """
     graph, layout = _Graph(onnx), model.layout
     values = _forward(graph, model)
     graph.named("Identity", "values", values)

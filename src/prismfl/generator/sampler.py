@@ -18,13 +18,36 @@ class ModelSampler(ABC):
 
     Latents are public normals of (seed, LATENT): the same seed gives the same latents
     everywhere, and on one machine the same images.
+
+    Attributes:
+        model: what the model file holds.
+
+    Examples:
+        >>> from prismfl.generator.layout import Layout
+        >>> from prismfl.generator.sampling import Sampler, finish
+        >>> layout = Layout(size=16, channels=1, width=2, latent=8, classes=2)
+        >>> model = finish(layout, 0, np.ones(layout.count, np.bool_), "", labels=("cat", "dog"))
+        >>> sampler = Sampler(model)
+        >>> sampler.sample(5, seed=3).shape
+        (5, 1, 16, 16)
+        >>> dogs = sampler.sample(2, labels=sampler.labelled("dog", 2))
+        >>> {name: len(images) for name, images in sampler.per_class(3).items()}
+        {'cat': 3, 'dog': 3}
     """
 
     model: Model
 
     @abstractmethod
     def render(self, seed: int, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images of the public latents of a seed and labels int64 `[n]`: uint8 `[n, C, H, W]`."""
+        """Images of the public latents of a seed, by label.
+
+        Args:
+            seed: of the latents.
+            labels: int64 `[n]`, below the model's number of labels; 0 where it takes none.
+
+        Returns:
+            uint8 `[n, C, H, W]`.
+        """
 
     def sample(self, count: int, *, seed: int = 0, labels: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """Make images.

@@ -26,12 +26,35 @@ _EMPTY = 64  # a place in a grid without an image, in the grey of its lines
 
 @dataclass(frozen=True)
 class Sampler(ModelSampler):
-    """A finished model ready to make images with PyTorch, on a device."""
+    """A finished model ready to make images with PyTorch.
+
+    Attributes:
+        model: what the model file holds.
+        device: torch device that computes the images.
+
+    Examples:
+        >>> layout = Layout(size=16, channels=1, width=2, latent=8)
+        >>> sampler = Sampler(finish(layout, seed=0, mask=np.ones(layout.count, np.bool_), settings=""))
+        >>> images = sampler.sample(4, seed=1)
+        >>> images.shape, images.dtype
+        ((4, 1, 16, 16), dtype('uint8'))
+    """
 
     device: str = "cpu"
 
     def render(self, seed: int, labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images of the public latents of a seed and labels int64 `[n]`: uint8 `[n, C, H, W]`."""
+        """Images of the public latents of a seed, by label.
+
+        Args:
+            seed: of the latents.
+            labels: int64 `[n]`, below the model's number of labels; 0 where it takes none.
+
+        Returns:
+            uint8 `[n, C, H, W]`.
+
+        Raises:
+            SettingError: for a device that torch cannot use here.
+        """
         layout = self.model.layout
         check_device(self.device)
         flat = torch.from_numpy(kept_weights(layout, self.model.seed, self.model.mask)).to(self.device)
@@ -52,6 +75,11 @@ def load(path: str | Path, device: str = "cpu") -> Sampler:
 
     Raises:
         ModelFileError: for a file that is missing, damaged or no model.
+
+    Examples:
+        >>> load("nowhere/model.safetensors")
+        Traceback (most recent call last):
+        prismfl.errors.ModelFileError: model file nowhere/model.safetensors cannot be read (...); ...
     """
     return Sampler(load_model(path), device)
 
@@ -64,7 +92,19 @@ def finish(
     labels: tuple[str, ...] = (),
     device: str = "cpu",
 ) -> Model:
-    """A model of a mask `[N]`: its BatchNorm statistics are recomputed from latents."""
+    """A model of a mask: its BatchNorm statistics are recomputed from public latents.
+
+    Args:
+        layout: the generator's shape.
+        seed: of the frozen weights.
+        mask: bool `[N]`, or soft uint8 `[N]` of 0 … 15.
+        settings: TOML text of the run, kept in the model.
+        labels: names of the labels, as many as the layout has classes.
+        device: torch device that computes the statistics.
+
+    Returns:
+        The finished model, with no ledger.
+    """
     flat = torch.from_numpy(kept_weights(layout, seed, mask)).to(device)
     statistics = recompute_statistics(layout, flat, seed)
     return Model(layout, seed, mask, statistics.mean, statistics.var, settings, labels=labels)

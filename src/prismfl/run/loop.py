@@ -51,13 +51,26 @@ class Engine(Protocol):
 
 
 class Watcher(Protocol):
-    """What is told of a run as it goes; the progress display is one."""
+    """What is told of a run as it goes; the progress display is one.
+
+    Examples:
+        >>> class Losses(Silent):
+        ...     def round_done(self, record, rounds):
+        ...         print(record["round"] + 1, "of", rounds, record["loss"])
+        >>> Losses().round_done({"round": 0, "loss": 0.25}, rounds=20)
+        1 of 20 0.25
+    """
 
     def started(self, done: int, rounds: int) -> None:
         """The run begins, or goes on after `done` rounds."""
 
     def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
-        """A round is on disk."""
+        """A round is on disk.
+
+        Args:
+            record: its line of `rounds.jsonl`.
+            rounds: of the whole run.
+        """
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -78,7 +91,12 @@ class Silent:
 
 @dataclass(frozen=True)
 class Finished:
-    """Where a finished run's model lies, and its closing figures."""
+    """Where a finished run's model lies, and its closing figures.
+
+    Attributes:
+        folder: the run's folder; `folder.model` is the finished model's file, `folder.rounds` the log.
+        summary: closing figures by name, as `summary.json` holds them.
+    """
 
     folder: RunFolder
     summary: Mapping[str, Any]

@@ -63,9 +63,26 @@ class Purpose(IntEnum):
 class Stream:
     """An endless sequence of random 32-bit words, addressed by position.
 
-    seed: 0 … 2^64 - 1; round, client: 0 … 2^32 - 1.  Word `i` is output `i mod 4` of block
-    `i div 4`, whose counter is (block, round, client, purpose) and whose key is the seed.
-    Raises SettingError when a number does not fit.
+    Word `i` is output `i mod 4` of block `i div 4`, whose counter is (block, round, client, purpose) and
+    whose key is the seed.
+
+    Attributes:
+        seed: 0 … 2^64 - 1.
+        purpose: what the numbers are for; streams of different purposes are independent.
+        round: 0 … 2^32 - 1.
+        client: 0 … 2^32 - 1.
+
+    Raises:
+        SettingError: when a number does not fit.
+
+    Examples:
+        >>> stream = Stream(7, Purpose.MASK, round=2, client=1)
+        >>> stream.words(3).tolist() == stream.words(7)[:3].tolist()
+        True
+        >>> Stream(0, Purpose.LATENT).normals(4).astype(float).round(2).tolist()
+        [-0.57, -1.22, 1.52, 1.61]
+        >>> Stream(0, Purpose.COHORT).permutation(5).tolist()
+        [1, 2, 3, 4, 0]
     """
 
     seed: int
@@ -87,7 +104,15 @@ class Stream:
         return self.seed & _LOW, self.seed >> 32
 
     def words(self, count: int, block: int = 0) -> NDArray[np.uint32]:
-        """`count` words from word 0 of a block on: uint32 `[count]`."""
+        """Random words from the first of a block on.
+
+        Args:
+            count: how many.
+            block: number of the block, four words each.
+
+        Returns:
+            uint32 `[count]`, uniform.
+        """
         if _philox is not None:
             found = np.empty(count, np.uint32)
             _philox.words(found, block, self.round, self.client, self.purpose, *self.key)
@@ -98,21 +123,50 @@ class Stream:
         return philox(counter, self.key).reshape(-1)[:count]
 
     def halves(self, count: int, block: int = 0) -> NDArray[np.uint16]:
-        """Uniform 16-bit integers, two a word, low half first: uint16 `[count]`."""
+        """Uniform 16-bit integers, two a word, the low half first.
+
+        Args:
+            count: how many.
+            block: number of the first block, eight integers each.
+
+        Returns:
+            uint16 `[count]`.
+        """
         words = self.words(-(-count // 2), block).astype("<u4", copy=False)
         return words.view("<u2")[:count].astype(np.uint16, copy=False)
 
     def bits(self, count: int) -> NDArray[np.uint8]:
-        """Fair bits, lowest bit of each word first: uint8 `[count]` of 0 and 1."""
+        """Fair bits, the lowest bit of each word first.
+
+        Args:
+            count: how many.
+
+        Returns:
+            uint8 `[count]` of 0 and 1.
+        """
         words = self.words(-(-count // 32)).astype("<u4", copy=False)
         return np.unpackbits(words.view(np.uint8), count=count, bitorder="little")
 
     def normals(self, count: int) -> NDArray[np.float32]:
-        """Standard normals at the 65,536 mid-quantiles, equal on every machine: float32 `[count]`."""
+        """Standard normals at the 65,536 mid-quantiles, equal on every machine.
+
+        Args:
+            count: how many.
+
+        Returns:
+            float32 `[count]`.
+        """
         return normal_table()[self.halves(count)]
 
     def permutation(self, count: int) -> NDArray[np.int64]:
-        """A permutation of `0 … count - 1`: int64 `[count]` (order of `count` 64-bit keys)."""
+        """A uniformly random permutation: the order of as many 64-bit keys.
+
+        Args:
+            count: how many numbers are permuted.
+
+        Returns:
+            int64 `[count]`, each of `0 … count - 1` once.
+        """
         keys = self.words(2 * count).astype("<u4", copy=False).view("<u8")
         return np.argsort(keys, kind="stable").astype(np.int64)
 
@@ -124,9 +178,17 @@ class Stream:
         generator: "TorchPhilox | None" = None,
         place: "Sequence[int | torch.Tensor] | None" = None,
     ) -> "torch.Tensor":
-        """The same words as `words`, by torch on `device`: int64 `[count]`.
+        """The same words as `words`, computed by torch on a device.
 
-        generator: `torch_philox`, or its equal; place: round and client, where the device is to know them.
+        Args:
+            count: how many.
+            device: where they are made.
+            block: number of the first block; as a tensor it stays on the device.
+            generator: `torch_philox`, or its equal.
+            place: round and client, where the device is to know them.
+
+        Returns:
+            int64 `[count]`, each below 2^32.
         """
         import torch
 
@@ -138,21 +200,45 @@ class Stream:
     def torch_halves(
         self, count: int, device: "torch.device | str" = "cpu", block: "int | torch.Tensor" = 0
     ) -> "torch.Tensor":
-        """The same integers as `halves`, computed by torch on `device`: int64 `[count]`."""
+        """The same integers as `halves`, computed by torch on a device.
+
+        Args:
+            count: how many.
+            device: where they are made.
+            block: number of the first block.
+
+        Returns:
+            int64 `[count]`, each below 2^16.
+        """
         import torch
 
         words = self.torch_words(-(-count // 2), device, block)
         return torch.stack((words & 0xFFFF, words >> 16), 1).reshape(-1)[:count]
 
     def torch_generator(self) -> "torch.Generator":
-        """A torch generator on the processor seeded from this stream, for draws that nobody else repeats."""
+        """A torch generator on the processor, seeded from this stream, for draws that nobody else repeats."""
         import torch
 
         return torch.Generator().manual_seed(int(self.words(2).astype("<u4").view("<u8")[0]) >> 1)
 
 
 def philox(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Philox4x32-10 of four uint64 `[n]` counters below 2^32: uint32 `[n, 4]`."""
+    """Philox4x32-10 (Salmon et al. 2011) in NumPy.
+
+    Args:
+        counter: four uint64 `[n]` below 2^32.
+        key: two 32-bit words, the low one first.
+
+    Returns:
+        uint32 `[n, 4]`.
+
+    Examples:
+        The authors' known answer for counter and key 0:
+
+        >>> zeros = np.zeros(1, np.uint64)
+        >>> [f"{word:08x}" for word in philox((zeros, zeros, zeros, zeros), (0, 0))[0]]
+        ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+    """
     c0, c1, c2, c3 = counter
     low, half = np.uint64(_LOW), np.uint64(32)
     k0, k1 = key
@@ -165,9 +251,16 @@ def philox(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> NDA
 
 
 def torch_philox(counter: "tuple[torch.Tensor, ...]", key: tuple[int, int]) -> "torch.Tensor":
-    """Philox4x32-10 of four int64 `[n]` counters below 2^32: int64 `[n, 4]`.
+    """Philox4x32-10 in torch, on the device of its counters.
 
     Products wrap modulo 2^64, and the mask after the arithmetic shift restores their high word.
+
+    Args:
+        counter: four int64 `[n]` below 2^32.
+        key: two 32-bit words, the low one first.
+
+    Returns:
+        int64 `[n, 4]`, each below 2^32: what `philox` gives.
     """
     import torch
 
@@ -183,7 +276,16 @@ def torch_philox(counter: "tuple[torch.Tensor, ...]", key: tuple[int, int]) -> "
 
 @lru_cache(maxsize=1)
 def normal_table() -> NDArray[np.float32]:
-    """Normal quantiles at (i + 1/2) / 65536: float32 `[65536]`, odd-symmetric to the bit."""
+    """Quantiles of the standard normal at (i + 1/2) / 65536, odd-symmetric to the bit.
+
+    Returns:
+        float32 `[65536]`, ascending, not to be written to.
+
+    Examples:
+        >>> table = normal_table()
+        >>> round(float(table[-1]), 2), bool(table[0] == -table[-1])
+        (4.32, True)
+    """
     inverse = NormalDist().inv_cdf
     upper = np.array([inverse((i + 0.5) / 65536) for i in range(32768, 65536)], np.float32)
     table = np.concatenate((-upper[::-1], upper))

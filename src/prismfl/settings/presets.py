@@ -16,12 +16,19 @@ PRESETS = {"paper": _PAPER}
 
 
 def preset(name: str, weights: str = "") -> dict[str, Any]:
-    """A preset's nested settings, empty for no name.
+    """A preset's settings, over which others go.
 
-    weights: file of VGG-19's weights, which the paper matches; without it the network stays open.
-    Raises SettingError for an unknown name.
+    Args:
+        name: `paper`, the published form of PRISM but for its 500 rounds; empty for none.
+        weights: file of VGG-19's weights, which the paper matches; without it the network stays open.
 
-    Example:
+    Returns:
+        Nested settings as `settings_from` takes them, empty for no name.
+
+    Raises:
+        SettingError: for an unknown name.
+
+    Examples:
         >>> preset("paper")["federation"]["mada"]
         'published'
     """

@@ -21,10 +21,13 @@ _LITE_SIDE = 64  # pixels a side that an EfficientNet-Lite is shown at least
 class Matching:
     """What of a feature network is matched; it follows from the network, the images and whether noise is added.
 
-    scale: images are scaled up so many times; shift: and matched at all shifts of up to so many pixels, so that no
-    grid of the network's strides is painted; layers: numbers of the matched ones, none for those that the network is
-    matched by; pool: largest side of a matched map, larger ones are averaged down, 0 for any; second_weight,
-    tone_weight: of second moments, and of tones in cells of the image, where first moments have 1.
+    Attributes:
+        scale: images are scaled up so many times.
+        shift: and matched at all shifts of up to so many pixels, so that no grid of the network's strides is painted.
+        layers: numbers of the matched maps, from 0; empty for those that the network is matched by.
+        pool: largest side of a matched map in pixels; larger ones are averaged down, 0 for any.
+        second_weight: of second moments, where first moments have 1.
+        tone_weight: of tones in cells of the image, where first moments have 1.
     """
 
     scale: int = 1
@@ -62,9 +65,19 @@ def named(features: Features, channels: int) -> Features:
 
 
 def matching_of(settings: Settings, *, labelled: bool) -> Matching:
-    """What is matched of a network that is named; labelled: whether there are as many entries a label.
+    """What is matched of a network that is named.
 
-    With ε noise is added to each entry: then fewer are better.
+    Args:
+        settings: resolved ones.  With ε noise is added to each entry, and fewer are better.
+        labelled: whether there are as many entries a label.
+
+    Returns:
+        What `FeatureMap` takes.
+
+    Examples:
+        >>> from prismfl.settings.toml import settings_from
+        >>> matching_of(resolved(settings_from({}), channels=3), labelled=True).scale
+        4
     """
     private = settings.privacy.epsilon > 0
     if settings.features.features in _LITES:
@@ -85,10 +98,10 @@ def resolved(settings: Settings, channels: int, images: float | None = None) -> 
         Settings that leave nothing open but what follows from the machine.  Resolved again they stay as
         they are.
 
-    Example:
+    Examples:
         >>> from prismfl.settings.toml import settings_from
-        >>> found = resolved(settings_from({}), channels=1, images=144.0)
-        >>> found.search.batch_size, found.search.local_steps, found.generator.width
+        >>> settings = resolved(settings_from({}), channels=1, images=144.0)
+        >>> settings.search.batch_size, settings.search.local_steps, settings.generator.width
         (16, 100, 16)
     """
     features = named(settings.features, channels)
@@ -139,7 +152,21 @@ def first_rate(settings: Settings) -> float:
 
 
 def plan_of(settings: Settings, *, compiled: bool = False) -> SearchPlan:
-    """What each local search of resolved settings does on this machine; compiled: its step, on a GPU."""
+    """What each local search of resolved settings does on this machine.
+
+    Args:
+        settings: resolved ones.
+        compiled: whether torch compiles the step, on a GPU.
+
+    Returns:
+        What `local_search` takes.
+
+    Examples:
+        >>> from prismfl.settings.toml import settings_from
+        >>> plan = plan_of(resolved(settings_from({"search": {"batch_size": 32}}), channels=1))
+        >>> plan.batch_size, plan.local_steps, plan.beta1
+        (32, 50, 0.9)
+    """
     search, running = settings.search, settings.running
     return SearchPlan(
         mask=search.mask,

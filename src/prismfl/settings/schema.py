@@ -251,7 +251,29 @@ class Running:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run, one section a dataclass, with the seed of everything public."""
+    """All settings of a run, one section a dataclass, with the seed of everything public.
+
+    Every value is checked; what stands for "follows from the rest" (`auto`, 0 or -1) stays as it is until
+    `prismfl.settings.resolve.resolved` fills it in.
+
+    Attributes:
+        data: which images, and how they are spread over the clients.
+        generator: the frozen random network.
+        features: the frozen feature network that training matches.
+        search: a client's local mask search.
+        federation: rounds, and how the server makes θ of the masks.
+        privacy: (ε, δ) of a run; ε = 0 gives no guarantee.
+        running: how this machine goes about the run.
+        seed: of all public randomness, 0 … 2^64 - 1.
+
+    Raises:
+        SettingError: for a value outside its range, and for values that are impossible together.
+
+    Examples:
+        >>> settings = Settings(federation=Federation(rounds=3), seed=7)
+        >>> settings.federation.rounds, settings.data.clients, settings.pixels
+        (3, 10, 16)
+    """
 
     data: Data = field(default_factory=Data)
     generator: Generator = field(default_factory=Generator)
@@ -291,8 +313,12 @@ class Settings:
     def public(self) -> "Settings":
         """The settings without paths and machines, which change nothing and are nobody's business.
 
-        Raises SettingError while the clients of a pattern are not counted.  A feature network in a
-        file is called `file`: its SHA-256 says which one it is.
+        Returns:
+            Settings that all parties of a run have in common.  A feature network in a file is called `file`:
+            its SHA-256 says which one it is.
+
+        Raises:
+            SettingError: while the clients of a pattern are not counted.
         """
         name = self.features.features
         features = Features(name if name in FEATURE_NETS else "file")

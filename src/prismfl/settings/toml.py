@@ -69,7 +69,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         SettingError: with key, value and allowed range, for what is unknown, of the wrong type, or
             impossible alone or together.
 
-    Example:
+    Examples:
         >>> settings_from({"federation": {"rounds": 50}}).federation.rounds
         50
         >>> settings_from({"federation": {"rounds": 0}})
@@ -155,6 +155,15 @@ def load_settings(path: Path, changes: Mapping[str, Any] | None = None) -> Setti
 
     Raises:
         SettingError: for a file that is missing or damaged, and as `settings_from`.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     path = Path(root) / "config.toml"
+        ...     written = path.write_text(to_toml(settings_from({"federation": {"rounds": 50}})))
+        ...     settings = load_settings(path, {"clients": 4})
+        >>> settings.federation.rounds, settings.data.clients
+        (50, 4)
     """
     return settings_from(merged(read_toml(path), changes or {}))
 
@@ -184,7 +193,24 @@ def toml_from(text: str) -> dict[str, Any]:
 
 
 def to_toml(settings: Settings, notes: Mapping[str, str] | None = None) -> str:
-    """The settings as TOML that `load_settings` reads back to an equal value; notes: comments by `section.name`."""
+    """The settings as TOML that `load_settings` reads back to an equal value.
+
+    Args:
+        settings: any.
+        notes: comments for the ends of lines, by `section.name`.
+
+    Returns:
+        The text, every setting on a line of its own.
+
+    Examples:
+        >>> print(to_toml(Settings(), {"data.clients": "sites"}))
+        seed = 0
+        <BLANKLINE>
+        [data]
+        ...
+        clients = 10  # sites
+        ...
+    """
     lines, notes = [f"seed = {settings.seed}"], notes or {}
     for section in SECTIONS:
         lines += ["", f"[{section}]"]

@@ -32,7 +32,7 @@ MOST_STEPS = 2**16 - 1
 
 
 class Kind(IntEnum):
-    """What a frame carries."""
+    """What a frame carries; the numbers are part of the format."""
 
     BROADCAST = 1
     UPDATE = 2
@@ -45,7 +45,13 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a frame belongs: run (16 bytes), round and client."""
+    """Where a frame belongs.
+
+    Attributes:
+        run: sixteen bytes that name the run, see `run_id`.
+        round: 0 … 2^32 - 1.
+        client: 0 … 2^32 - 1.
+    """
 
     run: bytes
     round: int
@@ -54,10 +60,22 @@ class Place:
 
 @dataclass(frozen=True)
 class Broadcast:
-    """Server → client: how to come to θ_t, the client's rank in the cohort, and its size K.
+    """Server → client: how to come to θ_t, the client's rank in the cohort, and its size.
 
-    digest: of θ_t; first: the round whose θ the coded steps start from; snapshot: θ_t itself, uint16
-    `[N]`, for a client that cannot take the steps, and then first is None.
+    Attributes:
+        digest: eight bytes that name θ_t.
+        rank: of the client in the round's cohort, from 0.
+        cohort: clients of the round, 32767 at most.
+        first: the round whose θ the coded steps start from; None where a snapshot comes in their place.
+        steps: the coded steps that lead to θ_t, see `pack_step`.
+        snapshot: θ_t itself, uint16 `[N]`, for a client that cannot take the steps.
+
+    Examples:
+        >>> place = Place(run_id("seed = 0"), round=0, client=1)
+        >>> q = np.full(3, 32768, np.uint16)
+        >>> frame = seal_broadcast(Broadcast(digest_of(q), rank=1, cohort=2, first=None, snapshot=q), place)
+        >>> open_broadcast(frame, place, count=3).snapshot
+        array([32768, 32768, 32768], dtype=uint16)
     """
 
     digest: bytes
@@ -70,7 +88,24 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class Update:
-    """Client → server: digest of the θ_t searched from, weight, mean loss, coded mask, coded α layers."""
+    """Client → server: what a client makes of θ_t.
+
+    Attributes:
+        digest: of the θ_t that was searched from.
+        weight: of the client in the mean, 1 … 2^31 - 1.
+        loss: mean squared distance over the search's steps.
+        mask: the coded mask, see `wire.masks.encode_mask`.
+        alpha: coded changes of the α layers, see `wire.masks.encode_changes`.
+
+    Examples:
+        >>> place = Place(run_id("seed = 0"), round=0, client=1)
+        >>> frame = seal_update(Update(b"8 bytes!", 1, 0.25, b"mask", b""), place)
+        >>> len(frame) - HEADER_BYTES, open_update(frame, place, most_mask=9, most_alpha=0).mask
+        (24, b'mask')
+        >>> open_update(frame[:-1] + b"x", place, most_mask=9, most_alpha=0)
+        Traceback (most recent call last):
+        prismfl.errors.MessageError: a frame whose checksum differs; expected the bytes that were sent; ...
+    """
 
     digest: bytes
     weight: int
@@ -80,17 +115,32 @@ class Update:
 
 
 def run_id(public_settings: str) -> bytes:
-    """Sixteen bytes naming a run, from its public settings; no data enters."""
+    """Sixteen bytes naming a run, from its public settings, as text that is equal at all parties; no data enters."""
     return hashlib.sha256(public_settings.encode()).digest()[:16]
 
 
 def digest_of(q: NDArray[np.uint16]) -> bytes:
-    """Eight bytes naming a θ = q / 65536, uint16 `[N]`."""
+    """Eight bytes naming a θ = q / 65536, uint16 `[N]`: the first of SHA-256."""
     return hashlib.sha256(np.ascontiguousarray(q, "<u2").data).digest()[:8]
 
 
 def seal(kind: Kind, place: Place, payload: bytes) -> bytes:
-    """A whole frame around a payload."""
+    """A whole frame: a header of 40 bytes with identity, length and CRC-32, then the payload.
+
+    Args:
+        kind: what it carries.
+        place: where it belongs.
+        payload: any bytes.
+
+    Returns:
+        The frame.
+
+    Examples:
+        >>> place = Place(run_id("seed = 0"), round=0, client=1)
+        >>> frame = seal(Kind.UPDATE, place, b"payload")
+        >>> len(frame) - HEADER_BYTES, open_frame(frame, Kind.UPDATE, place)
+        (7, b'payload')
+    """
     head = _HEADER.pack(MAGIC, VERSION, kind, 0, place.run, place.round, place.client, len(payload), 0)
     check = zlib.crc32(payload, zlib.crc32(head))
     return head[:-4] + check.to_bytes(4, "little") + payload
@@ -99,7 +149,16 @@ def seal(kind: Kind, place: Place, payload: bytes) -> bytes:
 def open_frame(frame: bytes, kind: Kind, place: Place) -> bytes:
     """The payload of a frame that is whole, of this kind, and from this place.
 
-    Raises MessageError naming the first thing that differs.
+    Args:
+        frame: bytes as they came.
+        kind: that is expected.
+        place: that is expected.
+
+    Returns:
+        The payload, not yet interpreted.
+
+    Raises:
+        MessageError: naming the first thing that differs.
     """
     if len(frame) < HEADER_BYTES:
         raise _refuse(f"a frame of {len(frame)} bytes", f"at least {HEADER_BYTES}")
@@ -134,7 +193,11 @@ def seal_broadcast(message: Broadcast, place: Place, kind: Kind = Kind.BROADCAST
 
 
 def open_broadcast(frame: bytes, place: Place, count: int, kind: Kind = Kind.BROADCAST) -> Broadcast:
-    """A broadcast of `count` parameters.  Raises MessageError."""
+    """What a frame's broadcast of `count` parameters says.
+
+    Raises:
+        MessageError: when it is not of this place and kind, or cannot be a broadcast.
+    """
     payload = _at_least(open_frame(frame, kind, place), _BROADCAST.size)
     digest, rank, cohort, first, steps = _BROADCAST.unpack_from(payload)
     if not 0 <= rank < cohort <= 32767:
@@ -160,14 +223,31 @@ def _split(body: bytes, count: int) -> tuple[bytes, ...]:
 
 
 def pack_step(cohort: int, replied: Sequence[int], body: bytes) -> bytes:
-    """A step: size of its round's cohort, a bit for each rank that replied, and what changed."""
+    """A step of θ as it travels: which ranks replied, and what changed.
+
+    Args:
+        cohort: clients that the round asked.
+        replied: ranks of those that replied.
+        body: what `wire.masks.encode_step` gives.
+
+    Returns:
+        Two bytes of cohort, a bit a rank, and the body.
+
+    Examples:
+        >>> unpack_step(pack_step(3, [0, 2], b"body"))
+        (3, [0, 2], b'body')
+    """
     bits = np.zeros(cohort, np.bool_)
     bits[list(replied)] = True
     return cohort.to_bytes(2, "little") + pack_mask(bits) + body
 
 
 def unpack_step(raw: bytes) -> tuple[int, list[int], bytes]:
-    """Cohort, the ranks that replied (ascending), and the body of a step.  Raises MessageError."""
+    """Cohort, the ranks that replied (ascending), and the body of a step.
+
+    Raises:
+        MessageError: when it is cut short, or nobody replied.
+    """
     cohort = int.from_bytes(_at_least(raw, 2)[:2], "little")
     end = 2 + -(-cohort // 8)
     replied = np.flatnonzero(unpack_mask(_at_least(raw, end)[2:end], cohort)).tolist()
@@ -183,7 +263,11 @@ def seal_update(message: Update, place: Place) -> bytes:
 
 
 def open_update(frame: bytes, place: Place, most_mask: int, most_alpha: int) -> Update:
-    """An update of at most so many bytes of mask and of α layers.  Raises MessageError."""
+    """What a frame's update says; its mask and α layers, of at most so many bytes, are still coded.
+
+    Raises:
+        MessageError: when it is not of this place, too large, or its numbers are impossible.
+    """
     payload = _at_least(open_frame(frame, Kind.UPDATE, place), _UPDATE.size)
     digest, weight, loss, length = _UPDATE.unpack_from(payload)
     if not 1 <= weight < 2**31 or not math.isfinite(loss):
@@ -210,12 +294,30 @@ def is_lost(frame: bytes, place: Place) -> bool:
 
 
 def seal_distances(distances: NDArray[np.float64], weight: int, place: Place) -> bytes:
-    """Frame of a client's weight (4 bytes) and squared distances, 8 bytes a candidate."""
+    """Frame of a client's squared distances from candidate masks.
+
+    Args:
+        distances: float64 `[candidates]`, eight bytes each.
+        weight: of the client in the mean, four bytes.
+        place: round and client that it is from.
+
+    Returns:
+        The frame.
+
+    Examples:
+        >>> place = Place(run_id("seed = 0"), round=20, client=1)
+        >>> open_distances(seal_distances(np.array([0.5, 0.25]), 1, place), place, count=2)
+        (array([0.5 , 0.25]), 1)
+    """
     return seal(Kind.DISTANCES, place, weight.to_bytes(4, "little") + distances.astype("<f8").tobytes())
 
 
 def open_distances(frame: bytes, place: Place, count: int) -> tuple[NDArray[np.float64], int]:
-    """Squared distances float64 `[count]` and the client's weight.  Raises MessageError."""
+    """Squared distances float64 `[count]` and the client's weight.
+
+    Raises:
+        MessageError: when it is not of this place, or a number is not finite.
+    """
     payload = _sized(open_frame(frame, Kind.DISTANCES, place), 4 + 8 * count)
     distances, weight = np.frombuffer(payload, "<f8", offset=4), int.from_bytes(payload[:4], "little")
     if not np.isfinite(distances).all() or not 1 <= weight < 2**31:
@@ -225,9 +327,19 @@ def open_distances(frame: bytes, place: Place, count: int) -> tuple[NDArray[np.f
 
 @dataclass(frozen=True)
 class Moments:
-    """Client → server, in a one-shot run: weight, each label's share float64 `[G]`, and coded moments.
+    """Client → server, in a one-shot run: moments of its images.
 
-    step: what 1 of the coded integers stands for; 0 where all moments are 0.
+    Attributes:
+        weight: of the client in the mean.
+        step: what 1 of the coded integers stands for; 0 where all moments are 0.
+        shares: each label's share of the images, float64 `[G]` of sum 1.
+        coded: what `wire.masks.encode_moments` gives.
+
+    Examples:
+        >>> place = Place(run_id("seed = 0"), round=0, client=1)
+        >>> frame = seal_moments(Moments(1, 0.5, np.array([0.75, 0.25]), b"coded"), place)
+        >>> open_moments(frame, place, groups=2, most=100).shares.tolist()
+        [0.75, 0.25]
     """
 
     weight: int
@@ -253,7 +365,11 @@ def seal_moments(message: Moments, place: Place) -> bytes:
 
 
 def open_moments(frame: bytes, place: Place, groups: int, most: int) -> Moments:
-    """Moments of `groups` labels (1 without labels), coded in at most so many bytes.  Raises MessageError."""
+    """Moments of `groups` labels (1 without labels), still coded, in at most so many bytes.
+
+    Raises:
+        MessageError: when it is not of this place, too large, or its shares are none.
+    """
     start = _MOMENTS.size + 8 * groups
     payload = _at_least(open_frame(frame, Kind.MOMENTS, place), start)
     weight, step = _MOMENTS.unpack_from(payload)
