@@ -7,7 +7,6 @@ and `g = φ² / ‖φ²‖` of its flattened map φ, and what tones and colours 
 
 An image may be matched at shifts of some pixels (`features/framing.py`): real ones take all shifts in turn,
 a batch of generated ones is shifted at random.  ψ(x) is then that of the shifted image: no norm grows.
-
 Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): ψ(x) stands in the
 block of its label, 0 in the others, still of norm ≤ 1; the moments of n images are each label's sum divided by n.
 """
@@ -100,7 +99,7 @@ def label_means(labels: Tensor, classes: int) -> Tensor:
 
 
 def label_groups(labels: Tensor, classes: int) -> Tensor:
-    """Weights that sum a batch by label over its size: int64 `[B]` → float32 `[classes, B]`; without classes `[1, B]`."""
+    """Weights that sum a batch by label over its size: int64 `[B]` → float32 `[classes, B]`; no classes: `[1, B]`."""
     if not classes:
         return torch.full((1, len(labels)), 1 / len(labels), device=labels.device)
     return own_label(labels, classes).T.float() / len(labels)

@@ -189,8 +189,8 @@ def train(
         >>> import numpy as np, prismfl, tempfile
         >>> images = np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16), np.uint8)
         >>> asked = {"data": {"clients": 2, "partition": "iid"}, "generator": {"width": 2}}
-        >>> asked |= {"federation": {"rounds": 1, "finished_mask": "half"}, "search": {"local_steps": 1, "batch_size": 4}}
-        >>> asked |= {"running": {"distance_samples": 0, "workers": 1}}
+        >>> asked |= {"federation": {"rounds": 1, "finished_mask": "half"}, "running": {"distance_samples": 0}}
+        >>> asked |= {"search": {"local_steps": 1, "batch_size": 4}}
         >>> with tempfile.TemporaryDirectory() as root:
         ...     finished = prismfl.train(prismfl.settings_from(asked), images, out=f"{root}/run")
         ...     samples = prismfl.load(finished.folder.model).sample(8, seed=0)
@@ -236,13 +236,14 @@ def resume(
 
     Examples:
         >>> import numpy as np, prismfl, tempfile
-        >>> class Stop(prismfl.run.loop.Silent):
+        >>> from prismfl.run.loop import Silent
+        >>> class Stop(Silent):
         ...     def round_done(self, record, rounds):
         ...         raise KeyboardInterrupt
         >>> images = np.zeros((40, 1, 16, 16), np.uint8)
         >>> asked = {"data": {"clients": 2, "partition": "iid"}, "generator": {"width": 2}}
-        >>> asked |= {"federation": {"rounds": 2, "finished_mask": "half"}, "search": {"local_steps": 1, "batch_size": 4}}
-        >>> asked |= {"running": {"distance_samples": 0, "workers": 1}}
+        >>> asked |= {"federation": {"rounds": 2, "finished_mask": "half"}, "running": {"distance_samples": 0}}
+        >>> asked |= {"search": {"local_steps": 1, "batch_size": 4}}
         >>> with tempfile.TemporaryDirectory() as root:
         ...     try:
         ...         prismfl.train(prismfl.settings_from(asked), images, out=f"{root}/run", watcher=Stop())

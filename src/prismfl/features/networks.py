@@ -198,9 +198,12 @@ def folded(weight: Tensor, bias: Tensor | None, norm: Mapping[str, Tensor], eps:
 
 @dataclass(frozen=True)
 class LoadedNet:
-    """A frozen network with where it came from: its file's SHA-256 and what it was trained on.
+    """A frozen network with where it came from.
 
-    about: `architecture` and `trained_on` at least; see `overlaps` for what else says something.
+    Attributes:
+        net: in evaluation mode, without gradients.
+        sha256: of its file.
+        about: `architecture` and `trained_on` at least; see `overlaps` for what else says something.
     """
 
     net: FeatureNet
@@ -211,8 +214,19 @@ class LoadedNet:
 def load_features(source: str | Path) -> LoadedNet:
     """Load a feature network by embedded name (`vgg`) or from a file of `pretrain`.
 
-    Weights come back as float32, in evaluation mode, without gradients.
-    Raises ModelFileError when the file is missing, damaged, or not a feature network.
+    Args:
+        source: the name or the file.
+
+    Returns:
+        The network with float32 weights, in evaluation mode, without gradients.
+
+    Raises:
+        ModelFileError: when the file is missing, damaged, or not a feature network.
+
+    Examples:
+        >>> loaded = load_features("vgg")
+        >>> [tuple(phi.shape[1:]) for phi in loaded.net.stages(torch.zeros(1, 1, 16, 16), last=1)]
+        [(16, 16, 16), (32, 8, 8)]
     """
     raw = _file_bytes(source)
     try:

@@ -40,7 +40,12 @@ Exchange = Callable[[Mapping[int, bytes]], Iterator[tuple[int, Reply]]]
 
 @dataclass(frozen=True)
 class KnownTheta:
-    """What a client keeps of the federation: θ of a round, uint16 `[N]`."""
+    """What a client keeps of the federation.
+
+    Attributes:
+        q: θ · 65536 of a round, uint16 `[N]`.
+        round: its number.
+    """
 
     q: NDArray[np.uint16]
     round: int
@@ -55,8 +60,21 @@ class KnownTheta:
 class Agreement:
     """What server and clients agree on before the first round; all of it is public.
 
-    settings: resolved ones; labels: names of the labels that the generator makes images by, none where it takes no
-    label; matching, network: what of a feature network is matched, and the SHA-256 of its weights.
+    Attributes:
+        settings: resolved ones.
+        layout: the generator's shape.
+        run: sixteen bytes that name the run.
+        labels: names of the labels that the generator makes images by; none where it takes no label.
+        matching: what of a feature network is matched.
+        network: SHA-256 of the feature network's weights.
+
+    Examples:
+        >>> from prismfl.settings.toml import settings_from
+        >>> agreement = agree(settings_from({"data": {"clients": 3}}), channels=1, classes=("cat", "dog"))
+        >>> agreement.labels, agreement.parts, agreement.masked == agreement.layout.count
+        (('cat', 'dog'), 1, True)
+        >>> cohort(agreement, round_index=0)
+        [0, 1, 2]
     """
 
     settings: Settings
@@ -77,7 +95,7 @@ class Agreement:
         return KnownTheta(init(self).q, 0)
 
     def known(self, q: NDArray[np.uint16]) -> SharedKnowledge:
-        """What both ends know of all weights when θ_t = q / 65536."""
+        """What both ends know of all weights when θ_t = q / 65536, q uint16 `[N]`."""
         return SharedKnowledge(q, self.layout.layer_numbers, len(self.layout.layers))
 
     @property
@@ -89,7 +107,12 @@ class Agreement:
         return min(parts[federation.uplink], clients)
 
     def draws(self, round_index: int, cohort: int) -> Draws:
-        """How a round's masks are drawn."""
+        """How the masks of a round are drawn.
+
+        Args:
+            round_index: t.
+            cohort: clients of the round.
+        """
         federation = self.settings.federation
         dealt: Stretches = ((self.masked, self.parts),)
         if federation.uplink == "fewest":
@@ -97,15 +120,26 @@ class Agreement:
         return Draws(federation.draws, dealt, self.settings.seed, round_index, cohort)
 
     def place(self, round_index: int, client: int) -> message.Place:
-        """Where a frame of this run belongs."""
+        """Where a frame of this run belongs.
+
+        Args:
+            round_index: t.
+            client: its number.
+        """
         return message.Place(self.run, round_index, client)
 
 
 def agree(settings: Settings, channels: int, classes: Sequence[str] = (), network: str = "") -> Agreement:
-    """Layout and run id of the settings, for images of `channels` channels and named classes.
+    """What server and clients of these settings agree on.
 
-    network: SHA-256 of the feature network's weights.  Raises SettingError when there are more classes than a
-    conditional generator takes, or odd names.
+    Args:
+        settings: what was asked for; they are resolved here.
+        channels: of the images, 1 or 3.
+        classes: names of the images' labels, if they have any.
+        network: SHA-256 of the feature network's weights.
+
+    Raises:
+        SettingError: when there are more labels than a conditional generator takes, or odd names.
     """
     settings = resolved(settings, channels)
     labels = tuple(classes) if settings.generator.conditional and len(classes) > 1 else ()
@@ -123,13 +157,18 @@ def agree(settings: Settings, channels: int, classes: Sequence[str] = (), networ
 
 
 def init(agreement: Agreement) -> ServerState:
-    """State before the first round."""
+    """State before the first round: θ_0, which every client knows."""
     settings = agreement.settings
     return initial_state(settings.federation, agreement.layout, settings.data.clients, settings.seed)
 
 
 def cohort(agreement: Agreement, round_index: int) -> list[int]:
-    """The clients of a round, ascending: all, or a public random choice."""
+    """The clients of a round, ascending: all, or a public random choice.
+
+    Args:
+        agreement: of the run.
+        round_index: from 0.
+    """
     clients, size = agreement.settings.data.clients, agreement.settings.federation.cohort
     if size in (0, clients):
         return list(range(clients))
@@ -143,9 +182,19 @@ def _chosen(seed: int, round_index: int, clients: int, size: int) -> tuple[int, 
 
 
 def next_theta(agreement: Agreement, q: NDArray[np.uint16], round_index: int, raw: bytes) -> NDArray[np.uint16]:
-    """θ_{t+1} from θ_t and a coded step, uint16 `[N]`: what every client computes.
+    """θ_{t+1} from θ_t and a coded step: what every client computes.
 
-    Raises MessageError when the step cannot be one of this round.
+    Args:
+        agreement: of the run.
+        q: θ_t · 65536, uint16 `[N]`.
+        round_index: t.
+        raw: the step, see `frames.pack_step`.
+
+    Returns:
+        θ_{t+1} · 65536, uint16 `[N]`.
+
+    Raises:
+        MessageError: when the step cannot be one of this round.
     """
     cohort_size, replied, body = message.unpack_step(raw)
     members = cohort(agreement, round_index)
@@ -164,13 +213,37 @@ def next_theta(agreement: Agreement, q: NDArray[np.uint16], round_index: int, ra
 
 
 def advanced(agreement: Agreement, q: NDArray[np.uint16], round_index: int, step: Step, base: Baseline) -> Average:
-    """θ_{t+1} from θ_t and a step, by the round's public dither."""
+    """θ_{t+1} from θ_t and a step, by the round's public dither.
+
+    Args:
+        agreement: of the run.
+        q: θ_t · 65536, uint16 `[N]`.
+        round_index: t.
+        step: of the round.
+        base: what is known of the masked entries before any news.
+    """
     dither = public_dither(agreement.settings.seed, Purpose.ROUNDING, round_index, len(q))
     return advance(q, step, base, agreement.settings.federation, dither)
 
 
 def check_weight(agreement: Agreement, client: int, weight: int, size: int) -> None:
-    """A client's share of exact arithmetic is the same whoever comes first."""
+    """Check that a client's share of exact arithmetic is the same whoever comes first.
+
+    Args:
+        agreement: of the run.
+        client: its number, for the error.
+        weight: that it asks for.
+        size: of the round's cohort.
+
+    Raises:
+        MessageError: for a weight beyond its share; with equal weights, for any but 1.
+
+    Examples:
+        >>> from prismfl.settings.toml import settings_from
+        >>> check_weight(agree(settings_from({}), channels=1), client=3, weight=2, size=10)
+        Traceback (most recent call last):
+        prismfl.errors.MessageError: weight 2 from client 3; expected 1 … 1; ...
+    """
     most = MOST_WEIGHT // size if agreement.settings.federation.client_weights == "size" else 1
     if not 1 <= weight <= most:
         raise MessageError(

@@ -40,11 +40,13 @@ _THETAS_KEPT, _LINKS_KEPT = 4, 4096  # by a simulator's clients together
 
 @dataclass
 class ClientKit:
-    """What a client computes with: frozen weights float32 `[N]` and the feature map.
+    """What a client computes with; a simulator shares one among its clients.
 
-    A simulator shares one kit among its clients; candidate moments are then computed once.
-    search: what has `local_search` done elsewhere, and takes what that takes; None: it is done here.  compiled: whether
-    torch compiles its steps.
+    Attributes:
+        weights: frozen ones, float32 `[N]`.
+        features: the map that images are matched by.
+        search: what has `local_search` done elsewhere, and takes what that takes; None: it is done here.
+        compiled: whether torch compiles its steps.
     """
 
     weights: torch.Tensor
@@ -57,7 +59,15 @@ class ClientKit:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def candidate_moments(self, agreement: Agreement, q: NDArray[np.uint16]) -> list[torch.Tensor]:
-        """Mean ψ by label, `[G · D]`, of images from each candidate mask of the final θ."""
+        """Mean ψ by label of images from each candidate mask, computed once for all clients.
+
+        Args:
+            agreement: of the run.
+            q: final θ · 65536, uint16 `[N]`.
+
+        Returns:
+            `[G · D]` a candidate.
+        """
         with self._lock:
             key = q.tobytes()
             if key not in self._candidates:
@@ -68,9 +78,15 @@ class ClientKit:
             return self._candidates[key]
 
     def follow(self, agreement: Agreement, held: KnownTheta, steps: Sequence[bytes]) -> KnownTheta:
-        """Where the steps lead from what a client holds, each computed once for all clients that take it.
+        """Where steps lead from what a client holds, each computed once for all clients that take it.
 
-        Raises MessageError when one of them cannot be a step of its round.
+        Args:
+            agreement: of the run.
+            held: θ that the client holds.
+            steps: of the rounds from there on.
+
+        Raises:
+            MessageError: when one of them cannot be a step of its round.
         """
         turns = list(enumerate((hashlib.sha256(step).digest() for step in steps), held.round))
         with self._lock:
@@ -96,7 +112,13 @@ class ClientKit:
 
 
 def make_kit(agreement: Agreement, features: FeatureMap, *, compiled: bool = False) -> ClientKit:
-    """A kit on the run's device; compiled: steps that torch compiles, worth it where many searches share them."""
+    """A kit on the run's device.
+
+    Args:
+        agreement: of the run.
+        features: the map that images are matched by.
+        compiled: whether torch compiles its steps: worth it where many searches share them.
+    """
     device = agreement.settings.running.device
     weights = torch.from_numpy(frozen_weights(agreement.layout, agreement.settings.seed).copy())
     return ClientKit(weights.to(device), features.to(device), compiled=compiled)
@@ -112,8 +134,32 @@ def receive(
 ) -> tuple[message.Broadcast, KnownTheta | None]:
     """A broadcast, and the θ_t that it leads to from what the client holds.
 
-    None in place of θ_t when the way starts elsewhere or leads to another θ than the server's: the
-    client must ask for a snapshot.  Raises MessageError when the frame is not the expected one.
+    Args:
+        agreement: of the run.
+        kit: what the client computes with.
+        frame: bytes as they came.
+        place: that is expected.
+        held: θ that the client holds; None: θ_0.
+        kind: BROADCAST or CANDIDATES.
+
+    Returns:
+        What the frame says, and θ_t: None when the way starts elsewhere or leads to another θ than the
+        server's, and the client must ask for a snapshot.
+
+    Raises:
+        MessageError: when the frame is not the expected one.
+
+    Examples:
+        >>> from prismfl.features.networks import load_features
+        >>> from prismfl.federation.agreement import agree, init
+        >>> from prismfl.federation.round import broadcast
+        >>> from prismfl.settings.toml import settings_from
+        >>> agreement = agree(settings_from({"data": {"clients": 2}, "generator": {"width": 2}}), channels=1)
+        >>> kit = make_kit(agreement, FeatureMap(load_features("vgg"), agreement.matching, channels=1, size=16))
+        >>> frame = broadcast(agreement, init(agreement))[1]
+        >>> told, now = receive(agreement, kit, frame, agreement.place(0, 1), held=None)
+        >>> told.rank, told.cohort, now.round
+        (1, 2, 0)
     """
     told = message.open_broadcast(frame, place, agreement.layout.count, kind)
     held = agreement.first if held is None or len(held.q) != agreement.layout.count else held
@@ -139,7 +185,13 @@ def _follow(
 
 @dataclass(frozen=True)
 class Answer:
-    """A client's reply, and what it keeps for its next round: Adam's memory (if the settings say so) and θ_t."""
+    """What a client's part of a round comes to.
+
+    Attributes:
+        frame: its reply.
+        memory: Adam's, for its next round; None where the settings say that each search begins anew.
+        held: θ_t, for its next round.
+    """
 
     frame: bytes
     memory: Memory | None
@@ -158,9 +210,25 @@ def client_update(
 ) -> "Answer":
     """Steps 2 and 3: search from the broadcast θ_t, draw the mask, code and frame it.
 
-    In a one-shot run the frame asks for moments instead, and these are the answer.
-    memory, held: what the client keeps of rounds before; without `held` it knows θ_0 alone.
-    Raises MessageError when the broadcast is not the expected one, ClientError when the search diverges.
+    In a one-shot run the frame asks for moments instead, and these are the answer.  `round.server_update` has an
+    example of a whole round.
+
+    Args:
+        agreement: of the run.
+        kit: what the client computes with.
+        frame: the broadcast, as it came.
+        round_index: t.
+        client: its number.
+        target: moments of its images.
+        memory: Adam's, of the client's last round.
+        held: θ of the client's last round; without it, it knows θ_0 alone.
+
+    Returns:
+        The reply, which asks for a snapshot where the broadcast leads nowhere, and what the client keeps.
+
+    Raises:
+        MessageError: when the broadcast is not the expected one.
+        ClientError: when the search diverges.
     """
     place, settings = agreement.place(round_index, client), agreement.settings
     if settings.federation.mode == "one-shot":
@@ -218,9 +286,19 @@ def seal_found(
     weight: int = 1,
     loss: float = 0.0,
 ) -> bytes:
-    """Step 3: the frame of a client that moved from θ_t = q / 65536 to θ_k = mine / 65536, uint16 `[N]` each.
+    """Step 3: the frame of a client that moved from θ_t to θ_k.
 
-    It holds the client's part of its mask M = [u < θ_k], and its changes of the α layers, rounded without bias.
+    It holds the client's part of its mask M = [u < θ_k], and its changes of the α layers (PRISM-α), rounded
+    without bias.
+
+    Args:
+        agreement: of the run.
+        place: round and client.
+        told: the broadcast that was answered.
+        q: θ_t · 65536, uint16 `[N]`.
+        mine: θ_k · 65536, uint16 `[N]`.
+        weight: of the client in the mean.
+        loss: mean squared distance over the search's steps.
     """
     masked, known = agreement.masked, agreement.known(q)
     draws = agreement.draws(place.round, told.cohort)
@@ -233,7 +311,13 @@ def seal_found(
 
 
 def seal_target(agreement: Agreement, place: message.Place, target: Target) -> bytes:
-    """The frame of a one-shot run: the client's moments as they are, or with ε as they were released."""
+    """The frame of a one-shot run: the client's moments as they are, or with ε as they were released.
+
+    Args:
+        agreement: of the run.
+        place: round and client.
+        target: moments of the client's images.
+    """
     step, coded = encode_moments(target.moments, _MOMENT_STEPS)
     weight = _weight(agreement.settings, target)
     return message.seal_moments(message.Moments(weight, step, target.shares, coded), place)
@@ -249,10 +333,19 @@ def _weight(settings: Settings, target: Target) -> int:
 def client_distances(
     agreement: Agreement, kit: ClientKit, frame: bytes, client: int, target: Target, held: KnownTheta | None = None
 ) -> bytes:
-    """Squared distances of each candidate mask's moments from the client's target, framed.
+    """A client's part in the choice of the finished mask: squared distances from each candidate, framed.
 
-    Each label counts by its share of the client's images.  Raises ClientError where the agreed choice of the finished
-    mask asks no client.
+    Args:
+        agreement: of the run.
+        kit: what the client computes with.
+        frame: the request, as it came.
+        client: its number.
+        target: moments of its images, in which each label counts by its share.
+        held: θ of the client's last round; without it, it knows θ_0 alone.
+
+    Raises:
+        ClientError: where the agreed choice of the finished mask asks no client.
+        MessageError: when the request is not the expected one.
     """
     if (shipped := agreement.settings.federation.finished_mask) != "best":
         raise ClientError(
@@ -271,11 +364,20 @@ def client_distances(
 def candidate_distances(
     agreement: Agreement, kit: ClientKit, q: NDArray[np.uint16], target: Target
 ) -> NDArray[np.float64]:
-    """Squared distance of each candidate mask's moments from a target, label by label: float64 `[candidates]`.
+    """Squared distance of each candidate mask's moments from a target, label by label.
 
     Of labels c with shares s_c, means f_c of fakes and t_c of images it is Σ s_c ‖f_c - t_c‖²: the mean over clients is
     then that of their images together, but for a constant.  By squares of shares, as in ‖Σ s_c (f_c - t_c)‖² of their
     blocks, a label of few clients would count for more than one of many.
+
+    Args:
+        agreement: of the run.
+        kit: what images are made and matched with.
+        q: final θ · 65536, uint16 `[N]`.
+        target: what they are to be near.
+
+    Returns:
+        float64 `[candidates]`.
     """
     rows, device = (len(target.shares), -1), kit.weights.device
     held = torch.from_numpy(np.flatnonzero(target.shares)).to(device)

@@ -27,7 +27,23 @@ _CANDIDATE_LATENTS, _CANDIDATE_BATCH = 500, 250
 
 
 def candidates(agreement: Agreement, q: NDArray[np.uint16]) -> list[Mask]:
-    """Masks `[N]` that may be shipped: draws from θ, and θ ≥ 1/2; of soft masks θ alone."""
+    """Masks that may be the finished one: draws from θ, and θ ≥ 1/2; of soft masks θ alone.
+
+    Args:
+        agreement: of the run.
+        q: θ · 65536, uint16 `[N]`.
+
+    Returns:
+        bool `[N]` each, or one soft uint8 `[N]`.
+
+    Examples:
+        >>> from prismfl.federation.agreement import agree, init
+        >>> from prismfl.settings.toml import settings_from
+        >>> agreement = agree(settings_from({"federation": {"finished_mask": "best"}}), channels=1)
+        >>> masks = candidates(agreement, init(agreement).q)
+        >>> len(masks), masks[0].dtype
+        (9, dtype('bool'))
+    """
     federation = agreement.settings.federation
     if federation.finished_mask != "best" or agreement.settings.search.mask == "soft":
         return [preview_mask(agreement, q)]
@@ -35,7 +51,15 @@ def candidates(agreement: Agreement, q: NDArray[np.uint16]) -> list[Mask]:
 
 
 def preview_mask(agreement: Agreement, q: NDArray[np.uint16]) -> Mask:
-    """What would be shipped of θ without asking the clients, `[N]`: a draw if draws are, else θ ≥ 1/2, or soft θ."""
+    """What the finished mask would be without asking the clients: a draw if draws are, else θ ≥ 1/2, or soft θ.
+
+    Args:
+        agreement: of the run.
+        q: θ · 65536, uint16 `[N]`.
+
+    Returns:
+        bool `[N]`, or soft uint8 `[N]`.
+    """
     if agreement.settings.search.mask == "soft":
         return soft_mask(q)
     return _drawn(agreement, q, 0) if agreement.settings.federation.finished_mask == "draw" else q >= 32768
@@ -47,7 +71,17 @@ def _drawn(agreement: Agreement, q: NDArray[np.uint16], index: int) -> NDArray[n
 
 @torch.no_grad()
 def moments_of_mask(agreement: Agreement, weights: torch.Tensor, features: FeatureMap, mask: Mask) -> torch.Tensor:
-    """Mean ψ by label, `[G · D]`, of images from a mask `[N]` of the frozen weights, float32 `[N]`."""
+    """Mean ψ by label of images from a mask, made from public latents.
+
+    Args:
+        agreement: of the run.
+        weights: frozen ones, float32 `[N]`.
+        features: the map that images are matched by.
+        mask: bool `[N]`.
+
+    Returns:
+        float32 `[G · D]`.
+    """
     flat = weights * torch.from_numpy(mask).to(weights.device)
     stream = Stream(agreement.settings.seed, Purpose.SHIPPED, 2**32 - 1)
     count = max(_CANDIDATE_LATENTS, 4 * agreement.layout.classes)
@@ -64,11 +98,20 @@ def moments_of_mask(agreement: Agreement, weights: torch.Tensor, features: Featu
 
 
 def choose_mask(agreement: Agreement, state: ServerState, exchange: Exchange, traffic: Traffic | None = None) -> Mask:
-    """The finished model's mask `[N]`; what is asked for it is added to the traffic.
+    """The finished model's mask; what is asked for it is added to the traffic.
 
     With several candidates, the last cohort's clients send each one's squared distance from
     their targets, and the least mean wins: it differs from the distance to the pooled images'
     moments, label by label, by a constant only.
+
+    Args:
+        agreement: of the run.
+        state: after the last round.
+        exchange: carries frames to clients and yields their replies.
+        traffic: what is sent and heard is added to it.
+
+    Returns:
+        bool `[N]`, or soft uint8 `[N]`.
     """
     masks = candidates(agreement, state.q)
     if len(masks) == 1:

@@ -33,7 +33,14 @@ _SLACK = 1024  # bytes that coded moments may take beyond 8 an entry
 
 @dataclass(frozen=True)
 class Gathered:
-    """What the exchange brought: the pooled target, who was heard, who was left out and why, and bytes."""
+    """What the exchange brought.
+
+    Attributes:
+        target: the pooled moments.
+        heard: clients that were heard.
+        left_out: clients that were not, and why.
+        traffic: bytes of the exchange.
+    """
 
     target: Target
     heard: tuple[int, ...]
@@ -42,10 +49,31 @@ class Gathered:
 
 
 def gather(agreement: Agreement, dimension: int, exchange: Exchange) -> Gathered:
-    """Ask every client for its moments, `dimension` entries a label, and pool them.
+    """Ask every client for its moments, and pool them.
 
     Weights are 1, or with `client_weights = "size"` numbers of images.  A reply that is an error, damaged or
-    foreign is left out.  Raises ClientError when fewer are left than `running.least_cohort`.
+    foreign is left out.
+
+    Args:
+        agreement: of the run.
+        dimension: D, entries a label.
+        exchange: carries frames to clients and yields their replies.
+
+    Raises:
+        ClientError: when fewer clients are left than `running.least_cohort`.
+
+    Examples:
+        >>> from prismfl.federation.agreement import agree
+        >>> from prismfl.federation.client import seal_target
+        >>> from prismfl.settings.toml import settings_from
+        >>> asked = {"data": {"clients": 2}, "federation": {"mode": "one-shot"}}
+        >>> agreement = agree(settings_from(asked), channels=1)
+        >>> def exchange(frames):
+        ...     for client in frames:
+        ...         mine = Target(np.full(3, client, np.float32), images=10)
+        ...         yield client, seal_target(agreement, agreement.place(0, client), mine)
+        >>> gather(agreement, 3, exchange).target.moments.tolist()
+        [0.5, 0.5, 0.5]
     """
     members, traffic = cohort(agreement, 0), Traffic()
     sent = {client: message.seal_request(agreement.place(0, client)) for client in members}
@@ -86,6 +114,14 @@ def pool(targets: list[Target]) -> Target:
 
     Moments of a label are sums over its images divided by all of a client's, so means of them, and of shares,
     are those of the pooled images.
+
+    Args:
+        targets: of as many entries and labels each.
+
+    Examples:
+        >>> targets = [Target(np.full(1, mean, np.float32), images) for mean, images in ((1.0, 30), (0.0, 10))]
+        >>> pool(targets).moments.tolist(), pool(targets).images
+        ([0.75], 40)
     """
     total = sum(target.images for target in targets)
     moments = sum(target.moments.astype(np.float64) * target.images for target in targets) / total
@@ -96,9 +132,36 @@ def pool(targets: list[Target]) -> Target:
 def search_round(
     agreement: Agreement, kit: ClientKit, state: ServerState, gathered: Gathered
 ) -> tuple[ServerState, RoundRecord]:
-    """`local_steps` steps of the server's own search, from θ_t to θ_{t+1}; nothing is drawn or sent.
+    """A round of the server's own search, from θ_t to θ_{t+1}; nothing is drawn or sent.
 
-    Bytes of the exchange stand in the first round.  Raises ClientError when the search diverges.
+    Bytes of the exchange stand in the first round.
+
+    Args:
+        agreement: of the run.
+        kit: what the server searches with.
+        state: before the round.
+        gathered: what clients sent.
+
+    Returns:
+        The state after `local_steps` steps, and what is logged of the round.
+
+    Raises:
+        ClientError: when the search diverges.
+
+    Examples:
+        >>> from prismfl.features.networks import load_features
+        >>> from prismfl.federation.agreement import agree, init
+        >>> from prismfl.federation.client import make_kit
+        >>> from prismfl.moments import FeatureMap
+        >>> from prismfl.settings.toml import settings_from
+        >>> asked = {"federation": {"mode": "one-shot"}, "generator": {"width": 2}}
+        >>> asked |= {"search": {"local_steps": 2, "batch_size": 4}}
+        >>> agreement = agree(settings_from(asked), channels=1)
+        >>> kit = make_kit(agreement, FeatureMap(load_features("vgg"), agreement.matching, channels=1, size=16))
+        >>> target = kit.features.target(np.zeros((10, 1, 16, 16), np.uint8))
+        >>> after, record = search_round(agreement, kit, init(agreement), Gathered(target, (0,), {}, Traffic()))
+        >>> after.round, record.replied
+        (1, (0,))
     """
     settings, first = agreement.settings, state.round == 0
     draws = Tape(Stream(settings.seed, Purpose.SEARCH, state.round), kit.weights.device)
@@ -149,7 +212,17 @@ def _remembered(state: ServerState) -> Memory | None:
 
 
 def choose_mask(agreement: Agreement, kit: ClientKit, state: ServerState, target: Target) -> Mask:
-    """The finished model's mask `[N]`: of several candidates the nearest to the pooled target."""
+    """The finished model's mask: of several candidates the nearest to the pooled target.
+
+    Args:
+        agreement: of the run.
+        kit: what the server searches with.
+        state: after the last round.
+        target: the pooled moments.
+
+    Returns:
+        bool `[N]`, or soft uint8 `[N]`.
+    """
     masks = candidates(agreement, state.q)
     return masks[int(np.argmin(candidate_distances(agreement, kit, state.q, target)))] if len(masks) > 1 else masks[0]
 
@@ -158,7 +231,19 @@ def choose_mask(agreement: Agreement, kit: ClientKit, state: ServerState, target
 
 
 def to_arrays(gathered: Gathered) -> dict[str, NDArray[Any]]:
-    """What was gathered, as arrays: the server keeps it, so that a resumed run asks nobody again."""
+    """What was gathered, as arrays: the server keeps it, so that a resumed run asks nobody again.
+
+    Args:
+        gathered: what the exchange brought.
+
+    Returns:
+        Arrays by name, as `from_arrays` takes them.
+
+    Examples:
+        >>> gathered = Gathered(Target(np.ones(2, np.float32), images=10), (0,), {1: "none came"}, Traffic())
+        >>> from_arrays(to_arrays(gathered), count=2).left_out
+        {1: 'none came'}
+    """
     left_out = {str(client): why for client, why in gathered.left_out.items()}
     about = {"heard": gathered.heard, "left_out": left_out, "traffic": asdict(gathered.traffic)}
     target = gathered.target
@@ -171,7 +256,15 @@ def to_arrays(gathered: Gathered) -> dict[str, NDArray[Any]]:
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], count: int) -> Gathered:
-    """What was stored, of `count` moments.  Raises RunFolderError for arrays that are none of it."""
+    """What was stored by `to_arrays`.
+
+    Args:
+        arrays: by name.
+        count: number of moments, G · D.
+
+    Raises:
+        RunFolderError: for arrays that are none of it.
+    """
     try:
         about = json.loads(arrays["about"].tobytes())
         target = Target(arrays["moments"], int(arrays["images"][0]), arrays["shares"])

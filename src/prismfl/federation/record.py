@@ -12,7 +12,15 @@ from prismfl.generator.layout import Layout
 
 @dataclass
 class Traffic:
-    """Bytes and frames that went up and down."""
+    """Bytes and frames that went up (client → server) and down.
+
+    Examples:
+        >>> traffic = Traffic()
+        >>> traffic.down({0: b"four", 1: b"four"})
+        >>> traffic.up(b"reply")
+        >>> traffic.downlink_bytes, traffic.uplink_bytes
+        (8, 5)
+    """
 
     uplink_bytes: int = 0
     downlink_bytes: int = 0
@@ -33,10 +41,22 @@ class Traffic:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What is logged of a round: of θ_{t+1}, but mask_entropy of θ_t, bits a parameter of a mask given θ_t alone.
+    """What is logged of a round: of θ_{t+1}, but mask_entropy of θ_t.
 
-    flips, local_divergence: means over clients of `Distance`, None where all layers are α layers;
-    theta_by_layer: mean θ_{t+1} of each layer, by its name.
+    Attributes:
+        round: t.
+        loss: mean over clients of their mean squared distance.
+        kept_share: λ.
+        density: share of ones among the masks.
+        theta_variance: mean θ(1 - θ).
+        mask_entropy: bits a parameter of a mask given θ_t alone.
+        flips: mean over clients of `Distance.flips`; None where all layers are α layers.
+        local_divergence: mean over clients of `Distance.divergence`; None where all layers are α layers.
+        theta_by_layer: mean θ of each layer, by its name.
+        replied: clients that count, ascending.
+        left_out: clients that do not, and why.
+        asked: size of the cohort.
+        traffic: bytes of the round, of all its attempts.
     """
 
     round: int
@@ -58,10 +78,12 @@ class RoundRecord:
 class Distance:
     """How far a client's mask M is from the global model θ_t that it began from, among the entries sent.
 
-    flips: share with M ≠ [u < θ_t], u the uniforms that M was drawn with: in expectation the mean of |θ_k - θ_t|, and 0
-    for a client with no news.  divergence: mean of |M - θ_t|, which is the expected normalised Hamming distance
-    of M from a mask drawn from θ_t independently: the paper's local divergence Δ_t, without the noise of drawing
-    that mask; 2θ(1 - θ) on average for a client with no news.
+    Attributes:
+        flips: share with M ≠ [u < θ_t], u the uniforms that M was drawn with: in expectation the mean of |θ_k - θ_t|,
+            and 0 for a client with no news.
+        divergence: mean of |M - θ_t|, which is the expected normalised Hamming distance of M from a mask drawn from
+            θ_t independently: the paper's local divergence Δ_t, without the noise of drawing that mask; 2θ(1 - θ) on
+            average for a client with no news.
     """
 
     flips: float
@@ -77,7 +99,19 @@ class News:
 
 
 def distance_of(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint16]) -> Distance | None:
-    """How far a mask bool `[n]`, drawn with uniforms uint16 `[n]`, is from θ_t = q / 65536; None of no entries."""
+    """How far a mask is from θ_t; None of no entries.
+
+    Args:
+        mask: bool `[n]`.
+        u: the uniforms that it was drawn with, uint16 `[n]`.
+        q: θ_t · 65536, uint16 `[n]`.
+
+    Examples:
+        >>> u, q = np.array([16384, 49152], np.uint16), np.array([32768, 32768], np.uint16)
+        >>> moved = distance_of(np.array([True, True]), u, q)
+        >>> float(moved.flips), moved.divergence
+        (0.5, 0.5)
+    """
     if not len(mask):
         return None
     # 65536 - q, which q ≥ 1 keeps within 16 bits.
@@ -99,6 +133,11 @@ def mean_by_layer(layout: Layout, theta: NDArray[np.float64]) -> dict[str, float
 
 
 def mask_entropy(q: NDArray[np.uint16]) -> float:
-    """Bits a parameter that a mask takes which is coded given θ = q / 65536 alone."""
+    """Bits a parameter that a mask takes which is coded given θ = q / 65536 alone, q uint16 `[N]`.
+
+    Examples:
+        >>> mask_entropy(np.array([32768], np.uint16))
+        1.0
+    """
     theta = np.maximum(q, 1) / 65536
     return float(np.mean(-theta * np.log2(theta) - (1 - theta) * np.log2(1 - theta)))

@@ -59,6 +59,21 @@ def broadcast(
 
     A client gets the coded steps since the last θ that it proved to know, or θ_t itself where those
     are not kept: then they would be longer.
+
+    Args:
+        agreement: of the run.
+        state: of the server before the round.
+        kind: BROADCAST, or CANDIDATES to ask for distances from finished masks.
+
+    Returns:
+        A frame a client.
+
+    Examples:
+        >>> from prismfl.federation.agreement import agree, init
+        >>> from prismfl.settings.toml import settings_from
+        >>> agreement = agree(settings_from({"data": {"clients": 3}, "generator": {"width": 2}}), channels=1)
+        >>> {client: len(frame) for client, frame in broadcast(agreement, init(agreement)).items()}
+        {0: 62, 1: 62, 2: 62}
     """
     members = cohort(agreement, state.round)
     return {
@@ -68,7 +83,17 @@ def broadcast(
 
 
 def snapshots(agreement: Agreement, state: ServerState, clients: Iterable[int], kind: message.Kind) -> dict[int, bytes]:
-    """θ_t itself, for clients of the round's cohort that asked for it."""
+    """θ_t itself, for clients of the round's cohort that asked for it.
+
+    Args:
+        agreement: of the run.
+        state: of the server before the round.
+        clients: who asked.
+        kind: as of the broadcast.
+
+    Returns:
+        A frame a client.
+    """
     members = cohort(agreement, state.round)
     ranks = {client: (rank, len(members)) for rank, client in enumerate(members)}
     return {client: _sent(agreement, state, client, ranks[client], -1, kind) for client in clients}
@@ -89,7 +114,18 @@ def _sent(
 def exchange_with_retry(
     agreement: Agreement, state: ServerState, exchange: Exchange, traffic: Traffic, kind: message.Kind
 ) -> Iterator[tuple[int, Reply]]:
-    """Ask the round's cohort, and once more, with θ_t itself, those that have lost their way to it."""
+    """Ask the round's cohort, and once more, with θ_t itself, those that have lost their way to it.
+
+    Args:
+        agreement: of the run.
+        state: of the server before the round.
+        exchange: carries frames to clients and yields their replies.
+        traffic: what is sent and heard is added to it.
+        kind: BROADCAST or CANDIDATES.
+
+    Yields:
+        Clients and their replies, as they come.
+    """
     sent = broadcast(agreement, state, kind)
     traffic.down(sent)
     lost: list[int] = []
@@ -117,8 +153,46 @@ def server_update(
     """Steps 1 and 4: ask the cohort, and average the masks that arrive, in any order, into θ_{t+1}.
 
     A client whose reply is an error, damaged or foreign is left out and named in the record.
-    traffic: of earlier attempts at this round; what is sent and heard is added to it.
-    Raises ClientError when fewer clients are left than `running.least_cohort`.
+
+    Args:
+        agreement: of the run.
+        state: of the server before the round.
+        exchange: carries frames to clients and yields their replies, errors in place of those that failed.
+        traffic: of earlier attempts at this round; what is sent and heard is added to it.
+
+    Returns:
+        The state after the round, and what is logged of it.
+
+    Raises:
+        ClientError: when fewer clients are left than `running.least_cohort`.
+
+    Examples:
+        A round of two clients, all in this process:
+
+        >>> from prismfl.features.networks import load_features
+        >>> from prismfl.federation.agreement import agree, init, next_theta
+        >>> from prismfl.federation.client import client_update, make_kit
+        >>> from prismfl.moments import FeatureMap
+        >>> from prismfl.settings.toml import settings_from
+        >>> asked = {"data": {"clients": 2}, "generator": {"width": 2}}
+        >>> asked |= {"search": {"local_steps": 1, "batch_size": 4}}
+        >>> agreement = agree(settings_from(asked), channels=1)
+        >>> kit = make_kit(agreement, FeatureMap(load_features("vgg"), agreement.matching, channels=1, size=16))
+        >>> targets = [kit.features.target(np.full((10, 1, 16, 16), grey, np.uint8)) for grey in (0, 255)]
+        >>> def exchange(frames):
+        ...     for client, frame in frames.items():
+        ...         yield client, client_update(agreement, kit, frame, 0, client, targets[client]).frame
+        >>> before = init(agreement)
+        >>> after, record = server_update(agreement, before, exchange)
+        >>> after.round, record.replied, record.left_out
+        (1, (0, 1), {})
+        >>> 8 * record.traffic.uplink_bytes / 2 < agreement.layout.count  # below a bit a weight and client
+        True
+
+        A client that holds θ_t comes to the same θ_{t+1} by the coded step:
+
+        >>> bool((next_theta(agreement, before.q, 0, after.steps[-1]) == after.q).all())
+        True
     """
     members = cohort(agreement, state.round)
     traffic = Traffic() if traffic is None else traffic

@@ -20,8 +20,21 @@ class Tape:
 
     Each draw begins with a new block of the stream.  On a processor NumPy or the compiled loop makes the words,
     elsewhere torch does, without waiting for the device; they are equal.  What was read is a number on the device,
-    so that a recorded step reads on each time it is replayed.  plain: as single operations, for a step that is
-    compiled as a whole; common: draws for masks are those of the round's client 0, whoever reads.
+    so that a recorded step reads on each time it is replayed.
+
+    Args:
+        stream: whose numbers are read.
+        device: where they are needed.
+        plain: as single operations, for a step that is compiled as a whole.
+        common: draws for masks are those of the round's client 0, whoever reads.
+
+    Examples:
+        >>> from prismfl.seeding.philox import Purpose
+        >>> tape, stream = Tape(Stream(0, Purpose.SEARCH)), Stream(0, Purpose.SEARCH)
+        >>> (tape.uniforms(4) * 65536).int().tolist() == stream.halves(4).tolist()
+        True
+        >>> tape.normals(2, 3).shape
+        torch.Size([2, 3])
     """
 
     def __init__(

@@ -42,9 +42,16 @@ class Matching:
 class SearchPlan:
     """What one local search does, once nothing is open; see `settings.schema.Search` and `Running`.
 
-    compiled: whether torch compiles its step, on a GPU; keeps_adam: whether it returns Adam's moments; beta1: Adam's
-    first decay; common: whether all clients of a round draw masks with the same numbers, noise that few votes need not
-    average.
+    Attributes:
+        mask: `binary` or `soft`.
+        local_steps: steps of Adam.
+        batch_size: images a step.
+        loss: `squared`, `unbiased` or `moving`.
+        precision: `float32`, `bfloat16`, or `auto` for what is fast on the device.
+        compiled: whether torch compiles its step, on a GPU.
+        keeps_adam: whether it returns Adam's moments.
+        beta1: Adam's first decay.
+        common: whether all clients of a round draw masks with the same numbers, noise that few votes need not average.
     """
 
     mask: str = "binary"

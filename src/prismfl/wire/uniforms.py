@@ -13,7 +13,12 @@ Stretches = tuple[tuple[int, int], ...]
 
 
 def stretches(layers: Iterable[tuple[int, int]], count: int) -> Stretches:
-    """Of layers' (weights, parts) those of the first `count` weights, neighbours of as many parts as one."""
+    """Of layers' (weights, parts) those of the first `count` weights, neighbours of as many parts as one.
+
+    Examples:
+        >>> stretches([(8, 1), (4, 1), (9, 3)], count=15)
+        ((12, 1), (3, 3))
+    """
     found: list[tuple[int, int]] = []
     for weights, parts in layers:
         taken = min(weights, count - sum(one for one, _ in found))
@@ -28,10 +33,24 @@ def stretches(layers: Iterable[tuple[int, int]], count: int) -> Stretches:
 class Draws:
     """How the masks of a round are drawn: what settings and round say.
 
-    draws: `independent`, or `stratified`: all `cohort` clients share one u, each shifted by
-    π(rank)/cohort modulo 1 with π a fresh public permutation.  Either
-    way one client's u is exactly uniform on 0 … 65535.  stretches: (n, parts) of consecutive entries, which are dealt
-    at random into so many parts; a client sends the part π(rank) mod parts alone.
+    Either way one client's u is exactly uniform on 0 … 65535.
+
+    Attributes:
+        draws: `independent`, or `stratified`: all clients share one u, each shifted by π(rank)/cohort modulo 1
+            with π a fresh public permutation.
+        stretches: (n, parts) of consecutive entries, which are dealt at random into so many parts; a client sends
+            the part π(rank) mod parts alone.
+        seed: of all public randomness.
+        round: t.
+        cohort: clients of the round.
+
+    Examples:
+        >>> draws = Draws("stratified", ((4, 2),), seed=0, round=0, cohort=2)
+        >>> u = [draws.uniforms(client, rank=client) for client in range(2)]
+        >>> (u[1] - u[0]).tolist()  # half of 65536 apart, modulo 65536
+        [32768, 32768, 32768, 32768]
+        >>> (draws.sent(0) ^ draws.sent(1)).tolist()  # each entry is sent by one of the two
+        [True, True, True, True]
     """
 
     draws: str
@@ -46,11 +65,26 @@ class Draws:
         return sum(entries for entries, _ in self.stretches)
 
     def place(self, rank: int) -> int:
-        """π(rank), in 0 … cohort - 1."""
+        """A client's place among the draws, π(rank).
+
+        Args:
+            rank: of the client in the cohort, from 0.
+
+        Returns:
+            0 … cohort - 1, each once in a round.
+        """
         return int(_places(self.seed, self.round, self.cohort)[rank])
 
     def uniforms(self, client: int, rank: int) -> NDArray[np.uint16]:
-        """Uniform 16-bit integers of a client: uint16 `[count]`."""
+        """The uniforms that a client's mask is drawn with.
+
+        Args:
+            client: its number.
+            rank: of the client in the cohort, from 0.
+
+        Returns:
+            uint16 `[count]`.
+        """
         if self.draws == "independent":
             return Stream(self.seed, Purpose.MASK, self.round, client).halves(self.count)
         return _shared(self.seed, self.round, self.count) + np.uint16(self.place(rank) * 65536 // self.cohort)
@@ -63,7 +97,14 @@ class Draws:
             begin += entries
 
     def sent(self, rank: int) -> NDArray[np.bool_]:
-        """The entries that a client sends: bool `[count]`."""
+        """The entries that a client sends.
+
+        Args:
+            rank: of the client in the cohort, from 0.
+
+        Returns:
+            bool `[count]`.
+        """
         found, dealt, place = np.empty(self.count, np.bool_), self.dealt(), self.place(rank)
         for span, parts in self.spans():
             np.equal(dealt[span], place % parts, out=found[span])
@@ -82,7 +123,14 @@ class Draws:
         return _dealt(self.seed, self.round, self.stretches)
 
     def by_entry(self, weights: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of clients' weights by place, int64 `[cohort]`, the sum over those that send each entry: int64 `[count]`."""
+        """The sum of weights over the clients that send each entry.
+
+        Args:
+            weights: by a client's place, int64 `[cohort]`.
+
+        Returns:
+            int64 `[count]`.
+        """
         found, dealt = np.empty(self.count, np.int64), self.dealt()
         for span, parts in self.spans():
             sums = np.zeros(parts, np.int64)
@@ -120,10 +168,13 @@ def _kept(array: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Of each entry, what is known before any news: the masks that count, and those that keep it.
+    """Of each entry, what is known before any news.
 
-    clients, kept: uint16 `[n]`, masks sent and those of them with u < θ_t; below, above: uint16 `[n]`,
-    distance from θ_t to the nearest u under and over it, around the circle.
+    Attributes:
+        clients: masks sent, uint16 `[n]`.
+        kept: those of them with u < θ_t, uint16 `[n]`.
+        below: distance from θ_t to the nearest u under it, around the circle, uint16 `[n]`.
+        above: distance from θ_t to the nearest u over it, around the circle, uint16 `[n]`.
     """
 
     clients: NDArray[np.uint16]
@@ -133,7 +184,19 @@ class Baseline:
 
 
 def baseline(draws: Draws, q: NDArray[np.uint16], replied: Iterable[tuple[int, int]]) -> Baseline:
-    """The baseline of θ_t = q / 65536, uint16 `[n]`, for the (client, rank) whose masks count."""
+    """What is known of θ_t's entries before any news.
+
+    Args:
+        draws: of the round.
+        q: θ_t · 65536, uint16 `[n]`.
+        replied: (client, rank) of those whose masks count.
+
+    Examples:
+        >>> draws = Draws("stratified", ((4, 1),), seed=0, round=0, cohort=2)
+        >>> base = baseline(draws, np.full(4, 32768, np.uint16), [(0, 0), (1, 1)])
+        >>> base.clients.tolist(), base.kept.tolist()  # of two uniforms half of the circle apart one is below 1/2
+        ([2, 2, 2, 2], [1, 1, 1, 1])
+    """
     q, (clients, kept) = np.ascontiguousarray(q), np.zeros((2, len(q)), np.uint16)
     below, above = np.full((2, len(q)), 65535, np.uint16)
     for client, rank in replied:
