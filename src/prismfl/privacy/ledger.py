@@ -114,7 +114,8 @@ def calibrate(epsilon: float, delta: float, dimension: int = 0, steps: float = m
     The unit is what Δ is the sensitivity to; here the images of one person at one client, replace-one.
 
     Args:
-        epsilon, delta: what is promised.
+        epsilon: promised with `delta`.
+        delta: promised with `epsilon`.
         dimension: entries of the released vector, where its noise is discrete; 0 for Gaussian noise.
         steps: Δ in steps of the discrete noise's grid.
 
