@@ -1,42 +1,54 @@
 """Attacks on a release that measure ε from outside: lower bounds that hold with 95 % confidence.
 
-An attacker who knows everything but one image (a canary) looks at what was released and says
-whether it was there.  How often that is right bounds ε from below.  A bound above the ε that was
-promised is a defect; a bound far below it says little, for another attack may be better.
+An attacker who knows everything but the images of one person (canaries) looks at what was released and says whether
+they were there.  How often that is right bounds ε from below.  A bound above the ε that was promised is a defect; a
+bound far below it says little, for another attack may be better.
+
+What is attacked is the path that runs take, with several clients, labels, a ledger and stored files: see
+`prismfl.privacy.probe`.  Beside the bounds stands what needs no attack: whether noise is as large as the promise needs,
+new each time, and added to the true means.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.stats import beta, binom, norm
-from torch import Tensor
+from scipy.stats import beta, binom, chi2, norm
 
+from prismfl.data.images import ImageSet
 from prismfl.errors import SettingError
 from prismfl.moments import FeatureMap
 from prismfl.privacy.ledger import epsilon_of
-from prismfl.privacy.release import noisy_sums
+from prismfl.privacy.probe import CLIENTS, PIXELS, PixelFeatures, Probe, expected_spread, needed, probe
+from prismfl.privacy.release import grid_of
+from prismfl.privacy.source import SourceLedger
+from prismfl.privacy.store import Releases
 from prismfl.settings.schema import Privacy
 
 CONFIDENCE = 0.95
-IMAGES = 100  # of the store in the attack of many releases
-_ENTRIES, _BATCH, _MOST = 4, 256, 60.0
+_MOST = 60.0
 _GUESSED = 10  # of so many canaries one is guessed
-
-# (vectors float32 [B, D] at a time, number of images, settings, draws) → released sums [draws, D].
-Mechanism = Callable[[Iterable[Tensor], int, Privacy, int], NDArray[np.int64]]
+_UNLIKELY = 1e-6  # what chance may bring once in so many audits is no defect
+_ROUNDED = 0.98  # noise may fall short of what is needed by what grids and the label's entry round
+_ALIKE = 0.9  # correlation of two blocks' noise above which it is the same
+_SEEN = 1500  # blocks that are compared with each other
+_CANARY_SIDE = 100  # pixels a side of an image in the attack on one release: two for each canary
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Lower bounds on ε at 95 % confidence each; the promise is `epsilon` at `delta`.
+    """What an audit found; the promise is `epsilon` at `delta`, for the images of one person at one client.
 
-    many_runs: of thousands of releases of two stores one canary apart, whatever the noise is;
-    many_runs_if_gaussian: the same, granted that the noise has a Gaussian's shape; one_run: of one
-    release with thousands of canaries; fresh: whether two releases of one store differ in every entry.
+    many_runs: lower bound on ε, of many releases of two neighbouring sources, whatever the noise is;
+    many_runs_if_gaussian: the same, granted that the noise has a Gaussian's shape; one_run: of one release with
+    thousands of canaries; each holds with 95 % confidence.  noise: the least noise of any client's moments, beside what
+    the promise needs; counts: the same of label counts; true: whether means are those of the images, each counted once;
+    fresh: whether no two releases, clients or labels share noise; kept: whether a release asked for again is the same,
+    and the ledger says it once.
     """
 
     epsilon: float
@@ -44,33 +56,68 @@ class Findings:
     many_runs: float
     many_runs_if_gaussian: float
     one_run: float
+    noise: float
+    counts: float
+    true: bool
     fresh: bool
+    kept: bool
+
+    @property
+    def defects(self) -> list[str]:
+        """What contradicts the promise, in words; of honest releases a bound is too high in one of seven."""
+        bounds = {"many_runs": self.many_runs, "if_gaussian": self.many_runs_if_gaussian, "one_run": self.one_run}
+        found = [f"the attack {name} shows ε ≥ {bound:.3g}" for name, bound in bounds.items() if bound > self.epsilon]
+        if self.noise < _ROUNDED:
+            found.append(f"moments have {self.noise:.2f} of the noise that is needed")
+        if self.counts < _ROUNDED:
+            found.append(f"label counts have {self.counts:.2f} of the noise that is needed")
+        words = {
+            "true": "released means are not those of the images, each counted once",
+            "fresh": "releases, clients or labels share noise",
+            "kept": "a release asked for again is another, or its ledger does not say what it cost",
+        }
+        return found + [text for name, text in words.items() if not getattr(self, name)]
 
     @property
     def broken(self) -> bool:
-        """Whether a bound contradicts the promise (of honest releases one in seven or so by chance)."""
-        return not self.fresh or max(self.many_runs, self.many_runs_if_gaussian, self.one_run) > self.epsilon
+        """Whether anything contradicts the promise."""
+        return bool(self.defects)
 
 
-def audit_release(
-    privacy: Privacy, runs: int = 20_000, canaries: int = 5_000, mechanism: Mechanism = noisy_sums, seed: int = 0
-) -> Findings:
-    """Attack the release itself, with canary vectors at its input.
+def audit_release(privacy: Privacy, runs: int = 600, canaries: int = 5_000, seed: int = 0) -> Findings:
+    """Attack releases as runs make them, with canaries among the images.
 
-    runs: releases of each of two neighbouring stores; canaries: of the attack on one release, half
-    of them in it by coins of `seed`.  Unit one image, adjacency replace-one.  Raises SettingError.
+    The unit is the images of one person at one client, `images_per_person` of them; adjacency is replace-one.
+
+    Args:
+        privacy: what is promised, and the sampler.
+        runs: releases of each of two neighbouring sources, by three clients each.
+        canaries: of the attack on one release, half of them in it by coins of `seed`; 5000 at most.
+        seed: of coins and canaries, never of noise.
+
+    Raises:
+        SettingError: for too few runs, or too few or many canaries.
     """
-    if runs < 20 or canaries < 20:
-        raise SettingError(f"{runs} runs and {canaries} canaries", "at least 20 of each", "ask for more")
-    with_it, without = (_scores(mechanism, privacy, runs, there) for there in (True, False))
-    right, guesses = _guesses(mechanism, privacy, canaries, np.random.default_rng(seed))
+    if runs < 24 or not 20 <= canaries <= _CANARY_SIDE**2 // 2:
+        raise SettingError(
+            f"{runs} runs and {canaries} canaries", f"at least 24, and 20 … {_CANARY_SIDE**2 // 2}", "mend the numbers"
+        )
+    found = probe(privacy, 2 * runs, seed)
+    scores = _scores(found)
+    confidence = 1 - (1 - CONFIDENCE) / len(scores)
+    delta = privacy.delta
+    right, guesses = _guesses(privacy, canaries, np.random.default_rng(seed))
     return Findings(
         privacy.epsilon,
-        privacy.delta,
-        many_runs(with_it, without, privacy.delta),
-        many_runs_if_gaussian(with_it, without, privacy.delta),
-        one_run(right, guesses, canaries, privacy.delta),
-        _fresh(mechanism, privacy),
+        delta,
+        max(many_runs(one, other, delta, confidence) for one, other in scores),
+        max(many_runs_if_gaussian(one, other, delta, confidence) for one, other in scores),
+        one_run(right, guesses, canaries, delta),
+        _noise(found),
+        _counts(found, privacy),
+        _true(found),
+        _fresh(found),
+        found.same,
     )
 
 
@@ -115,93 +162,165 @@ def audit_training(
 
 # ------------------------------------------------------------------------------- attacks
 
-
-def _store(there: bool) -> Tensor:
-    """Vectors of a store, float32 `[IMAGES, 4]`: the last one is the canary or what replaces it."""
-    vectors = torch.zeros(IMAGES, _ENTRIES)
-    vectors[:-1, 2] = 1.0
-    vectors[-1, 0 if there else 1] = 1.0
-    return vectors
+_Scores = tuple[NDArray[np.float64], NDArray[np.float64]]  # of releases with the canaries, and without
 
 
-def _scores(mechanism: Mechanism, privacy: Privacy, runs: int, there: bool) -> NDArray[np.float64]:
-    """The best statistic of two Gaussians: how far each release lies towards the canary, float64 `[runs]`."""
-    found = mechanism([_store(there)], IMAGES, privacy, runs).astype(np.float64)
-    return found[:, 0] - found[:, 1]
+def _scores(found: Probe) -> list[_Scores]:
+    """Scores by attack: towards the canaries, the same beside another client, by shares, and by the rarest label."""
+    toward = np.zeros(PIXELS)
+    toward[0], toward[-1] = 1, -1
+    lean = (found.moments @ (toward * found.weights)).sum(2) * found.sizes  # [R, CLIENTS], of one scale for all
+    runs, other = np.arange(len(lean)), (found.whose + 1) % CLIENTS
+    mine, shares = lean[runs, found.whose], found.shares[runs, found.whose]
+    # With a label of their own the canaries show in whether that label drowned.
+    rare = (found.moments[runs, found.whose, 2] != 0).any(1) + shares[:, 2]
+    common = found.label == 1
+    attacks = (
+        (mine, common),
+        (mine - lean[runs, other], common),
+        (shares[:, 1] * np.array(found.sizes)[found.whose], common),
+        (rare, ~common),
+    )
+    return [(values[rows & found.there], values[rows & ~found.there]) for values, rows in attacks]
 
 
-def _guesses(mechanism: Mechanism, privacy: Privacy, canaries: int, coins: np.random.Generator) -> tuple[int, int]:
-    """Right guesses, and guesses, of which canaries one release holds: the surest tenth of them."""
+def _guesses(privacy: Privacy, canaries: int, coins: np.random.Generator) -> tuple[int, int]:
+    """Right guesses, and guesses, of which canaries one release holds: the surest tenth of them.
+
+    Canary i is pixel 2i of an image, its replacement pixel 2i + 1.
+    """
     there = coins.random(canaries) < 0.5
-    found = mechanism(_canaries(there), canaries, privacy, 1)[0].astype(np.float64).reshape(canaries, 2)
-    score = found[:, 0] - found[:, 1]
+    images = np.zeros((canaries, 1, _CANARY_SIDE, _CANARY_SIDE), np.uint8)
+    images.reshape(canaries, -1)[np.arange(canaries), 2 * np.arange(canaries) + ~there] = 255
+    mine = ImageSet(images, np.zeros(canaries, np.int64), ("",))
+    with tempfile.TemporaryDirectory() as root:
+        source = SourceLedger(Path(root) / "ledger.jsonl")
+        target = Releases(PixelFeatures(_CANARY_SIDE**2), 0, privacy, source).of(0, mine)[1].target
+    pairs = target.moments[: 2 * canaries].reshape(canaries, 2).astype(np.float64)
+    score = pairs[:, 0] - pairs[:, 1]
     surest = np.argsort(-np.abs(score))[: max(1, canaries // _GUESSED)]
     return int(((score > 0) == there)[surest].sum()), len(surest)
 
 
-def _canaries(there: NDArray[np.bool_]) -> Iterator[Tensor]:
-    """Canary i is entry 2i, its replacement entry 2i + 1: float32 `[B, 2 canaries]` at a time."""
-    place = 2 * np.arange(len(there)) + ~there
-    for start in range(0, len(there), _BATCH):
-        rows = torch.from_numpy(place[start : start + _BATCH])
-        yield torch.zeros(len(rows), 2 * len(there)).scatter_(1, rows[:, None], 1.0)
+# ------------------------------------------------------------------------------- what needs no attack
 
 
-def _fresh(mechanism: Mechanism, privacy: Privacy) -> bool:
-    one, two = (mechanism([_store(True)], IMAGES, privacy, 16) for _ in range(2))
-    return len(np.unique(np.concatenate((one, two)))) == 2 * one.size
+def _noise(found: Probe) -> float:
+    """The upper limit of the least noise of a client, of labels 0 and 1, beside what is needed."""
+    return min(_upper(found.residuals[:, client, :2]) for client in range(CLIENTS))
+
+
+def _upper(residuals: NDArray[np.float64]) -> float:
+    """The upper limit of a standard deviation, of values around 0 that are independent."""
+    return float(math.sqrt(np.nansum(residuals**2) / chi2.ppf(_UNLIKELY, np.isfinite(residuals).sum())))
+
+
+def _counts(found: Probe, privacy: Privacy) -> float:
+    """The upper limit of how much shares vary, of the largest client without canaries, beside what is needed."""
+    largest = int(np.argmax(found.sizes))
+    shares = found.shares[found.whose != largest, largest, 0]
+    spread = math.sqrt(((shares - shares.mean()) ** 2).sum() / chi2.ppf(_UNLIKELY, len(shares) - 1))
+    return spread / expected_spread(found, privacy)
+
+
+def _true(found: Probe) -> bool:
+    """Whether residuals of labels 0 and 1 have mean 0, entry by entry, as far as their own spread says."""
+    kept = found.residuals[:, :, :2]
+    means, spread = np.nanmean(kept, 0), np.nanstd(kept, 0) / np.sqrt(np.isfinite(kept).sum(0))
+    return bool(((means / np.maximum(spread, 1e-3)) ** 2).sum() < chi2.isf(_UNLIKELY, means.size))
+
+
+def _fresh(found: Probe) -> bool:
+    """Whether no two blocks of noise, of any run, client or label, are alike."""
+    rows = found.residuals[:, :, :2].reshape(-1, PIXELS)
+    rows = rows[np.isfinite(rows).all(1)][:_SEEN]
+    rows = rows - rows.mean(1, keepdims=True)
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    return bool(np.triu(rows @ rows.T, 1).max() < _ALIKE)
+
+
+def noise_at_size(features: FeatureMap, mine: ImageSet, classes: int, privacy: Privacy) -> float:
+    """Noise of one release of a real feature map, of labels that did not drown, beside what the promise needs.
+
+    The unit is the images of one person at one client; adjacency is replace-one.  Raises PrismError subclasses.
+    """
+    with tempfile.TemporaryDirectory() as root:
+        source = SourceLedger(Path(root) / "ledger.jsonl")
+        target = Releases(features, classes, privacy, source).of(0, mine)[1].target
+    rows = (max(1, classes), -1)
+    vectors = np.concatenate(
+        [features.vectors(mine.images[at : at + 16], at).cpu().numpy() for at in range(0, len(mine), 16)]
+    )
+    tags = mine.labels if classes else np.zeros(len(mine), np.int64)
+    means = np.array([vectors[tags == label].sum(0, dtype=np.float64) for label in range(rows[0])]) / len(mine)
+    told = target.moments.reshape(rows)
+    scale = needed(privacy.epsilon, privacy.delta) * privacy.images_per_person * math.sqrt(2) / len(mine)
+    residuals = (told - means)[(told != 0).any(1)] * grid_of(features, classes).stretch / scale
+    return float(np.sqrt((residuals**2).mean()))
 
 
 # ------------------------------------------------------------------------------- bounds
 
 
-def many_runs(with_it: NDArray[np.float64], without: NDArray[np.float64], delta: float) -> float:
+def many_runs(
+    with_it: NDArray[np.float64], without: NDArray[np.float64], delta: float, confidence: float = CONFIDENCE
+) -> float:
     """Lower bound on ε from scores with and without a canary, float64 `[N]` each.
 
     (ε, δ)-DP says that a test's power is at most e^ε times its size plus δ.  A threshold is chosen on
     one half of the scores; Clopper-Pearson limits on the other half give the bound.
     """
-    best = max(_tests(with_it[::2], without[::2], delta))
+    best = max(_tests(with_it[::2], without[::2], delta, confidence))
     _, threshold, flipped = best
-    return max(0.0, _bound(with_it[1::2], without[1::2], threshold, flipped, delta))
+    return max(0.0, _bound(with_it[1::2], without[1::2], threshold, flipped, delta, confidence))
 
 
-def _tests(with_it: NDArray[np.float64], without: NDArray[np.float64], delta: float) -> list[tuple[float, float, bool]]:
+def _tests(
+    with_it: NDArray[np.float64], without: NDArray[np.float64], delta: float, confidence: float
+) -> list[tuple[float, float, bool]]:
     """Bounds of tests both ways at sixty thresholds: (bound, threshold, flipped)."""
     thresholds = np.quantile(np.concatenate((with_it, without)), np.linspace(0.02, 0.98, 60))
     return [
-        (_bound(with_it, without, float(at), flipped, delta), float(at), flipped)
+        (_bound(with_it, without, float(at), flipped, delta, confidence), float(at), flipped)
         for at in thresholds
         for flipped in (False, True)
     ]
 
 
 def _bound(
-    with_it: NDArray[np.float64], without: NDArray[np.float64], threshold: float, flipped: bool, delta: float
+    with_it: NDArray[np.float64],
+    without: NDArray[np.float64],
+    threshold: float,
+    flipped: bool,
+    delta: float,
+    confidence: float,
 ) -> float:
     """log((power - δ) / size) of one test, each at its worse limit."""
     power, size = (
         (without <= threshold, with_it <= threshold) if flipped else (with_it > threshold, without > threshold)
     )
-    gain = _limits(int(power.sum()), len(power))[0] - delta
-    return math.log(gain / _limits(int(size.sum()), len(size))[1]) if gain > 0 else -math.inf
+    gain = _limits(int(power.sum()), len(power), confidence)[0] - delta
+    return math.log(gain / _limits(int(size.sum()), len(size), confidence)[1]) if gain > 0 else -math.inf
 
 
-def many_runs_if_gaussian(with_it: NDArray[np.float64], without: NDArray[np.float64], delta: float) -> float:
+def many_runs_if_gaussian(
+    with_it: NDArray[np.float64], without: NDArray[np.float64], delta: float, confidence: float = CONFIDENCE
+) -> float:
     """The same for noise of a Gaussian's shape, which one threshold tells all of (Nasr et al. 2023).
 
     μ ≥ Φ⁻¹(1 - size) - Φ⁻¹(1 - power) is bounded by the limits of size and power, and gives ε at δ.
     """
     threshold = float(np.median(np.concatenate((with_it[::2], without[::2]))))
     power, size = with_it[1::2] > threshold, without[1::2] > threshold
-    least, most = _limits(int(power.sum()), len(power))[0], _limits(int(size.sum()), len(size))[1]
+    least = _limits(int(power.sum()), len(power), confidence)[0]
+    most = _limits(int(size.sum()), len(size), confidence)[1]
     shift = float(norm.ppf(least) - norm.ppf(most))
     return epsilon_of(1 / shift, delta) if shift > 0 else 0.0
 
 
-def _limits(hits: int, count: int) -> tuple[float, float]:
-    """Clopper-Pearson limits of a share, which leave out 1.25 % on either side: a bound takes two limits."""
-    outside = (1 - CONFIDENCE) / 2
+def _limits(hits: int, count: int, confidence: float) -> tuple[float, float]:
+    """Clopper-Pearson limits of a share, which leave out half of what may be missed: a bound takes two limits."""
+    outside = (1 - confidence) / 2
     low = float(beta.ppf(outside, hits, count - hits + 1)) if hits else 0.0
     return low, float(beta.ppf(1 - outside, hits + 1, count - hits)) if hits < count else 1.0
 

@@ -15,6 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -108,6 +109,7 @@ def rounding_distance(dimension: int, scale: float) -> float:
     return math.sqrt(dimension / 200) / scale**2
 
 
+@lru_cache(maxsize=256)  # a run asks for the same again for each client
 def calibrate(epsilon: float, delta: float, dimension: int = 0, steps: float = math.inf) -> float:
     """σ / Δ of one release that is (ε, δ)-DP by the analytic Gaussian mechanism (Balle, Wang 2018).
 
@@ -139,6 +141,7 @@ def calibrate(epsilon: float, delta: float, dimension: int = 0, steps: float = m
     return float(library.get_sigma_gaussian(epsilon, delta - paid)) * (1 + 1e-9)
 
 
+@lru_cache(maxsize=256)
 def epsilon_of(noise_multiplier: float, delta: float, slack: float = 0.0) -> float:
     """ε at δ of Gaussian noise with σ / Δ, and total variation `slack` from it.  Raises PrivacyError."""
     _check(1.0, delta)
@@ -265,6 +268,11 @@ def _unreadable(what: str) -> PrivacyError:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that a release relies on."""
+    return dict(_versions())
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
     found = {}
     for name in ("dp-accounting", "numpy", "opendp", "prismfl"):
         try:

@@ -20,7 +20,7 @@ replace-one after the partition.  Noise comes from the operating system, never f
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,26 +192,6 @@ def _rounded(count: int, scale: int) -> NDArray[np.int64]:
     """Normals of a generator that is seeded from the operating system: rounded, int64 `[count]`."""
     draws = np.random.Generator(np.random.PCG64(np.random.SeedSequence()))
     return np.rint(draws.normal(0.0, scale, count)).astype(np.int64)
-
-
-def noisy_sums(batches: Iterable[Tensor], images: int, privacy: Privacy, draws: int = 1) -> NDArray[np.int64]:
-    """Feature vectors of `images` images, float32 `[B, D]` at a time, summed and released `draws` times.
-
-    int64 `[draws, D]`: what `release` does to vectors without labels, as
-    audits call it.  Each draw alone is (ε, δ)-DP; more than one are more releases.
-    """
-    total, grid = np.zeros(0, np.int64), None
-    for batch in batches:
-        grid = grid or _plain_grid(batch.shape[1])
-        total = (total if len(total) else np.zeros(batch.shape[1], np.int64)) + _summed(quantise(batch, grid))
-    if grid is None:
-        raise DataError("no vectors", "at least one", "give some")
-    scale = _planned(grid, privacy, images, 0)[1]
-    return noisy(np.tile(total, (draws, 1)), scale, privacy.noise)
-
-
-def _plain_grid(entries: int) -> Grid:
-    return Grid(entries, NORM - math.sqrt(entries), 0.0, 0)
 
 
 def _summed(whole: Tensor) -> NDArray[np.int64]:
