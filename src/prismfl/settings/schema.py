@@ -7,7 +7,7 @@ stands for "follows from the rest" (`auto`, 0 or -1) is filled in by `prismfl.se
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
-from prismfl.settings.check import check_together, checked, setting
+from prismfl.settings.check import Section, check_together, checked, setting
 
 AUTO = -1  # what a setting says that is to follow from others, where 0 says something
 
@@ -16,7 +16,7 @@ FEATURE_NETS = ("auto", "efficientnet-lite0", "vgg", "vgg19", "random")
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Section):
     """Which images, and how they are spread over the clients."""
 
     dataset: str = setting(
@@ -51,7 +51,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Generator:
+class Generator(Section):
     """The frozen random network whose mask is searched."""
 
     size: int = setting(0, "pixels a side; 0 takes 16 for digits, else 32", choices=(0, 16, 32, 64))
@@ -68,7 +68,7 @@ class Generator:
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(Section):
     """The frozen feature network that training matches."""
 
     features: str = setting(
@@ -84,7 +84,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Section):
     """A client's local mask search."""
 
     mask: str = setting(
@@ -94,10 +94,7 @@ class Search:
         choices=("binary", "soft"),
     )
     local_steps: int = setting(
-        0,
-        "gradient steps a client and round; 0: as many as make 1600 images, of colour 3200",
-        least=0,
-        most=1_000_000,
+        0, "gradient steps a client and round; 0: as many as make 1600 images, of colour 3200", least=0, most=1_000_000
     )
     batch_size: int = setting(
         0,
@@ -106,10 +103,7 @@ class Search:
         most=65536,
     )
     learning_rate: float = setting(
-        0.0,
-        "Adam's step on the scores; 0: 1, in runs of many steps less, of soft masks 0.15",
-        least=0.0,
-        most=1000.0,
+        0.0, "Adam's step on the scores; 0: 1, in runs of many steps less, of soft masks 0.15", least=0.0, most=1000.0
     )
     final_rate: float = setting(
         float(AUTO),
@@ -127,7 +121,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Federation:
+class Federation(Section):
     """Rounds, and how the server makes one probability a weight of the masks."""
 
     mode: str = setting(
@@ -188,7 +182,7 @@ class Federation:
 
 
 @dataclass(frozen=True)
-class Privacy:
+class Privacy(Section):
     """The guarantee of the whole run."""
 
     epsilon: float = setting(0.0, "ε of the whole run; 0 gives no guarantee", least=0.0, most=100.0)
@@ -207,7 +201,7 @@ class Privacy:
 
 
 @dataclass(frozen=True)
-class Running:
+class Running(Section):
     """How a machine goes about a run: nothing here is agreed on, and a resumed run may change it.
 
     `precision` and `client_threads` round differently, all else leaves the model as it is.
@@ -286,9 +280,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         checked("seed", all_fields()["seed"][1], self.seed)
-        for section, kind in SECTIONS.items():
-            for item in fields(kind):
-                checked(f"{section}.{item.name}", item, getattr(getattr(self, section), item.name))
         check_together(self)
 
     @property
@@ -327,18 +318,11 @@ class Settings:
 
 
 SECTIONS: dict[str, type] = {
-    "data": Data,
-    "generator": Generator,
-    "features": Features,
-    "search": Search,
-    "federation": Federation,
-    "privacy": Privacy,
-    "running": Running,
+    kind.__name__.lower(): kind for kind in (Data, Generator, Features, Search, Federation, Privacy, Running)
 }
 
 
 def all_fields() -> dict[str, tuple[str, "Field[Any]"]]:
     """Every setting by its name: (section, field); the seed's section is empty."""
     found = {item.name: (section, item) for section, kind in SECTIONS.items() for item in fields(kind)}
-    found["seed"] = ("", next(item for item in fields(Settings) if item.name == "seed"))
-    return found
+    return found | {"seed": ("", Settings.__dataclass_fields__["seed"])}

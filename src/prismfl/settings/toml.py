@@ -1,5 +1,6 @@
 """Settings from TOML and options, and back to TOML."""
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from prismfl.errors import SettingError
-from prismfl.settings.check import checked
 from prismfl.settings.schema import SECTIONS, Settings, all_fields
 
 # Settings that were, by the name that they had: where what they did is found now, or why it is no more.
@@ -79,13 +79,32 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     parts: dict[str, Any] = {}
     for key, value in values.items():
         if key == "seed":
-            parts[key] = checked("seed", all_fields()["seed"][1], value)
+            parts[key] = value
         elif key in SECTIONS and isinstance(value, Mapping):
-            parts[key] = SECTIONS[key](**_section(key, _with_defaults(value) if key == "data" else value))
+            parts[key] = _section(key, _with_defaults(value) if key == "data" else value)
         else:
-            _refuse_old(key, value)
+            _refuse_old(key, value if isinstance(value, Mapping) else {})
             raise SettingError(f"key {key!r}", f"seed or a section: {', '.join(SECTIONS)}", "mend the settings")
     return Settings(**parts)
+
+
+def _section(section: str, values: Mapping[str, Any]) -> Any:
+    known = [item.name for item in fields(SECTIONS[section])]
+    unknown = {name: values[name] for name in sorted(set(values) - set(known))}
+    _refuse_old(section, unknown)
+    for name, value in unknown.items():
+        raise SettingError(f"key {section}.{name} = {value!r}", f"one of {', '.join(known)}", "mend or remove the key")
+    return SECTIONS[section](**values)
+
+
+def _refuse_old(section: str, values: Mapping[str, Any]) -> None:
+    """Raises SettingError for a section's first setting of an earlier version."""
+    for name, value in values.items():
+        key = f"{section}.{name}"
+        if key in _MOVED:
+            raise SettingError(f"key {key} = {value!r}, as it was called", _MOVED[key], "rename it")
+        if key in _GONE:
+            raise SettingError(f"key {key} = {value!r}, a setting that is gone", _GONE[key], "leave it out")
 
 
 def images_of(values: Mapping[str, Any]) -> Settings:
@@ -111,19 +130,23 @@ def _with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A nested mapping with flat changes laid over it (`{"rounds": 3}` → federation.rounds)."""
-    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
-    known = all_fields()
-    for section in SECTIONS:
-        if not isinstance(found.get(section, {}), dict):
-            raise SettingError(f"key {section!r} = {found[section]!r}", "a table of settings", "mend the settings")
+    known, nested = all_fields(), dict[str, Any]()
     for name, value in changes.items():
         if name not in known:
             raise SettingError(f"setting {name!r}", successor(name) or f"one of {', '.join(sorted(known))}", "mend it")
         section = known[name][0]
-        if section:
-            found.setdefault(section, {})[name] = value
-        else:
-            found[name] = value
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return laid_over(base, nested)
+
+
+def laid_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with another one laid over it, section by section."""
+    found = dict(base)
+    for key, part in values.items():
+        below = base.get(key, {})
+        if isinstance(part, Mapping) and not isinstance(below, Mapping):
+            raise SettingError(f"key {key!r} = {below!r}", "a table of settings", "mend the settings")
+        found[key] = {**below, **part} if isinstance(part, Mapping) else part
     return found
 
 
@@ -131,16 +154,6 @@ def successor(name: str) -> str:
     """What is there in place of a setting that was, by its name without its section; nothing of one that never was."""
     now = {key.partition(".")[2]: value for key, value in {**_GONE, **_MOVED}.items()}
     return now.get(name, "")
-
-
-def _refuse_old(section: str, values: Any) -> None:
-    """Raises SettingError for a section's first setting of an earlier version."""
-    for name, value in values.items() if isinstance(values, Mapping) else ():
-        key = f"{section}.{name}"
-        if key in _MOVED:
-            raise SettingError(f"key {key} = {value!r}, as it was called", f"{_MOVED[key]}", "rename it")
-        if key in _GONE:
-            raise SettingError(f"key {key} = {value!r}, a setting that is gone", _GONE[key], "leave it out")
 
 
 def load_settings(path: Path, changes: Mapping[str, Any] | None = None) -> Settings:
@@ -166,14 +179,6 @@ def load_settings(path: Path, changes: Mapping[str, Any] | None = None) -> Setti
         (50, 4)
     """
     return settings_from(merged(read_toml(path), changes or {}))
-
-
-def laid_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping with another one laid over it, section by section."""
-    found: dict[str, Any] = {key: dict(part) if isinstance(part, Mapping) else part for key, part in base.items()}
-    for key, part in values.items():
-        found[key] = {**found.get(key, {}), **part} if isinstance(part, Mapping) else part
-    return found
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -221,25 +226,5 @@ def to_toml(settings: Settings, notes: Mapping[str, str] | None = None) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(toml_value, value)) + "]"
-    return repr(value)
-
-
-def _section(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    known = {item.name: item for item in fields(SECTIONS[section])}
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        _refuse_old(section, {unknown[0]: values[unknown[0]]})
-        raise SettingError(
-            f"key {section}.{unknown[0]} = {values[unknown[0]]!r}",
-            f"one of {', '.join(known)}",
-            "mend or remove the key",
-        )
-    return {key: checked(f"{section}.{key}", known[key], value) for key, value in values.items()}
+    """A value as TOML writes it: as JSON does, but for one character that TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
