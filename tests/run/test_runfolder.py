@@ -116,7 +116,7 @@ def test_an_existing_run_is_not_overwritten(folder, tiny):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, tiny):
     (tmp_path / "a").write_text("x")
     for root in (tmp_path / "a", tmp_path / "a" / "b"):
-        with pytest.raises(RunFolderError, match="cannot make"):
+        with pytest.raises(RunFolderError, match="cannot write"):
             create(root, tiny())
 
 

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prismfl.errors import PrivacyError, RunFolderError, SettingError
+from prismfl.errors import PrivacyError, SettingError
 from prismfl.generator.modelfile import load_model
 from prismfl.privacy.ledger import Entry, from_json, summary_of
 from prismfl.run import folder as runfolder
-from prismfl.run.folder import RunFolder
+from prismfl.run.folder import RunFolder, damaged
 from prismfl.settings.schema import Settings
 
 MOST_RUNS = 10  # on one page: colours that can be told apart
@@ -156,34 +156,17 @@ def _ledger(folder: RunFolder) -> tuple[Entry, ...]:
     try:
         return from_json(found.get("releases"))
     except PrivacyError as error:
-        raise _damaged(folder.ledger, error.got) from None
+        raise damaged(folder.ledger, error.got) from None
 
 
 def _rounds(folder: RunFolder) -> list[dict[str, Any]]:
-    """The log, whose last line alone may be cut short."""
-    if not folder.rounds.is_file():
-        return []
-    try:
-        found = runfolder.read_rounds(folder)
-        lines = len(folder.rounds.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(folder.rounds, str(error)) from None
-    if len(found) < lines - 1:
-        raise _damaged(folder.rounds, f"line {len(found) + 1} is no JSON")
+    found = runfolder.read_rounds(folder)
     for number, line in enumerate(found, 1):
-        _check_line(folder, number, line)
+        wrong = [key for key in _NUMBERS if type(line.get(key)) not in (int, float)]
+        wrong += [key for key in ("left_out", "theta_by_layer") if not isinstance(line.get(key, {}), dict)]
+        if wrong:
+            raise damaged(folder.rounds, f"line {number} has {wrong[0]} = {line.get(wrong[0])!r}")
     return found
-
-
-def _check_line(folder: RunFolder, number: int, line: Any) -> None:
-    if not isinstance(line, dict):
-        raise _damaged(folder.rounds, f"line {number} is no object")
-    for key in _NUMBERS:
-        if type(line.get(key)) not in (int, float):
-            raise _damaged(folder.rounds, f"line {number} has {key} = {line.get(key)!r}")
-    for key in ("left_out", "theta_by_layer"):
-        if not isinstance(line.get(key, {}), dict):
-            raise _damaged(folder.rounds, f"line {number} has {key} = {line[key]!r}")
 
 
 def _labels(folder: RunFolder) -> ClientLabels | None:
@@ -192,10 +175,10 @@ def _labels(folder: RunFolder) -> ClientLabels | None:
         return None
     classes, counts = found.get("classes"), found.get("counts")
     if not (isinstance(classes, list) and classes and isinstance(counts, list) and counts):
-        raise _damaged(folder.labels, "no classes or no counts")
+        raise damaged(folder.labels, "no classes or no counts")
     whole = all(isinstance(row, list) and len(row) == len(classes) for row in counts)
     if not whole or any(type(count) is not int or count < 0 for row in counts for count in row):
-        raise _damaged(folder.labels, "counts that are not one a class")
+        raise damaged(folder.labels, "counts that are not one a class")
     return ClientLabels(tuple(map(str, classes)), tuple(map(tuple, counts)))
 
 
@@ -207,7 +190,3 @@ def _within(line: Mapping[str, Any], key: str) -> Any:
 
 def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _damaged(path: Path, why: str) -> RunFolderError:
-    return RunFolderError(f"{path} is damaged ({why})", "what a run writes", "restore the file")

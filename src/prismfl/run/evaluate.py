@@ -1,7 +1,6 @@
 """All figures of a finished model against a data set, and how they read."""
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,12 +25,12 @@ from prismfl.metrics.embedding import JUDGE_FEATURES, judge_features
 from prismfl.metrics.frechet import frechet
 from prismfl.metrics.intervals import t_interval
 from prismfl.metrics.readability import Classifier
-from prismfl.metrics.text import WITHIN, Figure, grouped, of_real
+from prismfl.metrics.text import WITHIN, grouped, of_real
 from prismfl.privacy.ledger import from_json, summary_of
 from prismfl.run.folder import RunFolder
 from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.schema import Data, Settings
-from prismfl.settings.toml import images_of
+from prismfl.settings.toml import images_of, toml_from
 
 # What can be asked for, and the fewest images of a side that it means anything of.
 METRICS = {
@@ -94,7 +93,7 @@ def evaluate_model(
         check_pairs(pairs, pairs_by)
     network = None if inception is None else load_inception(inception).to(device)
     sampler = load(path, device)
-    trained = _settings(path, sampler.model.settings)
+    trained, ledger = _settings(path, sampler.model.settings), sampler.model.ledger
     name = dataset or trained.data.dataset
     judge = _judge(sampler, trained.data, name, data_dir, network)
     labels = labels_like(judge.test.labels, samples) if sampler.model.labels == judge.train.classes else None
@@ -105,17 +104,20 @@ def evaluate_model(
     ]
     record = judge.record(wanted, samples)
     if pairs is not None:
-        record |= show_pairs(sampler, judge.train, judge.test, pairs, pairs_by, seed)
+        record |= show_pairs(sampler, judge, pairs, pairs_by, seed)
     head: dict[str, Any] = {"samples": samples, "repeats": repeats, "seed": seed}
     if network is not None:
         head["inception_sha256"] = network.sha256
+    tail = {"ledger": list(ledger), "privacy": summary_of(from_json(ledger))}
     notes = sibling_note(trained.features.features)
-    ledger = sampler.model.ledger
-    notes += _few(wanted, samples, len(judge.test))
-    notes += [_OUTSIDE] if ledger and name == trained.data.dataset else []
-    notes += [_PAIRS_OUTSIDE] if pairs is not None else []
-    tail = {"ledger": list(ledger), "privacy": summary_of(from_json(ledger))} | ({"warnings": notes} if notes else {})
-    return head | over_seeds(found) | record | tail
+    if "fid" in wanted and (fewest := min(samples, len(judge.test))) < JUDGE_FEATURES:
+        few = f"fid_judge of {fewest} images, fewer than the judge's {JUDGE_FEATURES} features, is mostly bias"
+        notes.append(f"{few}: take more")
+    if ledger and name == trained.data.dataset:
+        notes.append(_OUTSIDE)
+    if pairs is not None:
+        notes.append(_PAIRS_OUTSIDE)
+    return head | over_seeds(found) | record | tail | ({"warnings": notes} if notes else {})
 
 
 def save_evaluation(model: Path, found: Mapping[str, Any]) -> Path:
@@ -134,19 +136,17 @@ def check_pairs(path: Path, space: str) -> None:
     check_writable(path)
 
 
-def show_pairs(
-    sampler: Sampler, train: ImageSet, test: ImageSet, path: Path, space: str, seed: int = 0
-) -> dict[str, Any]:
+def show_pairs(sampler: Sampler, judge: "_Judge", path: Path, space: str, seed: int) -> dict[str, Any]:
     """Draw samples, each with the training image nearest to it on its right, and say how near they are.
 
     space: `judge` (its features) or `pixels`, Euclidean.  Figures are median distances to the nearest training
     image: of the samples shown, and of as many test images, which were not copied.  Samples much nearer than those
     are suspicious.  The picture and the figures are outside any guarantee: they are of training images.
     """
-    samples = sampler.sample(_PAIRS, seed=seed)
-    rows, far = copying.nearest_images(train.images, samples, space, sampler.device)
-    others = copying.nearest_images(train.images, test.images[:_PAIRS], space, sampler.device)[1]
-    side_by_side = np.concatenate((samples, np.asarray(train.images[rows])), axis=3)
+    samples, known = sampler.sample(_PAIRS, seed=seed), judge.train.images
+    rows, far = copying.nearest_images(known, samples, space, sampler.device)
+    others = copying.nearest_images(known, judge.test.images[:_PAIRS], space, sampler.device)[1]
+    side_by_side = np.concatenate((samples, np.asarray(known[rows])), axis=3)
     save_picture(image_grid(side_by_side, _PAIRS_ACROSS), path)
     return {
         "nearest_of_samples": float(np.median(far)),
@@ -161,17 +161,12 @@ class _Judge:
 
     train: ImageSet
     test: ImageSet
-    inception: Inception | None = None
-    device: str = "cpu"
+    inception: Inception | None
+    device: str
 
     @cached_property
     def features(self) -> NDArray[np.float32]:
         return judge_features(self.test.images, device=self.device)
-
-    def trained(self, count: int) -> NDArray[np.float32]:
-        """Features of `count` training images, or of all where there are fewer: float32 `[n, d]`."""
-        rows = Stream(0, Purpose.SUBSETS).permutation(len(self.train))[:count]
-        return judge_features(self.train.images[np.sort(rows)], device=self.device)
 
     @cached_property
     def members(self) -> NDArray[np.float32]:
@@ -179,65 +174,71 @@ class _Judge:
         return self.trained(len(self.test))
 
     @cached_property
+    def balls(self) -> neighbours.Balls:
+        return neighbours.balls(self.features)
+
+    @cached_property
     def pooled(self) -> NDArray[np.float32]:
         """Inception's features of the test images: float32 `[n, 2048]`, of none without the network."""
         return np.empty((0, 0), np.float32) if self.inception is None else self.inception.features(self.test.images)
 
     @cached_property
-    def balls(self) -> neighbours.Balls:
-        return neighbours.balls(self.features)
-
-    @cached_property
     def classifier(self) -> Classifier:
         return Classifier(self.train)
 
-    def applying(self, asked: tuple[str, ...], samples: int, labelled: bool = False) -> tuple[str, ...]:
+    def trained(self, count: int) -> NDArray[np.float32]:
+        """Features of `count` training images, or of all where there are fewer: float32 `[n, d]`."""
+        return judge_features(self.train.images[np.sort(self.chosen(count))], device=self.device)
+
+    def chosen(self, count: int) -> NDArray[np.int64]:
+        return Stream(0, Purpose.SUBSETS).permutation(len(self.train))[:count]
+
+    def applying(self, asked: tuple[str, ...], samples: int, labelled: bool) -> tuple[str, ...]:
         """What was asked for, or all that applies where nothing was.  Raises DataError for what does not apply.
 
         labelled: whether the samples are made by the test images' labels.
         """
         fewest, classes = min(samples, len(self.test)), len(self.train.classes)
-        fits = [name for name, least in METRICS.items() if fewest >= least]
         without = (_OF_CLASSES if classes < 2 else set()) | (set() if labelled else {"synthetic"})
-        unfit = [name for name in asked if name not in fits or name in without]
-        if unfit:
-            raise DataError(
-                f"{unfit[0]} of {fewest} images of {classes} {'class' if classes == 1 else 'classes'}",
-                f"at least {METRICS[unfit[0]]} images"
-                + ", and two classes" * (unfit[0] in _OF_CLASSES)
-                + " that the model makes images by" * (unfit[0] == "synthetic"),
-                "give more, or leave it out",
-            )
-        return asked or tuple(name for name in fits if name not in without | _ASKED_ONLY)
+        fits = [name for name, least in METRICS.items() if fewest >= least and name not in without]
+        for name in asked:
+            if name not in fits:
+                needed = f"at least {METRICS[name]} images" + ", and two classes" * (name in _OF_CLASSES)
+                raise DataError(
+                    f"{name} of {fewest} images of {classes} {'class' if classes == 1 else 'classes'}",
+                    needed + " that the model makes images by" * (name == "synthetic"),
+                    "give more, or leave it out",
+                )
+        return asked or tuple(name for name in fits if name not in _ASKED_ONLY)
 
     def record(self, wanted: tuple[str, ...], samples: int) -> dict[str, Any]:
         """What figures of samples are to be held against: the same of real images, and classifiers trained on these."""
         found: dict[str, Any] = {}
-        if asked := tuple(name for name in wanted if name in _DISTANCES):
+        if _DISTANCES.intersection(wanted):
             others = self.trained(samples)
-            applying = tuple(name for name in asked if len(others) >= METRICS[name])
-            found |= {"real_samples": len(others)} | of_real(self._distances(applying, others))
+            asked = [name for name in wanted if name in _DISTANCES and len(others) >= METRICS[name]]
+            found |= {"real_samples": len(others)} | of_real(self._distances(asked, others))
         if "tone" in wanted:
             found |= of_real(vars(tone.tone(self.test.images)))
         if "readability" in wanted:
             found |= vars(readability.record(self.classifier, self.test))
-        if _OF_CLASSES & set(wanted):
+        if _OF_CLASSES.intersection(wanted):
             found["class_names"] = list(self.train.classes)  # that shares are of
         if "synthetic" in wanted:
-            rows = Stream(0, Purpose.SUBSETS).permutation(len(self.train))[:samples]
+            rows = self.chosen(samples)
             real = synthetic.worth(self.train.images[rows], self.train.labels[rows], self.test)
             found |= {"real_accuracy": real.accuracy, "real_by_class": real.class_accuracies}
         return found
 
     def figures(
-        self, wanted: tuple[str, ...], images: NDArray[np.uint8], labels: NDArray[np.int64] | None, seed: int = 0
+        self, wanted: tuple[str, ...], images: NDArray[np.uint8], labels: NDArray[np.int64] | None, seed: int
     ) -> dict[str, Any]:
         """The wanted figures of one set of samples uint8 `[n, C, H, W]`, made by labels int64 `[n]` or None.
 
         seed: of the classifier that is trained on them.
         """
         found: dict[str, Any] = {}
-        if set(wanted) & (_DISTANCES | {"membership"}):
+        if (_DISTANCES | {"membership"}).intersection(wanted):
             found |= self._distances(wanted, judge_features(images, device=self.device))
         if self.inception is not None:
             found |= self._by_inception(self.inception, images)
@@ -259,7 +260,7 @@ class _Judge:
             found |= {"is": score.mean, WITHIN["is"]: score.interval}
         return found
 
-    def _distances(self, wanted: tuple[str, ...], fake: NDArray[np.float32]) -> dict[str, Any]:
+    def _distances(self, wanted: Sequence[str], fake: NDArray[np.float32]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if "fid" in wanted:
             found["fid_judge"] = frechet(self.features, fake)
@@ -301,24 +302,12 @@ def as_text(found: dict[str, Any]) -> str:
     seeds = f"seed {found['seed']}" + f" … {found['seed'] + found['repeats'] - 1}" * (found["repeats"] > 1)
     lines = [f"{found['samples']} samples, {seeds}"]
     for title, figures in grouped(found):
-        lines += ["", title, *(_line(one) for one in figures)]
-    lines += _ledger_lines(found["ledger"])
-    warnings = [f"Warning: {note}" for note in found.get("warnings", ())]
-    return "\n".join([*lines, "", *warnings, f"Privacy: {found['privacy']}"])
-
-
-def _line(one: Figure) -> str:
-    return f"  {one.name:20} " + "  ".join(part for part in (one.value, one.interval, one.real) if part)
-
-
-def _few(wanted: tuple[str, ...], samples: int, test: int) -> list[str]:
-    """One warning where a Fréchet distance is of fewer images than features, else none."""
-    fewest = min(samples, test)
-    if "fid" not in wanted or fewest >= JUDGE_FEATURES:
-        return []
-    return [
-        f"fid_judge of {fewest} images, fewer than the judge's {JUDGE_FEATURES} features, is mostly bias: take more"
-    ]
+        lines += ["", title]
+        for one in figures:
+            lines.append(f"  {one.name:20} " + "  ".join(part for part in (one.value, one.interval, one.real) if part))
+    lines += [*_ledger_lines(found["ledger"]), ""]
+    lines += [f"Warning: {note}" for note in found.get("warnings", ())]
+    return "\n".join([*lines, f"Privacy: {found['privacy']}"])
 
 
 def _ledger_lines(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -333,10 +322,10 @@ def _ledger_lines(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _asked(metrics: str) -> tuple[str, ...]:
-    asked = tuple(name.strip() for name in metrics.split(",") if name.strip())
-    unknown = [name for name in asked if name not in METRICS]
-    if unknown:
-        raise SettingError(f"metric {unknown[0]!r}", f"some of {', '.join(METRICS)}", "name these, by commas")
+    asked = tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip()))
+    for name in asked:
+        if name not in METRICS:
+            raise SettingError(f"metric {name!r}", f"some of {', '.join(METRICS)}", "name these, by commas")
     return asked
 
 
@@ -347,18 +336,14 @@ def _judge(sampler: Sampler, trained: Data, name: str, data_dir: str, network: I
     splits = (load_dataset(name, folder, layout.size, split, settings=trained) for split in ("train", "test"))
     train, test = (select_classes(part, trained.classes) if name == trained.dataset else part for part in splits)
     if test.images.shape[1] != layout.channels:
-        raise DataError(
-            f"images of {test.images.shape[1]} channels",
-            f"{layout.channels}, as the model makes",
-            "judge against another data set",
-        )
+        got, expected = f"images of {test.images.shape[1]} channels", f"{layout.channels}, as the model makes"
+        raise DataError(got, expected, "judge against another data set")
     return _Judge(train, test, network, sampler.device)
 
 
 def _settings(path: Path, text: str) -> Settings:
     try:
-        return images_of(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, SettingError) as error:
-        raise ModelFileError(
-            f"settings inside {path} do not read ({error})", "those of a run", "fetch the file anew"
-        ) from None
+        return images_of(toml_from(text))
+    except SettingError as error:
+        got = f"settings inside {path} do not read ({error})"
+        raise ModelFileError(got, "those of a run", "fetch the file anew") from None

@@ -21,7 +21,7 @@ from prismfl.errors import ModelFileError, RunFolderError, SettingError
 from prismfl.server import ServerState
 from prismfl.settings.resolve import notes_of
 from prismfl.settings.schema import FEATURE_NETS, Running, Settings
-from prismfl.settings.toml import merged, read_toml, settings_from, to_toml, toml_from, toml_value
+from prismfl.settings.toml import merged, read_toml, settings_from, to_toml, toml_value
 
 if TYPE_CHECKING:
     from prismfl.federation.agreement import Agreement
@@ -29,71 +29,26 @@ if TYPE_CHECKING:
 _RESOLVED = "resolved"  # table of what is no setting
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
-    """Paths of a run folder."""
+    """Paths of a run folder; tables are TOML, `rounds` is one JSON object a line and round, all else of text JSON."""
 
     root: Path
 
-    @property
-    def config(self) -> Path:
-        """Settings as they were asked for, TOML."""
-        return self.root / "config.toml"
-
-    @property
-    def resolved(self) -> Path:
-        """What the settings came to, and why, TOML."""
-        return self.root / "resolved.toml"
-
-    @property
-    def rounds(self) -> Path:
-        """One JSON object a line and round."""
-        return self.root / "rounds.jsonl"
-
-    @property
-    def checkpoint(self) -> Path:
-        """θ and the number of rounds done."""
-        return self.root / "checkpoint.safetensors"
-
-    @property
-    def model(self) -> Path:
-        """The finished model."""
-        return self.root / "model.safetensors"
-
-    @property
-    def ledger(self) -> Path:
-        """Releases of private data, JSON."""
-        return self.root / "ledger.json"
-
-    @property
-    def summary(self) -> Path:
-        """Closing figures, JSON."""
-        return self.root / "summary.json"
-
-    @property
-    def gathered(self) -> Path:
-        """What clients sent to a server that searches alone."""
-        return self.root / "gathered.safetensors"
-
-    @property
-    def evaluation(self) -> Path:
-        """Figures of the finished model, JSON: what `prismfl evaluate --save` writes."""
-        return self.root / "evaluation.json"
-
-    @property
-    def labels(self) -> Path:
-        """Images of each label at each simulated client, JSON; none with ε set."""
-        return self.root / "labels.json"
-
-    @property
-    def report(self) -> Path:
-        """The report, one HTML page; its plots are pictures in `plots/` beside it."""
-        return self.root / "report.html"
-
-    @property
-    def real(self) -> Path:
-        """Grid of held-back real images, laid out as the samples; none with ε set."""
-        return self.root / "samples" / "real.png"
+    def __post_init__(self) -> None:
+        root = self.root
+        self.config = root / "config.toml"  # settings as they were asked for
+        self.resolved = root / "resolved.toml"  # what the settings came to, and why
+        self.rounds = root / "rounds.jsonl"
+        self.checkpoint = root / "checkpoint.safetensors"  # θ and the number of rounds done
+        self.gathered = root / "gathered.safetensors"  # what clients sent to a server that searches alone
+        self.model = root / "model.safetensors"  # the finished model
+        self.ledger = root / "ledger.json"  # releases of private data
+        self.summary = root / "summary.json"  # closing figures
+        self.evaluation = root / "evaluation.json"  # figures of the finished model, by `prismfl evaluate --save`
+        self.labels = root / "labels.json"  # images of each label at each simulated client; none with ε set
+        self.report = root / "report.html"  # its plots are pictures in `plots/` beside it
+        self.real = root / "samples" / "real.png"  # held-back real images, laid out as the samples; none with ε set
 
     def samples(self, round_index: int) -> Path:
         """Grid of samples after a number of rounds."""
@@ -111,12 +66,6 @@ def create(root: Path, settings: Settings) -> RunFolder:
         raise RunFolderError(
             f"files in {root}", "a new or empty folder", f"choose another --out, or continue with --resume {root}"
         )
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot make {root} ({error.strerror})", "a writable place", "choose another --out"
-        ) from None
     write_atomic(folder.config, to_toml(settings))
     gather_ledger(folder)
     return folder
@@ -136,7 +85,8 @@ def reopen(root: Path, changes: Mapping[str, Any] | None = None) -> tuple[RunFol
         raise RunFolderError(f"no config.toml in {root}", "the folder of a run", "check the path")
     asked = _stored(folder.config)
     if changes:
-        asked = settings_from(merged(_changeable(asked, changes), changes))
+        _check_changes(changes)
+        asked = settings_from(merged(asdict(asked), changes))
         write_atomic(folder.config, to_toml(asked))
     return folder, _here(_stored(folder.resolved), asked) if folder.resolved.is_file() else asked
 
@@ -150,17 +100,15 @@ def _stored(path: Path) -> Settings:
         raise RunFolderError(f"{path}: {error.got}", error.expected, error.remedy) from None
 
 
-def _changeable(asked: Settings, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as TOML has them.  Raises SettingError for changes that would make another run of it."""
-    allowed = {item.name for item in fields(Running)} | _MOVABLE
-    wrong = sorted(set(changes) - allowed)
+def _check_changes(changes: Mapping[str, Any]) -> None:
+    """Raises SettingError for changes that would make another run of it."""
+    wrong = sorted(set(changes) - {item.name for item in fields(Running)} - _MOVABLE)
     if wrong:
         raise SettingError(
             f"--resume with --{wrong[0].replace('_', '-')}",
             "options of running, as --workers or --device, and places of files: what is agreed on stays",
             "leave it out, or begin a new run",
         )
-    return toml_from(to_toml(asked))
 
 
 def _here(found: Settings, asked: Settings) -> Settings:
@@ -222,7 +170,8 @@ def load_state(folder: RunFolder, count: int, clients: int) -> ServerState | Non
     Log lines beyond it are removed.
     """
     if not folder.checkpoint.is_file():
-        write_atomic(folder.rounds, "") if folder.rounds.exists() else None
+        if folder.rounds.exists():
+            write_atomic(folder.rounds, "")
         return None
     try:
         state = _state_of(load_tensors(folder.checkpoint.read_bytes()))
@@ -231,9 +180,7 @@ def load_state(folder: RunFolder, count: int, clients: int) -> ServerState | Non
         if state.memory is not None and [part.shape for part in state.memory] != [(count,), (count,), (1,)]:
             raise ValueError("Adam's moments of other sizes")
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
-        raise RunFolderError(
-            f"{folder.checkpoint} is damaged ({error})", "a whole checkpoint", "start the run anew"
-        ) from None
+        raise damaged(folder.checkpoint, str(error), "start the run anew") from None
     lines = [record for record in read_rounds(folder) if record["round"] < state.round]
     write_atomic(folder.rounds, "".join(json.dumps(record) + "\n" for record in lines))
     return state
@@ -264,41 +211,53 @@ def save_ledger(folder: RunFolder, client: int, releases: Sequence[Any], names: 
 def note_release(folder: RunFolder, client: int, name: str, entry: Mapping[str, Any]) -> None:
     """Enter a release that a client uses in this run, once.  Raises RunFolderError."""
     path = _ledger_of(folder, client)
-    held = read_json(path) or {} if path.is_file() else {}
-    names = list(held.get("names", []))
-    if name not in names:
-        save_ledger(folder, client, [*(_releases_in(path) if held else []), entry], [*names, name])
+    held = read_json(path) or {"releases": [], "names": []}
+    if name not in held.get("names", []):
+        save_ledger(folder, client, [*_releases_in(path, held), entry], [*held.get("names", []), name])
 
 
 def _ledger_of(folder: RunFolder, client: int) -> Path:
     return folder.client(client) / "ledger.json"
 
 
-def _releases_in(path: Path) -> list[Any]:
-    try:
-        return list(json.loads(path.read_text())["releases"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{path} does not read ({error})", "a client's ledger", "restore the file") from None
+def _releases_in(path: Path, held: Mapping[str, Any]) -> list[Any]:
+    if not isinstance(releases := held.get("releases"), list):
+        raise damaged(path, "no releases")
+    return releases
 
 
 def gather_ledger(folder: RunFolder) -> list[Any]:
     """Write the run's ledger anew of what its clients released, and return it.  Raises RunFolderError."""
     found: list[Any] = []
     for path in sorted(folder.root.glob("clients/*/ledger.json"), key=lambda path: (len(path.parent.name), path)):
-        found += _releases_in(path)
+        found += _releases_in(path, read_json(path) or {})
     write_atomic(folder.ledger, json.dumps({"releases": found}, indent=1) + "\n")
     return found
 
 
 def read_rounds(folder: RunFolder) -> list[dict[str, Any]]:
-    """The log's whole lines; a last line cut short by a kill is left out."""
-    found = []
-    for line in folder.rounds.read_text().splitlines() if folder.rounds.exists() else ():
+    """The log's lines; a last one cut short by a kill is left out.  Raises RunFolderError for any other damage."""
+    found: list[dict[str, Any]] = []
+    try:
+        lines = folder.rounds.read_text(encoding="utf-8").splitlines() if folder.rounds.exists() else []
+    except (OSError, ValueError) as error:
+        raise damaged(folder.rounds, str(error)) from None
+    for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            raise damaged(folder.rounds, f"line {number} is no JSON") from None
+        if not isinstance(record, dict):
+            raise damaged(folder.rounds, f"line {number} is no object")
+        found.append(record)
     return found
+
+
+def damaged(path: Path, why: str, remedy: str = "restore the file") -> RunFolderError:
+    """The error of a file that holds something else than a run writes."""
+    return RunFolderError(f"{path} is damaged ({why})", "what a run writes", remedy)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

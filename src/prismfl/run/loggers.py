@@ -5,7 +5,7 @@ user's own environment (`WANDB_MODE`, `MLFLOW_TRACKING_URI`) says so.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from prismfl.errors import DependencyError, SettingError
 from prismfl.run.folder import reopen
-from prismfl.run.loop import Silent, Watcher
+from prismfl.run.loop import Watcher
 from prismfl.settings.schema import SECTIONS, Settings
 
 
@@ -31,56 +31,44 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-class Log(Silent):
-    """A watcher that keeps numbers somewhere: by round, one step a round done, and closing ones.
+class Log:
+    """Keeps numbers somewhere: by round, one step a round done, and closing ones.
 
-    root: the run folder, which need not be there yet.  What a foreign library makes is `Any`.
+    modules: what is imported, the last of them kept; the first is what `pip` installs.  root: the run folder, which
+    need not be there yet.  What a foreign library makes is `Any`.
     """
+
+    modules: tuple[str, ...] = ()
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.module: Any = None
         self.open: Any = None
+        for name in self.modules:
+            self.module = _library(name, self.modules[0])
 
-    def started(self, done: int, rounds: int) -> None:  # noqa: ARG002
-        """The run begins, or goes on after `done` rounds."""
-        self.open = self.begin(done)
-
-    def round_done(self, record: Mapping[str, Any], rounds: int) -> None:  # noqa: ARG002
-        """A round is on disk."""
-        self.write(scalars(record), record["round"] + 1)
-
-    def finished(self, summary: Mapping[str, Any]) -> None:
-        """The run's closing figures, each as `summary/name`."""
-        kept = {name: value for name, value in summary.items() if name not in ("versions", "hardware", "rounds")}
-        self.close_with(scalars({"summary": kept}), summary["rounds"])
-
-    def begin(self, done: int) -> Any:
+    def begin(self, done: int) -> None:
         """Open the log of a run that has `done` rounds behind it."""
-        raise NotImplementedError
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Numbers after `step` rounds."""
-        raise NotImplementedError
 
     def close_with(self, values: Mapping[str, float], step: int) -> None:
         """Closing numbers."""
         self.write(values, step)
 
     def close(self, whole: bool) -> None:
-        """Nothing more comes; whole: the run came to its end."""
+        """Nothing more comes to a log that was begun; whole: the run came to its end."""
 
 
 class TensorBoard(Log):
     """Scalars by round in `RUN/tensorboard/`; `tensorboard --logdir RUN` shows them."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        _library("tensorboard", "tensorboard")
-        self.module = _library("torch.utils.tensorboard", "tensorboard")
+    modules = ("tensorboard", "torch.utils.tensorboard")
 
-    def begin(self, done: int) -> Any:
+    def begin(self, done: int) -> None:
         """An event file; what a killed run wrote beyond its checkpoint is dropped."""
-        return self.module.SummaryWriter(str(self.root / "tensorboard"), purge_step=done + 1 if done else None)
+        self.open = self.module.SummaryWriter(str(self.root / "tensorboard"), purge_step=done + 1 if done else None)
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """A scalar each."""
@@ -89,25 +77,22 @@ class TensorBoard(Log):
 
     def close(self, whole: bool) -> None:  # noqa: ARG002
         """Flush the events."""
-        if self.open is not None:
-            self.open.close()
+        self.open.close()
 
 
 class WeightsAndBiases(Log):
     """A run of Weights & Biases in `RUN/wandb/`: offline, unless `WANDB_MODE` says otherwise."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.module = _library("wandb", "wandb")
+    modules = ("wandb",)
 
-    def begin(self, done: int) -> Any:  # noqa: ARG002
+    def begin(self, done: int) -> None:  # noqa: ARG002
         """A run with the public settings; a resumed one begins another of the same name."""
-        return self.module.init(
+        self.open = self.module.init(
             project=os.environ.get("WANDB_PROJECT", "prismfl"),
             name=self.root.resolve().name,
             dir=str(self.root),
             mode=os.environ.get("WANDB_MODE", "offline"),
-            config=flat_settings(_settings_of(self.root)),
+            config=flat_settings(reopen(self.root)[1]),
             settings=self.module.Settings(console="off", silent=True, disable_git=True),
         )
 
@@ -121,28 +106,27 @@ class WeightsAndBiases(Log):
 
     def close(self, whole: bool) -> None:
         """End the run."""
-        if self.open is not None:
-            self.open.finish(exit_code=0 if whole else 1)
+        self.open.finish(exit_code=0 if whole else 1)
 
 
 class MLflow(Log):
     """An MLflow run in `RUN/mlflow.db` (SQLite), or where `MLFLOW_TRACKING_URI` says."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        self.module = _library("mlflow", "mlflow")
+    modules = ("mlflow",)
 
-    def begin(self, done: int) -> Any:  # noqa: ARG002
+    def __init__(self, root: Path) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        super().__init__(root)
+
+    def begin(self, done: int) -> None:  # noqa: ARG002
         """A run with the public settings; a resumed one begins another of the same name."""
         database = (self.root / "mlflow.db").resolve()
         self.module.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{database}"))
         self.module.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "prismfl"))
-        run = self.module.start_run(run_name=self.root.resolve().name)
-        settings = list(flat_settings(_settings_of(self.root)).items())
+        self.module.start_run(run_name=self.root.resolve().name)
+        settings = list(flat_settings(reopen(self.root)[1]).items())
         for start in range(0, len(settings), _MOST_PARAMETERS):
             self.module.log_params(dict(settings[start : start + _MOST_PARAMETERS]))
-        return run
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Metrics of one step."""
@@ -150,8 +134,7 @@ class MLflow(Log):
 
     def close(self, whole: bool) -> None:
         """End the run."""
-        if self.open is not None:
-            self.module.end_run("FINISHED" if whole else "FAILED")
+        self.module.end_run("FINISHED" if whole else "FAILED")
 
 
 LOGS: dict[str, type[Log]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
@@ -173,11 +156,11 @@ def make_logs(names: str, root: Path) -> dict[str, Log]:
 class Logged:
     """A display and any number of logs as one watcher; a log that fails is left out from then on, with a note.
 
-    A context: when it is left, the logs are closed.
+    A context: when it is left, the logs that were begun are closed.
     """
 
     def __init__(self, display: Watcher, logs: Mapping[str, Log]) -> None:
-        self.display, self.logs = display, dict(logs)
+        self.display, self.logs, self.begun = display, dict(logs), False
 
     def __enter__(self) -> Self:
         return self
@@ -185,25 +168,28 @@ class Logged:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tell(lambda log: log.close(kind is None))
+        if self.begun:
+            self._tell(lambda log: log.close(kind is None))
 
     def started(self, done: int, rounds: int) -> None:
         """The run begins, or goes on after `done` rounds."""
         self.display.started(done, rounds)
-        self._tell(lambda log: log.started(done, rounds))
+        self.begun = True
+        self._tell(lambda log: log.begin(done))
 
     def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
         """A round is on disk."""
         self.display.round_done(record, rounds)
-        self._tell(lambda log: log.round_done(record, rounds))
+        self._tell(lambda log: log.write(scalars(record), record["round"] + 1))
 
     def note(self, text: str) -> None:
         """Something worth a line."""
         self.display.note(text)
 
     def finished(self, summary: Mapping[str, Any]) -> None:
-        """The run's closing figures."""
-        self._tell(lambda log: log.finished(summary))
+        """The run's closing figures, each as `summary/name`."""
+        kept = {name: value for name, value in summary.items() if name not in ("versions", "hardware", "rounds")}
+        self._tell(lambda log: log.close_with(scalars({"summary": kept}), summary["rounds"]))
 
     def _tell(self, told: Callable[[Log], None]) -> None:
         for name, log in list(self.logs.items()):
@@ -217,19 +203,10 @@ class Logged:
 def flat_settings(settings: Settings) -> dict[str, str | int | float | bool]:
     """Public settings by `section.name`; no path of this machine is among them."""
     values = asdict(settings.public())
-    found: dict[str, str | int | float | bool] = {"seed": settings.seed}
-    for section in (name for name in SECTIONS if name != "running"):
-        found |= {f"{section}.{key}": _plain(value) for key, value in values[section].items()}
-    return found
-
-
-def _plain(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
-
-
-def _settings_of(root: Path) -> Settings:
-    """As the run folder has them: with what was filled in when the run began."""
-    return reopen(root)[1]
+    sections = (name for name in SECTIONS if name != "running")
+    return {"seed": settings.seed} | {
+        f"{name}.{key}": value for name in sections for key, value in values[name].items()
+    }
 
 
 def _library(module: str, package: str) -> Any:

@@ -102,6 +102,35 @@ class Finished:
     summary: Mapping[str, Any]
 
 
+def run(
+    agreement: Agreement,
+    engine: Engine,
+    folder: RunFolder,
+    watcher: Watcher,
+    test: ImageSet | None = None,
+    kit: ClientKit | None = None,
+) -> Finished:
+    """All rounds that are left, then the finished model.
+
+    test: images that distances are measured against and that are shown beside samples; without them neither
+    is done.  kit: what a server computes with that searches alone.  A kill at any moment loses at most the
+    round under way.
+    """
+    one_shot = agreement.settings.federation.mode == "one-shot"
+    course = (
+        _in_one_shot(agreement, engine, folder, watcher, kit) if one_shot else _by_masks(agreement, engine, watcher)
+    )
+    real = None if test is None else Reference(test, agreement.settings.running.device)
+    rounds, going = agreement.settings.federation.rounds, _Run(agreement, course, folder, watcher, real)
+    state = runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients) or init(agreement)
+    watcher.started(state.round, rounds)
+    if test is not None and len(test):
+        save_picture(grid_of_real(test, agreement.layout), folder.real)
+    while state.round < rounds:
+        state = going.play(state)
+    return going.finish(state)
+
+
 @dataclass(frozen=True)
 class _Course:
     """How a run goes: a round of it, and the choice of the finished model's mask, whose bytes are counted."""
@@ -117,6 +146,19 @@ def _by_masks(agreement: Agreement, engine: Engine, watcher: Watcher) -> _Course
         return after, record
 
     return _Course(play, lambda state, traffic: choose_mask(agreement, state, engine.compare(), traffic))
+
+
+def _counted(
+    agreement: Agreement, engine: Engine, watcher: Watcher, state: ServerState
+) -> tuple[ServerState, RoundRecord]:
+    """A round that counts, tried again where too few clients replied.  Raises ClientError after the last attempt."""
+    traffic = Traffic()
+    for _ in range(engine.attempts - 1):
+        try:
+            return server_update(agreement, state, engine.train(state.round), traffic)
+        except ClientError as error:
+            watcher.note(f"round {state.round} does not count and is tried again: {error.got}")
+    return server_update(agreement, state, engine.train(state.round), traffic)
 
 
 def _in_one_shot(
@@ -138,95 +180,69 @@ def _in_one_shot(
     )
 
 
-def run(
-    agreement: Agreement,
-    engine: Engine,
-    folder: RunFolder,
-    watcher: Watcher,
-    test: ImageSet | None = None,
-    kit: ClientKit | None = None,
-) -> Finished:
-    """All rounds that are left, then the finished model.
+@dataclass(frozen=True)
+class _Run:
+    """A run under way; real: what distances are measured against, None for no distance."""
 
-    test: images that distances are measured against and that are shown beside samples; without them neither
-    is done.  kit: what a server computes with that searches alone.  A kill at any moment loses at most the
-    round under way.
-    """
-    one_shot = agreement.settings.federation.mode == "one-shot"
-    course = (
-        _in_one_shot(agreement, engine, folder, watcher, kit) if one_shot else _by_masks(agreement, engine, watcher)
-    )
-    rounds = agreement.settings.federation.rounds
-    state = runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients) or init(agreement)
-    real = None if test is None else Reference(test, agreement.settings.running.device)
-    watcher.started(state.round, rounds)
-    if test is not None and len(test):
-        save_picture(grid_of_real(test, agreement.layout), folder.real)
-    while state.round < rounds:
-        state = _round(agreement, course, folder, watcher, state, real)
-    return _finish(agreement, course, folder, watcher, state, real)
+    agreement: Agreement
+    course: _Course
+    folder: RunFolder
+    watcher: Watcher
+    real: Reference | None
 
+    def play(self, state: ServerState) -> ServerState:
+        """One round, on disk when it is back."""
+        begun = time.monotonic()
+        after, record = self.course.play(state)
+        for client, why in record.left_out.items():
+            self.watcher.note(f"round {state.round}: client {client} is left out: {why}")
+        line = _line(self.agreement, record, time.monotonic() - begun)
+        self._look(after, line)
+        runfolder.save_state(self.folder, after, line)
+        self.watcher.round_done(line, self.agreement.settings.federation.rounds)
+        return after
 
-def _round(
-    agreement: Agreement,
-    course: _Course,
-    folder: RunFolder,
-    watcher: Watcher,
-    state: ServerState,
-    real: Reference | None,
-) -> ServerState:
-    begun = time.monotonic()
-    after, record = course.play(state)
-    for client, why in record.left_out.items():
-        watcher.note(f"round {state.round}: client {client} is left out: {why}")
-    line = _line(agreement, record, time.monotonic() - begun)
-    running, last = agreement.settings.running, after.round == agreement.settings.federation.rounds
-    sampler = None if last else _preview(agreement, after)
-    if sampler and _due(grid_every(agreement), after.round):
-        save_picture(grid_of(sampler), folder.samples(after.round))
-    if sampler and real is not None and running.distance_samples and _due(running.distance_every, after.round):
-        line["distance"] = _distance(agreement, sampler, real)
-    runfolder.save_state(folder, after, line)
-    watcher.round_done(line, agreement.settings.federation.rounds)
-    return after
+    def _look(self, state: ServerState, line: dict[str, Any]) -> None:
+        """A grid and a distance of the model as it is after a round but the last, where one of them is due."""
+        running, rounds = self.agreement.settings.running, self.agreement.settings.federation.rounds
+        every = -(-rounds // _GRIDS)
+        grid, distance = (due > 0 and state.round % due == 0 for due in (every, running.distance_every))
+        if state.round == rounds or not (grid or distance):
+            return
+        sampler = Sampler(self._model(preview_mask(self.agreement, state.q), ""), running.device)
+        if grid:
+            save_picture(grid_of(sampler), self.folder.samples(state.round))
+        if distance and self.real is not None and running.distance_samples:
+            line["distance"] = self._distance(sampler, self.real)
 
+    def _model(self, mask: Mask, settings: str) -> Model:
+        agreement = self.agreement
+        seed, device = agreement.settings.seed, agreement.settings.running.device
+        return finish(agreement.layout, seed, mask, settings, agreement.labels, device)
 
-def _counted(
-    agreement: Agreement, engine: Engine, watcher: Watcher, state: ServerState
-) -> tuple[ServerState, RoundRecord]:
-    """A round that counts, tried again where too few clients replied.  Raises ClientError after the last attempt."""
-    traffic = Traffic()
-    for attempt in range(1, engine.attempts + 1):
-        try:
-            return server_update(agreement, state, engine.train(state.round), traffic)
-        except ClientError as error:
-            if attempt == engine.attempts:
-                raise
-            watcher.note(f"round {state.round} does not count and is tried again: {error.got}")
-    raise SettingError(f"an engine of {engine.attempts} attempts", "at least one", "mend the engine")
+    def _distance(self, sampler: Sampler, real: Reference) -> float:
+        count = self.agreement.settings.running.distance_samples
+        labels = labels_like(real.test.labels, count) if self.agreement.labels else None
+        return real.distance(sampler.sample(count, labels=labels))
 
-
-def grid_every(agreement: Agreement) -> int:
-    """Rounds between sample grids, so that a run has five or so."""
-    return -(-agreement.settings.federation.rounds // _GRIDS)
-
-
-def _due(every: int, done: int) -> bool:
-    return every > 0 and done % every == 0
-
-
-def _preview(agreement: Agreement, state: ServerState) -> Sampler | None:
-    """The model as it would be after this round, where it is to be looked at."""
-    running = agreement.settings.running
-    if not (_due(grid_every(agreement), state.round) or _due(running.distance_every, state.round)):
-        return None
-    mask = preview_mask(agreement, state.q)
-    return Sampler(_model(agreement, mask, ""), running.device)
-
-
-def _model(agreement: Agreement, mask: Mask, settings: str) -> Model:
-    device = agreement.settings.running.device
-    return finish(agreement.layout, agreement.settings.seed, mask, settings, agreement.labels, device)
+    def finish(self, state: ServerState) -> Finished:
+        """The finished model and its figures."""
+        self.watcher.note("choosing the finished model's mask")
+        folder, settings, closing = self.folder, self.agreement.settings, Traffic()
+        mask = self.course.choose(state, closing)
+        ledger = runfolder.gather_ledger(folder)
+        model = replace(self._model(mask, to_toml(settings.public())), ledger=tuple(ledger))
+        size = save_model(model, folder.model)
+        sampler = Sampler(model, settings.running.device)
+        save_picture(grid_of(sampler), folder.samples(state.round))
+        summary = _summary(self.agreement, folder, size, closing) | {"privacy": summary_of(from_json(ledger))}
+        if self.real is not None and settings.running.distance_samples:
+            self.watcher.note(f"measuring the distance on {settings.running.distance_samples} samples")
+            summary["fid_judge"] = self._distance(sampler, self.real)
+            summary["fid_judge_of_halves"] = self.real.halves
+            summary |= {"outside_guarantee": ["fid_judge", "fid_judge_of_halves"]} if ledger else {}
+        write_atomic(folder.summary, json.dumps(summary, indent=1) + "\n")
+        return Finished(folder, summary)
 
 
 def _line(agreement: Agreement, record: RoundRecord, seconds: float) -> dict[str, Any]:
@@ -261,33 +277,6 @@ def _bytes_of(traffic: Traffic) -> dict[str, int]:
     }
 
 
-def _finish(
-    agreement: Agreement,
-    course: _Course,
-    folder: RunFolder,
-    watcher: Watcher,
-    state: ServerState,
-    real: Reference | None,
-) -> Finished:
-    watcher.note("choosing the finished model's mask")
-    closing = Traffic()
-    mask = course.choose(state, closing)
-    settings = agreement.settings
-    ledger = runfolder.gather_ledger(folder)
-    model = replace(_model(agreement, mask, to_toml(settings.public())), ledger=tuple(ledger))
-    size = save_model(model, folder.model)
-    sampler = Sampler(model, settings.running.device)
-    save_picture(grid_of(sampler), folder.samples(state.round))
-    summary = _summary(agreement, folder, size, closing) | {"privacy": summary_of(from_json(ledger))}
-    if real is not None and settings.running.distance_samples:
-        watcher.note(f"measuring the distance on {settings.running.distance_samples} samples")
-        summary["fid_judge"] = _distance(agreement, sampler, real)
-        summary["fid_judge_of_halves"] = real.halves
-        summary |= {"outside_guarantee": ["fid_judge", "fid_judge_of_halves"]} if ledger else {}
-    write_atomic(folder.summary, json.dumps(summary, indent=1) + "\n")
-    return Finished(folder, summary)
-
-
 def _summary(agreement: Agreement, folder: RunFolder, size: int, closing: Traffic) -> dict[str, Any]:
     lines = runfolder.read_rounds(folder)
     ends = _bytes_of(closing)
@@ -306,9 +295,3 @@ def _summary(agreement: Agreement, folder: RunFolder, size: int, closing: Traffi
         "versions": versions(),
         "hardware": hardware(agreement.settings.running.device),
     }
-
-
-def _distance(agreement: Agreement, sampler: Sampler, real: Reference) -> float:
-    count = agreement.settings.running.distance_samples
-    labels = labels_like(real.test.labels, count) if agreement.labels else None
-    return real.distance(sampler.sample(count, labels=labels))
