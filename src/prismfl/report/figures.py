@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -85,49 +85,33 @@ class Chart:
     about: str
     lines: Sequence[Line]
     note: str = ""
-    low: float | None = None
+    low: float | None = 0.0
     show: Callable[[float], str] | None = None
     below: bool = False
 
 
-@dataclass(frozen=True)
-class _Figure:
-    """A figure of the log that all runs share an axis for."""
-
-    key: str
-    title: str
-    about: str
-    low: float | None = 0.0
-    read: Callable[[Run], Curve] | None = None
-
-
-FIGURES = (
-    _Figure("loss", "Loss", "Clients' mean squared distance of matched moments, as the search saw it."),
-    _Figure(
-        "distance",
+# Figures of the log that all runs share an axis for: title, and what it shows.
+FIGURES = {
+    "loss": ("Loss", "Clients' mean squared distance of matched moments, as the search saw it."),
+    "distance": (
         "Distance",
         "Fréchet distance to held-back images in the judge's features (fid_judge); the last is the finished model's.",
-        read=Run.distance,
     ),
-    _Figure(
-        "local_divergence",
+    "local_divergence": (
         "Local divergence Δ",
         "Mean normalised Hamming distance of a client's mask from a mask of the global θ it began with: the mean of "
         "|M - θ| over the entries sent. A client with no news has 2θ(1 - θ) on average.",
     ),
-    _Figure(
-        "flips",
+    "flips": (
         "Flips",
         "Share of entries sent in which a client's mask differs from the one that it would have drawn with no news: "
         "the local divergence without the noise of drawing.",
     ),
-    _Figure(
-        "theta_variance", "Mean θ(1 - θ)", "0.25 where nothing is decided, 0 where all weights are kept or dropped."
-    ),
-    _Figure("mask_entropy", "Bits a mask, given θ alone", "Bits a parameter that a mask takes without shared draws."),
-    _Figure("density", "Density", "Share of kept entries among the clients' masks.", low=None),
-    _Figure("lambda", "λ", "Share of the old θ in the new one (MADA); 0 where the new average replaces it."),
-)
+    "theta_variance": ("Mean θ(1 - θ)", "0.25 where nothing is decided, 0 where all weights are kept or dropped."),
+    "mask_entropy": ("Bits a mask, given θ alone", "Bits a parameter that a mask takes without shared draws."),
+    "density": ("Density", "Share of kept entries among the clients' masks."),
+    "lambda": ("λ", "Share of the old θ in the new one (MADA); 0 where the new average replaces it."),
+}
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
@@ -135,31 +119,85 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
 
     What never changes (λ without MADA), or was measured once (the distance, by default), is a closing figure alone.
     """
-    shared = (chart for chart in (_shared(figure, runs) for figure in FIGURES) if _says_more_than_a_number(chart))
-    return [chart for chart in (*shared, *_layers(runs)) if any(line.curve.rounds for line in chart.lines)]
+    shared = [_shared(key, runs) for key in FIGURES]
+    changing = [chart for chart in shared if any(len(set(line.curve.values)) > 1 for line in chart.lines)]
+    layers = [_layers(run, "" if len(runs) == 1 else f"-{index + 1}") for index, run in enumerate(runs)]
+    return [*changing, *(chart for chart in layers if chart.lines)]
 
 
-def _says_more_than_a_number(chart: Chart) -> bool:
-    return any(len(line.curve.values) > 1 and len(set(line.curve.values)) > 1 for line in chart.lines)
+def _shared(key: str, runs: Sequence[Run]) -> Chart:
+    title, about = FIGURES[key]
+    curves = [run.distance() if key == "distance" else run.curve(key) for run in runs]
+    lines = [Line(curve, run.name, colour) for curve, run, colour in zip(curves, runs, SERIES, strict=False)]
+    note = OUTSIDE if key == "distance" and any(run.private for run in runs) else ""
+    return Chart(key, title, about, _drawn(lines), note, low=None if key == "density" else 0.0)
+
+
+def _layers(run: Run, end: str) -> Chart:
+    names = run.layers()
+    tones = LinearSegmentedColormap.from_list("layers", [SERIES[0], SERIES[3], SERIES[1]])
+    shades = [to_hex(tones(place)) for place in np.linspace(0, 1, max(2, len(names)))]
+    lines = [Line(run.curve(f"theta_by_layer.{name}"), name, shade) for name, shade in zip(names, shades, strict=False)]
+    about = "Mean θ of each layer after a round, first layers blue, last ones orange."
+    title = f"Density by layer: {run.name}" if end else "Density by layer"
+    return Chart(f"density-by-layer{end}", title, about, _drawn(lines), low=None, below=True)
 
 
 def traffic_charts(runs: Sequence[Run]) -> list[Chart]:
     """Bytes a round and bytes in all, both ways."""
-    each = [(run, way, run.curve(f"{way}_bytes")) for run in runs for way in WAYS]
-    summed = [(run, way, Curve(one.rounds, tuple(np.cumsum(one.values).tolist()))) for run, way, one in each]
-    told = "Whole frames. " + ("" if len(runs) == 1 else "Solid: up, clients to server. Dashed: down.")
+    each, summed = list[Line](), list[Line]()
+    for index, run in enumerate(runs):
+        for place, (way, told) in enumerate(WAYS.items()):
+            curve = run.curve(f"{way}_bytes")
+            look = (told, SERIES[place], "-")
+            if len(runs) > 1:
+                look = ("", SERIES[index], "--") if place else (run.name, SERIES[index], "-")
+            each.append(Line(curve, *look))
+            summed.append(Line(Curve(curve.rounds, tuple(np.cumsum(curve.values).tolist())), *look))
+    about = "Whole frames." + ("" if len(runs) == 1 else " Solid: up, clients to server. Dashed: down.")
     found = [
-        Chart("bytes", "Bytes a round", told.strip(), _both(each, runs), low=0, show=sized),
-        Chart("bytes-total", "Bytes so far", told.strip(), _both(summed, runs), low=0, show=sized),
+        Chart("bytes", "Bytes a round", about, _drawn(each), show=sized),
+        Chart("bytes-total", "Bytes so far", about, _drawn(summed), show=sized),
     ]
-    return [chart for chart in found if any(line.curve.rounds for line in chart.lines)]
+    return [chart for chart in found if chart.lines]
 
 
-def draw_charts(found: Sequence[Chart]) -> list[Plot]:
-    """Each chart as a plot."""
-    return [_draw(chart) for chart in found]
+def _drawn(lines: Sequence[Line]) -> list[Line]:
+    return [line for line in lines if line.curve.rounds]
 
 
+@rc_context(_STYLE)
+def draw(chart: Chart) -> Plot:
+    """A chart as a plot."""
+    rows = -(-len(chart.lines) // _ACROSS) if chart.below else 0
+    figure, axes = _axes(beneath=0.48 + 0.19 * rows)
+    for line in chart.lines:
+        axes.plot(
+            *(line.curve.rounds, line.curve.values),
+            color=line.colour,
+            linestyle=line.style,
+            linewidth=1.5,
+            label=f" {line.label}" if line.label else None,  # the space: matplotlib hides labels that begin with _
+            marker="o" if len(line.curve.rounds) < _MANY_POINTS else "",
+            markersize=2.8,
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("rounds done", fontsize=8)
+    if (show := chart.show) is not None:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value) if value >= 0 else ""))
+    if chart.low is not None:
+        top = max(value for line in chart.lines for value in line.curve.values)
+        top = top if top > 0 else 1
+        axes.set_ylim(chart.low - 0.02 * top, 1.06 * top)
+    if sum(bool(line.label) for line in chart.lines) > 1:
+        if chart.below:
+            figure.legend(loc="lower center", ncols=_ACROSS, fontsize=7.5)
+        else:
+            axes.legend(loc="best")
+    return _plot(figure, chart.name, chart.title, chart.about, chart.note)
+
+
+@rc_context(_STYLE)
 def label_bars(run: Run, name: str) -> Plot | None:
     """Labels among samples by a classifier of real images, where an evaluation has them."""
     evaluation = run.evaluation or {}
@@ -167,113 +205,39 @@ def label_bars(run: Run, name: str) -> Plot | None:
     if not (isinstance(shares, list) and shares and all(type(share) in (int, float) for share in shares)):
         return None
     given = evaluation.get("class_names")
-    classes = given if isinstance(given, list) and len(given) == len(shares) else list(range(len(shares)))
-    with rc_context(_STYLE):
-        figure, axes = _axes()
-        axes.bar(range(len(shares)), shares, color=SERIES[0], width=0.7)
-        axes.axhline(1 / len(shares), color=INK, linewidth=0.8, linestyle=":")
-        _name_ticks(axes, [str(one) for one in classes])
-        axes.grid(visible=False, axis="x")
-        about = "Share of samples that a classifier of real images gives each label; dotted: equal shares."
-        return _plot(figure, name, "Labels of samples", about, OUTSIDE if run.private else "")
+    classes = given if isinstance(given, list) and len(given) == len(shares) else range(len(shares))
+    figure, axes = _axes()
+    axes.bar(range(len(shares)), shares, color=SERIES[0], width=0.7)
+    axes.axhline(1 / len(shares), color=INK, linewidth=0.8, linestyle=":")
+    _name_ticks(axes, [str(one) for one in classes])
+    axes.grid(visible=False, axis="x")
+    about = "Share of samples that a classifier of real images gives each label; dotted: equal shares."
+    return _plot(figure, name, "Labels of samples", about, OUTSIDE if run.private else "")
 
 
+@rc_context(_STYLE)
 def client_labels(run: Run, name: str) -> Plot | None:
     """Labels at the simulated clients as a table of tints; never of a run with ε."""
     if run.labels is None or run.private:
         return None
     counts = np.array(run.labels.counts, np.float64)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    with rc_context(_STYLE):
-        figure, axes = _axes(high=min(6.0, max(_HIGH, 0.6 + 0.17 * len(shares))))
-        axes.imshow(shares, cmap=_tint(), vmin=0, vmax=max(shares.max(), 0.01), aspect="auto", interpolation="nearest")
-        axes.grid(visible=False)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        _name_ticks(axes, list(run.labels.classes))
-        axes.set_ylabel("client")
-        told = "known in simulation alone: no server of a real federation sees this"
-        about = f"Each client's images by label, as shares of its own, up to {shares.max():.2f}; {told}."
-        return _plot(figure, name, "Labels of clients (simulation)", about, "")
+    # From nothing to the first series' colour: it reads on a light page as on a dark one.
+    tint = LinearSegmentedColormap.from_list("tint", [(*to_rgb(SERIES[0]), 0.04), (*to_rgb(SERIES[0]), 1.0)])
+    figure, axes = _axes(high=min(6.0, max(_HIGH, 0.6 + 0.17 * len(shares))))
+    axes.imshow(shares, cmap=tint, vmin=0, vmax=max(shares.max(), 0.01), aspect="auto", interpolation="nearest")
+    axes.grid(visible=False)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _name_ticks(axes, list(run.labels.classes))
+    axes.set_ylabel("client")
+    told = "known in simulation alone: no server of a real federation sees this"
+    about = f"Each client's images by label, as shares of its own, up to {shares.max():.2f}; {told}."
+    return _plot(figure, name, "Labels of clients (simulation)", about, "")
 
 
 def style_variables() -> dict[str, str]:
-    """The page's colour variables by what stands for them in an SVG."""
-    return {INK: "ink", LINE: "line"} | {colour: f"series-{index}" for index, colour in enumerate(SERIES)}
-
-
-def _shared(figure: _Figure, runs: Sequence[Run]) -> Chart:
-    lines = [
-        Line(figure.read(run) if figure.read else run.curve(figure.key), run.name, SERIES[index])
-        for index, run in enumerate(runs)
-    ]
-    note = OUTSIDE if figure.key == "distance" and any(run.private for run in runs) else ""
-    return Chart(figure.key, figure.title, figure.about, lines, note, figure.low)
-
-
-def _layers(runs: Sequence[Run]) -> list[Chart]:
-    about = "Mean θ of each layer after a round, first layers blue, last ones orange."
-    found = []
-    for index, run in enumerate(runs):
-        names = run.layers()
-        tones = LinearSegmentedColormap.from_list("layers", [SERIES[0], SERIES[3], SERIES[1]])
-        shades = [_hex(tones(place)) for place in np.linspace(0, 1, max(2, len(names)))]
-        lines = [
-            Line(run.curve(f"theta_by_layer.{name}"), name, shade) for name, shade in zip(names, shades, strict=False)
-        ]
-        title = "Density by layer" + (f": {run.name}" if len(runs) > 1 else "")
-        found.append(Chart(_numbered("density-by-layer", index, runs), title, about, lines, low=None, below=True))
-    return found
-
-
-def _both(found: Sequence[tuple[Run, str, Curve]], runs: Sequence[Run]) -> list[Line]:
-    if len(runs) == 1:
-        told = {"uplink": "up: clients to server", "downlink": "down: server to clients"}
-        return [Line(curve, told[way], SERIES[WAYS.index(way)]) for _, way, curve in found]
-    places = {id(run): index for index, run in enumerate(runs)}
-    return [
-        Line(curve, run.name if way == "uplink" else "", SERIES[places[id(run)]], "-" if way == "uplink" else "--")
-        for run, way, curve in found
-    ]
-
-
-def _numbered(name: str, index: int, runs: Sequence[Run]) -> str:
-    return name if len(runs) == 1 else f"{name}-{index + 1}"
-
-
-def _draw(chart: Chart) -> Plot:
-    with rc_context(_STYLE):
-        rows = -(-len(chart.lines) // _ACROSS) if chart.below else 0
-        figure, axes = _axes(beneath=0.48 + 0.19 * rows)
-        for line in (line for line in chart.lines if line.curve.rounds):
-            few = len(line.curve.rounds) < _MANY_POINTS
-            axes.plot(
-                *(line.curve.rounds, line.curve.values),
-                color=line.colour,
-                linestyle=line.style,
-                linewidth=1.5,
-                label=f" {line.label}" if line.label else None,  # the space: matplotlib hides labels that begin with _
-                marker="o" if few else "",
-                markersize=2.8,
-            )
-        _finish_axes(axes, chart)
-        return _plot(figure, chart.name, chart.title, chart.about, chart.note)
-
-
-def _finish_axes(axes: Axes, chart: Chart) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel("rounds done", fontsize=8)
-    show = chart.show
-    if show is not None:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value) if value >= 0 else ""))
-    if chart.low is not None:
-        top = max((value for line in chart.lines for value in line.curve.values), default=0)
-        top = top if top > 0 else 1
-        axes.set_ylim(chart.low - 0.02 * top, 1.06 * top)
-    if sum(bool(line.label and line.curve.rounds) for line in chart.lines) > 1:
-        if chart.below:
-            axes.figure.legend(loc="lower center", ncols=_ACROSS, fontsize=7.5)
-        else:
-            axes.legend(loc="best")
+    """The page's colour variables: what stands for each in an SVG, by its name."""
+    return {"ink": INK, "line": LINE} | {f"series-{index}": colour for index, colour in enumerate(SERIES)}
 
 
 def _axes(high: float = _HIGH, beneath: float = 0.48) -> tuple[Figure, Axes]:
@@ -291,15 +255,6 @@ def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(0, len(names), step), shown, fontsize=7 if slanted else 9)
     if slanted:
         axes.tick_params(axis="x", labelrotation=35)
-
-
-def _tint() -> LinearSegmentedColormap:
-    """From nothing to the first series' colour: it reads on a light page as on a dark one."""
-    return LinearSegmentedColormap.from_list("tint", [(*to_rgb(SERIES[0]), 0.04), (*to_rgb(SERIES[0]), 1.0)])
-
-
-def _hex(colour: Sequence[float]) -> str:
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colour[:3])
 
 
 def _plot(figure: Figure, name: str, title: str, about: str, note: str) -> Plot:
@@ -320,7 +275,7 @@ def _inline(svg: str, name: str) -> str:
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
     body = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
-    for colour, variable in style_variables().items():
+    for variable, colour in style_variables().items():
         body = body.replace(colour, f"var(--{variable})")
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
     opening = rf'<svg \1 role="img" aria-labelledby="title-{name}">'

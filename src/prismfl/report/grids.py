@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -44,11 +44,10 @@ def read_grids(files: Mapping[int, Path], room: int) -> Grids:
     RunFolderError for a file that is no picture.
     """
     pictures = [(rounds, _open(files[rounds])) for rounds in spread(list(files), MOST_GRIDS)]
-    coded = _as_png(pictures, room)
-    lossy = coded is None
-    if coded is None:
-        coded = [(rounds, picture, _coded(picture, "WEBP", quality=80)) for rounds, picture in pictures]
-    while len(coded) > 1 and _size(raw for _, _, raw in coded) > room:
+    coded = [(*one, _coded(one[1], "PNG")) for one in pictures]
+    if lossy := _size(coded) > room:
+        coded = [(*one, _coded(one[1], "WEBP", quality=80)) for one in pictures]
+    while len(coded) > 1 and _size(coded) > room:
         coded = spread(coded, len(coded) - 1)
     kind = "webp" if lossy else "png"
     shown = (Grid(rounds, data_uri(raw, kind), *_shown_size(picture)) for rounds, picture, raw in coded)
@@ -74,8 +73,9 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
     return [items[round(index)] for index in np.linspace(0, len(items) - 1, most)]
 
 
-def _size(parts: Iterable[bytes]) -> float:
-    return sum(map(len, parts)) * _TEXT
+def _size(coded: Sequence[tuple[int, Image.Image, bytes]]) -> float:
+    """Bytes of page that pictures take."""
+    return sum(len(raw) for _, _, raw in coded) * _TEXT
 
 
 def _open(path: Path) -> Image.Image:
@@ -89,16 +89,6 @@ def _open(path: Path) -> Image.Image:
     small = pixels[::2, ::2]
     doubled = small.repeat(2, 0).repeat(2, 1)
     return Image.fromarray(small) if doubled.shape == pixels.shape and (doubled == pixels).all() else picture
-
-
-def _as_png(pictures: Sequence[tuple[int, Image.Image]], room: int) -> list[tuple[int, Image.Image, bytes]] | None:
-    """Pictures with their PNG bytes, or None as soon as there is no room for them."""
-    found: list[tuple[int, Image.Image, bytes]] = []
-    for rounds, picture in pictures:
-        found.append((rounds, picture, _coded(picture, "PNG")))
-        if _size(raw for _, _, raw in found) > room:
-            return None
-    return found
 
 
 def _coded(picture: Image.Image, kind: str, **options: object) -> bytes:

@@ -15,7 +15,7 @@ from prismfl.run.folder import RunFolder, damaged
 from prismfl.settings.schema import Settings
 
 MOST_RUNS = 10  # on one page: colours that can be told apart
-WAYS = ("uplink", "downlink")
+WAYS = {"uplink": "up: clients to server", "downlink": "down: server to clients"}
 _NUMBERS = ("round", "loss", "lambda", "density", "seconds", *(f"{way}_bytes" for way in WAYS))
 
 
