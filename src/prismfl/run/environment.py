@@ -19,16 +19,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "none"
     # They round otherwise than torch does, so a run's bytes depend on whether they were compiled.
-    found["kernels"] = "compiled" if _loads("prismfl.kernels._fast") else "none"
-    return found
-
-
-def _loads(module: str) -> bool:
     try:
-        import_module(module)
+        import_module("prismfl.kernels._fast")
+        found["kernels"] = "compiled"
     except ImportError:
-        return False
-    return True
+        found["kernels"] = "none"
+    return found
 
 
 def cores() -> int:

@@ -60,15 +60,14 @@ def prepare(
     images: uint8 `[N, C, H, W]` with labels int64 `[N]` instead of the settings' data set.
     """
     check_device(settings.running.device)
-    settings, scratch = counted(settings), _scratch(settings)
-    size = settings.pixels
+    settings = counted(settings)
     test: ImageSet | None
     if images is not None:
-        train, test = _given(images, labels, size, scratch)
+        train, test = _given(images, labels, settings)
     elif labels is not None or settings.data.dataset == "arrays":
         raise DataError("no images", "the arrays of the run", "pass images, and labels if there are any")
     else:
-        train, test = _load(settings, size)
+        train, test = _load(settings)
     train = _chosen(train, settings)
     test = None if test is None else _chosen(test, settings)
     if settings.privacy.epsilon and not settings.privacy.distances:
@@ -77,48 +76,43 @@ def prepare(
     parts = partition(train, settings.data, settings.seed)
     channels = train.images.shape[1]
     settings = _on_this_machine(resolved(settings, channels, len(train) / len(parts)))
-    loaded = load_matched(settings.features)
+    agreement, loaded = _agreed(settings, channels, train.classes)
     if settings.privacy.epsilon:
-        _check_private(settings, loaded, train.classes, [len(part) for part in parts])
-    agreement = agree(settings, channels, train.classes, loaded.sha256)
-    features = FeatureMap(loaded, agreement.matching, agreement.layout.channels, agreement.layout.size)
-    clients = deal(train, parts, scratch)
+        check_sizes(settings.privacy, [len(part) for part in parts])
+    clients = deal(train, parts, _scratch(settings))
     warnings = _warnings(settings, loaded, clients, test)
-    return Prepared(agreement, make_kit(agreement, features, compiled=_compiled(settings)), clients, test, warnings)
+    # A simulator's searches share what was compiled once; of others each would compile anew.
+    at_a_time = 1 if settings.federation.mode == "one-shot" else settings.federation.cohort or settings.data.clients
+    steps = settings.federation.rounds * at_a_time * settings.search.local_steps
+    kit = _kit(agreement, loaded, compiled=worth_compiling(settings.running.device, steps))
+    return Prepared(agreement, kit, clients, test, warnings)
 
 
 def _on_this_machine(settings: Settings) -> Settings:
     """The settings with what follows from the machine written down."""
     running = settings.running
     most = min(cores(), _MOST_THREADS) if settings.federation.mode == "one-shot" else 1
-    found = replace(
-        running,
-        precision=precision_of(running.precision, running.device),
-        client_threads=running.client_threads or most,
-    )
-    return replace(settings, running=found)
+    precision = precision_of(running.precision, running.device)
+    threads = running.client_threads or most
+    return replace(settings, running=replace(running, precision=precision, client_threads=threads))
 
 
-def _compiled(settings: Settings) -> bool:
-    """Whether the run's steps are compiled: a simulator's searches share what was compiled once."""
-    clients = 1 if settings.federation.mode == "one-shot" else settings.federation.cohort or settings.data.clients
-    steps = settings.federation.rounds * clients * settings.search.local_steps
-    return worth_compiling(settings.running.device, steps)
-
-
-def _check_private(settings: Settings, loaded: LoadedNet, classes: tuple[str, ...], sizes: list[int]) -> None:
-    """What would void the guarantee, before a feature is computed.  Raises PrivacyError."""
-    _check_overlap(settings, loaded, classes)
-    check_sizes(settings.privacy, sizes)
-
-
-def _check_overlap(settings: Settings, loaded: LoadedNet, classes: tuple[str, ...]) -> None:
-    if overlaps(loaded.about, settings.data.dataset, classes):
+def _agreed(settings: Settings, channels: int, classes: tuple[str, ...]) -> tuple[Agreement, LoadedNet]:
+    """The agreement and the matched network.  Raises PrivacyError for one that voids the guarantee of ε."""
+    loaded = load_matched(settings.features)
+    if settings.privacy.epsilon and overlaps(loaded.about, settings.data.dataset, classes):
         raise PrivacyError(
             f"the matched network {settings.features.features}, trained on {loaded.about['trained_on']}",
             "one that never saw the private images, for nothing protects what its weights hold of them",
             "match another network, or random",
         )
+    return agree(settings, channels, classes, loaded.sha256), loaded
+
+
+def _kit(agreement: Agreement, loaded: LoadedNet, *, compiled: bool = False) -> ClientKit:
+    layout = agreement.layout
+    features = FeatureMap(loaded, agreement.matching, layout.channels, layout.size)
+    return make_kit(agreement, features, compiled=compiled)
 
 
 def agree_on(settings: Settings, channels: int, classes: tuple[str, ...]) -> Agreement:
@@ -127,19 +121,14 @@ def agree_on(settings: Settings, channels: int, classes: tuple[str, ...]) -> Agr
     It names the feature network by its SHA-256.  Raises PrismError subclasses, PrivacyError for a
     feature network that may have seen the private images.
     """
-    names = select_names(classes, settings.data.classes)
-    settings = _on_this_machine(resolved(settings, channels))
-    loaded = load_matched(settings.features)
-    if settings.privacy.epsilon:
-        _check_overlap(settings, loaded, names)
-    return agree(settings, channels, names, loaded.sha256)
+    names, settings = select_names(classes, settings.data.classes), resolved(settings, channels)
+    return _agreed(_on_this_machine(settings), channels, names)[0]
 
 
 def site_kit(agreement: Agreement) -> ClientKit:
     """What one client computes with.  Raises ModelFileError for another feature network than was agreed on."""
     check_device(agreement.settings.running.device)
-    loaded, layout = load_matched(agreement.settings.features), agreement.layout
-    return make_kit(agreement, FeatureMap(loaded, agreement.matching, layout.channels, layout.size))
+    return _kit(agreement, load_matched(agreement.settings.features))
 
 
 def counted(settings: Settings) -> Settings:
@@ -158,15 +147,15 @@ def _warnings(
     settings: Settings, loaded: LoadedNet, clients: Sequence[ImageSet], test: ImageSet | None
 ) -> tuple[str, ...]:
     """What whoever starts the run should know, a line each."""
-    name, dataset = f"the matched network {settings.features.features}", settings.data.dataset
-    classes = clients[0].classes
+    name, private = settings.features.features, settings.privacy.epsilon > 0
     harm = "its public weights hold, unprotected, what was learnt of them"
-    found = overlap_note(name, loaded.about, dataset, classes, harm)
+    matched = f"the matched network {name}"
+    found = overlap_note(matched, loaded.about, settings.data.dataset, clients[0].classes, harm)
     if test is not None and settings.running.distance_samples:
-        found += sibling_note(settings.features.features)
-    if settings.federation.mode == "one-shot" and not settings.privacy.epsilon:
+        found += sibling_note(name)
+    if settings.federation.mode == "one-shot" and not private:
         found.append(_PLAIN_MOMENTS)
-    if settings.privacy.epsilon:
+    if private:
         found += uncovered(clients, settings.privacy.images_per_person)
     return tuple(found)
 
@@ -176,31 +165,27 @@ def for_arrays(settings: Settings, images: NDArray[np.uint8]) -> Settings:
     size = settings.generator.size
     if not size and isinstance(images, np.ndarray) and images.ndim == 4:
         size = next((one for one in SIZES if one >= max(images.shape[2:])), SIZES[-1])
-    return replace(
-        settings, data=replace(settings.data, dataset="arrays"), generator=replace(settings.generator, size=size)
-    )
+    data, generator = replace(settings.data, dataset="arrays"), replace(settings.generator, size=size)
+    return replace(settings, data=data, generator=generator)
 
 
 def _check_test(settings: Settings, train: ImageSet, test: ImageSet | None) -> None:
-    if test is not None and len(test) and test.labels.max() >= len(train.classes):
-        raise DataError(
-            f"a test label {test.labels.max()} and {len(train.classes)} labels in training",
-            "test images of trained labels",
-            "check the two splits",
-        )
+    if test is None:
+        return
+    if len(test) and test.labels.max() >= len(train.classes):
+        got = f"a test label {test.labels.max()} and {len(train.classes)} labels in training"
+        raise DataError(got, "test images of trained labels", "check the two splits")
     asked = settings.running.distance_samples
-    if test is not None and asked and min(asked, len(test)) < 2:
-        raise SettingError(
-            f"running.distance_samples = {asked} with {len(test)} test images",
-            "0, or at least 2 of each",
-            "set it to 0",
-        )
+    if asked and min(asked, len(test)) < 2:
+        got = f"running.distance_samples = {asked} with {len(test)} test images"
+        raise SettingError(got, "0, or at least 2 of each", "set it to 0")
 
 
-def _load(settings: Settings, size: int) -> tuple[ImageSet, ImageSet | None]:
-    data, given, scratch = settings.data, settings.data.partition == "given", _scratch(settings)
-    folder = Path(data.data_dir) if data.data_dir else None
-    train = load_dataset(data.dataset, folder, size, "train", per_client=given, settings=data, scratch=scratch)
+def _load(settings: Settings) -> tuple[ImageSet, ImageSet | None]:
+    data, given = settings.data, settings.data.partition == "given"
+    folder, scratch = Path(data.data_dir) if data.data_dir else None, _scratch(settings)
+    name, size = data.dataset, settings.pixels
+    train = load_dataset(name, folder, size, "train", per_client=given, settings=data, scratch=scratch)
     if given:
         return train, None  # every image belongs to a client
     return train, load_dataset(data.dataset, folder, size, "test", settings=data, scratch=scratch)
@@ -212,19 +197,15 @@ def _chosen(whole: ImageSet, settings: Settings) -> ImageSet:
     return replace(found, images=in_channels(found.images, settings.generator.channels, _scratch(settings)))
 
 
-def _usable(images: NDArray[np.uint8]) -> bool:
-    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.dtype != np.uint8:
-        return False
-    return images.shape[1] in (1, 3) and len(images) >= _TEST_EVERY and min(images.shape) >= 1
-
-
 def _given(
-    images: NDArray[np.uint8], labels: NDArray[np.int64] | None, size: int, scratch: Path | None
+    images: NDArray[np.uint8], labels: NDArray[np.int64] | None, settings: Settings
 ) -> tuple[ImageSet, ImageSet]:
     """Arrays of a caller as training and test images."""
-    if not _usable(images):
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    usable = isinstance(images, np.ndarray) and len(shape) == 4 and images.dtype == np.uint8
+    if not usable or shape[1] not in (1, 3) or len(images) < _TEST_EVERY or min(shape) < 1:
         raise DataError(
-            f"images {getattr(images, 'dtype', type(images).__name__)} {list(getattr(images, 'shape', ()))}",
+            f"images {getattr(images, 'dtype', type(images).__name__)} {list(shape)}",
             f"uint8 [N, 1 or 3, H, W] with N ≥ {_TEST_EVERY}",
             "convert them",
         )
@@ -232,8 +213,7 @@ def _given(
     if tags.shape != (len(images),) or not np.issubdtype(tags.dtype, np.integer) or tags.min() < 0:
         raise DataError(f"labels {tags.dtype} {list(tags.shape)}", f"integers ≥ 0 [{len(images)}]", "convert them")
     names, tags = np.unique(tags, return_inverse=True)
-    classes = tuple(str(name) for name in names)
-    held = np.arange(len(images)) % _TEST_EVERY == _TEST_EVERY - 1
-    whole = ImageSet(fit(images, size, scratch), tags.astype(np.int64), classes)
+    held, scratch = np.arange(len(images)) % _TEST_EVERY == _TEST_EVERY - 1, _scratch(settings)
+    whole = ImageSet(fit(images, settings.pixels, scratch), tags.astype(np.int64), tuple(map(str, names)))
     train, test = deal(whole, [np.flatnonzero(~held), np.flatnonzero(held)], scratch)
     return train, test
