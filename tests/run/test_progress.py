@@ -65,7 +65,7 @@ def test_the_live_bar_counts_rounds_and_prints_notes_as_they_are():
         watcher.round_done(RECORD, 4)  # before the start there is no bar to move
         watcher.started(1, 4)
         watcher.round_done(RECORD | {"round": 2}, 4)
-        assert watcher.progress.tasks[0].completed == 3
+        assert watcher.tasks[0].completed == 3
         watcher.note("client 1 is left out: features.layers = [1, 2]; see [docs]")
     shown = screen.getvalue()
     assert "3/4" in shown and "loss 0.6346" in shown
@@ -77,5 +77,5 @@ def test_the_live_bar_lets_the_terminal_go_when_a_run_fails():
     with pytest.raises(ValueError, match="lost"), LiveWatcher(Console(file=screen, force_terminal=True)) as watcher:
         watcher.started(0, 2)
         raise ValueError("lost")
-    assert watcher.progress.live.is_started is False
+    assert watcher.live.is_started is False
     assert screen.getvalue().rstrip().endswith("\x1b[?25h"), "the cursor is shown again"

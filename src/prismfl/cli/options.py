@@ -32,15 +32,14 @@ class GroupedCommand(TyperCommand):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options, then those that most people need, then the others by section."""
-        groups: dict[str, list[tuple[str, str]]] = {"Options": [], "Most used": []}
-        groups |= {title: [] for title in _SECTIONS.values()}
+        titles = ("Options", "Most used", *_SECTIONS.values())
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
         known = all_fields()
         for parameter in self.get_params(ctx):
-            name, record = parameter.name or "", parameter.get_help_record(ctx)
-            if record is None:
-                continue
-            section = _SECTIONS[known[name][0]] if name in known else "Options"
-            groups["Most used" if name in _FIRST else section].append(record)
+            if record := parameter.get_help_record(ctx):
+                name = parameter.name or ""
+                section = _SECTIONS[known[name][0]] if name in known else "Options"
+                groups["Most used" if name in _FIRST else section].append(record)
         for title, rows in groups.items():
             if rows:
                 with formatter.section(title):

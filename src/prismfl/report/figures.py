@@ -220,7 +220,7 @@ def client_labels(run: Run, name: str) -> Plot | None:
     """Labels at the simulated clients as a table of tints; never of a run with ε."""
     if run.labels is None or run.private:
         return None
-    counts = np.array(run.labels.counts, np.float64)
+    classes, counts = run.labels[0], np.array(run.labels[1], np.float64)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     # From nothing to the first series' colour: it reads on a light page as on a dark one.
     tint = LinearSegmentedColormap.from_list("tint", [(*to_rgb(SERIES[0]), 0.04), (*to_rgb(SERIES[0]), 1.0)])
@@ -228,7 +228,7 @@ def client_labels(run: Run, name: str) -> Plot | None:
     axes.imshow(shares, cmap=tint, vmin=0, vmax=max(shares.max(), 0.01), aspect="auto", interpolation="nearest")
     axes.grid(visible=False)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _name_ticks(axes, list(run.labels.classes))
+    _name_ticks(axes, classes)
     axes.set_ylabel("client")
     told = "known in simulation alone: no server of a real federation sees this"
     about = f"Each client's images by label, as shares of its own, up to {shares.max():.2f}; {told}."

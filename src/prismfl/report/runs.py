@@ -20,14 +20,6 @@ _NUMBERS = ("round", "loss", "lambda", "density", "seconds", *(f"{way}_bytes" fo
 
 
 @dataclass(frozen=True)
-class ClientLabels:
-    """Images of each label at each simulated client: `counts[client][label]`."""
-
-    classes: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
 class Curve:
     """Values of a figure after so many rounds each: `values[i]` after `rounds[i]`."""
 
@@ -39,9 +31,10 @@ class Curve:
 class Run:
     """A run as its folder tells it.
 
-    name: of the folder; rounds: lines of the log; summary, evaluation: None where not there (yet); classes: names of
-    the labels that grids have columns of, empty where unknown; grids: files by number of rounds done; real: grid of
-    held-back real images, None where there is none to show.
+    name: of the folder; rounds: lines of the log; summary, evaluation: None where not there (yet); labels: the names
+    of all, and images of each at each simulated client, `[client][label]`; classes: names of the labels that grids
+    have columns of, empty where unknown; grids: files by number of rounds done; real: grid of held-back real images,
+    None where there is none to show.
     """
 
     name: str
@@ -51,10 +44,10 @@ class Run:
     summary: Mapping[str, Any] | None
     evaluation: Mapping[str, Any] | None
     ledger: tuple[Entry, ...]
-    labels: ClientLabels | None
+    labels: tuple[list[str], list[list[int]]] | None
     classes: tuple[str, ...]
     grids: Mapping[int, Path]
-    real: Path | None = None
+    real: Path | None
 
     @property
     def planned(self) -> int:
@@ -129,7 +122,7 @@ def _read(root: Path, name: str) -> Run:
     # With ε set, labels of clients are outside the guarantee: whatever lies there is not even read.
     labels = None if ledger or settings.privacy.epsilon else _labels(folder)
     model = load_model(folder.model) if folder.model.is_file() else None
-    conditional = labels.classes if labels and settings.generator.conditional and len(labels.classes) > 1 else ()
+    conditional = tuple(labels[0]) if labels and settings.generator.conditional and len(labels[0]) > 1 else ()
     return Run(
         name,
         folder,
@@ -169,7 +162,7 @@ def _rounds(folder: RunFolder) -> list[dict[str, Any]]:
     return found
 
 
-def _labels(folder: RunFolder) -> ClientLabels | None:
+def _labels(folder: RunFolder) -> tuple[list[str], list[list[int]]] | None:
     found = runfolder.read_json(folder.labels)
     if found is None:
         return None
@@ -179,7 +172,7 @@ def _labels(folder: RunFolder) -> ClientLabels | None:
     whole = all(isinstance(row, list) and len(row) == len(classes) for row in counts)
     if not whole or any(type(count) is not int or count < 0 for row in counts for count in row):
         raise damaged(folder.labels, "counts that are not one a class")
-    return ClientLabels(tuple(map(str, classes)), tuple(map(tuple, counts)))
+    return list(map(str, classes)), counts
 
 
 def _within(line: Mapping[str, Any], key: str) -> Any:

@@ -3,11 +3,10 @@
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def sized(count: float) -> str:
@@ -47,42 +46,25 @@ def figures(record: Mapping[str, Any]) -> str:
     return text + (f"  distance {record['distance']:.1f}" if "distance" in record else "")
 
 
-class LiveWatcher:
-    """A bar with round, loss, bytes and the time left; notes go above it."""
+class LiveWatcher(Progress):
+    """A bar with round, loss, bytes and the time left, as long as this context lasts; notes go above it."""
 
     def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self.task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
+        described, left = TextColumn("{task.description}"), (TextColumn("left"), TimeRemainingColumn())
+        super().__init__(TextColumn("training"), BarColumn(), MofNCompleteColumn(), described, *left, console=console)
 
     def started(self, done: int, rounds: int) -> None:
         """The run begins, or goes on after `done` rounds."""
-        self.task = self.progress.add_task("moments of the images", total=rounds, completed=done)
+        self.add_task("moments of the images", total=rounds, completed=done)
 
     def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
         """A round is on disk."""
-        if self.task is not None:
-            self.progress.update(self.task, total=rounds, completed=record["round"] + 1, description=figures(record))
+        for task in self.task_ids:
+            self.update(task, total=rounds, completed=record["round"] + 1, description=figures(record))
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        self.progress.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False)
 
 
 def on_terminal() -> bool:

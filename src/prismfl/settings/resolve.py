@@ -111,28 +111,26 @@ def resolved(settings: Settings, channels: int, images: float | None = None) -> 
         >>> settings.search.batch_size, settings.search.local_steps, settings.generator.width
         (16, 100, 16)
     """
-    features = named(settings.features, channels)
-    settings = replace(settings, features=features)
+    search, federation, features = settings.search, settings.federation, named(settings.features, channels)
     width = settings.generator.width or (16 if channels == 1 else 32)
     few = images is not None and images < _FEW_IMAGES
-    batch = settings.search.batch_size or (_SMALL_BATCH[channels] if few else 64)
-    made = _ROUND_IMAGES[channels] * (_ALONE if settings.federation.mode == "one-shot" else 1)
-    steps = settings.search.local_steps or max(1, made // batch)
+    batch = search.batch_size or (_SMALL_BATCH[channels] if few else 64)
+    made = _ROUND_IMAGES[channels] * (_ALONE if federation.mode == "one-shot" else 1)
     loss = "unbiased" if features.features in _LITES else "squared"
     search = replace(
-        settings.search,
+        search,
         batch_size=batch,
-        local_steps=steps,
-        loss=loss if settings.search.loss == "auto" else settings.search.loss,
+        local_steps=search.local_steps or max(1, made // batch),
+        loss=loss if search.loss == "auto" else search.loss,
         final_rate=_final_rate(settings),
     )
-    soft = search.mask == "soft" and settings.federation.initial_certainty == AUTO
-    certainty = _SOFT_CERTAINTY if soft else settings.federation.certainty
+    soft = search.mask == "soft" and federation.initial_certainty == AUTO
     settings = replace(
         settings,
+        features=features,
         generator=replace(settings.generator, width=width, channels=channels),
         search=search,
-        federation=replace(settings.federation, initial_certainty=certainty),
+        federation=replace(federation, initial_certainty=_SOFT_CERTAINTY if soft else federation.certainty),
     )
     return replace(settings, search=replace(search, learning_rate=first_rate(settings)))
 

@@ -11,39 +11,34 @@ from prismfl.errors import SettingError
 from prismfl.settings.schema import SECTIONS, Settings, all_fields
 
 # Settings that were, by the name that they had: where what they did is found now, or why it is no more.
+_OUTPUT = ("workers", "cache_dir", "device", "distance_every", "distance_samples")
 _MOVED = {
-    **{
-        f"output.{name}": f"running.{name}"
-        for name in ("workers", "cache_dir", "device", "distance_every", "distance_samples")
-    },
+    **{f"output.{name}": f"running.{name}" for name in _OUTPUT},
     **{f"search.{name}": f"running.{name}" for name in ("precision", "client_threads")},
-    "deployment.deadline": "running.deadline",
-    "deployment.least_cohort": "running.least_cohort",
+    **{f"deployment.{name}": f"running.{name}" for name in ("deadline", "least_cohort")},
     "data.label_column": "data.attribute",
     "federation.shipped": "federation.finished_mask",
 }
-_UPLINK = "federation.uplink = 'whole', 'half' or 'fewest'"
+_MATCHED = ("layers", "pool", "feature_scale", "shift", "second_weight", "tone_weight")
+_UPLINK = (
+    "search.shrinkage",
+    "search.stream",
+    *(f"federation.{name}" for name in ("parts", "deal", "control_variate")),
+)
 _GONE = {
     "data.image_column": "the column image or img, or the only one that holds images",
     "data.least_images": "1 image at least",
     "generator.latent": "64 latent normals",
-    **dict.fromkeys(
-        ("features.layers", "features.pool", "features.feature_scale", "features.shift"),
-        "what the network is matched by",
-    ),
-    **dict.fromkeys(("features.second_weight", "features.tone_weight"), "what the network is matched by"),
+    **{f"features.{name}": "what the network is matched by" for name in _MATCHED},
     "features.features_sha256": "resolved.toml, where it is written",
-    **dict.fromkeys(("search.beta1", "search.beta2", "search.adam"), "what the cohort makes best"),
+    **{f"search.{name}": "what the cohort makes best" for name in ("beta1", "beta2", "adam")},
     "search.moving_rate": "0.1",
-    "search.shrinkage": _UPLINK,
-    "search.stream": _UPLINK,
     "search.latents": "latents that are spread evenly",
-    **dict.fromkeys(("federation.parts", "federation.deal", "federation.control_variate"), _UPLINK),
+    **dict.fromkeys((*_UPLINK, "federation.clip"), "federation.uplink = 'whole', 'half' or 'fewest'"),
     "federation.fixed_share": "federation.mada = 'published' or 'off'",
     "federation.alpha_bits": "8 bits",
     "federation.moment_steps": "64 steps",
     "federation.initial_theta": "1/2",
-    "federation.clip": _UPLINK,
     "federation.finished_mask_draws": "8 draws",
     "privacy.mechanism": "one release of moments",
     "privacy.another_release": "running.budget_epsilon and budget_delta, a limit to all that is released",
