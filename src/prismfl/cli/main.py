@@ -56,15 +56,10 @@ def main() -> None:
         # Wrong usage comes as click's own exceptions, which typer may bring in a copy of its own.
         if not hasattr(error, "format_message"):
             raise
-        _fail(f"{error.format_message()}; {_instead(error) or 'see `prismfl --help`'}")
+        # Instead of an option that an earlier version had there may be another one.
+        now = successor(str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_"))
+        _fail(f"{error.format_message()}; {f'there is {now} now' if now else 'see `prismfl --help`'}")
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def _instead(error: Exception) -> str:
-    """What to use in place of an option that an earlier version had; nothing where there never was one."""
-    name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
-    found = successor(name)
-    return f"there is {found} now" if found else ""
 
 
 def _fail(line: str) -> None:

@@ -119,18 +119,15 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
 
     What never changes (λ without MADA), or was measured once (the distance, by default), is a closing figure alone.
     """
-    shared = [_shared(key, runs) for key in FIGURES]
-    changing = [chart for chart in shared if any(len(set(line.curve.values)) > 1 for line in chart.lines)]
+    shared = []
+    for key, (title, about) in FIGURES.items():
+        curves = [run.distance() if key == "distance" else run.curve(key) for run in runs]
+        lines = [Line(curve, run.name, colour) for curve, run, colour in zip(curves, runs, SERIES, strict=False)]
+        note = OUTSIDE if key == "distance" and any(run.private for run in runs) else ""
+        if any(len(set(curve.values)) > 1 for curve in curves):
+            shared.append(Chart(key, title, about, _drawn(lines), note, low=None if key == "density" else 0.0))
     layers = [_layers(run, "" if len(runs) == 1 else f"-{index + 1}") for index, run in enumerate(runs)]
-    return [*changing, *(chart for chart in layers if chart.lines)]
-
-
-def _shared(key: str, runs: Sequence[Run]) -> Chart:
-    title, about = FIGURES[key]
-    curves = [run.distance() if key == "distance" else run.curve(key) for run in runs]
-    lines = [Line(curve, run.name, colour) for curve, run, colour in zip(curves, runs, SERIES, strict=False)]
-    note = OUTSIDE if key == "distance" and any(run.private for run in runs) else ""
-    return Chart(key, title, about, _drawn(lines), note, low=None if key == "density" else 0.0)
+    return [*shared, *(chart for chart in layers if chart.lines)]
 
 
 def _layers(run: Run, end: str) -> Chart:

@@ -118,38 +118,31 @@ def _names(roots: Sequence[Path]) -> list[str]:
 
 def _read(root: Path, name: str) -> Run:
     folder, settings = runfolder.reopen(root)
-    ledger = _ledger(folder)
-    # With ε set, labels of clients are outside the guarantee: whatever lies there is not even read.
-    labels = None if ledger or settings.privacy.epsilon else _labels(folder)
+    found = runfolder.read_json(folder.ledger) or {"releases": []}
+    try:
+        ledger = from_json(found.get("releases"))
+    except PrivacyError as error:
+        raise damaged(folder.ledger, error.got) from None
+    # With ε set, labels of clients are outside the guarantee: whatever lies there is not even read.  Held-back images
+    # are private too, unless distances to them were asked for.
+    private = bool(ledger or settings.privacy.epsilon)
+    labels = None if private else _labels(folder)
+    shown = (not private or settings.privacy.distances) and folder.real.is_file()
     model = load_model(folder.model) if folder.model.is_file() else None
     conditional = tuple(labels[0]) if labels and settings.generator.conditional and len(labels[0]) > 1 else ()
     return Run(
-        name,
-        folder,
-        settings,
-        tuple(_rounds(folder)),
-        runfolder.read_json(folder.summary),
-        runfolder.read_json(folder.evaluation),
-        ledger,
-        labels,
-        model.labels if model else conditional,
-        runfolder.grids(folder),
-        _real(folder, settings, ledger),
+        name=name,
+        folder=folder,
+        settings=settings,
+        rounds=tuple(_rounds(folder)),
+        summary=runfolder.read_json(folder.summary),
+        evaluation=runfolder.read_json(folder.evaluation),
+        ledger=ledger,
+        labels=labels,
+        classes=model.labels if model else conditional,
+        grids=runfolder.grids(folder),
+        real=folder.real if shown else None,
     )
-
-
-def _real(folder: RunFolder, settings: Settings, ledger: tuple[Entry, ...]) -> Path | None:
-    """With ε set held-back images are private too, unless distances to them were asked for."""
-    shown = settings.privacy.distances or not (ledger or settings.privacy.epsilon)
-    return folder.real if shown and folder.real.is_file() else None
-
-
-def _ledger(folder: RunFolder) -> tuple[Entry, ...]:
-    found = runfolder.read_json(folder.ledger) or {"releases": []}
-    try:
-        return from_json(found.get("releases"))
-    except PrivacyError as error:
-        raise damaged(folder.ledger, error.got) from None
 
 
 def _rounds(folder: RunFolder) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What a run was made with: versions and hardware, for its summary.  Importing this needs no torch."""
 
+import contextlib
 import os
 import platform
 from importlib import import_module
@@ -36,14 +37,14 @@ def cores() -> int:
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
     """Processor, cores that this process may use, memory in GB, system, and the torch device's name."""
-    found = {
-        "processor": _processor(),
-        "cores": cores(),
-        "memory_gb": _memory(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": _device(device),
-    }
-    return {name: value for name, value in found.items() if value is not None}
+    found = {"processor": _processor(), "cores": cores()}
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # elsewhere than on POSIX
+        found["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    if device.startswith("cuda"):
+        import torch
+
+        device = f"{device} ({torch.cuda.get_device_name(device)})"
+    return {**found, "system": f"{platform.system()} {platform.machine()}", "device": device}
 
 
 def _processor() -> str:
@@ -53,18 +54,3 @@ def _processor() -> str:
         lines = []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
-
-
-def _memory() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (AttributeError, OSError, ValueError):  # elsewhere than on POSIX
-        return None
-
-
-def _device(device: str) -> str:
-    if not device.startswith("cuda"):
-        return device
-    import torch
-
-    return f"{device} ({torch.cuda.get_device_name(device)})"

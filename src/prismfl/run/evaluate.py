@@ -87,7 +87,9 @@ def evaluate_model(
         raise SettingError(f"samples {samples}", "at least 2", "ask for more")
     if repeats < 1:
         raise SettingError(f"repeats {repeats}", "at least 1", "ask for more")
-    asked = _asked(metrics)
+    asked = tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip()))
+    for unknown in (name for name in asked if name not in METRICS):
+        raise SettingError(f"metric {unknown!r}", f"some of {', '.join(METRICS)}", "name these, by commas")
     check_device(device)
     if pairs is not None:
         check_pairs(pairs, pairs_by)
@@ -305,28 +307,14 @@ def as_text(found: dict[str, Any]) -> str:
         lines += ["", title]
         for one in figures:
             lines.append(f"  {one.name:20} " + "  ".join(part for part in (one.value, one.interval, one.real) if part))
-    lines += [*_ledger_lines(found["ledger"]), ""]
-    lines += [f"Warning: {note}" for note in found.get("warnings", ())]
-    return "\n".join([*lines, f"Privacy: {found['privacy']}"])
-
-
-def _ledger_lines(ledger: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Releases for people, the first of them: a client a line."""
-    lines = [
-        f"  client {one['client']}: ε = {one['epsilon']:.4g}, δ = {one['delta']:g}, σ / Δ = "
-        f"{one['noise_multiplier']:.4g}, {one['images']} images, releases: {one['count']}"
-        for one in ledger[:_MOST_RELEASES]
-    ]
-    more = len(ledger) - len(lines)
-    return ["", "Ledger", *lines, *([f"  and {more} more"] if more else [])] if lines else []
-
-
-def _asked(metrics: str) -> tuple[str, ...]:
-    asked = tuple(dict.fromkeys(name.strip() for name in metrics.split(",") if name.strip()))
-    for name in asked:
-        if name not in METRICS:
-            raise SettingError(f"metric {name!r}", f"some of {', '.join(METRICS)}", "name these, by commas")
-    return asked
+    ledger = found["ledger"]
+    lines += ["", "Ledger"] if ledger else []
+    for one in ledger[:_MOST_RELEASES]:
+        guarantee = f"ε = {one['epsilon']:.4g}, δ = {one['delta']:g}, σ / Δ = {one['noise_multiplier']:.4g}"
+        lines.append(f"  client {one['client']}: {guarantee}, {one['images']} images, releases: {one['count']}")
+    lines += [f"  and {len(ledger) - _MOST_RELEASES} more"] if len(ledger) > _MOST_RELEASES else []
+    warnings = [f"Warning: {note}" for note in found.get("warnings", ())]
+    return "\n".join([*lines, "", *warnings, f"Privacy: {found['privacy']}"])
 
 
 def _judge(sampler: Sampler, trained: Data, name: str, data_dir: str, network: Inception | None) -> _Judge:

@@ -85,7 +85,12 @@ def reopen(root: Path, changes: Mapping[str, Any] | None = None) -> tuple[RunFol
         raise RunFolderError(f"no config.toml in {root}", "the folder of a run", "check the path")
     asked = _stored(folder.config)
     if changes:
-        _check_changes(changes)
+        if wrong := sorted(set(changes) - {item.name for item in fields(Running)} - _MOVABLE):
+            raise SettingError(
+                f"--resume with --{wrong[0].replace('_', '-')}",
+                "options of running, as --workers or --device, and places of files: what is agreed on stays",
+                "leave it out, or begin a new run",
+            )
         asked = settings_from(merged(asdict(asked), changes))
         write_atomic(folder.config, to_toml(asked))
     return folder, _here(_stored(folder.resolved), asked) if folder.resolved.is_file() else asked
@@ -98,17 +103,6 @@ def _stored(path: Path) -> Settings:
         return settings_from(values)
     except SettingError as error:
         raise RunFolderError(f"{path}: {error.got}", error.expected, error.remedy) from None
-
-
-def _check_changes(changes: Mapping[str, Any]) -> None:
-    """Raises SettingError for changes that would make another run of it."""
-    wrong = sorted(set(changes) - {item.name for item in fields(Running)} - _MOVABLE)
-    if wrong:
-        raise SettingError(
-            f"--resume with --{wrong[0].replace('_', '-')}",
-            "options of running, as --workers or --device, and places of files: what is agreed on stays",
-            "leave it out, or begin a new run",
-        )
 
 
 def _here(found: Settings, asked: Settings) -> Settings:
@@ -150,8 +144,13 @@ _MEMORY = ("adam_first", "adam_second", "adam_steps")
 
 
 def save_state(folder: RunFolder, state: ServerState, record: Mapping[str, Any]) -> None:
-    """Commit a round: its log line first, then the checkpoint that makes it count."""
-    _append(folder.rounds, json.dumps(record))
+    """Commit a round: its log line first, then the checkpoint that makes it count.  Raises RunFolderError."""
+    try:
+        with folder.rounds.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        got = f"cannot write {folder.rounds} ({error.strerror})"
+        raise RunFolderError(got, "a writable place with room", "free space and resume the run") from None
     tensors: dict[str, NDArray[Any]] = {
         "q": state.q,
         "round": np.array([state.round], np.int64),
@@ -161,7 +160,7 @@ def save_state(folder: RunFolder, state: ServerState, record: Mapping[str, Any])
     }
     if state.memory is not None:
         tensors |= dict(zip(_MEMORY, state.memory, strict=True))
-    write_atomic(folder.checkpoint, save_tensors(tensors))
+    save_arrays(folder.checkpoint, tensors)
 
 
 def load_state(folder: RunFolder, count: int, clients: int) -> ServerState | None:
@@ -174,11 +173,7 @@ def load_state(folder: RunFolder, count: int, clients: int) -> ServerState | Non
             write_atomic(folder.rounds, "")
         return None
     try:
-        state = _state_of(load_tensors(folder.checkpoint.read_bytes()))
-        if state.q.dtype != np.uint16 or state.q.shape != (count,) or state.held.shape != (clients,):
-            raise ValueError(f"θ of shape {state.q.shape}, {count} parameters expected")
-        if state.memory is not None and [part.shape for part in state.memory] != [(count,), (count,), (1,)]:
-            raise ValueError("Adam's moments of other sizes")
+        state = _state_of(load_tensors(folder.checkpoint.read_bytes()), count, clients)
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
         raise damaged(folder.checkpoint, str(error), "start the run anew") from None
     lines = [record for record in read_rounds(folder) if record["round"] < state.round]
@@ -186,17 +181,20 @@ def load_state(folder: RunFolder, count: int, clients: int) -> ServerState | Non
     return state
 
 
-def _state_of(tensors: Mapping[str, NDArray[Any]]) -> ServerState:
-    done, lengths, raw = int(tensors["round"][0]), tensors["lengths"], tensors["steps"].tobytes()
+def _state_of(tensors: Mapping[str, NDArray[Any]], count: int, clients: int) -> ServerState:
+    q, held, lengths, raw = tensors["q"], tensors["held"], tensors["lengths"], tensors["steps"].tobytes()
+    done, memory = int(tensors["round"][0]), tuple(tensors[name] for name in _MEMORY if name in tensors)
+    if q.dtype != np.uint16 or q.shape != (count,):
+        raise ValueError(f"θ of shape {q.shape}, {count} parameters expected")
+    if held.shape != (clients,) or (held > done).any():
+        raise ValueError(f"clients of shape {held.shape}, {clients} expected, none beyond round {done}")
     if lengths.dtype != np.int64 or (lengths < 0).any() or int(lengths.sum()) != len(raw):
         raise ValueError(f"{len(raw)} bytes of steps, {lengths.sum()} expected")
-    if (tensors["held"] > done).any():
-        raise ValueError(f"a client beyond round {done}")
+    if memory and [part.shape for part in memory] != [(count,), (count,), (1,)]:
+        raise ValueError("Adam's moments of other sizes")
     ends = np.cumsum(lengths).tolist()
     steps = tuple(raw[start:end] for start, end in zip([0, *ends], ends, strict=False))
-    first, second, taken = _MEMORY
-    memory = (tensors[first], tensors[second], tensors[taken]) if first in tensors else None
-    return ServerState(tensors["q"], done, steps, tensors["held"], memory)
+    return ServerState(q, done, steps, held, (memory[0], memory[1], memory[2]) if memory else None)
 
 
 def save_ledger(folder: RunFolder, client: int, releases: Sequence[Any], names: Sequence[str] = ()) -> None:
@@ -287,16 +285,6 @@ def grids(folder: RunFolder) -> dict[int, Path]:
     found = (folder.root / "samples").glob("round-*.png")
     named = {path.stem.removeprefix("round-"): path for path in found}
     return dict(sorted((int(rounds), path) for rounds, path in named.items() if rounds.isdecimal()))
-
-
-def _append(path: Path, line: str) -> None:
-    try:
-        with path.open("a") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write {path} ({error.strerror})", "a writable place with room", "free space and resume the run"
-        ) from None
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
