@@ -32,7 +32,7 @@ class Grid:
 class Grids:
     """A run's grids, the last one last; count: files there were; lossy: whether they were compressed with loss."""
 
-    shown: tuple[Grid, ...]
+    shown: Sequence[Grid]
     count: int
     lossy: bool
 
@@ -50,8 +50,11 @@ def read_grids(files: Mapping[int, Path], room: int) -> Grids:
     while len(coded) > 1 and _size(coded) > room:
         coded = spread(coded, len(coded) - 1)
     kind = "webp" if lossy else "png"
-    shown = (Grid(rounds, data_uri(raw, kind), *_shown_size(picture)) for rounds, picture, raw in coded)
-    return Grids(tuple(shown), len(files), lossy)
+    shown = []
+    for rounds, picture, raw in coded:
+        factor = max(1, min(4, _COLUMN // picture.width))  # enlarged by a whole number, as far as it fits a column
+        shown.append(Grid(rounds, data_uri(raw, kind), factor * picture.width, factor * picture.height))
+    return Grids(shown, len(files), lossy)
 
 
 def read_real(path: Path | None, room: int) -> Grid | None:
@@ -95,9 +98,3 @@ def _coded(picture: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def _shown_size(picture: Image.Image) -> tuple[int, int]:
-    """CSS pixels: enlarged by a whole number, as far as it fits a column."""
-    factor = max(1, min(4, _COLUMN // picture.width))
-    return factor * picture.width, factor * picture.height

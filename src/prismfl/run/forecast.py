@@ -69,12 +69,14 @@ def forecast(ready: Prepared, workers: int, processes: int = 0) -> Forecast:
 
 def _bytes_of_masks(agreement: Agreement, moved: NDArray[np.uint16]) -> tuple[int, int]:
     """Bytes up and down of a whole run with masks."""
-    settings, members = agreement.settings, len(cohort(agreement, 0))
-    rounds = settings.federation.rounds
+    settings, members, count = agreement.settings, len(cohort(agreement, 0)), agreement.layout.count
     up, step = _round_bytes(agreement, moved)
-    rates = np.array([rate_at(settings, t) for t in range(rounds)]) / settings.search.learning_rate
-    down = _heard(agreement, step) * members * np.sqrt(rates[:-1]).sum()
-    return round(up * members * rates.sum()), round(down)
+    rates = np.array([rate_at(settings, t) for t in range(settings.federation.rounds)]) / settings.search.learning_rate
+    # A client hears the steps since it was last asked, or a snapshot.
+    missed = settings.data.clients / members
+    steps = missed * (step + count / 16 * math.log2(max(1, members / _TRIAL_CLIENTS)))
+    heard = message.HEADER_BYTES + 26 + min(steps, 2 * count)
+    return round(up * members * rates.sum()), round(heard * members * np.sqrt(rates[:-1]).sum())
 
 
 def _bytes_once(agreement: Agreement, target: Target) -> tuple[int, int]:
@@ -131,14 +133,6 @@ def _shuffled(agreement: Agreement, moved: NDArray[np.uint16], client: int) -> N
             alike = layer.offset + np.flatnonzero(begun[layer.span] == value)
             found[alike] = moved[rng.permutation(alike)]
     return found
-
-
-def _heard(agreement: Agreement, step: int) -> float:
-    """Bytes that a client hears a round: the steps since it was last asked, or a snapshot."""
-    members, count = len(cohort(agreement, 0)), agreement.layout.count
-    longer = step + count / 16 * math.log2(max(1, members / _TRIAL_CLIENTS))
-    missed = agreement.settings.data.clients / members
-    return message.HEADER_BYTES + 26 + min(missed * longer, 2 * count)
 
 
 def _peak_mb() -> float:
