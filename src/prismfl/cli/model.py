@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -67,11 +67,10 @@ def evaluate(
             show_default=False,
         ),
     ] = "",
-    inception: Annotated[Optional[Path], typer.Option(help="Weights of the FID's Inception-v3: adds fid.")] = None,  # noqa: UP045
+    inception: Annotated[Path | None, typer.Option(help="Weights of the FID's Inception-v3: adds fid.")] = None,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     pairs: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Picture of samples beside the training images nearest to them: a .png."),
+        Path | None, typer.Option(help="Picture of samples beside the training images nearest to them: a .png.")
     ] = None,
     pairs_by: Annotated[str, typer.Option(help="Nearest by judge (its features) or by pixels.")] = "judge",
     save: Annotated[bool, typer.Option("--save", help="Write evaluation.json beside the model, for reports.")] = False,
@@ -90,7 +89,7 @@ def evaluate(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are put side by side.")],
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="The page [RUN/report.html; of several runs, comparison.html].", show_default=False),
     ] = None,
 ) -> None:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,10 +18,10 @@ INTERRUPTED = 130  # exit status, as a shell has it of what Ctrl-C ended
 
 def train(
     changes: dict[str, Any],
-    config: Annotated[Optional[Path], typer.Option(help="Settings file (TOML); options go over it.")] = None,  # noqa: UP045
+    config: Annotated[Path | None, typer.Option(help="Settings file (TOML); options go over it.")] = None,
     preset: Annotated[str, typer.Option(help="Settings by name, below --config: paper, as published.")] = "",
-    out: Annotated[Optional[Path], typer.Option(help="New run folder [runs/DATASET-SEED].")] = None,  # noqa: UP045
-    resume: Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="New run folder [runs/DATASET-SEED].")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Finish the run in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run takes, and stop.")] = False,
     log: Annotated[str, typer.Option(help="Also log to some of tensorboard,wandb,mlflow.", show_default=False)] = "",
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html at the end.")] = False,
