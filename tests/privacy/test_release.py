@@ -321,7 +321,6 @@ def test_every_release_has_noise_of_its_own(feature_map, blobs):
         (Privacy(epsilon=1.0), [0], "client 0 with 0 images"),
         (Privacy(epsilon=1.0, delta=1e-2), [50, 200], "below 1 / 200"),
         (Privacy(epsilon=1.0, delta=0.01), [100], "below 1 / 100"),
-        (Privacy(epsilon=-1.0), [100], "ε = -1.0"),
         (Privacy(epsilon=60.0), [100], "smaller ε"),
     ],
 )
