@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.errors import DataError
-from prismfl.metrics.readability import Classifier, _batches, _shifted, readability, record
+from prismfl.metrics.readability import Classifier, _rows, _shifted, readability, record
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_fewer_than_four_samples_are_refused(classifier, digits, count):
 @given(st.integers(0, 2**32), st.sampled_from([16, 32, 64]), st.sampled_from([1, 3]))
 def test_shifted_images_are_windows_of_themselves_with_repeated_borders(seed, side, channels):
     images = np.random.default_rng(seed).integers(0, 256, (4, channels, side, side), np.uint8)
-    moved, reach = _shifted(images, torch.Generator().manual_seed(seed)), side // 16
+    moved, reach = _shifted(torch.from_numpy(images), torch.Generator().manual_seed(seed)).numpy(), side // 16
     padded = np.pad(images, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="edge")
     for one, wide in zip(moved, padded, strict=True):
         windows = [
@@ -90,14 +90,14 @@ def test_shifted_images_are_windows_of_themselves_with_repeated_borders(seed, si
 
 def test_images_are_shifted_each_by_itself_and_all_ways():
     picture = np.random.default_rng(0).integers(0, 256, (1, 1, 16, 16), np.uint8)
-    moved = _shifted(picture.repeat(200, 0), torch.Generator().manual_seed(0))
+    moved = _shifted(torch.from_numpy(picture.repeat(200, 0)), torch.Generator().manual_seed(0))
     assert len(np.unique(moved.reshape(200, -1), axis=0)) == 9
 
 
 @settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 15))
 def test_passes_leave_no_image_out(count, batch, steps):
-    rows = torch.stack(list(_batches(count, batch, steps, torch.Generator().manual_seed(0)))).flatten()
+    rows = torch.stack(list(_rows(count, batch, steps, torch.Generator().manual_seed(0)))).flatten()
     times = np.bincount(rows.numpy(), minlength=count)
     assert len(rows) == batch * steps and times.max() - times.min() <= 1
 

@@ -2,20 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from prismfl.data.classes import select_classes
 from prismfl.data.datasets import ImageSet
 from prismfl.data.files import check_writable, write_atomic
 from prismfl.errors import SettingError
-from prismfl.features.networks import ARCHITECTURE, FORMAT, ClassifierNet, FeatureNet, Vgg, fold, load_features
+from prismfl.features.classifier import Batch, pixels_of, scaled, scores, train_classifier
+from prismfl.features.networks import ARCHITECTURE, FORMAT, FeatureNet, Vgg, fold, load_features
 
 _LEAST_SIZE = 8  # three poolings of the smallest network
 
@@ -96,45 +97,45 @@ def _origin(name: str, classes: tuple[str, ...], every: tuple[str, ...]) -> str:
     return f"{name}, {len(classes)} of its {len(every)} classes: {', '.join(classes)}"
 
 
-def _fit(train: ImageSet, recipe: Recipe, report: Callable[[str], None]) -> ClassifierNet:
+def _fit(images: ImageSet, recipe: Recipe, report: Callable[[str], None]) -> Vgg:
     draws = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # initialisation; everything after draws from `draws`
-        net = Vgg(len(train.classes), norm=True)
-    steps = max(1, len(train) // recipe.batch)
+        net = Vgg(len(images.classes), norm=True)
+    steps, losses = max(1, len(images) // recipe.batch), list[float]()
     optimiser = torch.optim.SGD(
         net.parameters(), recipe.rate, recipe.momentum, weight_decay=recipe.decay, nesterov=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.rate, total_steps=steps * recipe.epochs, pct_start=0.2, cycle_momentum=False
-    )
-    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
-    for epoch in range(recipe.epochs):
-        order, total = torch.randperm(len(train), generator=draws), 0.0
-        for batch in order[: steps * recipe.batch].split(recipe.batch):
-            x = augment(images[batch], recipe, draws).contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(net(x), labels[batch], label_smoothing=recipe.smoothing)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += float(loss.detach())
-        report(f"epoch {epoch + 1}/{recipe.epochs}  loss {total / steps:.4f}")
-    net.eval()
+
+    def after(loss: float) -> None:
+        losses.append(loss)
+        epoch, rest = divmod(len(losses), steps)
+        if not rest:
+            report(f"epoch {epoch}/{recipe.epochs}  loss {sum(losses[-steps:]) / steps:.4f}")
+
+    batches, every = _batches(images, recipe, steps, draws), steps * recipe.epochs
+    train_classifier(net, optimiser, batches, every, smoothing=recipe.smoothing, cycle_momentum=False, after=after)
     return net
+
+
+def _batches(images: ImageSet, recipe: Recipe, steps: int, draws: torch.Generator) -> Iterator[Batch]:
+    pixels, labels = torch.from_numpy(images.images), torch.from_numpy(images.labels)
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(images), generator=draws)
+        for picked in order[: steps * recipe.batch].split(recipe.batch):
+            yield augment(pixels[picked], recipe, draws), labels[picked]
 
 
 def augment(images: Tensor, recipe: Recipe, draws: torch.Generator) -> Tensor:
     """Random flips, crops, colour and grey: uint8 `[B, C, H, W]` → float32 `[B, 3, H, W]` in [-1, 1]."""
     count, size = len(images), images.shape[-1]
-    x = images.float().div_(127.5).sub_(1).expand(-1, 3, -1, -1)
+    x = scaled(images).expand(-1, 3, -1, -1)
     flip = torch.rand(count, generator=draws) < 0.5
     x = torch.where(flip[:, None, None, None], x.flip(3), x)
     x = F.pad(x, (recipe.crop,) * 4, mode="reflect")
     top, left = torch.randint(0, 2 * recipe.crop + 1, (2, count), generator=draws)
     span = torch.arange(size)
-    rows, columns = (top[:, None] + span)[:, :, None], (left[:, None] + span)[:, None, :]
-    x = x[torch.arange(count)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
+    x = pixels_of(x, top[:, None] + span, left[:, None] + span)
     return _recolour(x, recipe, draws)
 
 
@@ -154,15 +155,10 @@ def _recolour(x: Tensor, recipe: Recipe, draws: torch.Generator) -> Tensor:
 def _unit(net: FeatureNet, train: ImageSet, most: int = 5000) -> float:
     """Root of the mean variance of pooled features over the first images, every class among them."""
     images = torch.from_numpy(train.images[:: max(1, len(train) // most)])
-    parts = [net.embed(part.float().div_(127.5).sub_(1)) for part in torch.split(images, 250)]
+    parts = [net.embed(scaled(part)) for part in torch.split(images, 250)]
     return float(torch.cat(parts).var(0).mean().sqrt())
 
 
-@torch.no_grad()
-def evaluate(net: FeatureNet, data: ImageSet, batch: int = 250) -> float:
+def evaluate(net: nn.Module, data: ImageSet, batch: int = 250) -> float:
     """Share of images `[N, C, H, W]` that the network classifies rightly."""
-    images, right = torch.from_numpy(data.images), 0
-    for start in range(0, len(data), batch):
-        scores = net(images[start : start + batch].float().div_(127.5).sub_(1))
-        right += int((scores.argmax(1).numpy() == data.labels[start : start + batch]).sum())
-    return right / len(data)
+    return float((scores(net, data.images, batch).argmax(1).numpy() == data.labels).mean())

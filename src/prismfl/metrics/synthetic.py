@@ -5,7 +5,9 @@ trains it, and none chooses anything.  Its accuracy on real test images says wha
 somebody who has no others (Esteban, Hyland, Rätsch 2017).
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import DataError
+from prismfl.features.classifier import POOL, Batch, scaled, scores, small_network, train_classifier
 from prismfl.metrics.embedding import enough
 from prismfl.seeding.philox import Purpose, Stream
 
@@ -26,8 +29,7 @@ _TURN, _ZOOM, _SHIFT, _CONTRAST, _NOISE = 0.2, 0.12, 0.08, 0.25, 0.1
 
 @dataclass(frozen=True)
 class _Plan:
-    """A classifier and its training: convolutions as (channels, kernel, stride), of strides that quarter the side;
-    steps of 128 images each; whether half of the images are mirrored."""
+    """A classifier (see `small_network`), its steps of 128 images each, and whether half of these are mirrored."""
 
     units: tuple[tuple[int, int, int], ...]
     steps: int
@@ -35,8 +37,8 @@ class _Plan:
 
 
 # Photographs take a wider network, more passes, and may be mirrored; signs and garments may not.
-_GREY = _Plan(((24, 5, 2), (48, 3, 2), (64, 3, 1)), 800, False)
-_COLOUR = _Plan(((32, 5, 2), (64, 3, 1), (96, 3, 2), (128, 3, 1)), 2000, True)
+_GREY = _Plan(((24, 5, 2), (48, 3, 2), (64, 3, 1), POOL), 800, False)
+_COLOUR = _Plan(((32, 5, 2), (64, 3, 1), (96, 3, 2), (128, 3, 1), POOL), 2000, True)
 
 
 @dataclass(frozen=True)
@@ -63,45 +65,28 @@ def worth(images: NDArray[np.uint8], labels: NDArray[np.int64], test: ImageSet, 
         raise DataError(f"labels {list(labels.shape)} up to {labels.max()}", f"0 … {classes - 1}", "mend the labels")
     draws = Stream(seed, Purpose.CLASSIFIER, round=1).torch_generator()
     plan = _GREY if images.shape[1] == 1 else _COLOUR
-    net = _network(plan, images.shape[1], images.shape[-1], classes, draws)
-    _fit(net, _scaled(images), torch.from_numpy(labels), draws, replace(plan, steps=steps or plan.steps))
-    right = _named(net, test.images) == test.labels
+    seed_of_weights = int(torch.randint(2**31, (), generator=draws))
+    # Normalised by the image alone: statistics of generated images are not those of real ones.
+    net = small_network(
+        plan.units, partial(nn.GroupNorm, 4), images.shape[1], images.shape[-1], classes, seed_of_weights
+    )
+    optimiser = torch.optim.AdamW(net.parameters(), _RATE, weight_decay=_DECAY)
+    steps = steps or plan.steps
+    train_classifier(net, optimiser, _batches(images, labels, plan, steps, draws), steps, smoothing=_SMOOTHING)
+    right = scores(net, test.images).argmax(1).numpy() == test.labels
     parts = (right[test.labels == one] for one in range(classes))
     return Worth(float(right.mean()), tuple(float(part.mean()) if len(part) else None for part in parts))
 
 
-def _network(plan: _Plan, channels: int, size: int, classes: int, draws: torch.Generator) -> nn.Sequential:
-    inputs = (channels, *(outputs for outputs, _, _ in plan.units))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=draws)))
-        net = nn.Sequential(
-            *(part for given, unit in zip(inputs, plan.units, strict=False) for part in _unit(given, *unit)),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(inputs[-1] * (size // 8) ** 2, classes),
-        )
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _unit(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[nn.Module, ...]:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    # Normalised by the image alone: statistics of generated images are not those of real ones.
-    return conv, nn.GroupNorm(4, outputs), nn.ReLU()
-
-
-def _fit(net: nn.Module, images: Tensor, labels: Tensor, draws: torch.Generator, plan: _Plan) -> None:
-    """AdamW with a one-cycle rate; each image is changed anew every time."""
-    optimiser = torch.optim.AdamW(net.parameters(), _RATE, weight_decay=_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=plan.steps, pct_start=0.2)
-    for _ in range(plan.steps):
-        picked = torch.randint(len(images), (_BATCH,), generator=draws)
-        given = _changed(_mirrored(images[picked], draws) if plan.mirrored else images[picked], draws)
-        loss = F.cross_entropy(net(given), labels[picked], label_smoothing=_SMOOTHING)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    net.eval()
+def _batches(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], plan: _Plan, steps: int, draws: torch.Generator
+) -> Iterator[Batch]:
+    """Images at random, each changed anew every time."""
+    every, named = scaled(torch.from_numpy(images)), torch.from_numpy(labels)
+    for _ in range(steps):
+        picked = torch.randint(len(every), (_BATCH,), generator=draws)
+        given = _mirrored(every[picked], draws) if plan.mirrored else every[picked]
+        yield _changed(given, draws), named[picked]
 
 
 def _mirrored(images: Tensor, draws: torch.Generator) -> Tensor:
@@ -126,16 +111,4 @@ def _changed(images: Tensor, draws: torch.Generator) -> Tensor:
     moved = F.grid_sample(images, where, padding_mode="border", align_corners=False)
     factor, offset = 1 + upto(_CONTRAST), upto(_CONTRAST / 2)
     noise = torch.randn(images.shape, generator=draws) * torch.rand(count, 1, 1, 1, generator=draws)
-    found = moved * factor[:, None, None, None] + offset[:, None, None, None] + _NOISE * noise
-    return found.contiguous(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def _named(net: nn.Module, images: NDArray[np.uint8], batch: int = 500) -> NDArray[np.int64]:
-    """The label that the classifier gives to each of uint8 `[n, C, H, W]`: int64 `[n]`."""
-    starts = range(0, len(images), batch)
-    return torch.cat([net(_scaled(images[start : start + batch])).argmax(1) for start in starts]).numpy()
-
-
-def _scaled(images: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(images).float().div_(127.5).sub_(1)
+    return moved * factor[:, None, None, None] + offset[:, None, None, None] + _NOISE * noise
