@@ -105,9 +105,9 @@ def fetch(
     mirror: Annotated[str, typer.Option(help="Address that has the files [the publisher's].")] = "",
 ) -> None:
     """Download a public data set and check its sums."""
-    from prismfl.data import fetch as files
+    from prismfl.data.fetch import fetch as run
 
-    for path in files.fetch(dataset, data_dir, mirror):
+    for path in run(dataset, data_dir, mirror):
         print(path)
 
 
@@ -142,6 +142,6 @@ def fetch_weights(
     url: Annotated[str, typer.Option(help="Fetch from here [where the file is published].")] = "",
 ) -> None:
     """Download a network's published weights and check them: needs a connection, once."""
-    from prismfl.features.published import fetch
+    from prismfl.data.fetch import fetch_weights as run
 
-    print(f"{out}: SHA-256 {fetch(name, out, url)}")
+    print(f"{out}: SHA-256 {run(name, out, url)}")

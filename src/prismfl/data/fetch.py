@@ -1,26 +1,33 @@
-"""Fetches published data sets, and keeps only what has the published checksum."""
+"""Files from the network: published data sets and networks' weights, kept only with the published checksum."""
 
 import contextlib
-import errno
 import hashlib
-import os
+import http.client
+import re
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from prismfl.data.download import pieces
-from prismfl.errors import DataError
+from prismfl.data.files import check_writable, write_atomic
+from prismfl.data.images import read_file
+from prismfl.errors import DataError, SettingError
 
-_MOST_BYTES = 2**30  # no file here has a fifth of that
+_MOST_BYTES = 2**30  # of a file; none here has as much
+_PIECE, _PATIENCE = 1 << 20, 60.0  # bytes; seconds without one
+_TORCHVISION = "https://download.pytorch.org/models/"
+_FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A published file: its name, MD5 sum in hexadecimal, and the addresses it lies below."""
+    """A published file: its name, its sum, and the addresses it lies below.
+
+    digits: MD5 sum in hexadecimal, or the first eight digits of the SHA-256: what the publisher tells.
+    """
 
     name: str
-    md5: str
+    digits: str
     bases: tuple[str, ...]
 
 
@@ -64,76 +71,92 @@ PUBLISHED: dict[str, tuple[Remote, ...]] = {
     ),
 }
 
+# The last digits of a file's name begin its SHA-256.
+WEIGHTS = {
+    "vgg19": Remote("vgg19-dcbb9e9d.pth", "dcbb9e9d", (_TORCHVISION,)),
+    "vgg19_bn": Remote("vgg19_bn-c79401a0.pth", "c79401a0", (_TORCHVISION,)),
+    "inception": Remote("weights-inception-2015-12-05-6726825d.pth", "6726825d", (_FIDELITY,)),
+}
+
 
 def fetch(name: str, folder: Path, mirror: str = "") -> Iterator[Path]:
     """Bring a data set's files into a folder, giving each as it is there and right.
 
     name: one of `PUBLISHED`; mirror: an address (http, https, file) to use instead of the
     publishers'.  Files that are there with the right sum are left alone.  Raises DataError
-    where a file cannot be had, written, or has another sum; nothing of it is left then.
+    where a file cannot be had or has another sum, RunFolderError where it cannot be written;
+    nothing of it is left then.
     """
     if name not in PUBLISHED:
         raise DataError(f"data set {name!r}", f"one of {', '.join(PUBLISHED)}", "name one of these")
     for remote in PUBLISHED[name]:
         path = folder / remote.name
-        if _sum_of(path) != remote.md5:
+        if not path.is_file() or hashlib.md5(read_file(path), usedforsecurity=False).hexdigest() != remote.digits:
             _bring(remote, path, (mirror.rstrip("/") + "/",) if mirror else remote.bases)
         yield path
 
 
-def _sum_of(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise _no_place(path, error) from None
+def fetch_weights(name: str, out: Path, url: str = "") -> str:
+    """Download the weights of that name to `out`; returns their SHA-256.
+
+    name: one of `WEIGHTS`; url: another place that has the same file.  What stood at `out` is kept unless the new
+    file is whole and right.  Raises SettingError for an unknown name or URL, RunFolderError where `out` cannot be
+    written, DataError when there is no connection, the file breaks off, or its SHA-256 is another.
+    """
+    if name not in WEIGHTS:
+        raise SettingError(f"weights {name!r}", f"one of {', '.join(WEIGHTS)}", "name one of these")
+    remote = WEIGHTS[name]
+    source = url or remote.bases[0] + remote.name
+    if not re.match(r"https?://", source):
+        raise SettingError(f"url {source!r}", "one that begins with https:// or http://", "mend the URL")
+    check_writable(out)
+    return _download(source, out, remote.digits)
 
 
 def _bring(remote: Remote, path: Path, bases: tuple[str, ...]) -> None:
     """From the first address that has it; the last one's failure is the one told."""
     for base in bases[:-1]:
         with contextlib.suppress(DataError):
-            _download(base + remote.name, path, remote.md5)
+            _download(base + remote.name, path, remote.digits)
             return
-    _download(bases[-1] + remote.name, path, remote.md5)
+    _download(bases[-1] + remote.name, path, remote.digits)
 
 
-def _download(url: str, path: Path, md5: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            _check(url, _copied(url, file), md5)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise _no_place(path, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def _download(url: str, path: Path, digits: str) -> str:
+    """Write what an address has, if its sum begins with these digits; returns the whole sum."""
+    digest = hashlib.md5(usedforsecurity=False) if len(digits) == 32 else hashlib.sha256()
 
+    def checked() -> Iterator[bytes]:
+        for piece in _pieces(url):
+            digest.update(piece)
+            yield piece
+        if not digest.hexdigest().startswith(digits):
+            raise DataError(
+                f"{url} has {digest.name.upper()} sum {digest.hexdigest()}",
+                f"one that begins with {digits}",
+                "fetch it again, or from elsewhere; it was not kept",
+            )
 
-def _copied(url: str, file: IO[bytes]) -> str:
-    """Stream an address into a file; the MD5 sum of what came."""
-    digest = hashlib.md5(usedforsecurity=False)
-    for piece in pieces(url, "go online, or name a --mirror", _MOST_BYTES):
-        digest.update(piece)
-        file.write(piece)
+    write_atomic(path, checked())
     return digest.hexdigest()
 
 
-def _check(url: str, got: str, md5: str) -> None:
-    if got != md5:
-        raise DataError(f"{url} has MD5 sum {got}", md5, "fetch it again, or from a --mirror; it was not kept")
-
-
-def _no_place(path: Path, error: OSError) -> DataError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return DataError(
-        f"cannot write {path} ({error.strerror})",
-        "a disk with room" if full else "a writable folder",
-        "free space or choose another --data-dir" if full else "choose another --data-dir",
-    )
+def _pieces(url: str) -> Iterator[bytes]:
+    """The bytes at an address (http, https, file), as they come.  Raises DataError."""
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "prismfl"})
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
+            told, got = answer.headers.get("Content-Length"), 0
+            while piece := answer.read(_PIECE):
+                got += len(piece)
+                if got > _MOST_BYTES:
+                    raise OSError(f"it sends more than {_MOST_BYTES} bytes")
+                yield piece
+            if told is not None and got != int(told):
+                raise OSError(f"it breaks off after {got} of {told} bytes")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise DataError(
+            f"cannot fetch {url} ({error})",
+            "a network and the published file",
+            "go online, name a mirror, or fetch it on another machine and copy it here",
+        ) from None

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prismfl.data.fetch import WEIGHTS
 from prismfl.errors import ModelFileError, SettingError
 from prismfl.features.networks import VGG_PLAN, Activation, FeatureNet, LoadedNet, folded, rectify, vgg_units, vgg_walk
 from prismfl.features.weightsfile import fill, read_weights
@@ -22,9 +23,6 @@ from prismfl.seeding.philox import Purpose, Stream
 
 # Channels of each 3×3 convolution; 0 is a 2×2 maximum pooling.  A pooling at the end has no stage.
 VGG19_PLAN = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)
-
-# Published files carry the first eight hex digits of their SHA-256 in their names.
-PUBLISHED = {"vgg19": "vgg19-dcbb9e9d.pth", "vgg19_bn": "vgg19_bn-c79401a0.pth"}
 
 # Of ImageNet's images in [0, 1], channel by channel, as torchvision's networks are fed.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -85,8 +83,7 @@ def load_vgg19(weights: str) -> LoadedNet:
 
 def _origin(layout: str, sha256: str) -> str:
     """What published weights were trained on; of any other file it is not known."""
-    published = PUBLISHED[layout].removesuffix(".pth").endswith(sha256[:8])
-    return "ImageNet (ILSVRC 2012)" if published else ""
+    return "ImageNet (ILSVRC 2012)" if sha256.startswith(WEIGHTS[layout].digits) else ""
 
 
 def _renamed(state: Mapping[str, Tensor], path: Path, norm: bool) -> dict[str, Tensor]:

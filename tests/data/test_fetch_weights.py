@@ -7,9 +7,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from prismfl.data import download
+from prismfl.data import fetch as module
+from prismfl.data.fetch import WEIGHTS, Remote
+from prismfl.data.fetch import fetch_weights as fetch
 from prismfl.errors import DataError, RunFolderError, SettingError
-from prismfl.features.published import SOURCES, fetch
 
 BODY = bytes(range(256)) * 9000
 DIGITS = hashlib.sha256(BODY).hexdigest()[:8]
@@ -49,7 +50,7 @@ def server():
 def published(monkeypatch):
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setitem(SOURCES, "vgg19", f"https://nowhere.invalid/vgg19-{DIGITS}.pth")
+    monkeypatch.setitem(WEIGHTS, "vgg19", Remote("vgg19.pth", DIGITS, ("https://nowhere.invalid/",)))
 
 
 @pytest.mark.parametrize("path", ["/whole", "/unsized", "/moved"])
@@ -89,7 +90,7 @@ def test_no_connection_says_what_to_do(tmp_path):
 
 
 def test_a_silent_server_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "_PATIENCE", 0.2)
+    monkeypatch.setattr(module, "_PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(DataError, match="timed out"):
         fetch("vgg19", tmp_path / "w", f"http://127.0.0.1:{silent.getsockname()[1]}/w")
 
@@ -116,8 +117,10 @@ def test_unknown_names_and_places_are_refused_before_fetching(tmp_path):
 
 def test_published_names_carry_eight_digits(monkeypatch):
     monkeypatch.undo()
-    assert {name: url.removesuffix(".pth")[-8:] for name, url in SOURCES.items()} == {
+    assert all(one.name.removesuffix(".pth").endswith(f"-{one.digits}") for one in WEIGHTS.values())
+    assert {name: one.digits for name, one in WEIGHTS.items()} == {
         "vgg19": "dcbb9e9d",
         "vgg19_bn": "c79401a0",
         "inception": "6726825d",
     }
+    assert all(base.startswith("https://") and base.endswith("/") for one in WEIGHTS.values() for base in one.bases)
