@@ -38,6 +38,9 @@ class DataError(PrismError):
 class MessageError(PrismError):
     """A frame between client and server is damaged, foreign or out of turn."""
 
+    def __init__(self, got: str, expected: str, remedy: str = "the sender is left out of this round") -> None:
+        super().__init__(got, expected, remedy)
+
 
 class ModelFileError(PrismError):
     """A model or feature-network file is missing, damaged or foreign."""

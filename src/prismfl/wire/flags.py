@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.wire.range_coder import FINENESS, Piece, Reader, Writer, ladder, refuse
+from prismfl.errors import MessageError
+from prismfl.wire.range_coder import FINENESS, Piece, Reader, Writer, ladder
 
 Shape = tuple[int, ...]
 
@@ -138,7 +139,7 @@ class FlagReader:
 
     def __init__(self, raw: bytes) -> None:
         if len(raw) % 4:
-            raise refuse(f"{len(raw)} bytes of coded flags", "whole 32-bit words")
+            raise MessageError(f"{len(raw)} bytes of coded flags", "whole 32-bit words")
         self._coder = Reader(np.frombuffer(raw, "<u4").astype(np.uint32))
 
     def flags(self, contexts: NDArray[np.uint16], shape: Shape) -> NDArray[np.bool_]:
@@ -167,7 +168,7 @@ class FlagReader:
         left, size = np.arange(len(contexts)), 1
         while len(left):
             if size > MOST_BITS:
-                raise refuse("a coded integer that never ends", f"at most {MOST_BITS} bits")
+                raise MessageError("a coded integer that never ends", f"at most {MOST_BITS} bits")
             longer = self.flags(contexts, shape)
             done, more = left.take(np.flatnonzero(~longer)), np.flatnonzero(longer)
             values[done] = self._low_bits(len(done), size)
@@ -185,4 +186,4 @@ class FlagReader:
     def finish(self) -> None:
         """Raises MessageError when there are bytes that nothing was read from."""
         if not self._coder.finished():
-            raise refuse("bytes after the last coded flag", "none")
+            raise MessageError("bytes after the last coded flag", "none")

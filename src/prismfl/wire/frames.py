@@ -161,21 +161,23 @@ def open_frame(frame: bytes, kind: Kind, place: Place) -> bytes:
         MessageError: naming the first thing that differs.
     """
     if len(frame) < HEADER_BYTES:
-        raise _refuse(f"a frame of {len(frame)} bytes", f"at least {HEADER_BYTES}")
+        raise MessageError(f"a frame of {len(frame)} bytes", f"at least {HEADER_BYTES}")
     magic, version, got_kind, reserved, run, round_index, client, length, check = _HEADER.unpack_from(frame)
     if magic != MAGIC or version != VERSION or reserved:
-        raise _refuse(f"a frame of format {magic!r} version {version}.{reserved}", f"{MAGIC!r} version {VERSION}.0")
+        raise MessageError(
+            f"a frame of format {magic!r} version {version}.{reserved}", f"{MAGIC!r} version {VERSION}.0"
+        )
     if length != len(frame) - HEADER_BYTES:
-        raise _refuse(
+        raise MessageError(
             f"a frame claiming {length} payload bytes and holding {len(frame) - HEADER_BYTES}", "equal numbers"
         )
     payload = frame[HEADER_BYTES:]
     blank = frame[: HEADER_BYTES - 4] + bytes(4)
     if zlib.crc32(payload, zlib.crc32(blank)) != check:
-        raise _refuse("a frame whose checksum differs", "the bytes that were sent")
+        raise MessageError("a frame whose checksum differs", "the bytes that were sent")
     got = (got_kind, run, round_index, client)
     if got != (kind, place.run, place.round, place.client):
-        raise _refuse(
+        raise MessageError(
             f"a frame of kind {got_kind}, run {run.hex()}, round {round_index}, client {client}",
             f"kind {int(kind)}, run {place.run.hex()}, round {place.round}, client {place.client}",
         )
@@ -201,12 +203,12 @@ def open_broadcast(frame: bytes, place: Place, count: int, kind: Kind = Kind.BRO
     payload = _at_least(open_frame(frame, kind, place), _BROADCAST.size)
     digest, rank, cohort, first, steps = _BROADCAST.unpack_from(payload)
     if not 0 <= rank < cohort <= 32767:
-        raise _refuse(f"rank {rank} in a cohort of {cohort}", "rank < cohort ≤ 32767")
+        raise MessageError(f"rank {rank} in a cohort of {cohort}", "rank < cohort ≤ 32767")
     body = payload[_BROADCAST.size :]
     if first == _SNAPSHOT and not steps:
         return Broadcast(digest, rank, cohort, None, (), unpack_theta(body, count))
     if first + steps != place.round:
-        raise _refuse(f"{steps} steps from round {first}", f"steps that lead to round {place.round}")
+        raise MessageError(f"{steps} steps from round {first}", f"steps that lead to round {place.round}")
     return Broadcast(digest, rank, cohort, first, _split(body, steps))
 
 
@@ -252,7 +254,7 @@ def unpack_step(raw: bytes) -> tuple[int, list[int], bytes]:
     end = 2 + -(-cohort // 8)
     replied = np.flatnonzero(unpack_mask(_at_least(raw, end)[2:end], cohort)).tolist()
     if not replied:
-        raise _refuse("a step that nobody took", "at least one reply")
+        raise MessageError("a step that nobody took", "at least one reply")
     return cohort, replied, raw[end:]
 
 
@@ -271,10 +273,10 @@ def open_update(frame: bytes, place: Place, most_mask: int, most_alpha: int) -> 
     payload = _at_least(open_frame(frame, Kind.UPDATE, place), _UPDATE.size)
     digest, weight, loss, length = _UPDATE.unpack_from(payload)
     if not 1 <= weight < 2**31 or not math.isfinite(loss):
-        raise _refuse(f"an update of weight {weight}, loss {loss}", "weight 1 … 2^31 - 1 and a finite loss")
+        raise MessageError(f"an update of weight {weight}, loss {loss}", "weight 1 … 2^31 - 1 and a finite loss")
     body = payload[_UPDATE.size :]
     if length > min(len(body), most_mask) or len(body) - length > most_alpha:
-        raise _refuse(
+        raise MessageError(
             f"an update of {len(body)} bytes, {length} of them mask", f"at most {most_mask} and {most_alpha} beside"
         )
     return Update(digest, weight, loss, body[:length], body[length:])
@@ -321,7 +323,7 @@ def open_distances(frame: bytes, place: Place, count: int) -> tuple[NDArray[np.f
     payload = _sized(open_frame(frame, Kind.DISTANCES, place), 4 + 8 * count)
     distances, weight = np.frombuffer(payload, "<f8", offset=4), int.from_bytes(payload[:4], "little")
     if not np.isfinite(distances).all() or not 1 <= weight < 2**31:
-        raise _refuse("distances that are not finite, or no weight", "finite numbers and a weight ≥ 1")
+        raise MessageError("distances that are not finite, or no weight", "finite numbers and a weight ≥ 1")
     return distances.astype(np.float64), weight
 
 
@@ -375,25 +377,21 @@ def open_moments(frame: bytes, place: Place, groups: int, most: int) -> Moments:
     weight, step = _MOMENTS.unpack_from(payload)
     shares = np.frombuffer(payload[_MOMENTS.size : start], "<f8").astype(np.float64)
     if not 1 <= weight < 2**31 or not (math.isfinite(step) and step >= 0):
-        raise _refuse(f"moments of weight {weight}, step {step}", "weight 1 … 2^31 - 1 and a finite step ≥ 0")
+        raise MessageError(f"moments of weight {weight}, step {step}", "weight 1 … 2^31 - 1 and a finite step ≥ 0")
     if not (np.isfinite(shares).all() and shares.min() >= 0 and abs(shares.sum() - 1) < 1e-6):
-        raise _refuse("label shares that are no shares", "numbers from 0 that sum to 1")
+        raise MessageError("label shares that are no shares", "numbers from 0 that sum to 1")
     if len(payload) - start > most:
-        raise _refuse(f"{len(payload) - start} bytes of moments", f"at most {most}")
+        raise MessageError(f"{len(payload) - start} bytes of moments", f"at most {most}")
     return Moments(weight, step, shares, payload[start:])
 
 
 def _at_least(payload: bytes, size: int) -> bytes:
     if len(payload) < size:
-        raise _refuse(f"a payload of {len(payload)} bytes", f"at least {size}")
+        raise MessageError(f"a payload of {len(payload)} bytes", f"at least {size}")
     return payload
 
 
 def _sized(payload: bytes, size: int) -> bytes:
     if len(payload) != size:
-        raise _refuse(f"a payload of {len(payload)} bytes", f"{size}")
+        raise MessageError(f"a payload of {len(payload)} bytes", f"{size}")
     return payload
-
-
-def _refuse(got: str, expected: str) -> MessageError:
-    return MessageError(got, expected, "the sender is left out of this round")

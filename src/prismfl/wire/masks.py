@@ -66,7 +66,7 @@ def unpack_mask(raw: bytes, count: int) -> NDArray[np.bool_]:
     _expect(raw, -(-count // 8), "packed mask")
     bits = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")
     if bits[count:].any():
-        raise _refuse("set bits after the last parameter", "zeros")
+        raise MessageError("set bits after the last parameter", "zeros")
     return bits[:count].astype(np.bool_)
 
 
@@ -111,7 +111,7 @@ def _unpacked_theta(raw: bytes, count: int) -> NDArray[np.uint16]:
         return np.frombuffer(raw[1:], "<u2").astype(np.uint16)
     size = raw[1] + 1 if len(raw) > 1 else 0
     if raw[:1] != bytes([_CODED]) or len(raw) < 2 + 2 * size:
-        raise _refuse(f"keep-probabilities of {len(raw)} bytes, coding {raw[:1].hex()}", "packed or coded ones")
+        raise MessageError(f"keep-probabilities of {len(raw)} bytes, coding {raw[:1].hex()}", "packed or coded ones")
     values = np.frombuffer(raw[2 : 2 + 2 * size], "<u2").astype(np.uint16)
     nodes, bits = np.ones(count, np.uint16), int(size - 1).bit_length()
     reader = FlagReader(raw[2 + 2 * size :])
@@ -120,7 +120,7 @@ def _unpacked_theta(raw: bytes, count: int) -> NDArray[np.uint16]:
     reader.finish()
     places = nodes - np.uint16(1 << bits)
     if (np.diff(values.astype(np.int64)) <= 0).any() or places.max(initial=0) >= size:
-        raise _refuse("keep-probabilities that nobody codes", "values that ascend, and places among them")
+        raise MessageError("keep-probabilities that nobody codes", "values that ascend, and places among them")
     return values.take(places)
 
 
@@ -171,10 +171,10 @@ def decode_mask(raw: bytes, u: NDArray[np.uint16], known: SharedKnowledge) -> ND
     if raw[:1] == bytes([_PACKED]):
         return unpack_mask(raw[1:], len(u))
     if len(raw) < _MASK.size or raw[0] != _CODED:
-        raise _refuse(f"a mask of {len(raw)} bytes, coding {raw[:1].hex()}", "a packed or coded mask")
+        raise MessageError(f"a mask of {len(raw)} bytes, coding {raw[:1].hex()}", "a packed or coded mask")
     _, index, beyond = _MASK.unpack_from(raw)
     if index >= len(_WIDTHS) or beyond > len(u) // _FEW:
-        raise _refuse(
+        raise MessageError(
             f"a mask of width {index} and {beyond} flips beyond", f"below {len(_WIDTHS)}, at most {len(u) // _FEW}"
         )
     near, contexts, shape = flip_contexts(u, known, index)
@@ -183,7 +183,7 @@ def decode_mask(raw: bytes, u: NDArray[np.uint16], known: SharedKnowledge) -> ND
     far = np.cumsum(reader.positives(np.zeros(beyond, np.uint16), (1,))) - 1
     reader.finish()
     if beyond and (far[-1] >= len(u) or near[far].any()):
-        raise _refuse("a flip beyond the last entry or listed twice", "each flip once")
+        raise MessageError("a flip beyond the last entry or listed twice", "each flip once")
     mask[far] ^= True
     return mask
 
@@ -336,7 +336,7 @@ def decode_changes(raw: bytes, known: SharedKnowledge) -> NDArray[np.int64]:
 
 def _limited(changes: NDArray[np.int64]) -> NDArray[np.int64]:
     if np.abs(changes).max(initial=0) > 65536:
-        raise _refuse("a change beyond what keep-probabilities can make", "at most 65536 steps")
+        raise MessageError("a change beyond what keep-probabilities can make", "at most 65536 steps")
     return changes
 
 
@@ -380,7 +380,7 @@ def decode_moments(raw: bytes, step: float, count: int) -> NDArray[np.float32]:
     reader.finish()
     found = (whole * step).astype(np.float32)
     if not np.isfinite(found).all():
-        raise _refuse("moments beyond float32", "finite ones")
+        raise MessageError("moments beyond float32", "finite ones")
     return found
 
 
@@ -391,8 +391,4 @@ def _stretches(count: int) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
 
 def _expect(raw: bytes, size: int, what: str) -> None:
     if len(raw) != size:
-        raise _refuse(f"{len(raw)} bytes of {what}", f"{size} bytes")
-
-
-def _refuse(got: str, expected: str) -> MessageError:
-    return MessageError(got, expected, "have the sender send it again")
+        raise MessageError(f"{len(raw)} bytes of {what}", f"{size} bytes")

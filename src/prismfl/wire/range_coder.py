@@ -153,7 +153,7 @@ class Reader:
         try:
             return np.asarray(self._coder.decode(model, size))
         except (AssertionError, ValueError):
-            raise _no_code() from None
+            raise MessageError("bytes that are no code of flags", "what the coder wrote") from None
 
     def bits(self, values: NDArray[np.int64], bits: int) -> None:
         """Append so many bits, 1 … 8, to each value int64 `[n]`."""
@@ -163,12 +163,3 @@ class Reader:
     def finished(self) -> bool:
         """Whether nothing is left that was written."""
         return bool(self._coder.maybe_exhausted())
-
-
-def refuse(got: str, expected: str) -> MessageError:
-    """The error of coded bytes that cannot be what they should."""
-    return MessageError(got, expected, "the sender is left out of this round")
-
-
-def _no_code() -> MessageError:
-    return refuse("bytes that are no code of flags", "what the coder wrote")

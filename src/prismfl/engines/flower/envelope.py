@@ -116,7 +116,7 @@ def request_from(content: RecordDict) -> Request:
     plain = _plain(content)
     asked = _text(plain, "ask")
     if asked not in set(Ask):
-        raise _refuse(f"a request for {printable(asked)!r}", f"one of {', '.join(Ask)}")
+        raise MessageError(f"a request for {printable(asked)!r}", f"one of {', '.join(Ask)}")
     return Request(
         Ask(asked),
         _bytes(plain, "run"),
@@ -152,7 +152,7 @@ def hello_from(content: RecordDict) -> Hello:
     if "error" in plain:
         raise _error_from(plain)
     if len(token := _bytes(plain, "token")) != 16:
-        raise _refuse(f"a token of {len(token)} bytes", "16")
+        raise MessageError(f"a token of {len(token)} bytes", "16")
     return Hello(
         _whole(plain, "client"), token, bool(plain.get("simulated")), _names(plain), _whole(plain, "channels", 1)
     )
@@ -171,9 +171,9 @@ def response_from(content: RecordDict, most: int) -> Response:
     plain = _plain(content)
     frame, ledger = _bytes(plain, "frame"), _text(plain, "ledger")
     if len(frame) > most:
-        raise _refuse(f"a frame of {len(frame)} bytes", f"at most {most}")
+        raise MessageError(f"a frame of {len(frame)} bytes", f"at most {most}")
     if len(ledger) > _MOST_LEDGER:
-        raise _refuse(f"a ledger of {len(ledger)} characters", f"at most {_MOST_LEDGER}")
+        raise MessageError(f"a ledger of {len(ledger)} characters", f"at most {_MOST_LEDGER}")
     error = _error_from(plain) if "error" in plain else None
     return Response(frame, error, ledger, plain.get("strange") is True)
 
@@ -182,7 +182,7 @@ def _error_from(plain: Mapping[str, Any]) -> ClientError:
     try:
         got, expected, remedy = (printable(str(part)) for part in json.loads(_text(plain, "error")))
     except (ValueError, TypeError):
-        raise _refuse("an error that does not read", "what was got, what was expected, what to do") from None
+        raise MessageError("an error that does not read", "what was got, what was expected, what to do") from None
     return ClientError(got, expected, remedy)
 
 
@@ -193,35 +193,35 @@ def _records(plain: dict[str, Any]) -> RecordDict:
 def _plain(content: RecordDict) -> Mapping[str, Any]:
     record = content.config_records.get(RECORD)
     if record is None or record.get("protocol") != PROTOCOL:
-        raise _refuse("a message without our record", f"record {RECORD!r} of protocol {PROTOCOL}")
+        raise MessageError("a message without our record", f"record {RECORD!r} of protocol {PROTOCOL}")
     return dict(record)
 
 
 def _whole(plain: Mapping[str, Any], name: str, least: int = 0) -> int:
     value = plain.get(name)
     if type(value) is not int or not least <= value < 2**32:
-        raise _refuse(f"{name} = {printable(repr(value))}", f"a whole number ≥ {least}")
+        raise MessageError(f"{name} = {printable(repr(value))}", f"a whole number ≥ {least}")
     return value
 
 
 def _number(plain: Mapping[str, Any], name: str) -> float:
     value = plain.get(name)
     if not isinstance(value, int | float) or not 0 <= value < 1e9:
-        raise _refuse(f"{name} = {printable(repr(value))}", "seconds")
+        raise MessageError(f"{name} = {printable(repr(value))}", "seconds")
     return float(value)
 
 
 def _text(plain: Mapping[str, Any], name: str) -> str:
     value = plain.get(name, "")
     if not isinstance(value, str):
-        raise _refuse(f"{name} of type {type(value).__name__}", "text")
+        raise MessageError(f"{name} of type {type(value).__name__}", "text")
     return value
 
 
 def _bytes(plain: Mapping[str, Any], name: str) -> bytes:
     value = plain.get(name, b"")
     if not isinstance(value, bytes):
-        raise _refuse(f"{name} of type {type(value).__name__}", "bytes")
+        raise MessageError(f"{name} of type {type(value).__name__}", "bytes")
     return value
 
 
@@ -231,7 +231,7 @@ def _names(plain: Mapping[str, Any]) -> tuple[str, ...]:
     except ValueError:
         names = None
     if not isinstance(names, list) or len(names) > _MOST_NAMES or not all(isinstance(name, str) for name in names):
-        raise _refuse("class names that do not read", "a list of texts")
+        raise MessageError("class names that do not read", "a list of texts")
     return tuple(names)
 
 
@@ -239,7 +239,3 @@ def printable(text: str) -> str:
     """A client's own words, short and fit for a log."""
     cut = text[:_SHOWN] + ("…" if len(text) > _SHOWN else "")
     return "".join(character if character.isprintable() else "�" for character in cut)
-
-
-def _refuse(got: str, expected: str) -> MessageError:
-    return MessageError(got, expected, "the sender is left out of this round")
