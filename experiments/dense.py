@@ -17,9 +17,7 @@ from prismfl.engines.clientdisk import ClientDisk, releases_of
 from prismfl.engines.processes import keep_freed_memory
 from prismfl.generator.network import label_turns, latent_batch, recompute_statistics, render
 from prismfl.generator.sampling import labels_like
-from prismfl.metrics.embedding import judge_features
-from prismfl.metrics.frechet import frechet
-from prismfl.metrics.neighbours import balls, compare
+from prismfl.metrics.distances import balls, compare, frechet, judge_features
 from prismfl.run.folder import RunFolder
 from prismfl.run.prepare import Prepared, prepare
 from prismfl.search import Searcher, rate_at

@@ -14,7 +14,7 @@ from prismfl.federation import finished_mask
 from prismfl.federation.agreement import agree
 from prismfl.federation.client import make_kit
 from prismfl.generator.layout import Layout
-from prismfl.metrics import embedding
+from prismfl.metrics import distances
 from prismfl.moments import FeatureMap
 from prismfl.settings import resolve
 from prismfl.settings.resolve import Matching
@@ -62,7 +62,7 @@ def small_judge():
     """The judge looks at 32 pixels, in a tenth of the time; `test_judge` tests it at its own size."""
     # With a patch of its own: a test's may be undone before other fixtures end.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedding, "JUDGE_SIZE", 32)
+        patch.setattr(distances, "JUDGE_SIZE", 32)
         yield
 
 

@@ -8,8 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 from prismfl.errors import DataError, SettingError
 from prismfl.metrics import copying as module
-from prismfl.metrics.copying import auc, copying, copying_judge, nearest, nearest_images
-from prismfl.metrics.embedding import judge_features
+from prismfl.metrics.copying import auc, copying, nearest, nearest_images
+from prismfl.metrics.distances import judge_features
 
 values = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=12)
 
@@ -46,7 +46,7 @@ def test_copies_give_members_away_and_fresh_samples_do_not():
 
 def test_images_that_were_copied_are_found_by_the_judge(blobs):
     noise = np.random.default_rng(0).integers(0, 256, (20, 1, 16, 16), np.uint8)
-    found = copying_judge(blobs[:10], noise, blobs[:10])
+    found = copying(*map(judge_features, (blobs[:10], noise, blobs[:10])))
     assert found.membership_auc == 1.0 and found.nearest_member == pytest.approx(0, abs=1e-3)
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.image.inception import InceptionScore
 
-from prismfl.errors import DataError, SettingError
-from prismfl.metrics.diversity import inception_score, label_imbalance
+from prismfl.errors import DataError
+from prismfl.metrics.readability import inception_score, label_imbalance
 
 
 def some(count, classes, seed, sharp=1.0):
@@ -60,7 +60,7 @@ def test_the_order_of_classes_in_the_set_does_not_matter_much():
 
 @pytest.mark.parametrize("splits", [1, 0, -3])
 def test_fewer_than_two_splits_are_refused(splits):
-    with pytest.raises(SettingError, match=f"splits {splits}; expected at least 2"):
+    with pytest.raises(DataError, match=f"for {splits} splits; expected .* 2 splits"):
         inception_score(some(30, 3, 0), splits)
 
 

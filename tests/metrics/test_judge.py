@@ -9,9 +9,8 @@ from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_images
 
 from prismfl.data.datasets import load_dataset
-from prismfl.metrics import embedding
-from prismfl.metrics.embedding import judge_features
-from prismfl.metrics.frechet import frechet
+from prismfl.metrics import distances
+from prismfl.metrics.distances import frechet, judge_features
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -19,7 +18,7 @@ LUMA = (0.299, 0.587, 0.114)
 @pytest.fixture(autouse=True)
 def own_size(small_judge, monkeypatch):
     """The judge at the size that figures are of."""
-    monkeypatch.setattr(embedding, "JUDGE_SIZE", 96)
+    monkeypatch.setattr(distances, "JUDGE_SIZE", 96)
 
 
 def turned(images, degrees):

@@ -8,8 +8,7 @@ import torch
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from prismfl.errors import DataError, DependencyError
-from prismfl.metrics.embedding import judge_features
-from prismfl.metrics.kernel import kernel_distance, kid_judge
+from prismfl.metrics.distances import kernel_distance
 
 
 def cloud(count, seed, shift=0.0, width=12):
@@ -80,14 +79,6 @@ def test_sets_of_different_sizes_are_compared_and_nothing_is_drawn_from_global_s
     one, again = (kernel_distance(cloud(300, 0), cloud(41, 1, 0.5)) for _ in range(2))
     assert one == again and one.mean > 0
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_images_are_compared_by_their_features():
-    rng = np.random.default_rng(0)
-    real, fake = (rng.integers(0, top, (20, 1, 16, 16), np.uint8) for top in (256, 80))
-    assert kid_judge(real, fake, batch=7).mean == pytest.approx(
-        kernel_distance(judge_features(real), judge_features(fake)).mean, rel=1e-3
-    )
 
 
 @pytest.mark.parametrize(("real", "fake"), [(3, 9), (9, 3), (0, 0)])

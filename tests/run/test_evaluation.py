@@ -14,13 +14,9 @@ from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
 from prismfl.generator.modelfile import load_model, save_model
 from prismfl.generator.sampling import labels_like
-from prismfl.metrics.diversity import inception_score
-from prismfl.metrics.embedding import JUDGE_FEATURES, judge_features
-from prismfl.metrics.frechet import fid, fid_judge
+from prismfl.metrics.distances import JUDGE_FEATURES, balls, compare, frechet, judge_features, kernel_distance
 from prismfl.metrics.intervals import t_interval
-from prismfl.metrics.kernel import kernel_distance
-from prismfl.metrics.neighbours import balls, compare
-from prismfl.metrics.readability import Classifier, readability, record
+from prismfl.metrics.readability import Classifier, inception_score, readability, record
 from prismfl.metrics.synthetic import worth
 from prismfl.metrics.text import of_real
 from prismfl.metrics.tone import tone
@@ -53,9 +49,9 @@ def test_figures_are_those_of_their_makers(model):
     found = evaluate_model(model, samples=40, seed=3)
     test = load_dataset("digits", None, 16, "test")
     images = prismfl.load(model).sample(40, seed=3, labels=labels_like(test.labels, 40))
-    assert found["fid_judge"] == pytest.approx(fid_judge(test.images, images), rel=1e-6)
     assert found["samples"] == 40 and found["ledger"] == []
     real, fake = judge_features(test.images), judge_features(images)
+    assert found["fid_judge"] == pytest.approx(frechet(real, fake), rel=1e-6)
     kid = kernel_distance(real, fake)
     assert (found["kid_judge"], found["kid_judge_over_subsets"]) == (kid.mean, kid.interval)
     near = vars(compare(balls(real), balls(fake))) | vars(tone(images)) | of_real(vars(tone(test.images)))
@@ -317,7 +313,10 @@ def test_fid_is_reported_where_its_network_is_given(model, monkeypatch, tmp_path
     found = evaluate_model(model, samples=20, inception=tmp_path / "w.pth")
     test = load_dataset("digits", None, 16, "test")
     images = prismfl.load(model).sample(20, labels=labels_like(test.labels, 20))
-    assert found["fid"] == pytest.approx(fid(test.images, images, Stub())) and found["inception_sha256"] == "ab"
+    assert (
+        found["fid"] == pytest.approx(frechet(Stub().features(test.images), Stub().features(images)))
+        and found["inception_sha256"] == "ab"
+    )
     wanted = inception_score(torch.from_numpy(Stub().features(images)).double().softmax(1).numpy())
     assert (found["is"], found["is_over_splits"]) == (wanted.mean, wanted.interval)
     assert not {"fid", "is"} & set(evaluate_model(model, samples=20))
@@ -341,7 +340,7 @@ def test_a_model_of_some_classes_is_judged_by_these(tiny, tmp_path):
     test = load_dataset("digits", None, 16, "test")
     part = test.part(np.flatnonzero(test.labels >= 5))
     images = prismfl.load(path).sample(20, labels=labels_like(part.labels - 5, 20))
-    assert found["fid_judge"] == pytest.approx(fid_judge(part.images, images), rel=1e-6)
+    assert found["fid_judge"] == pytest.approx(frechet(judge_features(part.images), judge_features(images)), rel=1e-6)
 
 
 def test_a_near_relation_of_the_judge_is_told_of(model, monkeypatch):

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import mannwhitneyu, norm
 from sklearn.metrics import pairwise_distances_argmin_min
 
 from prismfl.errors import DataError, SettingError
-from prismfl.metrics.embedding import judge_features
+from prismfl.metrics.distances import judge_features
 from prismfl.metrics.intervals import CONFIDENCE
 
 LEAST = 2  # images of each kind
@@ -31,19 +31,12 @@ class Copying:
     nearest_other: float
 
 
-def copying_judge(
-    members: NDArray[np.uint8], others: NDArray[np.uint8], samples: NDArray[np.uint8], device: str = "cpu"
-) -> Copying:
-    """Copying of images uint8 `[n, C, H, W]` each, by distances of judge features.
+def copying(members: NDArray[np.float32], others: NDArray[np.float32], samples: NDArray[np.float32]) -> Copying:
+    """Copying of images by Euclidean distance of their features, float32 `[n, d]` each.
 
     members: images that trained the model; others: of the same source, that did not.
     Raises DataError for fewer than two images of either, or no sample.
     """
-    return copying(*(judge_features(images, device=device) for images in (members, others, samples)))
-
-
-def copying(members: NDArray[np.float32], others: NDArray[np.float32], samples: NDArray[np.float32]) -> Copying:
-    """The same of features float32 `[n, d]` each, by Euclidean distance."""
     if min(len(members), len(others)) < LEAST or not len(samples):
         raise DataError(
             f"{len(members)} members, {len(others)} others and {len(samples)} samples",
@@ -94,8 +87,7 @@ def nearest(images: NDArray[np.float32], samples: NDArray[np.float32]) -> NDArra
 
 def auc(near: NDArray[np.float64], far: NDArray[np.float64]) -> float:
     """P(near < far) + P(near = far) / 2 over all pairs of values `[n]` and `[m]` (Mann, Whitney 1947)."""
-    ranks = rankdata(np.concatenate((far, near)))[: len(far)]
-    return float((ranks.sum() - len(far) * (len(far) + 1) / 2) / (len(near) * len(far)))
+    return float(mannwhitneyu(far, near).statistic / (len(near) * len(far)))
 
 
 def _deviation(area: float, near: int, far: int) -> float:

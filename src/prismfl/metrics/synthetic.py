@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import DataError
 from prismfl.features.classifier import POOL, Batch, scaled, scores, small_network, train_classifier
-from prismfl.metrics.embedding import enough
+from prismfl.metrics.distances import enough
 from prismfl.seeding.philox import Purpose, Stream
 
 LEAST = 10  # images, of either kind

@@ -19,12 +19,10 @@ from prismfl.features.inception import Inception, load_inception
 from prismfl.features.overlap import sibling_note
 from prismfl.generator.network import check_device
 from prismfl.generator.sampling import Sampler, image_grid, labels_like, load, save_picture
-from prismfl.metrics import copying, kernel, neighbours, readability, synthetic, tone
-from prismfl.metrics.diversity import inception_score
-from prismfl.metrics.embedding import JUDGE_FEATURES, judge_features
-from prismfl.metrics.frechet import frechet
+from prismfl.metrics import copying, distances, readability, synthetic, tone
+from prismfl.metrics.distances import JUDGE_FEATURES, frechet, judge_features
 from prismfl.metrics.intervals import t_interval
-from prismfl.metrics.readability import Classifier
+from prismfl.metrics.readability import Classifier, inception_score
 from prismfl.metrics.text import WITHIN, grouped, of_real
 from prismfl.privacy.ledger import from_json, summary_of
 from prismfl.run.folder import RunFolder
@@ -34,9 +32,9 @@ from prismfl.settings.toml import images_of, toml_from
 
 # What can be asked for, and the fewest images of a side that it means anything of.
 METRICS = {
-    "fid": 2,
-    "kid": kernel.LEAST,
-    "prdc": neighbours.LEAST,
+    "fid": distances.FRECHET_LEAST,
+    "kid": distances.KERNEL_LEAST,
+    "prdc": distances.NEIGHBOURS_LEAST,
     "tone": tone.LEAST,
     "readability": readability.LEAST,
     "synthetic": synthetic.LEAST,
@@ -267,10 +265,10 @@ class _Judge:
         if "fid" in wanted:
             found["fid_judge"] = frechet(self.features, fake)
         if "kid" in wanted:
-            kid = kernel.kernel_distance(self.features, fake)
+            kid = distances.kernel_distance(self.features, fake)
             found |= {"kid_judge": kid.mean, WITHIN["kid_judge"]: kid.interval}
         if "prdc" in wanted:
-            found |= vars(neighbours.compare(self.balls, neighbours.balls(fake)))
+            found |= vars(distances.compare(self.balls, distances.balls(fake)))
         if "membership" in wanted:
             told = copying.copying(self.members, self.features, fake)
             found |= {"membership_auc": told.membership_auc, WITHIN["membership_auc"]: told.interval}

@@ -19,7 +19,7 @@ from prismfl.federation.round import server_update
 from prismfl.generator.layout import Mask
 from prismfl.generator.modelfile import Model, save_model
 from prismfl.generator.sampling import Sampler, finish, grid_of, grid_of_real, labels_like, save_picture
-from prismfl.metrics.frechet import Reference
+from prismfl.metrics.distances import Reference
 from prismfl.privacy.ledger import from_json, summary_of
 from prismfl.run import folder as runfolder
 from prismfl.run.environment import hardware, versions
