@@ -31,8 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prismfl.engines.processes import keep_freed_memory
 from prismfl.features.efficientnet import EfficientNetLite, load_lite
-from prismfl.features.networks import Activation, FeatureNet, LoadedNet, averaged, load_features, rectify
-from prismfl.features.vgg19 import VGG19_PLAN, HeadlessVgg
+from prismfl.features.networks import Activation, FeatureNet, HeadlessVgg, LoadedNet, averaged, load_features, rectify
+from prismfl.features.vgg19 import VGG19_PLAN
 from prismfl.generator.layout import Layout, frozen_weights
 from prismfl.moments import FeatureMap, label_shares
 from prismfl.search import Searcher, precision_of

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prismfl.errors import DataError, SettingError
-from prismfl.features.framing import Framing
+from prismfl.features.framing import Framing, mean_colours, tone_histograms
 from prismfl.features.networks import load_features
-from prismfl.features.tones import mean_colours, tone_histograms
 from prismfl.features.vgg19 import random_vgg
 from prismfl.kernels import fused
 from prismfl.kernels.matching import UnitMoments

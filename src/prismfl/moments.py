@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prismfl.errors import DataError, SettingError
-from prismfl.features.framing import Framing
+from prismfl.features.framing import Framing, mean_colours, tone_histograms
 from prismfl.features.networks import Activation, LoadedNet, rectify
-from prismfl.features.tones import mean_colours, tone_histograms
 from prismfl.kernels.fused import fusible, matched
 from prismfl.kernels.matching import UnitDistance, UnitMoments, own_label
 from prismfl.kernels.replay import wait_for_device

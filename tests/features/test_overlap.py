@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prismfl.features.matched import overlap_note, overlaps
 from prismfl.features.networks import load_features
-from prismfl.features.overlap import overlap_note, overlaps
 from prismfl.features.vgg19 import random_vgg
 
 TEN = [str(number) for number in range(10)]

@@ -10,8 +10,8 @@ import torch
 
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import RunFolderError, SettingError
+from prismfl.features.matched import overlaps
 from prismfl.features.networks import load_features
-from prismfl.features.overlap import overlaps
 from prismfl.features.pretrain import Recipe, augment, evaluate, pretrain
 
 

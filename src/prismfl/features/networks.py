@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ EMBEDDED = {"vgg": "vgg.safetensors"}
 
 # Channels of each 3×3 convolution; 0 is a 2×2 maximum pooling.
 VGG_PLAN = (16, 0, 32, 64, 0, 64, 128, 0, 128, 192)
+
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")  # of a BatchNorm
 
 
 class ConvUnit(nn.Module):
@@ -56,12 +58,12 @@ class ConvUnit(nn.Module):
 
     def _on_four(self, x: Tensor) -> Tensor:
         """A convolution of 2×2 pixels as one matrix product, which takes a tenth of its time."""
-        count, outputs = len(x), self.conv.out_channels
+        images, outputs = len(x), self.conv.out_channels
         rows = x.permute(0, 2, 3, 1).flatten(1)
         found = rows @ self._matrix()
         if self.conv.bias is not None:
             found = found + self.conv.bias.repeat(4)
-        return found.view(count, 2, 2, outputs).permute(0, 3, 1, 2)
+        return found.view(images, 2, 2, outputs).permute(0, 3, 1, 2)
 
     def _matrix(self) -> Tensor:
         """Takes four pixels of all channels to four: `[4 · inputs, 4 · outputs]`, kept until the weights change."""
@@ -121,12 +123,8 @@ class FeatureNet(nn.Module):
         last: number of the last map wanted, from 0; no later one is computed; activate: see `walk`; most: see
         `walk_averaged`.
         """
-        maps: list[Tensor] = []
-        for found in self.walk_averaged(x, most, activate):
-            maps.append(found)
-            if len(maps) - 1 == last:
-                break
-        return maps
+        wanted = count() if last is None else range(last + 1)
+        return [found for _, found in zip(wanted, self.walk_averaged(x, most, activate), strict=False)]
 
     def embed(self, x: Tensor) -> Tensor:
         """Images `[B, 1 or 3, H, W]` in [-1, 1] → penultimate features `[B, width]`, in units."""
@@ -136,60 +134,53 @@ class FeatureNet(nn.Module):
         return self.stages(x)[-1].mean((2, 3))
 
 
-class ClassifierNet(FeatureNet):
-    """A feature network with the linear head that it was trained with."""
+class HeadlessVgg(FeatureNet):
+    """3×3 convolutions, ReLU and maximum pooling; every ReLU output is a stage.
 
-    def __init__(self, classes: int, width: int) -> None:
-        super().__init__(width)
-        self.head = nn.Linear(width, classes)
+    plan: channels of each convolution, 0 for a maximum pooling; norm: with BatchNorm, as while training, or biases.
+    """
+
+    def __init__(self, plan: Sequence[int], *, norm: bool = False) -> None:
+        super().__init__(plan[-1])
+        channels = [3, *(c for c in plan if c)]
+        self.plan, self.units = tuple(plan), nn.ModuleList(ConvUnit(a, b, norm=norm) for a, b in pairwise(channels))
+
+    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
+        """See `FeatureNet.walk`: one map a convolution, all non-negative; grey is three equal channels."""
+        units = iter(self.units)
+        for channels, following in zip(self.plan, (*self.plan[1:], 1), strict=True):
+            if channels:
+                phi, x = activate(next(units)(x), not following)
+                yield phi
+
+
+class Vgg(HeadlessVgg):
+    """The small VGG that comes with the project, with the linear head that it was trained with."""
+
+    def __init__(self, classes: int = 10, *, norm: bool) -> None:
+        head = nn.Linear(VGG_PLAN[-1], classes)  # made first: a seed has always given it the first draws
+        super().__init__(VGG_PLAN, norm=norm)
+        self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores `[B, classes]`."""
         return self.head(self._pooled(x))  # type: ignore[no-any-return]
 
 
-def vgg_walk(
-    plan: Sequence[int], units: Iterator[nn.Module], x: Tensor, activate: Activation = rectify
-) -> Iterator[Tensor]:
-    """Every ReLU output of a VGG: `plan` has each unit's channels, and 0 for a maximum pooling."""
-    for channels, following in zip(plan, (*plan[1:], 1), strict=True):
-        if channels:
-            phi, x = activate(next(units)(x), not following)
-            yield phi
-
-
-def vgg_units(plan: Sequence[int], *, norm: bool) -> nn.ModuleList:
-    """The units of a plan, for images of three channels."""
-    channels = [3, *(c for c in plan if c)]
-    return nn.ModuleList(ConvUnit(a, b, norm=norm) for a, b in pairwise(channels))
-
-
-class Vgg(ClassifierNet):
-    """A small VGG: 3×3 convolutions, ReLU, maximum pooling; every ReLU output is a stage."""
-
-    def __init__(self, classes: int = 10, *, norm: bool) -> None:
-        super().__init__(classes, VGG_PLAN[-1])
-        self.units = vgg_units(VGG_PLAN, norm=norm)
-
-    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
-        """See `FeatureNet.walk`: seven maps, all non-negative."""
-        return vgg_walk(VGG_PLAN, iter(self.units), x, activate)
-
-
-def fold(net: ClassifierNet) -> dict[str, Tensor]:
+def fold(net: Vgg) -> dict[str, Tensor]:
     """State of the same network with every BatchNorm folded into its convolution (float32)."""
     state = {"head.weight": net.head.weight.detach(), "head.bias": net.head.bias.detach()}
     for name, unit in net.named_modules():
         if isinstance(unit, ConvUnit) and unit.norm is not None:
             weight, bias = folded(unit.conv.weight.detach(), None, unit.norm.state_dict(), unit.norm.eps)
-            state[f"{name}.conv.weight"], state[f"{name}.conv.bias"] = weight, bias
+            state |= {f"{name}.conv.weight": weight, f"{name}.conv.bias": bias}
     return state
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: Mapping[str, Tensor], eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """A convolution's weight `[O, I, k, k]` and bias `[O]` with the BatchNorm after it folded in.
 
-    norm: its `weight`, `bias`, `running_mean`, `running_var`, `[O]` each.
+    norm: its `NORM_PARTS`, `[O]` each.
     """
     gain = norm["weight"] / (norm["running_var"] + eps).sqrt()
     mean = norm["running_mean"] if bias is None else norm["running_mean"] - bias
@@ -232,10 +223,8 @@ def load_features(source: str | Path) -> LoadedNet:
     try:
         state = load_tensors(raw)
         about = json.loads(_metadata(raw)["prismfl"])
-        if about["format"] != FORMAT:
-            raise KeyError(about["format"])
-        if about["architecture"] != ARCHITECTURE:
-            raise KeyError(about["architecture"])
+        if (about["format"], about["architecture"]) != (FORMAT, ARCHITECTURE):
+            raise KeyError(about["format"], about["architecture"])
         net = Vgg(len(about["classes"]), norm=False)
         net.unit = float(about["unit"])
         if not 0 < net.unit < float("inf"):

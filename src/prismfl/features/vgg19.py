@@ -5,20 +5,18 @@ ICLR 2015, configuration E; layers are numbered as in torchvision's `vgg19` and 
 """
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from prismfl.data.fetch import WEIGHTS
-from prismfl.errors import ModelFileError, SettingError
-from prismfl.features.networks import VGG_PLAN, Activation, FeatureNet, LoadedNet, folded, rectify, vgg_units, vgg_walk
-from prismfl.features.weightsfile import fill, read_weights
+from prismfl.errors import SettingError
+from prismfl.features.networks import NORM_PARTS, VGG_PLAN, Activation, HeadlessVgg, LoadedNet, folded, rectify
+from prismfl.features.weightsfile import State, load_weights
 from prismfl.seeding.philox import Purpose, Stream
 
 # Channels of each 3×3 convolution; 0 is a 2×2 maximum pooling.  A pooling at the end has no stage.
@@ -31,20 +29,8 @@ _EXPECTED = "VGG-19 in torchvision's layout (.pth or .safetensors)"
 _REMEDY = "fetch one with `prismfl fetch-weights vgg19`"
 
 
-class HeadlessVgg(FeatureNet):
-    """3×3 convolutions with biases, ReLU and maximum pooling; every ReLU output is a stage."""
-
-    def __init__(self, plan: Sequence[int]) -> None:
-        super().__init__(plan[-1])
-        self.plan, self.units = tuple(plan), vgg_units(plan, norm=False)
-
-    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
-        """See `FeatureNet.walk`: one map a convolution, all non-negative; grey is three equal channels."""
-        return vgg_walk(self.plan, iter(self.units), x, activate)
-
-
 class ImageNetVgg(HeadlessVgg):
-    """The same for images in [-1, 1] that are first taken to [0, 1], less ImageNet's mean, over its deviation."""
+    """A VGG for images in [-1, 1] that are first taken to [0, 1], less ImageNet's mean, over its deviation."""
 
     gain: Tensor
     shift: Tensor
@@ -72,12 +58,14 @@ def load_vgg19(weights: str) -> LoadedNet:
     """
     if not weights:
         raise SettingError("features.weights = ''", f"a file: {_EXPECTED}", _REMEDY + " and name it")
-    path = Path(weights)
-    state, sha256 = read_weights(path, _EXPECTED, _REMEDY)
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
-    layout = "vgg19_bn" if "features.1.running_mean" in kept else "vgg19"
-    net = ImageNetVgg(VGG19_PLAN)
-    fill(net, _renamed(kept, path, layout == "vgg19_bn"), path, _EXPECTED, _REMEDY)
+    net, layout = ImageNetVgg(VGG19_PLAN), "vgg19"
+
+    def renamed(state: State) -> State:
+        nonlocal layout
+        layout = "vgg19_bn" if "features.1.running_mean" in state else "vgg19"
+        return _renamed(state, layout == "vgg19_bn")
+
+    sha256 = load_weights(net, Path(weights), _EXPECTED, _REMEDY, renamed)
     return LoadedNet(net, sha256, {"architecture": "vgg19", "layout": layout, "trained_on": _origin(layout, sha256)})
 
 
@@ -86,22 +74,16 @@ def _origin(layout: str, sha256: str) -> str:
     return "ImageNet (ILSVRC 2012)" if sha256.startswith(WEIGHTS[layout].digits) else ""
 
 
-def _renamed(state: Mapping[str, Tensor], path: Path, norm: bool) -> dict[str, Tensor]:
-    """Torchvision's names turned into ours, BatchNorm folded.  Raises ModelFileError."""
-    left = {name: tensor.float() for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-    found: dict[str, Tensor] = {}
-    try:
-        for unit, place in enumerate(conv_places(VGG19_PLAN, norm)):
-            weight, bias = (left.pop(f"features.{place}.{part}") for part in ("weight", "bias"))
-            if norm:
-                parts = ("weight", "bias", "running_mean", "running_var")
-                weight, bias = folded(weight, bias, {key: left.pop(f"features.{place + 1}.{key}") for key in parts})
-            found |= {f"units.{unit}.conv.weight": weight, f"units.{unit}.conv.bias": bias}
-    except (KeyError, RuntimeError, IndexError) as error:
-        raise ModelFileError(f"{path} does not fit ({type(error).__name__}: {error})", _EXPECTED, _REMEDY) from None
-    if left:
-        raise ModelFileError(f"{path} has {min(left)} beside the layers of VGG-19", _EXPECTED, _REMEDY)
-    return found
+def _renamed(state: State, norm: bool) -> State:
+    """Torchvision's names turned into ours, BatchNorm folded, the classifier left out; other names stay."""
+    left = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+    found: State = {}
+    for unit, place in enumerate(conv_places(VGG19_PLAN, norm)):
+        weight, bias = (left.pop(f"features.{place}.{part}") for part in ("weight", "bias"))
+        if norm:
+            weight, bias = folded(weight, bias, {key: left.pop(f"features.{place + 1}.{key}") for key in NORM_PARTS})
+        found |= {f"units.{unit}.conv.weight": weight, f"units.{unit}.conv.bias": bias}
+    return left | found
 
 
 def conv_places(plan: Sequence[int], norm: bool) -> list[int]:
@@ -123,17 +105,13 @@ def random_vgg() -> LoadedNet:
     Weights are public normals times `sqrt(2 / fan_in)`, the same on every machine; biases are 0
     (He et al., "Delving deep into rectifiers", ICCV 2015).
     """
-    net = HeadlessVgg(VGG_PLAN)
-    digest, channels = hashlib.sha256(), [3, *(c for c in VGG_PLAN if c)]
+    net, digest = HeadlessVgg(VGG_PLAN), hashlib.sha256()
+    channels = [3, *(c for c in VGG_PLAN if c)]
     for layer, (inputs, outputs) in enumerate(pairwise(channels)):
-        weight = _kaiming(layer, (outputs, inputs, 3, 3))
+        normals = Stream(0, Purpose.FEATURES, layer).normals(outputs * inputs * 9)
+        weight = (normals * np.float32((2 / (inputs * 9)) ** 0.5)).reshape(outputs, inputs, 3, 3)
         digest.update(weight.astype("<f4").tobytes())
         parts = {"conv.weight": torch.from_numpy(weight), "conv.bias": torch.zeros(outputs)}
         net.units[layer].load_state_dict(parts)
     net.eval().requires_grad_(False)
     return LoadedNet(net, digest.hexdigest(), {"architecture": "random", "trained_on": ""})
-
-
-def _kaiming(layer: int, shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
-    normals = Stream(0, Purpose.FEATURES, layer).normals(math.prod(shape))
-    return (normals * np.float32((2 / math.prod(shape[1:])) ** 0.5)).reshape(shape)

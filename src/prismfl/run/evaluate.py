@@ -16,7 +16,7 @@ from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.data.files import check_writable, write_atomic
 from prismfl.errors import DataError, ModelFileError, SettingError
 from prismfl.features.inception import Inception, load_inception
-from prismfl.features.overlap import sibling_note
+from prismfl.features.matched import sibling_note
 from prismfl.generator.network import check_device
 from prismfl.generator.sampling import Sampler, image_grid, labels_like, load, save_picture
 from prismfl.metrics import copying, distances, readability, synthetic, tone

@@ -14,9 +14,8 @@ from prismfl.data.images import ImageSet, deal, fit, in_channels
 from prismfl.data.partition import partition
 from prismfl.data.people import uncovered
 from prismfl.errors import DataError, PrivacyError, SettingError
-from prismfl.features.matched import load_matched
+from prismfl.features.matched import load_matched, overlap_note, overlaps, sibling_note
 from prismfl.features.networks import LoadedNet
-from prismfl.features.overlap import overlap_note, overlaps, sibling_note
 from prismfl.federation.agreement import Agreement, agree
 from prismfl.federation.client import ClientKit, make_kit
 from prismfl.generator.layout import SIZES
