@@ -12,7 +12,7 @@ from made import png
 
 from prismfl.data import images as images_module
 from prismfl.data.datasets import load_dataset
-from prismfl.data.images import Gallery, ImageSet, centre, deal, fit, joined, room
+from prismfl.data.images import Gallery, ImageSet, centre, deal, fit, room
 from prismfl.errors import DataError
 
 RNG = np.random.default_rng(11)
@@ -125,15 +125,6 @@ def test_a_disk_that_fills_up_is_found_before_anything_is_written(low_limit, tmp
     with pytest.raises(DataError, match="No space left"):
         room((50, 1, 16, 16), tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("large", [False, True])
-def test_joining_keeps_order_and_lets_go(large, monkeypatch, tmp_path):
-    monkeypatch.setattr(images_module, "LARGE", 10 if large else 10**9)
-    pieces = [RNG.integers(0, 256, (count, 3, 4, 4), np.uint8) for count in (2, 1, 5)]
-    whole, given_away = np.concatenate(pieces), list(pieces)
-    found = joined(given_away, tmp_path)
-    assert np.array_equal(found, whole) and not given_away and isinstance(found, np.memmap) == large
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.booleans())

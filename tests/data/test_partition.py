@@ -180,16 +180,15 @@ def test_fewer_clients_than_labels_are_refused():
         by_label(np.arange(30) % 10, 3)
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 4))
-def test_small_parts_are_filled_from_the_largest_one_at_a_time(sizes, least):
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
+def test_empty_parts_are_filled_from_the_largest_one_at_a_time(sizes):
     """As the rule says it, searched through anew for each image that is missing."""
-    assume(sum(sizes) >= least * len(sizes))
+    assume(sum(sizes) >= len(sizes))
     parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     wanted = list(parts)
     for client in range(len(parts)):
-        while len(wanted[client]) < least:
+        if not len(wanted[client]):
             donor = max(range(len(wanted)), key=lambda other: len(wanted[other]))
-            wanted[client] = np.append(wanted[client], wanted[donor][-1:])
-            wanted[donor] = wanted[donor][:-1]
-    found = _filled(parts, least)
+            wanted[client], wanted[donor] = wanted[donor][-1:], wanted[donor][:-1]
+    found = _filled(parts)
     assert [part.tolist() for part in found] == [part.tolist() for part in wanted]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prismfl.data.images import Images, ImageSet, Labels, joined, read_file
+from prismfl.data.images import Images, ImageSet, Labels, read_file
 from prismfl.errors import DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -20,9 +20,6 @@ _MOST_BYTES = 2**28  # of a batch in an archive; the published ones have 31 MB
 
 _TAR_DAMAGE = (tarfile.TarError, zlib.error, OSError, EOFError, ValueError)
 
-# Images uint8 `[n, 3, 32, 32]` and labels int64 `[n]` of one file.
-_Batch = tuple[Images, Labels]
-
 
 def load_cifar10(root: Path, split: str) -> ImageSet:
     """One split of CIFAR-10: uint8 images `[N, 3, 32, 32]`.
@@ -31,7 +28,7 @@ def load_cifar10(root: Path, split: str) -> ImageSet:
     Python hold the same images, pickled: they are not read.  Raises DataError naming what is missing
     or damaged.
     """
-    stems, found = _STEMS[split], dict(_batches(root, _STEMS[split]))
+    stems, found = _STEMS[split], _files(root, _STEMS[split])
     missing = [stem for stem in stems if stem not in found]
     if missing:
         pickled = root.name in _PYTHON or any((root / name).exists() for name in _PYTHON)
@@ -40,65 +37,43 @@ def load_cifar10(root: Path, split: str) -> ImageSet:
             "CIFAR-10's binary batches, or their .tar.gz",
             "run `prismfl fetch cifar10`" if pickled else "check --data-dir, or run `prismfl fetch cifar10`",
         )
-    labels = np.concatenate([found[stem][1] for stem in stems])
-    return ImageSet(joined([found.pop(stem)[0] for stem in stems]), labels, CLASSES)
+    images, labels = zip(*(_batch(found[stem], f"{root}:{stem}.bin") for stem in stems), strict=True)
+    return ImageSet(np.concatenate(images), np.concatenate(labels), CLASSES)
 
 
-def _batches(root: Path, stems: tuple[str, ...]) -> Iterator[tuple[str, _Batch]]:
-    """The batches that are there, by stem, in any order."""
-    if root.is_file():
-        yield from _from_archive(root, stems)
-        return
+def _files(root: Path, stems: tuple[str, ...]) -> dict[str, bytes]:
+    """The batches that are there, by stem."""
     for folder in (root / name for name in _FOLDERS):
-        if (folder / f"{stems[0]}.bin").is_file():
-            yield from _from_folder(folder, stems)
-            return
-    if (root / _ARCHIVE).is_file():
-        yield from _from_archive(root / _ARCHIVE, stems)
+        if paths := [path for stem in stems if (path := folder / f"{stem}.bin").is_file()]:
+            return {path.stem: read_file(path) for path in paths}
+    archive = root if root.is_file() else root / _ARCHIVE
+    return dict(_members(archive, stems)) if archive.is_file() else {}
 
 
-def _from_folder(folder: Path, stems: tuple[str, ...]) -> Iterator[tuple[str, _Batch]]:
-    for stem in stems:
-        path = folder / f"{stem}.bin"
-        if path.is_file():
-            yield stem, _batch(read_file(path), str(path))
-
-
-def _from_archive(path: Path, stems: tuple[str, ...]) -> Iterator[tuple[str, _Batch]]:
+def _members(path: Path, stems: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """Members are read where they lie and written nowhere, whatever their names claim."""
     try:
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
-                name = member.name.rsplit("/", 1)[-1]
-                if member.isfile() and name.endswith(".bin") and name.removesuffix(".bin") in stems:
-                    yield name.removesuffix(".bin"), _batch(_member(archive, member), f"{path}:{member.name}")
+                stem, _, suffix = member.name.rsplit("/", 1)[-1].partition(".")
+                if suffix == "bin" and stem in stems and member.isfile() and (file := archive.extractfile(member)):
+                    yield stem, file.read(_MOST_BYTES)
     except _TAR_DAMAGE as error:
         raise DataError(
             f"{path} does not unpack ({error})", "CIFAR-10's whole .tar.gz", "fetch it anew, or unpack it"
         ) from None
 
 
-def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    if file is None or member.size > _MOST_BYTES:
-        raise ValueError(f"{member.name} claims {member.size} bytes")
-    return file.read()
-
-
-def _batch(raw: bytes, name: str) -> _Batch:
-    images, labels = _binary(raw, name)
-    if labels.min() < 0 or labels.max() >= len(CLASSES):
+def _batch(raw: bytes, name: str) -> tuple[Images, Labels]:
+    """Images uint8 `[n, 3, 32, 32]` and labels of records of a label byte and 3,072 pixels, plane after plane."""
+    if not raw or len(raw) % (1 + _PIXELS):
+        raise DataError(f"{name} holds {len(raw)} bytes", "records of 3073 bytes, at least one", "fetch it anew")
+    records = np.frombuffer(raw, np.uint8).reshape(-1, 1 + _PIXELS)
+    labels = records[:, 0].astype(np.int64)
+    if labels.max() >= len(CLASSES):
         raise DataError(
             f"{name} has labels {labels.min()} … {labels.max()}",
             "0 … 9",
             "check that it is CIFAR-10's, not CIFAR-100's",
         )
-    return images, labels
-
-
-def _binary(raw: bytes, name: str) -> _Batch:
-    """Records of a label byte and 3,072 pixels, plane after plane."""
-    if not raw or len(raw) % (1 + _PIXELS):
-        raise DataError(f"{name} holds {len(raw)} bytes", "records of 3073 bytes, at least one", "fetch it anew")
-    records = np.frombuffer(raw, np.uint8).reshape(-1, 1 + _PIXELS)
-    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
+    return records[:, 1:].reshape(-1, 3, 32, 32), labels

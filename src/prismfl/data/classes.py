@@ -1,11 +1,12 @@
 """Some classes of a data set alone."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from prismfl.data.datasets import ImageSet
+from prismfl.data.images import ImageSet
 from prismfl.errors import DataError, SettingError
 
 
@@ -18,18 +19,20 @@ def select_classes(images: ImageSet, text: str) -> ImageSet:
     """
     if not text:
         return images
-    chosen = _chosen(images.classes, text)
-    rows = np.flatnonzero(np.isin(images.labels, chosen))
+    return keep_classes(images, _chosen(images.classes, text))
+
+
+def keep_classes(images: ImageSet, numbers: Sequence[int]) -> ImageSet:
+    """The images of some classes by their numbers, numbered anew in this order.  Raises DataError for no image."""
+    names = tuple(images.classes[number] for number in numbers)
+    rows = np.flatnonzero(np.isin(images.labels, numbers))
     if not len(rows):
-        raise DataError(f"no image of classes {text!r}", "at least one", "choose other classes")
-    return replace(
-        images,
-        images=images.images[rows],
-        labels=np.searchsorted(chosen, images.labels[rows]).astype(np.int64),
-        classes=tuple(images.classes[number] for number in chosen),
-        owners=None if images.owners is None else images.owners[rows],
-        people=images.people_of(rows),
-    )
+        raise DataError(
+            f"no image of classes {', '.join(names)!r}", "at least one", "choose other classes, or check --data-dir"
+        )
+    anew = np.zeros(len(images.classes), np.int64)
+    anew[list(numbers)] = np.arange(len(numbers))
+    return replace(images.part(rows), labels=anew[images.labels[rows]], classes=names)
 
 
 def select_names(names: tuple[str, ...], text: str) -> tuple[str, ...]:

@@ -6,13 +6,13 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
-from prismfl.data.images import Gallery, Images, ImageSet, Labels, decode, read_file
+from prismfl.data.images import Gallery, ImageSet, Labels, decode, read_file
 from prismfl.data.people import people_of
 from prismfl.errors import DataError
 
@@ -24,8 +24,7 @@ _ZIP_DAMAGE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """An image file: its path below the root (and the split), what it is called, how it is read."""
 
     path: PurePosixPath
@@ -43,18 +42,15 @@ def load_folder(
     Raises DataError naming what is missing or damaged.
     """
     splits, marked = _by_split(_entries(root))
-    _check_sorted(root, *_names([entry.path for part in splits.values() for entry in part], per_client))
+    _check_sorted(root, splits["train"] + splits["test"], per_client)
     if not marked and not per_client:
         splits = {name: _hold_out(splits["train"], name, people) for name in splits}
     if not splits[split]:
         raise DataError(f"no {split} images in {root}", "PNG or JPEG files in class folders", "check --data-dir")
-    every = [entry.path for name in splits for entry in splits[name]]
-    classes = sorted(set(_names(every, per_client)[1]))
-    owner_names, class_names = _names([entry.path for entry in splits[split]], per_client)
-    owners = _numbered(owner_names, sorted(set(owner_names))) if per_client else None
-    persons = _people(splits[split], people)
-    images = _pictures(splits[split], size, scratch)
-    return ImageSet(images, _numbered(class_names, classes), tuple(classes), owners, persons)
+    classes = {_owner_and_class(entry, per_client)[1] for part in splits.values() for entry in part}
+    owner_names, class_names = zip(*(_owner_and_class(entry, per_client) for entry in splits[split]), strict=True)
+    owners = _numbered(owner_names, set(owner_names)) if per_client else None
+    return _image_set(splits[split], class_names, classes, owners, size, scratch, people)
 
 
 def client_roots(pattern: str) -> list[Path]:
@@ -77,49 +73,55 @@ def load_clients(pattern: str, size: int, scratch: Path | None = None, people: s
     Each is an image folder of its own, `[train/][class/]*.png`; classes of one name are one class.
     Gives uint8 images `[N, 1 or 3, size, size]` with owners, and people as `load_folder`.  Raises DataError as that.
     """
-    entries, owners = [], []
+    entries, owners = list[_Entry](), list[int]()
     for client, root in enumerate(client_roots(pattern)):
         mine = _by_split(_entries(root))[0]["train"]
         if not mine:
             raise DataError(f"no train images in {root}", "a client's images", "remove it, or mend data.clients_from")
-        _check_sorted(root, *_names([entry.path for entry in mine], per_client=False))
+        _check_sorted(root, mine, per_client=False)
         entries += mine
         owners += [client] * len(mine)
-    names = _names([entry.path for entry in entries], per_client=False)[1]
-    classes = sorted(set(names))
+    names = [_owner_and_class(entry, per_client=False)[1] for entry in entries]
+    return _image_set(entries, names, set(names), np.array(owners, np.int64), size, scratch, people)
+
+
+def _image_set(
+    entries: list[_Entry],
+    names: Sequence[str],
+    classes: set[str],
+    owners: Labels | None,
+    size: int,
+    scratch: Path | None,
+    people: str,
+) -> ImageSet:
+    """Images of entries whose classes have these names, some of all `classes`."""
     persons = _people(entries, people)
-    images = _pictures(entries, size, scratch)
-    return ImageSet(images, _numbered(names, classes), tuple(classes), np.array(owners, np.int64), persons)
-
-
-def _pictures(entries: list[_Entry], size: int, scratch: Path | None) -> Images:
     gallery = Gallery(len(entries), size, scratch)
     for entry in entries:
         gallery.add(decode(entry.read(), entry.name), entry.name)
-    return gallery.images()
+    return ImageSet(gallery.images(), _numbered(names, classes), tuple(sorted(classes)), owners, persons)
 
 
 def _people(entries: list[_Entry], pattern: str) -> Labels | None:
     return people_of([str(entry.path) for entry in entries], pattern)
 
 
-def _numbered(names: list[str], known: list[str]) -> Labels:
-    number = {name: index for index, name in enumerate(known)}
+def _numbered(names: Sequence[str], known: set[str]) -> Labels:
+    number = {name: index for index, name in enumerate(sorted(known))}
     return np.array([number[name] for name in names], np.int64)
 
 
-def _names(paths: list[PurePosixPath], per_client: bool) -> tuple[list[str], list[str]]:
-    """Client and class name of each path; what a path does not name is one shared empty name."""
-    parents = [path.parts[:-1] for path in paths]
-    if per_client:
-        return [p[0] if p else "" for p in parents], [p[1] if len(p) > 1 else "" for p in parents]
-    return [""] * len(paths), ["/".join(p) for p in parents]
+def _owner_and_class(entry: _Entry, per_client: bool) -> tuple[str, str]:
+    """Client and class name by an entry's path; what it does not name is one shared empty name."""
+    parents = entry.path.parts[:-1]
+    return ("".join(parents[:1]), "".join(parents[1:2])) if per_client else ("", "/".join(parents))
 
 
-def _check_sorted(root: Path, owners: list[str], classes: list[str]) -> None:
+def _check_sorted(root: Path, entries: list[_Entry], per_client: bool) -> None:
     """Raises DataError for files beside class folders of one client: what class they are of, nobody says."""
-    sorted_ones = {owner for owner, name in zip(owners, classes, strict=True) if name}
-    loose = sum(not name and owner in sorted_ones for owner, name in zip(owners, classes, strict=True))
+    named = [_owner_and_class(entry, per_client) for entry in entries]
+    sorted_ones = {owner for owner, name in named if name}
+    loose = sum(not name and owner in sorted_ones for owner, name in named)
     if loose:
         raise DataError(
             f"{loose} images beside the class folders of {root}",
@@ -154,7 +156,7 @@ def _is_image(path: PurePath) -> bool:
 def _members(root: Path) -> Iterator[_Entry]:
     try:
         archive = zipfile.ZipFile(root)
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, struct.error) as error:
+    except _ZIP_DAMAGE as error:
         raise DataError(
             f"{root} is not a readable zip ({error})", "a whole zip file", "pack or fetch it anew"
         ) from None
@@ -177,7 +179,7 @@ def _by_split(entries: list[_Entry]) -> tuple[dict[str, list[_Entry]], bool]:
     if not tops or not tops <= {"train", "test"}:
         return {"train": entries, "test": []}, False
     parted = {
-        name: [_Entry(e.path.relative_to(name), e.name, e.read) for e in entries if e.path.parts[0] == name]
+        name: [e._replace(path=e.path.relative_to(name)) for e in entries if e.path.parts[0] == name]
         for name in ("train", "test")
     }
     return parted, True

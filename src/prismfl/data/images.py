@@ -1,7 +1,5 @@
 """Labelled images: decoded, scaled, and held in memory or, where they are many, in a temporary file."""
 
-import atexit
-import contextlib
 import io
 import os
 import shutil
@@ -42,12 +40,13 @@ class ImageSet:
         return len(self.images)
 
     def part(self, rows: NDArray[np.int64]) -> "ImageSet":
-        """The images, labels and people of some rows, int64 `[n]`; all stay numbered as they are."""
-        return ImageSet(self.images[rows], self.labels[rows], self.classes, people=self.people_of(rows))
+        """The images of some rows, int64 `[n]`, with what is known of them; all stay numbered as they are."""
+        return self.told(self.images[rows], rows)
 
-    def people_of(self, rows: NDArray[np.int64]) -> Labels | None:
-        """The persons of some rows, int64 `[n]`, where they are known."""
-        return None if self.people is None else self.people[rows]
+    def told(self, images: Images, rows: NDArray[np.int64]) -> "ImageSet":
+        """These images uint8 `[n, C, H, W]` with what is known of some rows, int64 `[n]`."""
+        owners, people = (None if one is None else one[rows] for one in (self.owners, self.people))
+        return ImageSet(images, self.labels[rows], self.classes, owners, people)
 
 
 def deal(whole: ImageSet, parts: Sequence[NDArray[np.int64]], scratch: Path | None = None) -> list[ImageSet]:
@@ -62,10 +61,7 @@ def deal(whole: ImageSet, parts: Sequence[NDArray[np.int64]], scratch: Path | No
     moved, order = room((ends[-1], *whole.images.shape[1:]), scratch), np.concatenate(parts)
     for block in blocks(len(order)):
         moved[block] = whole.images[order[block]]
-    return [
-        ImageSet(moved[end - len(rows) : end], whole.labels[rows], whole.classes, people=whole.people_of(rows))
-        for rows, end in zip(parts, ends, strict=True)
-    ]
+    return [whole.told(moved[end - len(rows) : end], rows) for rows, end in zip(parts, ends, strict=True)]
 
 
 def blocks(count: int) -> Iterator[slice]:
@@ -83,51 +79,20 @@ def room(shape: tuple[int, ...], scratch: Path | None = None) -> Images:
         return np.empty(shape, np.uint8)
     folder = Path(scratch or tempfile.gettempdir())
     try:
-        return _mapped(folder, shape, size)
+        folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder).free < size:
+            raise OSError("the disk is too full")
+        # The map keeps the file, which has no name and vanishes with it.
+        with tempfile.TemporaryFile(prefix="prismfl-images-", dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process, without a word
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, np.uint8, "w+", shape=shape)
     except OSError as error:
         raise DataError(
             f"no room for {size} bytes of images in {folder} ({error.strerror or error})",
             "a folder with that much free space",
             "free some, or set running.cache_dir to another folder",
         ) from None
-
-
-def _mapped(folder: Path, shape: tuple[int, ...], size: int) -> Images:
-    """A map of a temporary .npy file that vanishes with the process, or at the latest at its exit."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder).free < size:
-        raise OSError("the disk is too full")
-    handle, name = tempfile.mkstemp(".npy", "prismfl-images-", folder)
-    try:
-        mapped = np.lib.format.open_memmap(name, "w+", np.uint8, shape)
-        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process, without a word
-            os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(handle)
-    try:
-        Path(name).unlink()  # the map outlives the name
-    except OSError:  # not on Windows
-        atexit.register(_remove, Path(name))
-    return mapped
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
-
-
-def joined(pieces: list[Images], scratch: Path | None = None) -> Images:
-    """Pieces uint8 `[n, C, H, W]` as one array; each is let go once it is copied."""
-    found = room((sum(map(len, pieces)), *pieces[0].shape[1:]), scratch)
-    start = 0
-    while pieces:
-        piece = pieces.pop(0)
-        found[start : start + len(piece)] = piece
-        start += len(piece)
-    return found
 
 
 # ------------------------------------------------------------------------------------------- scale

@@ -31,7 +31,7 @@ def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
     elif settings.partition == "shards":
         parts = _shards(images.labels, clients, settings.shard_count, stream)
     elif settings.partition == "dirichlet":
-        parts = _filled(_dirichlet(images.labels, clients, settings.concentration, stream), 1)
+        parts = _filled(_dirichlet(images.labels, clients, settings.concentration, stream))
     elif images.people is not None:
         parts = _by_person(images.people, clients, stream)
     else:
@@ -99,19 +99,15 @@ def _dirichlet_shares(rng: np.random.Generator, clients: int, concentration: flo
     return np.asarray(shares / shares.sum(), np.float64)
 
 
-def _filled(parts: list[Indices], least: int) -> list[Indices]:
-    """Move one image at a time from the largest part to each that has fewer than `least`."""
+def _filled(parts: list[Indices]) -> list[Indices]:
+    """Move one image from the largest part to each that has none."""
     parts = list(parts)
-    heap = [(-len(part), client) for client, part in enumerate(parts) if len(part) >= least]
+    heap = [(-len(part), client) for client, part in enumerate(parts) if len(part)]
     heapq.heapify(heap)
-    for client in [client for client, part in enumerate(parts) if len(part) < least]:
-        moved = [parts[client]]
-        for _ in range(least - len(parts[client])):
-            donor = heap[0][1]
-            moved.append(parts[donor][-1:])
-            parts[donor] = parts[donor][:-1]
-            heapq.heapreplace(heap, (-len(parts[donor]), donor))
-        parts[client] = np.concatenate(moved)
+    for client in [client for client, part in enumerate(parts) if not len(part)]:
+        donor = heap[0][1]
+        parts[client], parts[donor] = parts[donor][-1:], parts[donor][:-1]
+        heapq.heapreplace(heap, (-len(parts[donor]), donor))
     return parts
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prismfl.data.classes import select_classes
+from prismfl.data.classes import keep_classes, select_classes
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.data.folder import load_clients
 from prismfl.data.images import fit, in_channels
@@ -69,9 +69,4 @@ def reported(mine: ImageSet, settings: Settings) -> tuple[str, ...]:
 
 def only(mine: ImageSet, names: tuple[str, ...]) -> ImageSet:
     """The images of some of the client's own classes.  Raises DataError when none is left."""
-    rows = np.flatnonzero(np.isin(mine.labels, [mine.classes.index(name) for name in names]))
-    if not len(rows):
-        raise DataError("no image of the run's classes", "at least one", "check --data-dir and data.classes")
-    numbers = {mine.classes.index(name): new for new, name in enumerate(names)}
-    labels = np.array([numbers[label] for label in mine.labels[rows].tolist()], np.int64)
-    return replace(mine.part(rows), labels=labels, classes=names)
+    return keep_classes(mine, [mine.classes.index(name) for name in names])
