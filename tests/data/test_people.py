@@ -10,9 +10,9 @@ from made import Tree, pixels, png
 
 from prismfl.data import images as images_module
 from prismfl.data.datasets import ImageSet, load_dataset
+from prismfl.data.folder import people_of
 from prismfl.data.images import deal
 from prismfl.data.partition import partition
-from prismfl.data.people import people_of
 from prismfl.errors import DataError, SettingError
 from prismfl.run.prepare import prepare
 from prismfl.settings.schema import Data

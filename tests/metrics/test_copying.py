@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from prismfl.errors import DataError, SettingError
 from prismfl.metrics import copying as module
-from prismfl.metrics.copying import auc, copying, nearest, nearest_images
+from prismfl.metrics.copying import auc, membership, nearest_images
 from prismfl.metrics.distances import judge_features
 
 values = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=12)
@@ -28,32 +28,32 @@ def features(count, seed, dimension=8):
     return np.random.default_rng(seed).normal(size=(count, dimension)).astype(np.float32)
 
 
-def test_nearest_is_the_least_of_all_distances():
-    images, samples = features(7, 0), features(9, 1)
-    wanted = np.linalg.norm(images[:, None] - samples[None], axis=2).min(1)
-    np.testing.assert_allclose(nearest(images, samples), wanted, rtol=1e-4)
+def test_the_area_is_that_of_the_least_of_all_distances():
+    members, others, samples = features(7, 0), features(9, 1), features(8, 2)
+    near, far = (np.linalg.norm(one[:, None] - samples[None], axis=2).min(1) for one in (members, others))
+    found = membership(members, others, samples)
+    assert found.mean == pytest.approx(auc(near, far)) and found.interval[0] < found.mean < found.interval[1]
 
 
 def test_copies_give_members_away_and_fresh_samples_do_not():
     members, others = features(200, 0), features(200, 1)
-    found = copying(members, others, members + np.float32(0.01))
-    assert found.membership_auc > 0.99 and found.interval[0] > 0.97
-    assert found.nearest_member < 0.1 < found.nearest_other
-    fresh = copying(members, others, features(300, 2))
+    found = membership(members, others, members + np.float32(0.01))
+    assert found.mean > 0.99 and found.interval[0] > 0.97
+    fresh = membership(members, others, features(300, 2))
     assert fresh.interval[0] < 0.5 < fresh.interval[1]
     assert fresh.interval[1] - fresh.interval[0] < 0.2
 
 
 def test_images_that_were_copied_are_found_by_the_judge(blobs):
     noise = np.random.default_rng(0).integers(0, 256, (20, 1, 16, 16), np.uint8)
-    found = copying(*map(judge_features, (blobs[:10], noise, blobs[:10])))
-    assert found.membership_auc == 1.0 and found.nearest_member == pytest.approx(0, abs=1e-3)
+    found = membership(*map(judge_features, (blobs[:10], noise, blobs[:10])))
+    assert found.mean == 1.0
 
 
 @pytest.mark.parametrize("counts", [(1, 5, 5), (5, 1, 5), (5, 5, 0)])
 def test_too_few_images_are_refused(counts):
     with pytest.raises(DataError, match="at least 2"):
-        copying(*(features(count, 0) for count in counts))
+        membership(*(features(count, 0) for count in counts))
 
 
 # ------------------------------------------------------------------------------------ nearest images

@@ -56,7 +56,7 @@ def test_figures_are_those_of_their_makers(model):
     assert (found["kid_judge"], found["kid_judge_over_subsets"]) == (kid.mean, kid.interval)
     near = vars(compare(balls(real), balls(fake))) | vars(tone(images)) | of_real(vars(tone(test.images)))
     judge = Classifier(load_dataset("digits", None, 16, "train"), steps=2)
-    told = vars(readability(judge, images, test, labels_like(test.labels, 40))) | vars(record(judge, test))
+    told = vars(readability(judge, images, test, labels_like(test.labels, 40))) | record(judge, test)
     assert near | told == {name: found[name] for name in (*near, *told)}
     assert set(found) == {
         *(

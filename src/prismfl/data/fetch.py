@@ -31,44 +31,36 @@ class Remote:
     bases: tuple[str, ...]
 
 
-def _family(bases: tuple[str, ...], sums: tuple[str, str, str, str]) -> tuple[Remote, ...]:
-    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    return tuple(Remote(f"{name}-ubyte.gz", md5, bases) for name, md5 in zip(names, sums, strict=True))
-
-
 # Sums as the data sets' own pages and torchvision list them.  MD5 finds damage and stops whoever
 # has no file of their own making under the same sum; nothing stronger is published.
-PUBLISHED: dict[str, tuple[Remote, ...]] = {
-    "mnist": _family(
+_IDX_SUMS = {  # training images and labels, test images and labels
+    "mnist": (
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
-        (
-            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "d53e105ee54ea40749a09fcbcd1e9432",
-            "9fb629c4189551a2d022fa330f9573f3",
-            "ec29112dd5afa0611ce80d1b7f02629c",
-        ),
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873 d53e105ee54ea40749a09fcbcd1e9432",
+        "9fb629c4189551a2d022fa330f9573f3 ec29112dd5afa0611ce80d1b7f02629c",
     ),
-    "fmnist": _family(
+    "fmnist": (
         ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
-        (
-            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "25c81989df183df01b3e8a0aad5dffbe",
-            "bef4ecab320f06d8554ea6380940ec79",
-            "bb300cfdad3c16e7a12a480ee83cd310",
-        ),
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d 25c81989df183df01b3e8a0aad5dffbe",
+        "bef4ecab320f06d8554ea6380940ec79 bb300cfdad3c16e7a12a480ee83cd310",
     ),
-    "kmnist": _family(
+    "kmnist": (
         ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
-        (
-            "bdb82020997e1d708af4cf47b453dcf7",
-            "e144d726b3acfaa3e44228e80efcd344",
-            "5c965bf0a639b31b8f53240b1b52f4d7",
-            "7320c461ea6c1c855c0b718fb2a4b134",
-        ),
+        "bdb82020997e1d708af4cf47b453dcf7 e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7 7320c461ea6c1c855c0b718fb2a4b134",
     ),
+}
+_IDX_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+PUBLISHED = {
+    name: tuple(
+        Remote(f"{file}-ubyte.gz", digits, bases)
+        for file, digits in zip(_IDX_FILES, f"{train} {test}".split(), strict=True)
+    )
+    for name, (bases, train, test) in _IDX_SUMS.items()
+} | {
     "cifar10": (
         Remote("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", ("https://www.cs.toronto.edu/~kriz/",)),
-    ),
+    )
 }
 
 # The last digits of a file's name begin its SHA-256.

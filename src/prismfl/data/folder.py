@@ -3,6 +3,7 @@
 import functools
 import glob
 import lzma
+import re
 import struct
 import zipfile
 import zlib
@@ -13,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from prismfl.data.images import Gallery, ImageSet, Labels, decode, read_file
-from prismfl.data.people import people_of
 from prismfl.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -197,3 +197,29 @@ def _hold_out(entries: list[_Entry], split: str, people: str) -> list[_Entry]:
             raise DataError("images of one person", "of two at least, for one is held back", "mend --people")
         return [e for e, p in zip(entries, persons, strict=True) if (p % every == every - 1) == (split == "test")]
     return [e for i, e in enumerate(entries) if (i % 10 == 9) == (split == "test") or len(entries) < 10]
+
+
+def people_of(names: Sequence[str], pattern: str) -> Labels | None:
+    """The number of each name's person: int64 `[N]`, by sorted distinct match; None without a pattern.
+
+    names: paths within a folder or zip; pattern: its one group, or else the whole match, is who it is.
+    Raises DataError with how many names have no match, and none of them.
+    """
+    if not pattern:
+        return None
+    found = [_person(re.search(pattern, name)) for name in names]
+    missing = sum(not person for person in found)
+    if missing:
+        raise DataError(
+            f"{missing} of {len(names)} file names in which data.people finds nobody",
+            "a match in the name of every image",
+            "change --people, or move these images elsewhere",
+        )
+    return np.asarray(np.unique(np.array(found), return_inverse=True)[1], np.int64).reshape(-1)
+
+
+def _person(match: re.Match[str] | None) -> str:
+    """Who a match names; "" for nobody, as where a group took no part."""
+    if match is None:
+        return ""
+    return (match[1] if match.re.groups else match[0]) or ""

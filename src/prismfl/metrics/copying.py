@@ -1,7 +1,5 @@
 """Whether samples lie nearer to images that trained the model than to images that did not."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu, norm
@@ -9,33 +7,22 @@ from sklearn.metrics import pairwise_distances_argmin_min
 
 from prismfl.errors import DataError, SettingError
 from prismfl.metrics.distances import judge_features
-from prismfl.metrics.intervals import CONFIDENCE
+from prismfl.metrics.intervals import CONFIDENCE, Estimate
 
 LEAST = 2  # images of each kind
 SPACES = ("judge", "pixels")
 _BLOCK = 2000  # members at a time
 
 
-@dataclass(frozen=True)
-class Copying:
-    """What distances to the nearest sample tell of membership.
+def membership(members: NDArray[np.float32], others: NDArray[np.float32], samples: NDArray[np.float32]) -> Estimate:
+    """What distances to the nearest sample tell of membership: an AUC with its 95 % interval (Hanley, McNeil 1982).
 
-    membership_auc: share of pairs of a member and another image in which the member has the nearer
-    sample, ties counting half; 0.5 where nothing is told.  interval: 95 %, of the AUC (Hanley,
-    McNeil 1982).  nearest_member, nearest_other: median distances.
-    """
+    It is the share of pairs of a member and another image in which the member has the nearer sample, ties counting
+    half: 0.5 where nothing is told.
 
-    membership_auc: float
-    interval: tuple[float, float]
-    nearest_member: float
-    nearest_other: float
-
-
-def copying(members: NDArray[np.float32], others: NDArray[np.float32], samples: NDArray[np.float32]) -> Copying:
-    """Copying of images by Euclidean distance of their features, float32 `[n, d]` each.
-
-    members: images that trained the model; others: of the same source, that did not.
-    Raises DataError for fewer than two images of either, or no sample.
+    members, others, samples: features float32 `[n, d]` each, compared by Euclidean distance; members of images that
+    trained the model, others of images of the same source that did not.
+    Raises DataError for fewer than two members or others, or no sample.
     """
     if min(len(members), len(others)) < LEAST or not len(samples):
         raise DataError(
@@ -43,11 +30,10 @@ def copying(members: NDArray[np.float32], others: NDArray[np.float32], samples: 
             f"at least {LEAST} of each, and a sample",
             "give more images",
         )
-    near, far = nearest(members, samples), nearest(others, samples)
+    near, far = (pairwise_distances_argmin_min(images, samples)[1].astype(np.float64) for images in (members, others))
     area = auc(near, far)
-    reach = norm.ppf((1 + CONFIDENCE) / 2) * _deviation(area, len(near), len(far))
-    interval = (max(0.0, area - reach), min(1.0, area + reach))
-    return Copying(area, interval, float(np.median(near)), float(np.median(far)))
+    reach = float(norm.ppf((1 + CONFIDENCE) / 2)) * _deviation(area, len(near), len(far))
+    return Estimate(area, (max(0.0, area - reach), min(1.0, area + reach)))
 
 
 def nearest_images(
@@ -78,11 +64,6 @@ def _placed(images: NDArray[np.uint8], space: str, device: str) -> NDArray[np.fl
     if space == "judge":
         return judge_features(images, device=device)
     return (images.reshape(len(images), -1) / np.float32(255)).astype(np.float32)
-
-
-def nearest(images: NDArray[np.float32], samples: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Euclidean distance of each row of `images` to the nearest row of `samples`: float64 `[n]`."""
-    return np.asarray(pairwise_distances_argmin_min(images, samples)[1], np.float64)
 
 
 def auc(near: NDArray[np.float64], far: NDArray[np.float64]) -> float:

@@ -174,8 +174,8 @@ class _Judge:
         return self.trained(len(self.test))
 
     @cached_property
-    def balls(self) -> neighbours.Balls:
-        return neighbours.balls(self.features)
+    def balls(self) -> distances.Balls:
+        return distances.balls(self.features)
 
     @cached_property
     def pooled(self) -> NDArray[np.float32]:
@@ -221,8 +221,8 @@ class _Judge:
         if "tone" in wanted:
             found |= of_real(vars(tone.tone(self.test.images)))
         if "readability" in wanted:
-            found |= vars(readability.record(self.classifier, self.test))
-        if _OF_CLASSES.intersection(wanted):
+            found |= readability.record(self.classifier, self.test)
+        if _OF_CLASSES & set(wanted):
             found["class_names"] = list(self.train.classes)  # that shares are of
         if "synthetic" in wanted:
             rows = self.chosen(samples)
@@ -270,8 +270,8 @@ class _Judge:
         if "prdc" in wanted:
             found |= vars(distances.compare(self.balls, distances.balls(fake)))
         if "membership" in wanted:
-            told = copying.copying(self.members, self.features, fake)
-            found |= {"membership_auc": told.membership_auc, WITHIN["membership_auc"]: told.interval}
+            told = copying.membership(self.members, self.features, fake)
+            found |= {"membership_auc": told.mean, WITHIN["membership_auc"]: told.interval}
         return found
 
 

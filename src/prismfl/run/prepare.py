@@ -11,8 +11,7 @@ from prismfl.data.classes import select_classes, select_names
 from prismfl.data.datasets import load_dataset
 from prismfl.data.folder import client_roots
 from prismfl.data.images import ImageSet, deal, fit, in_channels
-from prismfl.data.partition import partition
-from prismfl.data.people import uncovered
+from prismfl.data.partition import partition, uncovered
 from prismfl.errors import DataError, PrivacyError, SettingError
 from prismfl.features.matched import load_matched, overlap_note, overlaps, sibling_note
 from prismfl.features.networks import LoadedNet

@@ -21,7 +21,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from prismfl.data.files import write_atomic
-from prismfl.data.people import uncovered
+from prismfl.data.partition import uncovered
 from prismfl.data.site import conform, load_site, only, reported
 from prismfl.engines.flower.envelope import Ask, Hello, Request, Response, Terms, hello_to, request_from, response_to
 from prismfl.errors import ClientError, PrismError, SettingError
