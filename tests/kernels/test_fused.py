@@ -218,13 +218,6 @@ def test_a_frozen_convolution_of_four_pixels_is_a_convolution(dtype):
     torch.testing.assert_close(unit(leaf).float(), unit.conv(leaf.expand(-1, 3, -1, -1)).float(), **TOLERANCE[dtype])
 
 
-def test_a_frozen_convolution_that_strides_over_four_pixels_strides():
-    unit = ConvUnit(16, 16, stride=2, norm=False).requires_grad_(False)
-    x = maps(3, 16, 2, 2)
-    assert unit(x).shape == (3, 16, 1, 1)
-    torch.testing.assert_close(unit(x), unit.conv(x))
-
-
 @pytest.mark.parametrize("count", [1, 16, 1000])
 def test_adam_takes_the_same_steps(monkeypatch, count):
     gradients = torch.randn(5, count, generator=torch.Generator().manual_seed(count)) * 1e-4

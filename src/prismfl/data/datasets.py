@@ -9,12 +9,12 @@ from prismfl.data.celeba import load_celeba
 from prismfl.data.cifar import load_cifar10
 from prismfl.data.folder import load_clients, load_folder
 from prismfl.data.hub import load_hub
-from prismfl.data.idx import IDX_FAMILIES, load_idx, read_idx
-from prismfl.data.images import Images, ImageSet, Labels, fit
+from prismfl.data.idx import IDX_FAMILIES, load_idx
+from prismfl.data.images import ImageSet, fit
 from prismfl.errors import DataError
 from prismfl.settings.schema import Data
 
-__all__ = ["DATASETS", "IDX_FAMILIES", "ImageSet", "Images", "Labels", "fit", "load_dataset", "read_idx"]
+__all__ = ["DATASETS", "IDX_FAMILIES", "ImageSet", "load_dataset"]
 
 DATASETS = ("digits", *IDX_FAMILIES, "cifar10", "celeba", "folder", "hf")
 

@@ -170,16 +170,11 @@ def decode(raw: bytes, name: str) -> Images:
 
 def planes(image: Image.Image) -> Images:
     """The pixels of a picture: uint8 `[3, H, W]`.  Raises ValueError where their range is unknown."""
-    return np.asarray(_eight_bit(image).convert("RGB")).transpose(2, 0, 1)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Sixteen-bit grey scaled to eight; Pillow alone would cut it off at 255."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image, np.uint16) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode}, whose range is unknown")
-    return image
+    if image.mode.startswith("I;16"):  # grey of sixteen bits, which Pillow alone would cut off at 255
+        image = Image.fromarray((np.asarray(image, np.uint16) / 257).round().astype(np.uint8))
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
 class Gallery:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prismfl.features.networks import in_batches
+
 POOL = (0, 2, 2)  # in place of a convolution: the largest of each 2×2 pixels
 
 # Labels int64 `[B]`, or probabilities float32 `[B, classes]`, of images float32 `[B, C, H, W]` in [-1, 1].
@@ -53,11 +55,9 @@ def train_classifier(
     net.eval()
 
 
-@torch.no_grad()
 def scores(net: nn.Module, images: NDArray[np.uint8], batch: int = 500) -> Tensor:
     """Class scores float32 `[n, classes]` of images uint8 `[n, C, H, W]`."""
-    starts = range(0, len(images), batch)
-    return torch.cat([net(_fast(scaled(torch.from_numpy(images[start : start + batch])))) for start in starts])
+    return in_batches(lambda some: net(_fast(scaled(some))), images, batch)
 
 
 def small_network(

@@ -86,21 +86,14 @@ class SameConv(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, inputs, H, W]` → `[B, outputs, ⌈H / stride⌉, ⌈W / stride⌉]`."""
-        return self._convolved(x, self.conv.bias)
-
-    def without_bias(self, x: Tensor) -> Tensor:
-        """The same less the bias."""
-        return self._convolved(x, None)
-
-    def _convolved(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *, bias: bool = True) -> Tensor:
+        """`[B, inputs, H, W]` → `[B, outputs, ⌈H / stride⌉, ⌈W / stride⌉]`, with the bias or less it."""
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         high, wide = (before_and_after(side, kernel, stride) for side in x.shape[2:])
         pad = (high[0], wide[0])
         if high[0] != high[1] or wide[0] != wide[1]:
             x, pad = F.pad(x, (*wide, *high)), (0, 0)
-        return F.conv2d(x, self.conv.weight, bias, stride, pad, groups=self.conv.groups)
+        return F.conv2d(x, self.conv.weight, self.conv.bias if bias else None, stride, pad, groups=self.conv.groups)
 
 
 class Block(nn.Module):
@@ -154,7 +147,7 @@ class EfficientNetLite(FeatureNet):
         return frozen and fusible(x) and x.dtype == self.top.conv.weight.dtype
 
     def _walk_units(self, x: Tensor, most: int) -> Iterator[Tensor]:
-        x = self.stem.without_bias(x)
+        x = self.stem(x, bias=False)
         for unit in self._units():
             phi, x = passed(x, unit, most)
             yield phi

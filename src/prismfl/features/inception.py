@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prismfl.features.networks import in_batches
 from prismfl.features.weightsfile import load_weights
 
 SIZE, POOLED, CLASSES = 299, 2048, 1008
@@ -165,13 +166,10 @@ class Inception(nn.Module):
         """Class scores `[B, 1008]` of pooled features; the Inception score takes them without the bias."""
         return F.linear(pooled, self.fc.weight, self.fc.bias if bias else None)
 
-    @torch.no_grad()
     def features(self, images: NDArray[np.uint8], batch: int = 50) -> NDArray[np.float32]:
         """Pooled features of uint8 images `[n, 1 or 3, H, W]`, in batches: float32 `[n, 2048]`."""
         device = self.fc.weight.device
-        starts = range(0, len(images), batch)
-        parts = [self.pooled(torch.from_numpy(images[start : start + batch]).to(device)).cpu() for start in starts]
-        return torch.cat(parts or [torch.empty(0, POOLED)]).numpy()
+        return in_batches(lambda some: self.pooled(some.to(device)), images, batch).numpy()
 
 
 def resize(x: Tensor, size: int = SIZE) -> Tensor:
@@ -180,8 +178,7 @@ def resize(x: Tensor, size: int = SIZE) -> Tensor:
     Pixel i of the result lies at i · H / size of the source: corners, not centres, are aligned at the
     top left; there is no antialiasing; beyond the last pixel the last one is repeated.
     """
-    x = _along(x, 3, size)
-    return _along(x, 2, size)
+    return _along(_along(x, 3, size), 2, size)
 
 
 def _along(x: Tensor, axis: int, size: int) -> Tensor:

@@ -13,8 +13,10 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
@@ -35,11 +37,11 @@ NORM_PARTS = ("weight", "bias", "running_mean", "running_var")  # of a BatchNorm
 
 
 class ConvUnit(nn.Module):
-    """A 3×3 (or 1×1) convolution with BatchNorm while training, with a bias once folded."""
+    """A 3×3 convolution with BatchNorm while training, with a bias once folded."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, *, norm: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, *, norm: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not norm)
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
         self.norm = nn.BatchNorm2d(outputs) if norm else None
         self._dense: tuple[tuple[int, torch.dtype, torch.device], Tensor] | None = None
 
@@ -48,13 +50,9 @@ class ConvUnit(nn.Module):
         if x.shape[1] == 1 and self.conv.in_channels == 3:
             # Three times the products of one channel, in a third of the time: convolutions of one are no fast case.
             x = tripled(x)
-        x = self._on_four(x) if self._frozen_on_four(x) else self.conv(x)
+        frozen_on_four = x.shape[2:] == (2, 2) and not self.conv.weight.requires_grad
+        x = self._on_four(x) if frozen_on_four else self.conv(x)
         return x if self.norm is None else self.norm(x)
-
-    def _frozen_on_four(self, x: Tensor) -> bool:
-        conv = self.conv
-        plain = conv.kernel_size == (3, 3) and conv.stride == (1, 1)
-        return plain and x.shape[2:] == (2, 2) and not conv.weight.requires_grad
 
     def _on_four(self, x: Tensor) -> Tensor:
         """A convolution of 2×2 pixels as one matrix product, which takes a tenth of its time."""
@@ -88,6 +86,13 @@ def rectify(x: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
 def averaged(phi: Tensor, most: int) -> Tensor:
     """A map `[B, C, H, W]` averaged down to a side of at most `most`; 0 for any."""
     return F.avg_pool2d(phi, phi.shape[-1] // most) if most and phi.shape[-1] > most else phi
+
+
+@torch.no_grad()
+def in_batches(function: Callable[[Tensor], Tensor], images: NDArray[np.uint8], batch: int) -> Tensor:
+    """What a function makes of images uint8 `[n, C, H, W]`, some at a time, on the processor: `[n, …]`."""
+    starts = range(0, max(1, len(images)), batch)
+    return torch.cat([function(torch.from_numpy(images[start : start + batch])).cpu() for start in starts])
 
 
 class FeatureNet(nn.Module):

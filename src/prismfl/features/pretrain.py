@@ -16,7 +16,7 @@ from prismfl.data.datasets import ImageSet
 from prismfl.data.files import check_writable, write_atomic
 from prismfl.errors import SettingError
 from prismfl.features.classifier import Batch, pixels_of, scaled, scores, train_classifier
-from prismfl.features.networks import ARCHITECTURE, FORMAT, FeatureNet, Vgg, fold, load_features
+from prismfl.features.networks import ARCHITECTURE, FORMAT, FeatureNet, Vgg, fold, in_batches, load_features
 
 _LEAST_SIZE = 8  # three poolings of the smallest network
 
@@ -77,24 +77,22 @@ def pretrain(
         "architecture": ARCHITECTURE,
         "classes": list(train.classes),
         "all_classes": list(every),
-        "trained_on": _origin(trained_on, train.classes, every),
+        "trained_on": trained_on,
         "images": len(train),
         "recipe": asdict(recipe),
         "images_sha256": hashlib.sha256(train.images.tobytes()).hexdigest(),
-        "size": train.images.shape[-1],
+        "size": size,
         "unit": _unit(net, train),
     }
+    if train.classes != every:
+        about["trained_on"] = (
+            f"{trained_on}, {len(train.classes)} of its {len(every)} classes: {', '.join(train.classes)}"
+        )
     half = {name: tensor.half().contiguous() for name, tensor in fold(net).items()}
     write_atomic(out, save_tensors(half, {"prismfl": json.dumps(about)}))
     about["test_accuracy"] = accuracy = evaluate(load_features(out).net, test)
     write_atomic(out, save_tensors(half, {"prismfl": json.dumps(about)}))
     return accuracy
-
-
-def _origin(name: str, classes: tuple[str, ...], every: tuple[str, ...]) -> str:
-    if classes == every:
-        return name
-    return f"{name}, {len(classes)} of its {len(every)} classes: {', '.join(classes)}"
 
 
 def _fit(images: ImageSet, recipe: Recipe, report: Callable[[str], None]) -> Vgg:
@@ -151,12 +149,10 @@ def _recolour(x: Tensor, recipe: Recipe, draws: torch.Generator) -> Tensor:
     return torch.where(picks[1] < recipe.grey, grey, x)
 
 
-@torch.no_grad()
 def _unit(net: FeatureNet, train: ImageSet, most: int = 5000) -> float:
     """Root of the mean variance of pooled features over the first images, every class among them."""
-    images = torch.from_numpy(train.images[:: max(1, len(train) // most)])
-    parts = [net.embed(scaled(part)) for part in torch.split(images, 250)]
-    return float(torch.cat(parts).var(0).mean().sqrt())
+    features = in_batches(lambda some: net.embed(scaled(some)), train.images[:: max(1, len(train) // most)], 250)
+    return float(features.var(0).mean().sqrt())
 
 
 def evaluate(net: nn.Module, data: ImageSet, batch: int = 250) -> float:

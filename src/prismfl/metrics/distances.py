@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from prismfl.data.images import ImageSet
 from prismfl.errors import DataError, DependencyError
 from prismfl.features.efficientnet import JUDGE, load_lite
-from prismfl.features.networks import FeatureNet, LoadedNet
+from prismfl.features.networks import FeatureNet, LoadedNet, in_batches
 from prismfl.metrics.intervals import Estimate, estimate
 from prismfl.seeding.philox import Purpose, Stream
 
@@ -63,15 +63,12 @@ def embed(net: FeatureNet, images: Tensor) -> Tensor:
     return torch.cat((early.mean((2, 3)) / _EARLY_UNIT, means / _LAST_UNIT), 1)
 
 
-@torch.no_grad()
 def judge_features(images: NDArray[np.uint8], batch: int = BATCH, device: str = "cpu") -> NDArray[np.float32]:
     """Judge features of uint8 `[n, C, H, W]`: float32 `[n, 272]`.  Raises DataError for no images."""
     if not len(images):
         raise DataError("no images", "at least one", "give more images")
     net = load_judge().net.to(device)
-    starts = range(0, len(images), batch)
-    parts = [embed(net, torch.from_numpy(images[start : start + batch]).to(device)).cpu() for start in starts]
-    return torch.cat(parts).numpy()
+    return in_batches(lambda some: embed(net, some.to(device)), images, batch).numpy()
 
 
 def enough(real: NDArray[np.generic], fake: NDArray[np.generic], least: int) -> None:
