@@ -3,7 +3,7 @@
 With the kernel k(x, y) = ⟨ψ(x), ψ(y)⟩ of a feature vector ψ, the squared maximum mean discrepancy is the squared
 distance of mean feature vectors (Gretton et al. 2012).  Here ψ stacks, for each layer, the unit vectors `f = φ / ‖φ‖`
 and `g = φ² / ‖φ²‖` of its flattened map φ, and what tones and colours an image has in its cells
-(`features/tones.py`), with weights w_j whose squares sum to 1, so that ‖ψ(x)‖ ≤ 1 for every image.
+(`features/framing.py`), with weights w_j whose squares sum to 1, so that ‖ψ(x)‖ ≤ 1 for every image.
 
 An image may be matched at shifts of some pixels (`features/framing.py`): real ones take all shifts in turn,
 a batch of generated ones is shifted at random.  ψ(x) is then that of the shifted image: no norm grows.

@@ -48,9 +48,9 @@ def load_folder(
     if not splits[split]:
         raise DataError(f"no {split} images in {root}", "PNG or JPEG files in class folders", "check --data-dir")
     classes = {_owner_and_class(entry, per_client)[1] for part in splits.values() for entry in part}
-    owner_names, class_names = zip(*(_owner_and_class(entry, per_client) for entry in splits[split]), strict=True)
-    owners = _numbered(owner_names, set(owner_names)) if per_client else None
-    return _image_set(splits[split], class_names, classes, owners, size, scratch, people)
+    owner_names, names = zip(*(_owner_and_class(entry, per_client) for entry in splits[split]), strict=True)
+    owners = np.unique(owner_names, return_inverse=True)[1] if per_client else None
+    return _image_set(splits[split], names, classes, owners, size, scratch, people)
 
 
 def client_roots(pattern: str) -> list[Path]:
@@ -99,16 +99,12 @@ def _image_set(
     gallery = Gallery(len(entries), size, scratch)
     for entry in entries:
         gallery.add(decode(entry.read(), entry.name), entry.name)
-    return ImageSet(gallery.images(), _numbered(names, classes), tuple(sorted(classes)), owners, persons)
+    labels = np.searchsorted(sorted(classes), names).astype(np.int64)
+    return ImageSet(gallery.images(), labels, tuple(sorted(classes)), owners, persons)
 
 
 def _people(entries: list[_Entry], pattern: str) -> Labels | None:
     return people_of([str(entry.path) for entry in entries], pattern)
-
-
-def _numbered(names: Sequence[str], known: set[str]) -> Labels:
-    number = {name: index for index, name in enumerate(sorted(known))}
-    return np.array([number[name] for name in names], np.int64)
 
 
 def _owner_and_class(entry: _Entry, per_client: bool) -> tuple[str, str]:

@@ -32,7 +32,7 @@ def _loaded(settings: Settings, folder: Path | None, client: int, scratch: Path 
         if folder is None or not folder.exists():
             raise DataError(f"no image folder or zip {folder or ''}", "the client's own images", "check --data-dir")
         found = load_clients(glob.escape(str(folder)), settings.pixels, scratch, data.people)
-        return replace(found, images=fit(found.images, settings.pixels, scratch), owners=None)
+        return replace(found, owners=None)
     whole = load_dataset(data.dataset, folder, settings.pixels, "train", settings=data, scratch=scratch)
     if data.partition == "given":
         return whole
