@@ -94,8 +94,8 @@ class Plain(FeatureNet):
         super().__init__(net.width)
         self.net, self.matched = net, net.matched
 
-    def walk_averaged(self, x: torch.Tensor, most: int, activate: Activation = rectify) -> Iterator[torch.Tensor]:  # noqa: ARG002
-        """See `FeatureNet.walk_averaged`."""
+    def walk(self, x: torch.Tensor, activate: Activation = rectify, most: int = 0) -> Iterator[torch.Tensor]:  # noqa: ARG002
+        """See `FeatureNet.walk`."""
         return (averaged(phi, most) for phi in self.net.walk_plain(x))
 
 

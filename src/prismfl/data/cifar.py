@@ -18,8 +18,6 @@ _PYTHON = ("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1", "tes
 _PIXELS = 3 * 32 * 32
 _MOST_BYTES = 2**28  # of a batch in an archive; the published ones have 31 MB
 
-_TAR_DAMAGE = (tarfile.TarError, zlib.error, OSError, EOFError, ValueError)
-
 
 def load_cifar10(root: Path, split: str) -> ImageSet:
     """One split of CIFAR-10: uint8 images `[N, 3, 32, 32]`.
@@ -58,7 +56,7 @@ def _members(path: Path, stems: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
                 stem, _, suffix = member.name.rsplit("/", 1)[-1].partition(".")
                 if suffix == "bin" and stem in stems and member.isfile() and (file := archive.extractfile(member)):
                     yield stem, file.read(_MOST_BYTES)
-    except _TAR_DAMAGE as error:
+    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
         raise DataError(
             f"{path} does not unpack ({error})", "CIFAR-10's whole .tar.gz", "fetch it anew, or unpack it"
         ) from None

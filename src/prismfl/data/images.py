@@ -39,14 +39,14 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def part(self, rows: NDArray[np.int64]) -> "ImageSet":
-        """The images of some rows, int64 `[n]`, with what is known of them; all stay numbered as they are."""
-        return self.told(self.images[rows], rows)
+    def part(self, rows: NDArray[np.int64], images: Images | None = None) -> "ImageSet":
+        """The images of some rows, int64 `[n]`, with what is known of them; all stay numbered as they are.
 
-    def told(self, images: Images, rows: NDArray[np.int64]) -> "ImageSet":
-        """These images uint8 `[n, C, H, W]` with what is known of some rows, int64 `[n]`."""
+        images: a copy of these images, uint8 `[n, C, H, W]`, to be taken in their place.
+        """
         owners, people = (None if one is None else one[rows] for one in (self.owners, self.people))
-        return ImageSet(images, self.labels[rows], self.classes, owners, people)
+        mine = self.images[rows] if images is None else images
+        return ImageSet(mine, self.labels[rows], self.classes, owners, people)
 
 
 def deal(whole: ImageSet, parts: Sequence[NDArray[np.int64]], scratch: Path | None = None) -> list[ImageSet]:
@@ -61,7 +61,7 @@ def deal(whole: ImageSet, parts: Sequence[NDArray[np.int64]], scratch: Path | No
     moved, order = room((ends[-1], *whole.images.shape[1:]), scratch), np.concatenate(parts)
     for block in blocks(len(order)):
         moved[block] = whole.images[order[block]]
-    return [whole.told(moved[end - len(rows) : end], rows) for rows, end in zip(parts, ends, strict=True)]
+    return [whole.part(rows, moved[end - len(rows) : end]) for rows, end in zip(parts, ends, strict=True)]
 
 
 def blocks(count: int) -> Iterator[slice]:

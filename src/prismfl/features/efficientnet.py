@@ -131,12 +131,8 @@ class EfficientNetLite(FeatureNet):
         self.classes = nn.Linear(_HEAD, 1000)
         self._made: tuple[list[Any], list[Unit]] | None = None
 
-    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
+    def walk(self, x: Tensor, activate: Activation = rectify, most: int = 0) -> Iterator[Tensor]:  # noqa: ARG002
         """See `FeatureNet.walk`: all maps are in 0 … 6."""
-        return self.walk_averaged(x, 0, activate)
-
-    def walk_averaged(self, x: Tensor, most: int, activate: Activation = rectify) -> Iterator[Tensor]:  # noqa: ARG002
-        """See `FeatureNet.walk_averaged`."""
         x = tripled(x) if x.shape[1] == 1 else x
         if self._frozen_for(x):
             return self._walk_units(x, most)

@@ -110,26 +110,22 @@ class FeatureNet(nn.Module):
         super().__init__()
         self.width, self.unit = width, 1.0
 
-    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
+    def walk(self, x: Tensor, activate: Activation = rectify, most: int = 0) -> Iterator[Tensor]:
         """Images as in `stages` → the maps one after another, each computed when it is asked for.
 
         activate: makes each map of what its convolution gives, in networks whose maps end in ReLU; others ignore it;
-        see `rectify`.
+        see `rectify`; most: maps are averaged down to a side of at most this (0: any), which networks may do while they
+        make them.
         """
         raise NotImplementedError
-
-    def walk_averaged(self, x: Tensor, most: int, activate: Activation = rectify) -> Iterator[Tensor]:
-        """The same maps, averaged to a side of at most `most` (0: any): networks may do so while they make them."""
-        return (averaged(phi, most) for phi in self.walk(x, activate))
 
     def stages(self, x: Tensor, last: int | None = None, activate: Activation = rectify, most: int = 0) -> list[Tensor]:
         """Images `[B, 1 or 3, H, W]` in [-1, 1] → activation maps `[B, C_j, H_j, W_j]`.
 
-        last: number of the last map wanted, from 0; no later one is computed; activate: see `walk`; most: see
-        `walk_averaged`.
+        last: number of the last map wanted, from 0; no later one is computed; activate, most: see `walk`.
         """
         wanted = count() if last is None else range(last + 1)
-        return [found for _, found in zip(wanted, self.walk_averaged(x, most, activate), strict=False)]
+        return [found for _, found in zip(wanted, self.walk(x, activate, most), strict=False)]
 
     def embed(self, x: Tensor) -> Tensor:
         """Images `[B, 1 or 3, H, W]` in [-1, 1] → penultimate features `[B, width]`, in units."""
@@ -150,13 +146,13 @@ class HeadlessVgg(FeatureNet):
         channels = [3, *(c for c in plan if c)]
         self.plan, self.units = tuple(plan), nn.ModuleList(ConvUnit(a, b, norm=norm) for a, b in pairwise(channels))
 
-    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
+    def walk(self, x: Tensor, activate: Activation = rectify, most: int = 0) -> Iterator[Tensor]:
         """See `FeatureNet.walk`: one map a convolution, all non-negative; grey is three equal channels."""
         units = iter(self.units)
         for channels, following in zip(self.plan, (*self.plan[1:], 1), strict=True):
             if channels:
                 phi, x = activate(next(units)(x), not following)
-                yield phi
+                yield averaged(phi, most)
 
 
 class Vgg(HeadlessVgg):

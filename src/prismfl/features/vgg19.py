@@ -41,10 +41,10 @@ class ImageNetVgg(HeadlessVgg):
         self.register_buffer("gain", 0.5 / std, persistent=False)
         self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
 
-    def walk(self, x: Tensor, activate: Activation = rectify) -> Iterator[Tensor]:
+    def walk(self, x: Tensor, activate: Activation = rectify, most: int = 0) -> Iterator[Tensor]:
         """See `HeadlessVgg.walk`."""
         scaled = x * self.gain + self.shift  # one channel becomes three, which differ from here on
-        return super().walk(scaled.contiguous(memory_format=torch.channels_last), activate)
+        return super().walk(scaled.contiguous(memory_format=torch.channels_last), activate, most)
 
 
 # --------------------------------------------------------------------------------------- VGG-19
