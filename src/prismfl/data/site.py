@@ -9,7 +9,7 @@ import numpy as np
 from prismfl.data.classes import keep_classes, select_classes
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.data.folder import load_clients
-from prismfl.data.images import fit, in_channels
+from prismfl.data.images import in_channels
 from prismfl.data.partition import partition
 from prismfl.errors import ClientError, DataError
 from prismfl.settings.schema import Settings

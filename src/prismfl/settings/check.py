@@ -88,8 +88,8 @@ def check_together(settings: "Settings") -> None:
     _check_cohort(settings)
     if settings.privacy.epsilon and data.dataset in ("folder", "hf") and not settings.generator.channels:
         got = f"generator.channels = 0 with epsilon and data.dataset = {data.dataset!r}"
-        wanted = "1 for grey images or 3 for colour: one private image must not decide it"
-        raise SettingError(got, wanted, "set generator.channels")
+        either = "1 for grey images or 3 for colour: one private image must not decide it"
+        raise SettingError(got, either, "set generator.channels")
     if data.clients_from:
         _check_fitting(settings, "data.clients_from", "its folders are the clients", _BY_PATTERN)
     chosen = f"data.partition = {data.partition!r}"
