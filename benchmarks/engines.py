@@ -67,6 +67,7 @@ from prismfl.seeding.device import Tape
 from prismfl.run.prepare import prepare
 from prismfl.search import local_search
 from prismfl.seeding.philox import Purpose, Stream
+from prismfl.settings.resolve import plan_of
 
 app = ClientApp()
 ready_of = lru_cache(maxsize=1)(lambda text: prepare(settings_from(toml_from(text))))
@@ -85,7 +86,7 @@ def train(message, context):
     q = (message.content["theta"]["q"].numpy() * 65536).clip(1, 65535).astype(np.uint16)
     draws = Tape(Stream(0, Purpose.SEARCH, 0, client))
     found = local_search(agreement.layout, kit.weights, kit.features, q, target_of(text, client),
-                         agreement.settings.search, 1.0, draws)
+                         plan_of(agreement.settings), 1.0, draws)
     theta = (found.q / 65536).astype(np.float32)
     return Message(RecordDict({"theta": ArrayRecord({"q": Array(theta)})}), reply_to=message)
 """

@@ -56,11 +56,12 @@ def test_a_private_run_from_the_command_line(tmp_path):
 
 
 def test_an_audit_is_printed_and_finds_nothing():
-    words = ["audit", "--epsilon", 9.8, "--noise", "fast", "--runs", 2_000, "--canaries", 1_000]
+    words = ["audit", "--epsilon", 9.8, "--noise", "fast", "--runs", 150, "--canaries", 1_000]
     code, out, err = call(*words)
     assert (code, err) == (0, "") and "ε = 9.8 at δ = 1e-05" in out and "nothing contradicts" in out
     found = json.loads(call(*words, "--json")[1])
-    assert 1 < found["many_runs_if_gaussian"] < 9.8 and found["fresh"] and not found["broken"]
+    assert 1 < found["one_run"] < 9.8 and found["fresh"] and found["kept"] and not found["broken"]
+    assert 0.98 < found["noise_at_default_size"] < 1.05
 
 
 def test_whole_runs_are_audited_too(monkeypatch):
@@ -69,7 +70,7 @@ def test_whole_runs_are_audited_too(monkeypatch):
         return TrainingFindings(privacy.epsilon, runs, 0.25, 0.5)
 
     monkeypatch.setattr("prismfl.privacy.audit.audit_training", once)
-    words = ["audit", "--epsilon", 9.8, "--noise", "fast", "--runs", 20, "--canaries", 20, "--training-runs", 4]
+    words = ["audit", "--epsilon", 9.8, "--noise", "fast", "--runs", 24, "--canaries", 20, "--training-runs", 4]
     assert "4 training runs of each kind   ε ≥ 0.25" in call(*words)[1]
 
 

@@ -8,7 +8,6 @@ from prismfl.engines import caches as kept
 from prismfl.engines import simulator as inprocess
 from prismfl.engines.simulator import InProcess, train
 from prismfl.federation.agreement import KnownTheta
-from prismfl.moments import Target
 from prismfl.run.folder import RunFolder, read_rounds
 from prismfl.run.prepare import prepare
 from prismfl.settings.schema import Settings
@@ -33,7 +32,7 @@ def test_a_theta_goes_with_the_last_client_that_holds_it():
     for turn in range(40):
         for client in range(3):
             store.put(client, held(turn, turn))
-    assert len(store._shared) == len(store._users) == 1
+    assert len(store._shared) == 1
     assert [store.get(client).round for client in range(3)] == [39] * 3
 
 
@@ -46,19 +45,6 @@ def test_the_earliest_thetas_go_where_there_is_no_room():
     assert store.get(3).q is store.get(19).q
     store.put(15, held(20, 20))
     assert sum(one.q.nbytes for one in store._shared.values()) <= 5 * 200
-
-
-def test_targets_used_last_are_kept():
-    one = Target(np.zeros(25, np.float32), 1)
-    store = kept.KeptTargets(3 * 100)
-    for client in range(3):
-        store.put(client, one)
-    store.put(0, one)
-    assert store.get(0) is one
-    store.put(3, one)
-    assert [client for client in range(4) if store.get(client)] == [0, 2, 3]
-    store.put(9, Target(np.zeros(1000, np.float32), 1))
-    assert [client for client in range(10) if store.get(client)] == [9]
 
 
 def sparse(tiny, rounds=4, **changes):
@@ -105,7 +91,7 @@ def test_what_is_held_in_memory_does_not_grow_with_the_clients(tiny, tmp_path, m
     monkeypatch.setattr(inprocess, "_MOST_TARGETS", 5 * size)
     train(settings, images, out=tmp_path / "run")
     (engine,) = engines
-    assert len(engine.targets._targets) == 5
+    assert engine.targets.cache_info().currsize == 5
     assert len(engine.held._shared) <= 3
     assert len(engine.kit._thetas) <= 4
     assert isinstance(engine.clients[0], ImageSet)

@@ -15,14 +15,7 @@ _Config = Annotated[Optional[Path], typer.Option(help="Settings file (TOML); opt
 _Out = Annotated[Optional[Path], typer.Option(help="New run folder [runs/DATASET-SEED].")]  # noqa: UP045
 
 
-def _flower() -> Any:
-    """The module of Flower's processes.  Raises DependencyError where Flower is not installed."""
-    from prismfl.engines.flower import processes
-
-    return processes
-
-
-def _federated(changes: dict[str, Any], config: Path | None, out: Path | None, resume: Path | None) -> tuple[Path, Any]:
+def _folder_of(changes: dict[str, Any], config: Path | None, out: Path | None, resume: Path | None) -> tuple[Any, Any]:
     """The folder and settings of a run, made or found again."""
     from prismfl.run import folder as runfolder
 
@@ -31,27 +24,31 @@ def _federated(changes: dict[str, Any], config: Path | None, out: Path | None, r
             raise SettingError(
                 "--resume with --config or --out", "options of running at most", "settings come from the run"
             )
-        return resume, runfolder.reopen(resume, changes)[1]
+        return runfolder.reopen(resume, changes)
     settings = asked(config, changes)
-    root = out or Path("runs") / f"{settings.data.dataset}-{settings.seed}"
-    runfolder.create(root, settings)
-    return root, settings
+    return runfolder.create(out or Path("runs") / f"{settings.data.dataset}-{settings.seed}", settings), settings
+
+
+def _run(how: str, folder: Any, link: Any, more: list[str]) -> None:
+    """A run on a SuperLink of its own, shown as it goes."""
+    from prismfl.engines.flower.processes import run_server
+
+    summary = watched(
+        lambda watcher: run_server(folder.root, link, watcher, watcher.note, more=more),
+        f"prismfl federate {how} --resume {folder.root}",
+    )
+    closing(folder, summary, reported(folder.root))
 
 
 def simulate(changes: dict[str, Any], config: _Config = None, out: _Out = None, resume: _Resume = None) -> None:
     """Train with clients that Flower simulates on this machine, each in a process of Ray: as `train`, slower."""
-    flower = _flower()
     from prismfl.data.folder import client_roots
+    from prismfl.engines.flower.processes import Link, free_port, simulated
 
-    root, settings = _federated(changes, config, out, resume)
+    folder, settings = _folder_of(changes, config, out, resume)
     clients = settings.data.clients or len(client_roots(settings.data.clients_from))
-    link = flower.Link("127.0.0.1", flower.free_port(), simulation=True)
-    more = flower.simulated(clients, settings.running.threads, settings.running.workers)
-    summary = watched(
-        lambda watcher: flower.run_server(root, link, watcher, watcher.note, more=more),
-        f"prismfl federate simulate --resume {root}",
-    )
-    closing(flower.RunFolder(root), summary, reported(root))
+    more = simulated(clients, settings.running.threads, settings.running.workers)
+    _run("simulate", folder, Link("127.0.0.1", free_port(), simulation=True), more)
 
 
 def server(
@@ -69,20 +66,16 @@ def server(
     insecure: Annotated[bool, typer.Option("--insecure", help="Listen on other than loopback without TLS.")] = False,
 ) -> None:
     """Serve a run to clients on other machines: by default each of them has a folder of images of its own."""
-    flower = _flower()
-    link = flower.Link(host, port, certificates, keys)
+    from prismfl.engines.flower.processes import Link
+
+    link = Link(host, port, certificates, keys)
     link.check(insecure)
     own = {} if config or resume or "dataset" in changes else {"dataset": "folder", "partition": "given"}
-    root, _ = _federated(own | changes, config, out, resume)
-    summary = watched(
-        lambda watcher: flower.run_server(root, link, watcher, watcher.note),
-        f"prismfl federate server --resume {root}",
-    )
-    closing(flower.RunFolder(root), summary, reported(root))
+    _run("server", _folder_of(own | changes, config, out, resume)[0], link, [])
 
 
 def client(
-    client: Annotated[int, typer.Option(help="Number of this client, from 0.")],
+    client: Annotated[int, typer.Option(help="Number of this client, from 0.", min=0)],
     data_dir: Annotated[str, typer.Option(help="Its images: class folders, a zip of them, or a data set's files.")],
     server: Annotated[str, typer.Option(help="The server's HOST:PORT.")] = "127.0.0.1:8000",
     state: Annotated[Optional[Path], typer.Option(help="Folder of what it keeps [client-NUMBER].")] = None,  # noqa: UP045
@@ -102,24 +95,30 @@ def client(
     insecure: Annotated[bool, typer.Option("--insecure", help="Talk to another machine without TLS.")] = False,
 ) -> None:
     """Take part in a run: until it is stopped, this client answers the server and comes back when it is gone."""
-    flower = _flower()
+    from prismfl.engines.flower.processes import Node, run_client
+
     check_pattern(people)
     place = (state or Path(f"client-{client}")).resolve()
-    node = flower.client_node(
-        server, client, data_dir, place,
-        {"device": device, "features": features, "weights": weights},
-        _rules(ledger, policy, data_dir, budget_epsilon, budget_delta, most_epsilon) | {"people": people},
-        root_certificates, key, insecure,
-    )  # fmt: skip
+    files = {"data-dir": data_dir, "state-dir": str(place), "features": features, "weights": weights}
+    config: dict[str, str | int | float | bool] = {
+        "partition-id": client,
+        **{name: str(Path(path).resolve()) if path else "" for name, path in files.items()},
+        "device": device,
+        "people": people,
+        "server": server,
+        **_rules(ledger, policy, data_dir, budget_epsilon, budget_delta, most_epsilon),
+    }
+    node = Node(server, place, config, root_certificates, key, insecure)
+    node.check()
     try:
-        flower.run_client(node, lambda line: print(line, flush=True))
+        run_client(node, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         print(f"stopped; what this client keeps is in {place}")
 
 
 def _rules(
     ledger: Path | None, policy: Path | None, data_dir: str, epsilon: float, delta: float, most: float
-) -> dict[str, str | float | bool]:
+) -> dict[str, str | float]:
     """What a client's node is told of its ledger and its rules, all of it checked.  Raises PrismError subclasses."""
     from prismfl.privacy.policy import policy_from, read_policy
     from prismfl.privacy.source import SourceLedger
@@ -155,13 +154,10 @@ def policy(
 def certificates(
     out: Annotated[Path, typer.Option(help="New folder for them.")],
     host: Annotated[list[str], typer.Option(help="Name or address of the server; more than once for more.")],
-    clients: Annotated[int, typer.Option(help="Key pairs to make.")] = 3,
+    clients: Annotated[int, typer.Option(help="Key pairs to make.", min=0, max=32767)] = 3,
 ) -> None:
     """Make an authority, the server's certificate and the clients' keys for a trial."""
-    _flower()
     from prismfl.engines.flower.certificates import make_certificates
 
-    if not 0 <= clients <= 32767:
-        raise SettingError(f"clients {clients}", "0 … 32767", "change --clients")
     for path in make_certificates(out, host, clients):
         print(path)

@@ -58,13 +58,16 @@ def conform(mine: ImageSet, settings: Settings, classes: tuple[str, ...], channe
     return whole if settings.data.partition != "given" else select_classes(whole, settings.data.classes)
 
 
+def named_classes(classes: str) -> tuple[str, ...]:
+    """The class names of a choice that has nothing but names, sorted; none where it has numbers or ranges."""
+    named = sorted({part.strip() for part in classes.split(",")} - {""})
+    return () if any(part.replace("-", "").isdigit() for part in named) else tuple(named)
+
+
 def reported(mine: ImageSet, settings: Settings) -> tuple[str, ...]:
     """The class names that a client tells: where the settings name classes, no others than those."""
-    if settings.data.partition != "given":
-        return mine.classes
-    named = {part.strip() for part in settings.data.classes.split(",")}
-    only_names = bool(settings.data.classes) and not any(part.replace("-", "").isdigit() for part in named)
-    return tuple(name for name in mine.classes if name in named or not only_names)
+    named = named_classes(settings.data.classes) if settings.data.partition == "given" else ()
+    return tuple(name for name in mine.classes if name in named or not named)
 
 
 def only(mine: ImageSet, names: tuple[str, ...]) -> ImageSet:

@@ -18,8 +18,6 @@ from prismfl.run.folder import RunFolder
 from prismfl.run.source import source_of
 from prismfl.search import Memory
 
-_NEVER = -1
-
 
 class ClientDisk:
     """The folders of a run's clients; a simulator's hold all of them, a deployed client's its own.
@@ -57,7 +55,7 @@ class ClientDisk:
         key = key_of(self.kit.features.fingerprint(), mine, classes)
         path = self._cache(client, key)
         held = runfolder.load_arrays(path)
-        if held is not None and {"key", "moments"} <= set(held) and np.array_equal(held["key"], key):
+        if held is not None and np.array_equal(held["key"], key):
             return Target(held["moments"], len(mine), label_shares(mine.labels, classes))
         target = self.kit.features.target(mine.images, mine.labels, classes)
         runfolder.save_arrays(path, {"key": key, "moments": target.moments})
@@ -78,7 +76,7 @@ class ClientDisk:
         if anew:
             path.unlink(missing_ok=True)  # what cannot be written anew must not be taken for it later
         held = runfolder.load_arrays(path)
-        if held is not None and {"moments", "images", "shares"} <= set(held):
+        if held is not None:
             return Target(held["moments"], int(held["images"][0]), held["shares"])
         target = self.target(client, images())
         arrays = {"moments": target.moments, "images": np.array([target.images]), "shares": target.shares}
@@ -91,7 +89,7 @@ class ClientDisk:
         """The client's memory of its last round before this one, and older ones removed."""
         if not self.agreement.settings.keeps_adam:
             return None
-        usable = [path for path in self._memories(client) if _round_of(path) < round_index]
+        usable = [path for path in self._memories(client) if path < self._memory(client, round_index)]
         for path in usable[:-1]:
             path.unlink()
         held = runfolder.load_arrays(usable[-1]) if usable else None
@@ -101,23 +99,24 @@ class ClientDisk:
         """Write the client's memory of a round, where Adam is kept between rounds."""
         if memory is not None and self.agreement.settings.keeps_adam:
             arrays = {"first": memory.first, "second": memory.second, "steps": np.array([memory.steps])}
-            runfolder.save_arrays(self.folder.client(client) / f"adam-{round_index:08d}.safetensors", arrays)
+            runfolder.save_arrays(self._memory(client, round_index), arrays)
 
     def forget_after(self, client: int, counted: int) -> None:
         """Remove memories of rounds after the last one in which the client counted (-1: none did)."""
         for path in self._memories(client):
-            if _round_of(path) > counted:
+            if path > self._memory(client, counted):
                 path.unlink()
 
     def _memories(self, client: int) -> list[Path]:
         return sorted(self.folder.client(client).glob("adam-*.safetensors"))
 
+    def _memory(self, client: int, round_index: int) -> Path:
+        return self.folder.client(client) / f"adam-{round_index:08d}.safetensors"
+
     def held(self, client: int) -> KnownTheta | None:
         """The θ that the client kept, or None: then it knows θ_0 alone."""
         arrays = runfolder.load_arrays(self._theta(client))
-        if arrays is None or not {"q", "round"} <= set(arrays) or arrays["q"].dtype != np.uint16:
-            return None
-        return KnownTheta(arrays["q"], int(arrays["round"][0]))
+        return KnownTheta(arrays["q"], int(arrays["round"][0])) if arrays else None
 
     def hold(self, client: int, held: KnownTheta | None) -> None:
         """Keep a θ for the next round."""
@@ -137,8 +136,3 @@ def releases_of(
         return None
     source, dealing = source_of(settings, folder.root), dealing_of(clients)
     return Releases(kit.features, agreement.layout.classes, settings.privacy, source, dealing)
-
-
-def _round_of(path: Path) -> int:
-    number = path.stem.removeprefix("adam-")
-    return int(number) if number.isdigit() else _NEVER

@@ -64,19 +64,15 @@ class SearchProcesses:
             try:
                 found: SearchResult = pool.submit(_searched, *asked).result()
                 return found
-            except BrokenExecutor as error:
-                self._give_up(error)
+            except BrokenExecutor as error:  # by something else than us
+                if self.pool is not None:
+                    _log.warning(
+                        "a process that searched has died (%s); going on without them, and more slowly: "
+                        "if memory ran out, set running.workers lower",
+                        type(error).__name__,
+                    )
+                self.pool = None
         return local_search(layout, weights, features, *asked)
-
-    def _give_up(self, error: BrokenExecutor) -> None:
-        """Search in threads from now on; the processes were ended by something else than us."""
-        if self.pool is not None:
-            self.pool = None
-            _log.warning(
-                "a process that searched has died (%s); going on without them, and more slowly: "
-                "if memory ran out, set running.workers lower",
-                type(error).__name__,
-            )
 
     def close(self, *, now: bool = False) -> None:
         """Let the processes go; `now`: whatever they are at."""

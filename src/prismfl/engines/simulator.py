@@ -1,8 +1,9 @@
 """The simulator: every client in this process, its bytes carried as a deployment would."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from prismfl.data.datasets import ImageSet
-from prismfl.engines.caches import KeptTargets, KeptThetas
+from prismfl.engines.caches import KeptThetas
 from prismfl.engines.clientdisk import ClientDisk, releases_of
 from prismfl.engines.processes import SearchProcesses, processes_of
 from prismfl.errors import ClientError, PrismError
@@ -81,8 +82,11 @@ class InProcess:
         self.searches = SearchProcesses(agreement.layout, kit, threads, count) if count else None
         if self.searches:
             self.kit = replace(kit, search=self.searches.search)
-        self.disk = ClientDisk(agreement, kit, folder, releases_of(agreement, kit, clients, folder))
-        self.targets, self.held = KeptTargets(_MOST_TARGETS), KeptThetas(_MOST_THETAS)
+        self.disk = disk = ClientDisk(agreement, kit, folder, releases_of(agreement, kit, clients, folder))
+        size = 4 * max(1, agreement.layout.classes) * kit.features.dimension  # bytes a target
+        kept = lru_cache(max(1, _MOST_TARGETS // size))  # those used last; all are on disk, to be read again
+        self.targets = kept(lambda client: disk.target(client, clients[client]))
+        self.held = KeptThetas(_MOST_THETAS)
         self.memories: dict[int, Memory | None] = {}
 
     def train(self, round_index: int) -> Exchange:
@@ -128,7 +132,7 @@ class InProcess:
         futures = {self.pool.submit(one, client, frame): client for client, frame in frames.items()}
         try:
             for future in as_completed(futures):
-                yield futures[future], outcome(futures[future], future.result)
+                yield futures[future], _outcome(futures[future], future)
         finally:
             for future in futures:
                 future.cancel()
@@ -137,17 +141,13 @@ class InProcess:
 
     def target(self, client: int) -> Target:
         """The client's moments, from its disk unless they were used lately."""
-        found = self.targets.get(client)
-        if found is None:
-            found = self.disk.target(client, self.clients[client])
-            self.targets.put(client, found)
-        return found
+        return self.targets(client)
 
 
-def outcome(client: int, part: Callable[..., Any], *args: Any) -> Any:
-    """What a client's part gives; whatever goes wrong inside a client stays that client's, as an error."""
+def _outcome(client: int, future: Future[bytes]) -> Reply:
+    """What a client's part gave; whatever went wrong inside a client stays that client's, as an error."""
     try:
-        return part(*args)
+        return future.result()
     except PrismError as error:
         return error
     except Exception as error:
@@ -259,6 +259,11 @@ def resume(
 
 
 def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finished:
+    with runfolder.alone_in(folder):
+        return _run_alone(ready, folder, watcher)
+
+
+def _run_alone(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finished:
     watcher = watcher or Silent()
     for line in ready.warnings:
         watcher.note(line)

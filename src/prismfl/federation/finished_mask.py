@@ -22,6 +22,7 @@ from prismfl.server import (
 )
 from prismfl.wire import frames as message
 
+_INFLUENCE = 2.0  # of a client on the choice, beside what is usual
 _DRAWS = 8  # masks that are compared for the finished one
 _CANDIDATE_LATENTS, _CANDIDATE_BATCH = 500, 250
 
@@ -101,7 +102,7 @@ def choose_mask(agreement: Agreement, state: ServerState, exchange: Exchange, tr
     """The finished model's mask; what is asked for it is added to the traffic.
 
     With several candidates, the last cohort's clients send each one's squared distance from
-    their targets, and the least mean wins: it differs from the distance to the pooled images'
+    their targets, and the least mean wins (but see `_votes`): it differs from the distance to the pooled images'
     moments, label by label, by a constant only.
 
     Args:
@@ -128,4 +129,17 @@ def choose_mask(agreement: Agreement, state: ServerState, exchange: Exchange, tr
                 heard[client] = votes * weight
     if not heard:
         return masks[-1]
-    return masks[int(np.argmin(sum(heard[client] for client in sorted(heard))))]
+    return masks[int(np.argmin(_votes(np.array([heard[client] for client in sorted(heard)]))))]
+
+
+def _votes(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sum over clients of weighted distances `[clients, candidates]`, less what is the same for all candidates.
+
+    A client whose distances differ by more than twice as much as is usual among them counts for as much as that: what
+    one of them makes up does not choose the mask alone.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        told = np.nan_to_num(distances - distances.mean(1, keepdims=True))
+    spread = np.abs(told).max(1)
+    most = _INFLUENCE * float(np.median(spread))
+    return np.asarray((told * np.minimum(1, most / np.maximum(spread, 1e-300))[:, None]).sum(0))

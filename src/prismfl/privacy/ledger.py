@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from prismfl.errors import DependencyError, PrivacyError
+from prismfl.settings.schema import Privacy
 
 UNIT = "the images of one person at one client, images_per_person of them at most"
 ADJACENCY = "replace-one, after the images were dealt to clients; the number of images is public"
@@ -210,6 +211,20 @@ def spent_by_client(entries: Sequence[Entry], images_per_person: int) -> dict[in
         multiplier = entry.noise_multiplier * entry.images_per_person / images_per_person
         spent[entry.client] = (square + entry.count / multiplier**2, slack + entry.count * entry.slack)
     return dict(spent)
+
+
+def as_asked(entry: Entry, privacy: Privacy) -> bool:
+    """Whether a client's entry says that it released what a run asked for: the same promise, by noise that keeps it.
+
+    Unit and adjacency are those of the entry.
+    """
+    same = all(getattr(entry, name) == getattr(privacy, name) for name in ("epsilon", "delta", "images_per_person"))
+    if not same or entry.sampler != privacy.noise or entry.count != 1 or entry.delta >= 1 / entry.images:
+        return False
+    try:
+        return epsilon_of(entry.noise_multiplier, entry.delta, entry.slack) <= privacy.epsilon * (1 + _SAME)
+    except PrivacyError:
+        return False
 
 
 def summary_of(entries: Sequence[Entry]) -> str:

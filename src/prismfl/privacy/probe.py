@@ -59,9 +59,9 @@ class Probe:
 
     moments: float64 `[R, CLIENTS, LABELS, PIXELS]`; residuals: those less the true ones, in units of the noise that the
     promise needs, nan where a label drowned; shares: float64 `[R, CLIENTS, LABELS]`; there: bool `[R]`, whether the
-    canaries were; whose, label: int64 `[R]`, their client, and their label (1, or 2 that nobody else has); same: whether
-    what was asked for again was as before, and its ledger counted it once and as promised; sizes: images of each
-    client; weights: float64 `[PIXELS]`, of entries, in the inverse of their noise's variance.
+    canaries were; whose, label: int64 `[R]`, their client, and their label (1, or 2 that nobody else has); same:
+    whether what was asked for again was as before, and its ledger counted it once and as promised; sizes: images of
+    each client; weights: float64 `[PIXELS]`, of entries, in the inverse of their noise's variance.
     """
 
     moments: NDArray[np.float64]

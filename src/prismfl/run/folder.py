@@ -6,6 +6,7 @@ clients' memories of other rounds are leftovers of a killed run, and are dropped
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from prismfl.data.files import write_atomic
+from prismfl.data.lock import alone
 from prismfl.errors import ModelFileError, RunFolderError, SettingError
 from prismfl.server import ServerState
 from prismfl.settings.resolve import notes_of
@@ -69,6 +71,16 @@ def create(root: Path, settings: Settings) -> RunFolder:
     write_atomic(folder.config, to_toml(settings))
     gather_ledger(folder)
     return folder
+
+
+def lock_of(root: Path) -> Path:
+    """What whoever writes to a run folder holds."""
+    return root / ".lock"
+
+
+def alone_in(folder: RunFolder, patience: float = 0.0) -> AbstractContextManager[None]:
+    """Hold a run folder against whoever else would go on with its run.  Raises RunFolderError."""
+    return alone(lock_of(folder.root), str(folder.root), patience)
 
 
 _MOVABLE = {"data_dir", "clients_from", "features", "weights"}  # files that may have moved since the run began

@@ -168,15 +168,18 @@ class Deployment:
         node = Node(self.link.address, state, config)
         log = self.exits.enter_context((self.root / f"node-{name or number}.log").open("ab"))
         # As the command does it; with a prefix, as Flower does.
-        plain = child([*prefix, *node.words(free_port())], state / "flower", log)
-        started = plain if prefix else supernode(node, self.said.append, log)
-        self.nodes[name or number] = self.exits.enter_context(started)
+        if prefix:
+            plain = child([*prefix, *node.words(free_port())], state / "flower", log)
+            self.nodes[name or number] = [self.exits.enter_context(plain)]
+        else:
+            self.nodes[name or number] = self.exits.enter_context(supernode(node, self.said.append, log))
         return state
 
     def kill(self, name):
         """As a machine that loses its power."""
-        self.nodes[name].kill()
-        self.nodes[name].wait()
+        for process in self.nodes[name]:
+            process.kill()
+            process.wait()
 
     def faults(self, number, **faults):
         """What a client is to do wrong, by round."""
@@ -207,6 +210,7 @@ def deployment(tmp_path_factory, write_sites):
     root = tmp_path_factory.mktemp("deployment")
     sites = write_sites(root / "sites", {"a": 9, "b": 8, "c": 8})
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PRISMFL_CLIENT_APP"] = str(HERE / "faulty" / "client_app.py")
     with contextlib.ExitStack() as exits:
         made = Deployment(root, sites, exits)
         for number in range(3):

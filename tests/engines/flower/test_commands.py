@@ -18,8 +18,8 @@ from prismfl.data.images import ImageSet
 from prismfl.data.site import conform, load_site, reported
 from prismfl.engines.flower.certificates import make_certificates
 from prismfl.engines.flower.envelope import Hello
-from prismfl.engines.flower.events import EventWriter, alone, held, read_events, replay
-from prismfl.engines.flower.processes import APP, Link, Node, child, client_node, environment, follow, quoted, simulated
+from prismfl.engines.flower.events import EventWriter, read_events, replay
+from prismfl.engines.flower.processes import APP, Link, Node, child, environment, follow, quoted, simulated
 from prismfl.engines.flower.server import agree_of, open_folder
 from prismfl.errors import ClientError, PrismError, RunFolderError, SettingError
 from prismfl.run.loop import Silent
@@ -63,16 +63,22 @@ def test_without_flower_the_remedy_is_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+LEDGER = ("--ledger", "ledger", "--budget-epsilon", "1", "--budget-delta", "1e-5")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["client", "--client", "-1", "--data-dir", "."], "client -1"),
-        (["client", "--client", "0", "--data-dir", "nowhere"], "nowhere does not exist"),
-        (["client", "--client", "0", "--data-dir", ".", "--key", "nowhere.key"], "nowhere.key"),
+        (["client", "--client", "-1", "--data-dir", "."], "'--client': -1 is not in the range"),
+        (["client", "--client", "0", "--data-dir", "nowhere", *LEDGER], "nowhere does not exist"),
+        (["client", "--client", "0", "--data-dir", "a", "--key", "nowhere.key", *LEDGER], "nowhere.key"),
+        (["client", "--client", "0", "--data-dir", "."], "no --ledger"),
+        (["client", "--client", "0", "--data-dir", ".", *LEDGER], "--ledger ledger among the images"),
+        (["client", "--client", "0", "--data-dir", "a", "--ledger", "ledger"], "--budget-epsilon"),
         (["server", "--resume", "nowhere"], "no config.toml"),
         (["server", "--clients", "3", "--least-cohort", "4"], "running.least_cohort = 4"),
         (["simulate", "--resume", "x", "--out", "y"], "--resume with --config or --out"),
-        (["certificates", "--out", "tls", "--host", "x", "--clients", "-1"], "clients -1"),
+        (["certificates", "--out", "tls", "--host", "x", "--clients", "-1"], "'--clients': -1 is not in the range"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -86,14 +92,10 @@ def test_bad_input_is_refused_in_one_line(words, says, tmp_path, monkeypatch):
 
 
 def test_flower_reads_back_what_a_node_is_told(tmp_path):
-    data, limits = tmp_path / "it's = here", {"most-epsilon": 1.5, "people": r"person(\d+)"}
-    data.mkdir()
-    node = client_node("localhost:8000", 2, str(data), tmp_path / "state", {"device": "cpu"}, limits)
-    words = node.words(9)
-    config = parse_config_args([words[words.index("--node-config") + 1]])
-    assert config["partition-id"] == 2 and config["most-epsilon"] == 1.5
-    assert config["people"] == limits["people"]
-    assert config["data-dir"] == str(data)
+    data = {"data-dir": str(tmp_path / "it's = here"), "another-release": False}
+    told = {"partition-id": 2, "most-epsilon": 1.5, "people": r"person(\d+)"} | data
+    words = Node("localhost:8000", tmp_path, told).words(9)
+    assert parse_config_args([words[words.index("--node-config") + 1]]) == told
     with pytest.raises(SettingError):
         quoted("both ' and \"")
 
@@ -167,16 +169,6 @@ def test_a_server_that_is_gone_is_noticed(tmp_path):
             follow(tmp_path, 0, process, Silent())
 
 
-def test_one_server_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("prismfl.engines.flower.events._OTHER", 0.1)
-    assert not held(tmp_path)
-    with alone(tmp_path):
-        assert held(tmp_path)
-        with pytest.raises(RunFolderError, match="another server"), alone(tmp_path):
-            pass
-    assert not held(tmp_path)
-
-
 def test_children_end_with_the_block(tmp_path):
     with child([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "home") as process:
         assert process.poll() is None
@@ -188,11 +180,11 @@ def test_children_end_with_the_block(tmp_path):
 
 def test_classes_are_the_union_unless_all_say_the_same():
     hello = lambda *classes, channels=1: Hello(0, bytes(16), False, classes, channels)  # noqa: E731
-    assert agree_of([hello("b", "a"), hello("b", "a")]).classes == ("b", "a")
-    both = agree_of([hello("b"), hello("a", "c", channels=3)])
-    assert (both.classes, both.channels) == (("a", "b", "c"), 3)
-    with pytest.raises(ClientError):
-        agree_of([hello("a", channels=2)])
+    assert agree_of([hello("b", "a"), hello("b", "a")]) == (("b", "a"), 1)
+    assert agree_of([hello("b"), hello("a", "c", channels=3)]) == (("a", "b", "c"), 3)
+    assert agree_of([hello("b"), hello("b"), hello("b", channels=3)]) == (("b",), 1), "one site does not decide"
+    with pytest.raises(ClientError, match="1001 class names"):
+        agree_of([hello("a"), hello(*map(str, range(1000)))])
 
 
 def test_a_sites_images_are_made_to_fit(sites, site_settings):
@@ -201,7 +193,7 @@ def test_a_sites_images_are_made_to_fit(sites, site_settings):
     assert mine.classes == ("a", "b") and len(mine) == 9 and mine.images.shape[1] == 1
     fitted = conform(mine, settings, ("0", "a", "b"), 3)
     assert fitted.images.shape == (9, 3, 16, 16) and (fitted.labels == mine.labels + 1).all()
-    with pytest.raises(ClientError, match="classes b"):
+    with pytest.raises(ClientError, match="1 classes that were not agreed on"):
         conform(mine, settings, ("a",), 1)
     named = site_settings(data={"classes": "b, c"})
     assert reported(mine, named) == ("b",)

@@ -13,7 +13,7 @@ pytest.importorskip("flwr", reason="Flower is not installed")
 from flwr.app import Error, Message
 
 from prismfl.engines import simulator as inprocess
-from prismfl.engines.flower.envelope import Response, response_to
+from prismfl.engines.flower.envelope import Response, to_records
 from prismfl.errors import ClientError, DataError, RunFolderError
 from prismfl.generator.modelfile import load_model
 from prismfl.privacy import store
@@ -29,7 +29,7 @@ def with_response(response):
     """A fault: another response in place of the client's."""
 
     def fault(reply):
-        reply.content = response_to(response)
+        reply.content = to_records(response)
         return reply
 
     return fault
@@ -106,7 +106,7 @@ def flipped(reply):
 
 
 def without_content(reply):
-    made = Message(response_to(Response()), dst_node_id=1, message_type="train")
+    made = Message(to_records(Response()), dst_node_id=1, message_type="train")
     error = Message(Error(code=0, reason="the app crashed\n"), reply_to=made)
     error.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
     return error
@@ -203,7 +203,7 @@ def test_a_target_that_cannot_be_written_anew_is_not_the_one_of_a_run_before(
     monkeypatch.setattr(runfolder, "save_arrays", full)
     serve(fake(site_nodes), tmp_path / "two", site_settings(), notes)
     assert [line["cohort"] for line in lines_of(tmp_path / "two")] == [[0, 2]] * 2
-    assert sum("client 1 is left out: cannot write" in line for line in notes.lines) == 2
+    assert sum("client 1 is left out: one RunFolderError at the site" in line for line in notes.lines) == 2
 
 
 def test_terms_travel_once(fake, site_nodes, site_settings, serve, tmp_path):
@@ -268,9 +268,18 @@ def test_a_clients_own_count_of_a_person_is_told_to_it_alone(
     assert not any("images_per_person" in line for line in notes.lines)
 
 
-def test_a_folder_that_is_not_there_is_named(fake, site_nodes, site_settings, serve, tmp_path, notes):
-    settings = site_settings(running={"deadline": 0.3})
-    assert "nowhere" in refused(fake, site_nodes, settings, serve, tmp_path / "run", notes, **{"data-dir": "/nowhere"})
+def test_what_is_wrong_with_a_sites_images_stays_at_the_site(
+    fake, site_nodes, site_settings, serve, tmp_path, notes, capfd
+):
+    """A name of a file can say who somebody is, and what they have."""
+    broken = Path(site_nodes[101]["data-dir"]) / "a" / "name-1990-positive.png"
+    broken.write_bytes(b"no image")
+    settings = site_settings(privacy=PRIVATE, running={"deadline": 0.3})
+    said = refused(fake, site_nodes, settings, serve, tmp_path / "run", notes)
+    assert "one DataError at the site" in said
+    assert "positive" not in "".join(notes.lines) and "name-1990-positive.png" in capfd.readouterr().err
+    log = Path(site_nodes[101]["state-dir"]) / "audit.jsonl"
+    assert "one DataError" in log.read_text() and "positive" not in log.read_text()
 
 
 def test_releases_to_whatever_server_stop_at_the_sites_budget(fake, site_nodes, site_settings, serve, tmp_path):

@@ -14,12 +14,10 @@ from prismfl.engines.flower.envelope import (
     Response,
     Terms,
     hello_from,
-    hello_to,
     printable,
     request_from,
-    request_to,
     response_from,
-    response_to,
+    to_records,
 )
 from prismfl.errors import ClientError, MessageError
 
@@ -33,20 +31,20 @@ from prismfl.errors import ClientError, MessageError
     ],
 )
 def test_requests_come_back(request_):
-    assert request_from(request_to(request_)) == request_
+    assert request_from(to_records(request_)) == request_
 
 
 def test_greetings_and_responses_come_back():
     hello = Hello(2, bytes(range(16)), False, ("cat", "dog"), 3)
-    assert hello_from(hello_to(hello)) == hello
+    assert hello_from(to_records(hello)) == hello
     response = Response(b"frame", None, "[]", True)
-    assert response_from(response_to(response), 5) == response
-    told = response_from(response_to(Response(error=ClientError("a", "b", "c"))), 0).error
+    assert response_from(to_records(response), 5) == response
+    told = response_from(to_records(Response(error=ClientError("a", "b", "c"))), 0).error
     assert (told.got, told.expected, told.remedy) == ("a", "b", "c")
 
 
 def broken(**changes):
-    record = dict(request_to(Request(Ask.TRAIN, terms=Terms("x"))).config_records[RECORD]) | changes
+    record = dict(to_records(Request(Ask.TRAIN, terms=Terms("x"))).config_records[RECORD]) | changes
     return RecordDict({RECORD: ConfigRecord({name: value for name, value in record.items() if value is not None})})
 
 
@@ -70,6 +68,7 @@ def broken(**changes):
         broken(classes="[1]"),
         broken(classes="{"),
         broken(settings=4),
+        broken(classes="[" * 100_000),
     ],
 )
 def test_what_is_no_request_is_refused(content):
@@ -79,11 +78,11 @@ def test_what_is_no_request_is_refused(content):
 
 def test_a_response_says_no_more_than_it_may():
     with pytest.raises(MessageError, match="6 bytes"):
-        response_from(response_to(Response(b"123456")), 5)
+        response_from(to_records(Response(b"123456")), 5)
     with pytest.raises(MessageError, match="ledger"):
-        response_from(response_to(Response(ledger="x" * 2**21)), 5)
+        response_from(to_records(Response(ledger="x" * 2**21)), 5)
     with pytest.raises(MessageError, match="token"):
-        hello_from(hello_to(Hello(0, b"short", False)))
+        hello_from(to_records(Hello(0, b"short", False)))
     with pytest.raises(MessageError, match="does not read"):
         response_from(RecordDict({RECORD: ConfigRecord({"protocol": 1, "error": "[1, 2"})}), 5)
 

@@ -1,62 +1,56 @@
-"""Flower's program for a message: taken over by a process that is there already, and started anew where none is."""
+"""Flower's program for a message: a fork of a SuperExec that has imported all of it."""
 
-import contextlib
-import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
 pytest.importorskip("flwr")
 
 from prismfl.engines.flower import warm
-from prismfl.engines.flower.processes import child, command, environment
 
 pytestmark = pytest.mark.skipif(not warm.SUPPORTED, reason="forks are for Linux")
 
 
-@pytest.fixture
-def own(tmp_path):
-    """A stand-in for Flower's own program: it writes its arguments down."""
-    path = tmp_path / "own"
-    path.write_text(f'#!/bin/sh\nprintf "%s|" "$@" > {tmp_path}/own.txt\n')
-    path.chmod(0o700)
-    return path
+def python(text):
+    return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
 
 
-def small(folder, *words):
-    return subprocess.run([folder / warm.PROGRAM, *words], capture_output=True, text=True, timeout=60)
+def test_each_message_is_answered_by_a_fork_of_its_own():
+    """Forks have the program's arguments and start programs as ever; the process itself stays, and starts no other."""
+    told = """
+import os, subprocess, sys
+from prismfl.engines.flower import warm
+def answer():
+    seen = subprocess.run(["echo", "from a fork"], capture_output=True, text=True).stdout
+    print(sys.argv, os.getppid() == parent, seen, flush=True)
+    sys.exit(3)
+parent, start = os.getpid(), warm.forking(answer)
+forks = [start([warm.PROGRAM, "--token", word]) for word in ("a b", "")]
+for fork in forks:
+    fork.join()
+print([fork.exitcode for fork in forks], sys.argv, start(["flwr-agentapp"]).wait())
+"""
+    said = python(told).stdout
+    for word in ("a b", ""):
+        assert f"['flwr-clientapp', '--token', '{word}'] True from a fork" in said
+    assert said.endswith("[3, 3] ['-c'] 1\n")
 
 
-def test_where_nobody_answers_the_program_is_flowers_own(tmp_path, own):
-    warm.furnish(tmp_path, str(own))
-    assert small(tmp_path, "--token", "a b", "").returncode == 0
-    assert (tmp_path / "own.txt").read_text() == "--token|a b||"
+def test_a_fork_runs_flowers_own_program():
+    told = """
+from prismfl.engines.flower import warm
+fork = warm.forking(warm.program(warm.PROGRAM))([warm.PROGRAM, "--help"])
+fork.join()
+print(fork.exitcode)
+"""
+    said = python(told).stdout
+    assert "Run a Flower ClientApp" in said and said.endswith("0\n")
 
 
-def test_a_process_that_is_gone_is_not_waited_for(tmp_path, own):
-    words = warm.furnish(tmp_path, str(own))
-    with (tmp_path / "log").open("ab") as log, child(words, tmp_path / "home", log) as process:
-        door = tmp_path / "door"
-        wait(door.exists)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert small(tmp_path, "x").returncode == 0 and (tmp_path / "own.txt").read_text() == "x|"
-
-
-def test_each_message_is_answered_by_a_fork_of_its_own(tmp_path, own):
-    """Flower's program is asked for its help: the fork prints it and ends, and the process stays."""
-    words, log = warm.furnish(tmp_path, str(own)), tmp_path / "log"
-    with log.open("ab") as printed, child(words, tmp_path / "home", printed) as process:
-        wait((tmp_path / "door").exists)
-        for times in (1, 2):
-            assert small(tmp_path, "--help").returncode == 0
-            wait(lambda times=times: log.read_text().count("Run a Flower ClientApp") == times)
-        assert process.poll() is None
-        assert not (tmp_path / "own.txt").exists()
+def test_the_process_is_flowers_superexec():
+    said = subprocess.run([*warm.superexec(1), "--help"], capture_output=True, text=True, timeout=120)
+    assert "Run Flower SuperExec" in said.stdout and said.returncode == 0
 
 
 def test_what_is_imported_beforehand_draws_nothing_and_starts_no_thread():
@@ -68,41 +62,4 @@ for name in warm._IMPORTED:
     importlib.import_module(name)
 print("opendp" in sys.modules, threading.active_count())
 """
-    found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=120)
-    assert found.stdout.split() == ["False", "1"]
-
-
-def test_the_small_program_comes_before_flowers(tmp_path, own):
-    warm.furnish(tmp_path, str(own))
-    assert command([warm.PROGRAM], environment(tmp_path, tmp_path)) == [str(tmp_path / warm.PROGRAM)]
-    assert command([warm.PROGRAM], environment(tmp_path)) != [str(tmp_path / warm.PROGRAM)]
-
-
-def say(door, words):
-    with contextlib.suppress(OSError):
-        door.sendall(words)
-        door.shutdown(socket.SHUT_WR)
-
-
-def wait(until):
-    end = time.monotonic() + 60
-    while not until():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def test_guests_that_say_too_much_or_nothing_whole_are_not_heard(tmp_path, monkeypatch):
-    monkeypatch.setattr(warm, "_WAIT", 0.2)
-    for said, heard in ((b"a\0b", ["a", "b"]), (b"x" * (warm._MOST + 1), None), (b"\xff", None)):
-        one, other = socket.socketpair()
-        with one, other:
-            one.settimeout(warm._WAIT)
-            sender = threading.Thread(target=say, args=(other, said))
-            sender.start()
-            assert warm._heard(one) == heard
-            one.close()
-            sender.join()
-    one, other = socket.socketpair()
-    with one, other:
-        one.settimeout(0.05)
-        assert warm._heard(one) is None
+    assert python(told).stdout.split() == ["False", "1"]

@@ -1,41 +1,40 @@
 """The ClientApp: says who it is, and answers broadcasts with what lies on its own disk.
 
-In a deployment every message starts a new process, so torch is imported only for a search, and all that
-is to last lies in the client's state folder.
+In a deployment every message has a process of its own, so all that is to last lies in the client's state folder.
 """
 
 import contextlib
 import faulthandler
 import json
-import secrets
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from prismfl.data.datasets import ImageSet
 from prismfl.data.files import write_atomic
 from prismfl.data.partition import uncovered
 from prismfl.data.site import conform, load_site, only, reported
-from prismfl.engines.flower.envelope import Ask, Hello, Request, Response, Terms, hello_to, request_from, response_to
-from prismfl.errors import ClientError, PrismError, SettingError
-from prismfl.settings.schema import FEATURE_NETS, Running, Settings
+from prismfl.engines.clientdisk import ClientDisk, releases_of
+from prismfl.engines.flower.envelope import Ask, Hello, Request, Response, Terms, request_from, to_records
+from prismfl.engines.flower.site import Site, asked_of
+from prismfl.errors import BudgetError, ClientError, MessageError, PolicyError, PrismError, SettingError
+from prismfl.federation.agreement import Agreement
+from prismfl.federation.client import ClientKit, client_distances, client_update
+from prismfl.moments import Target
+from prismfl.privacy.release import check_sizes
+from prismfl.privacy.store import Releases
+from prismfl.run.folder import RunFolder, read_json
+from prismfl.run.prepare import Prepared, agree_on, prepare, site_kit
+from prismfl.settings.schema import Settings
 from prismfl.settings.toml import settings_from, toml_from
-
-if TYPE_CHECKING:
-    from prismfl.data.datasets import ImageSet
-    from prismfl.engines.clientdisk import ClientDisk
-    from prismfl.federation.agreement import Agreement
-    from prismfl.federation.client import ClientKit
-    from prismfl.privacy.policy import Policy
-    from prismfl.privacy.source import SourceLedger
-    from prismfl.run.prepare import Prepared
 
 _GRACE = 20.0  # seconds after which a search that cannot be interrupted is ended with its process
 
@@ -43,157 +42,95 @@ app = ClientApp()
 
 
 @app.query()
-def query(message: Message, context: Context) -> Message:
-    """Answer a greeting."""
-    return answer(message, context)
-
-
 @app.train()
-def train(message: Message, context: Context) -> Message:
-    """Answer a broadcast."""
-    return answer(message, context)
-
-
 def answer(message: Message, context: Context) -> Message:
-    """The reply to any message; what goes wrong is told in its place."""
+    """The reply to any message, greeting or broadcast; what goes wrong is told in its place.
+
+    Of what went wrong with the site's images, files or ledger only the class leaves: the site's own log has the rest.
+    """
+    site = None
     try:
-        content = _reply(message, Site.of(context))
-    except PrismError as error:
-        content = _failure(error)
+        request = request_from(message.content)
+        site = Site.of(context)
+        content = _reply(request, site)
     except Exception as error:
-        what = f"the client failed ({type(error).__name__}: {error})"
-        content = _failure(ClientError(what, "a reply", "look at its own log"))
+        print(f"error: {_in_full(error)}", file=sys.stderr, flush=True)  # for whoever runs this client
+        told = _told(error)
+        if site is not None:
+            with contextlib.suppress(PrismError):  # a disk that is full has its own words above
+                site.note(refused=f"{told.got}; expected {told.expected}")
+        content = to_records(Response(error=told))
     return Message(content, reply_to=message)
 
 
-def _failure(error: PrismError) -> RecordDict:
-    # Whoever runs this client sees it too.
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    return response_to(Response(error=error))
+def _in_full(error: Exception) -> str:
+    return str(error) if isinstance(error, PrismError) else f"{type(error).__name__}: {error}"
 
 
-def _reply(message: Message, site: "Site") -> RecordDict:
-    request = request_from(message.content)
+def _told(error: Exception) -> PrismError:
+    """What a server hears of an error: words that were written for it, or no more than the error's class."""
+    if isinstance(error, BudgetError):
+        return PolicyError("a release beyond what this site may spend", "one that its budget has room for", "ask it")
+    if isinstance(error, ClientError | MessageError | PolicyError):
+        return error
+    name = error.name if isinstance(error, _Private) else type(error).__name__
+    return ClientError(f"one {name} at the site", "a reply", "ask the site: its own log says more")
+
+
+@contextlib.contextmanager
+def _at_home() -> Iterator[None]:
+    """What goes wrong inside stays at home but for its class: it may name files, labels or numbers of images."""
+    try:
+        yield
+    except (BudgetError, PolicyError):
+        raise
+    except PrismError as error:
+        raise _Private(type(error).__name__, error) from None
+
+
+class _Private(Exception):  # noqa: N818 - it stands for another error
+    """An error whose words stay at the site."""
+
+    def __init__(self, name: str, error: PrismError) -> None:
+        super().__init__(str(error))
+        self.name = name
+
+
+def _reply(request: Request, site: Site) -> RecordDict:
     if request.ask == Ask.HELLO:
-        return hello_to(greet(site, request))
+        hello = greet(site, request)
+        site.note(asked="hello", **(asked_of(request.terms.settings) if request.terms else {}))
+        return to_records(hello)
     with bounded(0.0 if site.simulated else request.seconds):
-        return response_to(respond(site, request))
+        return to_records(respond(site, request))
 
 
 # ------------------------------------------------------------------------------------ who it is
-
-
-@dataclass(frozen=True)
-class Site:
-    """One client's place: its number, and what is local to it.
-
-    state: folder of what it keeps, or None where Flower simulates it; data_dir: its images; rules: what it answers;
-    ledger: file of all that was ever released of its images; people: pattern that tells in file names whose image each
-    is.  A run's own pattern is never searched for here: what it finds and what not would tell the server of names.
-    """
-
-    client: int
-    state: Path | None
-    data_dir: Path | None
-    device: str = "cpu"
-    features: str = ""
-    weights: str = ""
-    rules: "Policy | None" = None
-    ledger: Path | None = None
-    people: str = ""
-
-    @classmethod
-    def of(cls, context: Context) -> "Site":
-        """From the node's configuration.  Raises SettingError, PrivacyError."""
-        config: Mapping[str, Any] = context.node_config
-        client = config.get("partition-id")
-        if type(client) is not int or client < 0:
-            raise SettingError(f"partition-id = {client!r}", "the client's number", "set it in --node-config")
-        state = config.get("state-dir")
-        if not state and "num-partitions" not in config:
-            raise SettingError("no state-dir", "the client's own folder", "set state-dir in --node-config")
-        text = {name: str(config.get(name) or "") for name in ("data-dir", "device", "features", "weights", "people")}
-        folder = Path(text["data-dir"]) if text["data-dir"] else None
-        place = Path(str(state)) if state else None
-        device, files = text["device"] or "cpu", (text["features"], text["weights"])
-        if place is None:
-            return cls(client, None, folder, device, *files, people=text["people"])
-        if not config.get("ledger"):
-            raise SettingError("no ledger", "the file of all that its images release", "set ledger in --node-config")
-        return cls(client, place, folder, device, *files, _rules(config), Path(str(config["ledger"])), text["people"])
-
-    @property
-    def simulated(self) -> bool:
-        """Whether Flower simulates this client: then its data are those of the run's settings."""
-        return self.state is None
-
-    def token(self) -> bytes:
-        """Sixteen bytes that only this client knows, made once.  Raises RunFolderError."""
-        if self.state is None:
-            return bytes(16)
-        path = self.state / "token"
-        if not path.is_file():
-            write_atomic(path, secrets.token_hex(16) + "\n")
-        return bytes.fromhex(path.read_text(encoding="ascii"))
-
-    def local(self, settings: Settings) -> Settings:
-        """Public settings with what is this machine's own: feature files, device, and where releases are kept.
-
-        Raises SettingError where the run matches a network that is in a file of no known place, PolicyError for a run
-        beyond this site's rules.
-        """
-        name = settings.features.features
-        if settings.data.people and settings.data.partition != "given":
-            raise SettingError(
-                "a run that deals persons to clients on other machines",
-                "partition given, each client with its own",
-                "leave --people out at the server",
-            )
-        if name not in FEATURE_NETS and not self.features:
-            raise SettingError("a run that matches a network in a file", "that file here too", "pass --features FILE")
-        features = replace(
-            settings.features, features=name if name in FEATURE_NETS else self.features, weights=self.weights
-        )
-        running = Running(device=self.device, cache_dir=str(self.state) if self.state else "")
-        found = replace(settings, features=features, running=running)
-        if self.rules is not None:
-            self.rules.check(found, self.source())
-        return found
-
-    def source(self) -> "SourceLedger":
-        """The ledger of this site's images, with the budget of its rules.  Raises SettingError where there is none."""
-        from prismfl.privacy.source import SourceLedger
-
-        if self.ledger is None or self.rules is None:
-            raise SettingError("no ledger", "the file of all that its images release", "set ledger in --node-config")
-        return SourceLedger(self.ledger, self.rules.budget())
-
-
-def _rules(config: Mapping[str, Any]) -> "Policy":
-    """The site's rules as they stand now: of its policy file, and of options over that."""
-    from prismfl.privacy.policy import policy_from, read_policy
-
-    asked = {"budget_epsilon": "budget-epsilon", "budget_delta": "budget-delta", "largest_epsilon": "most-epsilon"}
-    changes = {name: float(config[option]) for name, option in asked.items() if config.get(option)}
-    return read_policy(Path(config["policy"]), **changes) if config.get("policy") else policy_from(changes)
 
 
 def greet(site: Site, request: Request) -> Hello:
     """Who this is, and what classes its images have.  Raises PrismError subclasses."""
     if site.simulated or request.terms is None:
         return Hello(site.client, site.token(), site.simulated)
-    settings = site.local(settings_from(toml_from(request.terms.settings)))
-    mine = _images(site, settings)
-    if settings.privacy.epsilon:
-        from prismfl.privacy.release import check_sizes
-
-        check_sizes(settings.privacy, [len(mine)])
-        for line in uncovered([mine], settings.privacy.images_per_person):
-            print(line, flush=True)  # for whoever runs this client, and nobody else
+    settings = site.local(_settings(request.terms))
+    with _at_home():
+        mine = _images(site, settings)
+        if settings.privacy.epsilon:
+            check_sizes(settings.privacy, [len(mine)])
+            for line in uncovered([mine], settings.privacy.images_per_person):
+                print(line, flush=True)  # for whoever runs this client, and nobody else
     return Hello(site.client, site.token(), False, mine.classes, mine.images.shape[1])
 
 
-def _images(site: Site, settings: Settings) -> "ImageSet":
+def _settings(terms: Terms) -> Settings:
+    """The settings that a server sent.  Raises PolicyError for what is none."""
+    try:
+        return settings_from(toml_from(terms.settings))
+    except SettingError as error:
+        raise PolicyError(error.got, error.expected, "use the same version of prismfl everywhere") from None
+
+
+def _images(site: Site, settings: Settings) -> ImageSet:
     settings = replace(settings, data=replace(settings.data, people=site.people))
     mine = load_site(settings, site.data_dir, site.client, site.state)
     return only(mine, names) if (names := reported(mine, settings)) != mine.classes else mine
@@ -204,123 +141,85 @@ def _images(site: Site, settings: Settings) -> "ImageSet":
 
 def respond(site: Site, request: Request) -> Response:
     """A reply to a broadcast, with the ledger of all that this client released.  Raises PrismError subclasses."""
-    if site.state is not None and request.terms is not None:
-        write_atomic(_terms_path(site.state, request.run), json.dumps(asdict(request.terms)) + "\n")
-    terms = request.terms or _stored_terms(site, request.run)
+    path = site.state and site.state / request.run.hex() / "terms.json"
+    if path and request.terms:
+        write_atomic(path, json.dumps(asdict(request.terms)) + "\n")
+    stored = read_json(path) if path and not request.terms else None
+    terms = request.terms or (Terms(**stored | {"classes": tuple(stored["classes"])}) if stored else None)
     if terms is None:
         return Response(strange=True)
-    told = request.terms is not None
-    world = _simulated(site, terms) if site.state is None else _deployed(site, site.state, request.run, terms, told)
+    world = _deployed(site, path.parent, terms, request) if path else _simulated(site, terms)
     if world.agreement.run != request.run:
         raise ClientError(
             f"a request of run {request.run.hex()}",
             f"run {world.agreement.run.hex()}, which follows from the settings that came with it",
             "use the same version of prismfl, and the same feature network, everywhere",
         )
-    frame = world.train(request) if request.ask == Ask.TRAIN else world.compare(request)
+    torch.set_num_threads(world.agreement.settings.running.threads)
+    client, disk = site.client, world.disk
+    if request.ask == Ask.TRAIN:
+        frame = _searched(client, world, request)
+    else:
+        target, held = world.target(), disk.held(client)
+        frame = client_distances(world.agreement, world.kit, request.frame, client, target, held)
+    private = world.agreement.settings.privacy
     if not site.simulated:
         print(f"round {request.round}: answered with {len(frame)} bytes", flush=True)
-    return Response(frame, ledger=world.ledger() if world.agreement.settings.privacy.epsilon else "")
+        said = asked_of(terms.settings) | {"run": request.run.hex(), "asked": str(request.ask)}
+        site.note(**said, round=request.round, bytes=len(frame), epsilon=private.epsilon)
+    ledger = read_json(disk.folder.client(client) / "ledger.json") if private.epsilon else None
+    return Response(frame, ledger=json.dumps(ledger["releases"]) if ledger else "")
 
 
 @dataclass(frozen=True)
 class _World:
-    """What a client computes with in one run."""
+    """What a client computes with in one run; target: finds its moments, which may take long."""
 
-    site: Site
-    agreement: "Agreement"
-    kit: "ClientKit"
-    disk: "ClientDisk"
-    images: "ImageSet | None"
-    terms: Terms
-    anew: bool = False
-
-    def train(self, request: Request) -> bytes:
-        from prismfl.federation.client import client_update
-
-        client, disk = self.site.client, self.disk
-        target = self.target()
-        disk.forget_after(client, request.counted)
-        memory = disk.recall(client, request.round)
-        made = client_update(
-            self.agreement, self.kit, request.frame, request.round, client, target, memory, disk.held(client)
-        )
-        # It counts only once the next message says so: until then the memory of an earlier round stays beside it.
-        disk.remember(client, request.round, made.memory)
-        disk.hold(client, made.held)
-        return made.frame
-
-    def compare(self, request: Request) -> bytes:
-        from prismfl.federation.client import client_distances
-
-        client = self.site.client
-        return client_distances(self.agreement, self.kit, request.frame, client, self.target(), self.disk.held(client))
-
-    def target(self) -> Any:
-        if self.images is not None:
-            return self.disk.target(self.site.client, self.images)
-        return self.disk.run_target(self.site.client, self._load, self.anew)
-
-    def _load(self) -> "ImageSet":
-        settings = self.agreement.settings
-        return conform(_images(self.site, settings), settings, self.terms.classes, self.terms.channels)
-
-    def ledger(self) -> str:
-        path = self.disk.folder.client(self.site.client) / "ledger.json"
-        return json.dumps(json.loads(path.read_text())["releases"]) if path.is_file() else ""
+    agreement: Agreement
+    kit: ClientKit
+    disk: ClientDisk
+    target: Callable[[], Target]
 
 
-def _terms_path(state: Path, run: bytes) -> Path:
-    return state / run.hex() / "terms.json"
+def _searched(client: int, world: _World, request: Request) -> bytes:
+    disk, target = world.disk, world.target()
+    disk.forget_after(client, request.counted)
+    memory, held = disk.recall(client, request.round), disk.held(client)
+    made = client_update(world.agreement, world.kit, request.frame, request.round, client, target, memory, held)
+    # It counts only once the next message says so: until then the memory of an earlier round stays beside it.
+    disk.remember(client, request.round, made.memory)
+    disk.hold(client, made.held)
+    return made.frame
 
 
-def _stored_terms(site: Site, run: bytes) -> Terms | None:
-    path = _terms_path(site.state, run) if site.state else None
-    if path is None or not path.is_file():
-        return None
-    held = json.loads(path.read_text(encoding="utf-8"))
-    return Terms(held["settings"], tuple(held["classes"]), held["channels"], held["folder"])
+def _deployed(site: Site, root: Path, terms: Terms, request: Request) -> _World:
+    agreement = agree_on(site.local(_settings(terms)), terms.channels, terms.classes)
+    settings = agreement.settings
+    site.local(settings, agreement.network)  # by now it is known what is matched
+    kit, private = site_kit(agreement), settings.privacy
+    releases = Releases(kit.features, agreement.layout.classes, private, site.source()) if private.epsilon else None
+    disk, anew = ClientDisk(agreement, kit, RunFolder(root), releases), request.terms is not None
 
+    def load() -> ImageSet:
+        return conform(_images(site, settings), settings, terms.classes, terms.channels)
 
-def _deployed(site: Site, state: Path, run: bytes, terms: Terms, anew: bool) -> _World:
-    import torch
+    def target() -> Target:
+        with _at_home():
+            return disk.run_target(site.client, load, anew)
 
-    from prismfl.engines.clientdisk import ClientDisk
-    from prismfl.privacy.store import Releases
-    from prismfl.run.folder import RunFolder
-    from prismfl.run.prepare import agree_on, site_kit
-
-    settings = site.local(settings_from(toml_from(terms.settings)))
-    torch.set_num_threads(settings.running.threads)
-    agreement = agree_on(settings, terms.channels, terms.classes)
-    if site.rules is not None:
-        site.rules.check(agreement.settings, site.source(), agreement.network)
-    kit = site_kit(agreement)
-    private, classes = agreement.settings.privacy, agreement.layout.classes
-    releases = Releases(kit.features, classes, private, site.source()) if private.epsilon else None
-    disk = ClientDisk(agreement, kit, RunFolder(state / run.hex()), releases)
-    return _World(site, agreement, kit, disk, None, terms, anew)
+    return _World(agreement, kit, disk, target)
 
 
 def _simulated(site: Site, terms: Terms) -> _World:
-    import torch
-
-    from prismfl.engines.clientdisk import ClientDisk, releases_of
-    from prismfl.run.folder import RunFolder
-
-    ready = _prepared(terms.settings)
-    torch.set_num_threads(ready.agreement.settings.running.threads)
-    folder = RunFolder(Path(terms.folder))
+    ready, folder = _prepared(terms.settings), RunFolder(Path(terms.folder))
     releases = releases_of(ready.agreement, ready.kit, ready.clients, folder)
-    disk = ClientDisk(ready.agreement, ready.kit, folder, releases)
-    return _World(site, ready.agreement, ready.kit, disk, ready.clients[site.client], terms)
+    disk, mine = ClientDisk(ready.agreement, ready.kit, folder, releases), ready.clients[site.client]
+    return _World(ready.agreement, ready.kit, disk, lambda: disk.target(site.client, mine))
 
 
 @lru_cache(maxsize=1)
-def _prepared(settings: str) -> "Prepared":
+def _prepared(settings: str) -> Prepared:
     """The data of a simulated run, loaded once a process."""
-    from prismfl.run.prepare import prepare
-
     return prepare(settings_from(toml_from(settings)))
 
 

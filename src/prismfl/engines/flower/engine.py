@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import DEFAULT_TTL, Message
@@ -12,7 +12,7 @@ from prismfl.engines.flower.envelope import Ask, Request, Response, Terms, respo
 from prismfl.engines.flower.roster import Line, Roster, content_of, message_to
 from prismfl.errors import ClientError, PrismError, PrivacyError
 from prismfl.federation.agreement import Agreement, Exchange, Reply
-from prismfl.privacy.ledger import from_json, to_json
+from prismfl.privacy.ledger import as_asked, from_json, to_json
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder
 
@@ -29,11 +29,14 @@ class Flower:
     or at the deadline.  Replies to earlier rounds are never fetched; their messages expire.
     """
 
+    attempts = _ATTEMPTS
+
     def __init__(self, grid: Grid, agreement: Agreement, folder: RunFolder, roster: Roster, terms: Terms) -> None:
         self.grid, self.agreement, self.folder = grid, agreement, folder
         self.roster, self.terms = roster, terms
-        self.attempts = _ATTEMPTS
-        self.counted = _counted_of(folder)
+        self.counted: dict[int, int] = {}  # last round of those on disk in which the client counted
+        for line in runfolder.read_rounds(folder):
+            self.keep(int(line["round"]), line.get("cohort", ()))
         self.informed: dict[int, bytes] = {}  # token of the client that has the terms
 
     def train(self, round_index: int) -> Exchange:
@@ -42,8 +45,7 @@ class Flower:
 
     def compare(self) -> Exchange:
         """Carry the final θ to the clients and yield their distances."""
-        rounds = self.agreement.settings.federation.rounds
-        return lambda frames: self._carry(Ask.COMPARE, rounds, frames)
+        return lambda frames: self._carry(Ask.COMPARE, self.agreement.settings.federation.rounds, frames)
 
     def keep(self, round_index: int, clients: Iterable[int]) -> None:
         """Remember who counted: each of them hears it in its next message, and keeps its memory of the round."""
@@ -61,44 +63,33 @@ class Flower:
                 break
             time.sleep(_WAIT)
         for client in sorted(post.frames):
-            yield client, self._silence(client, seconds)
-
-    def _silence(self, client: int, seconds: float) -> ClientError:
-        if client in self.roster.seats:
-            return ClientError(f"no reply within {seconds:g} s", "one in time", "raise --deadline if it is only slow")
-        return ClientError("it is not connected", "a connection", "start its `prismfl federate client`")
-
-    def request(self, ask: Ask, round_index: int, client: int, frame: bytes, seconds: float) -> Request:
-        """What one client is sent, with the terms if it does not have them."""
-        token = self.roster.seats[client].hello.token
-        terms = None if self.informed.get(client) == token else self.terms
-        counted = self.counted.get(client, _NEVER)
-        return Request(ask, self.agreement.run, round_index, counted, seconds, frame, terms)
+            late = ClientError(f"no reply within {seconds:g} s", "one in time", "raise --deadline if it is only slow")
+            gone = ClientError("it is not connected", "a connection", "start its `prismfl federate client`")
+            yield client, late if client in self.roster.seats else gone
 
     def heard(self, client: int, message: Message) -> Response:
         """A client's response, its releases entered in the run's ledger.  Raises PrismError."""
-        response = response_from(content_of(message), self._most())
+        # No reply is longer than packed masks and uncoded α layers, whatever it says.
+        response = response_from(content_of(message), 16 * self.agreement.layout.count + 2**16)
         if response.strange:
             self.informed.pop(client, None)
             return response
         self.informed[client] = self.roster.seats[client].hello.token if client in self.roster.seats else b""
-        self._enter(client, response)
+        if self.agreement.settings.privacy.epsilon and (response.frame or response.ledger):
+            self._enter(client, response.ledger)
         return response
 
-    def _most(self) -> int:
-        """No reply is longer than packed masks and uncoded α layers, whatever it says."""
-        return 16 * self.agreement.layout.count + 2**16
-
-    def _enter(self, client: int, response: Response) -> None:
-        if not self.agreement.settings.privacy.epsilon or not (response.frame or response.ledger):
-            return
+    def _enter(self, client: int, ledger: str) -> None:
         try:
-            entries = from_json(json.loads(response.ledger or "[]"))
+            entries = from_json(json.loads(ledger or "[]"))
         except ValueError:
             entries = ()
-        if not entries or any(entry.client != client for entry in entries):
+        privacy = self.agreement.settings.privacy
+        if not entries or any(entry.client != client or not as_asked(entry, privacy) for entry in entries):
             raise PrivacyError(
-                f"a reply of client {client} without a ledger of its own releases", "one", "it is left out"
+                f"a reply of client {client} without a ledger of releases of its own as they were asked for",
+                "one",
+                "it is left out",
             )
         runfolder.save_ledger(self.folder, client, to_json(entries))
 
@@ -121,20 +112,19 @@ class _Post:
         """A message to each client that is connected and has none on this connection."""
         seats = self.engine.roster.seats
         due = [one for one in self.frames if one in seats and self.lines.get(one) != seats[one].line]
-        messages = [message_to(seats[client].node, self._request(client), self._life()) for client in due]
-        for client, message in zip(due, self._pushed(messages), strict=True):
+        life = self.seconds + _SPARE if self.seconds else float(DEFAULT_TTL)
+        messages = [message_to(seats[client].node, self._request(client), life) for client in due]
+        for client, message in zip(due, self.engine.grid.push_messages(messages) if messages else (), strict=True):
             self.lines[client] = seats[client].line
             if message:
                 self.out[message] = client
 
     def _request(self, client: int) -> Request:
-        return self.engine.request(self.ask, self.round, client, self.frames[client], self.seconds)
-
-    def _life(self) -> float:
-        return self.seconds + _SPARE if self.seconds else float(DEFAULT_TTL)
-
-    def _pushed(self, messages: Sequence[Message]) -> Iterable[str | None]:
-        return self.engine.grid.push_messages(messages) if messages else ()
+        """What one client is sent, with the terms if it does not have them."""
+        engine = self.engine
+        told = engine.informed.get(client) == engine.roster.seats[client].hello.token
+        counted, terms = engine.counted.get(client, _NEVER), None if told else engine.terms
+        return Request(self.ask, engine.agreement.run, self.round, counted, self.seconds, self.frames[client], terms)
 
     def fetch(self) -> Iterator[tuple[int, Reply]]:
         """Replies that have come."""
@@ -162,11 +152,3 @@ class _Post:
         roster, least = self.engine.roster, self.engine.agreement.settings.running.least_cohort
         absent = not roster.greeting_out and len(roster.missing(self.frames)) == len(self.frames)
         return absent and self.answered >= least
-
-
-def _counted_of(folder: RunFolder) -> dict[int, int]:
-    """The last round in which each client counted, of the rounds on disk."""
-    found: dict[int, int] = {}
-    for line in runfolder.read_rounds(folder):
-        found |= dict.fromkeys(line.get("cohort", ()), int(line["round"]))
-    return found

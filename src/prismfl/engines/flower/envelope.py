@@ -5,20 +5,26 @@ field before it is used, and what is shown of it is cut short and made printable
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
+from pydantic import ConfigDict, Field, StrictBool, StrictBytes, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from prismfl.errors import ClientError, MessageError, PrismError
 
 RECORD = "prismfl"
 PROTOCOL = 1
 _SHOWN = 300  # characters of a client's own words that reach the log
-_MOST_LEDGER = 2**20
-_MOST_NAMES = 2**16
+
+# What the other side may say, of each kind.
+_Whole = Annotated[StrictInt, Field(ge=0, lt=2**32)]
+_Seconds = Annotated[float, Field(ge=0, lt=1e9, strict=True, allow_inf_nan=False)]
+_Names = Annotated[tuple[StrictStr, ...], Field(max_length=2**16)]
+_Channels = Annotated[StrictInt, Field(ge=1, lt=2**32)]
+_Token = Annotated[StrictBytes, Field(min_length=16, max_length=16)]
+_Ledger = Annotated[StrictStr, Field(max_length=2**20)]
 
 
 class Ask(StrEnum):
@@ -37,10 +43,10 @@ class Terms:
     folder: a simulated client's run folder, where its disk is; empty for a client on a machine of its own.
     """
 
-    settings: str
-    classes: tuple[str, ...] = ()
-    channels: int = 1
-    folder: str = ""
+    settings: StrictStr
+    classes: _Names = ()
+    channels: _Channels = 1
+    folder: StrictStr = ""
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,11 @@ class Request:
     """
 
     ask: Ask
-    run: bytes = b""
-    round: int = 0
-    counted: int = -1
-    seconds: float = 0.0
-    frame: bytes = b""
+    run: StrictBytes = b""
+    round: _Whole = 0
+    counted: Annotated[StrictInt, Field(ge=-1, lt=2**32)] = -1
+    seconds: _Seconds = 0.0
+    frame: StrictBytes = b""
     terms: Terms | None = None
 
 
@@ -68,11 +74,11 @@ class Hello:
     Flower's simulation, with data that the settings name; classes, channels: of its own images.
     """
 
-    client: int
-    token: bytes
-    simulated: bool
-    classes: tuple[str, ...] = ()
-    channels: int = 1
+    client: _Whole
+    token: _Token
+    simulated: StrictBool
+    classes: _Names = ()
+    channels: _Channels = 1
 
 
 @dataclass(frozen=True)
@@ -82,160 +88,92 @@ class Response:
     strange: the client has no terms of this run.
     """
 
-    frame: bytes = b""
+    frame: StrictBytes = b""
     error: PrismError | None = None
-    ledger: str = ""
-    strange: bool = False
+    ledger: _Ledger = ""
+    strange: StrictBool = False
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
 
 
-def request_to(message: Request) -> RecordDict:
-    """A request as records."""
-    plain: dict[str, Any] = {
-        "protocol": PROTOCOL,
-        "ask": str(message.ask),
-        "run": message.run,
-        "round": message.round,
-        "counted": message.counted,
-        "seconds": message.seconds,
-        "frame": message.frame,
-    }
-    return _records(plain | (_terms_to(message.terms) if message.terms else {}))
+def to_records(message: Request | Hello | Response) -> RecordDict:
+    """A message as records: a value a field, those of its terms among them; names and the parts of an error as JSON."""
+    plain: dict[str, Any] = {"protocol": PROTOCOL} | _values(message)
+    if (terms := plain.pop("terms", None)) is not None:
+        plain |= _values(terms)
+    if (error := plain.pop("error", None)) is not None:
+        plain["error"] = json.dumps([error.got, error.expected, error.remedy])
+    if "classes" in plain:
+        plain["classes"] = json.dumps(plain["classes"])
+    return RecordDict({RECORD: ConfigRecord(plain)})
 
 
-def _terms_to(terms: Terms) -> dict[str, Any]:
-    return {
-        "settings": terms.settings,
-        "classes": json.dumps(terms.classes),
-        "channels": terms.channels,
-        "folder": terms.folder,
-    }
+def _values(message: Request | Terms | Hello | Response) -> dict[str, Any]:
+    return {item.name: getattr(message, item.name) for item in fields(message)}
 
 
 def request_from(content: RecordDict) -> Request:
     """A request from records.  Raises MessageError."""
     plain = _plain(content)
-    asked = _text(plain, "ask")
-    if asked not in set(Ask):
-        raise MessageError(f"a request for {printable(asked)!r}", f"one of {', '.join(Ask)}")
-    return Request(
-        Ask(asked),
-        _bytes(plain, "run"),
-        _whole(plain, "round"),
-        _whole(plain, "counted", -1),
-        _number(plain, "seconds"),
-        _bytes(plain, "frame"),
-        _terms_from(plain) if "settings" in plain else None,
-    )
-
-
-def _terms_from(plain: Mapping[str, Any]) -> Terms:
-    return Terms(_text(plain, "settings"), _names(plain), _whole(plain, "channels", 1), _text(plain, "folder"))
-
-
-def hello_to(message: Hello) -> RecordDict:
-    """A greeting as records."""
-    return _records(
-        {
-            "protocol": PROTOCOL,
-            "client": message.client,
-            "token": message.token,
-            "simulated": message.simulated,
-            "classes": json.dumps(message.classes),
-            "channels": message.channels,
-        }
-    )
+    return _checked(Request, plain | {"terms": _checked(Terms, plain) if "settings" in plain else None})
 
 
 def hello_from(content: RecordDict) -> Hello:
     """A greeting from records.  Raises MessageError, or the error that the client met."""
     plain = _plain(content)
     if "error" in plain:
-        raise _error_from(plain)
-    if len(token := _bytes(plain, "token")) != 16:
-        raise MessageError(f"a token of {len(token)} bytes", "16")
-    return Hello(
-        _whole(plain, "client"), token, bool(plain.get("simulated")), _names(plain), _whole(plain, "channels", 1)
-    )
-
-
-def response_to(message: Response) -> RecordDict:
-    """A response as records."""
-    plain: dict[str, Any] = {"protocol": PROTOCOL, "frame": message.frame, "ledger": message.ledger}
-    if message.error:
-        plain["error"] = json.dumps([message.error.got, message.error.expected, message.error.remedy])
-    return _records(plain | ({"strange": True} if message.strange else {}))
+        raise plain["error"]
+    return _checked(Hello, plain)
 
 
 def response_from(content: RecordDict, most: int) -> Response:
     """A response from records, its frame of at most so many bytes.  Raises MessageError."""
-    plain = _plain(content)
-    frame, ledger = _bytes(plain, "frame"), _text(plain, "ledger")
-    if len(frame) > most:
-        raise MessageError(f"a frame of {len(frame)} bytes", f"at most {most}")
-    if len(ledger) > _MOST_LEDGER:
-        raise MessageError(f"a ledger of {len(ledger)} characters", f"at most {_MOST_LEDGER}")
-    error = _error_from(plain) if "error" in plain else None
-    return Response(frame, error, ledger, plain.get("strange") is True)
+    response = _checked(Response, _plain(content))
+    if len(response.frame) > most:
+        raise MessageError(f"a frame of {len(response.frame)} bytes", f"at most {most}")
+    return response
 
 
-def _error_from(plain: Mapping[str, Any]) -> ClientError:
-    try:
-        got, expected, remedy = (printable(str(part)) for part in json.loads(_text(plain, "error")))
-    except (ValueError, TypeError):
-        raise MessageError("an error that does not read", "what was got, what was expected, what to do") from None
-    return ClientError(got, expected, remedy)
-
-
-def _records(plain: dict[str, Any]) -> RecordDict:
-    return RecordDict({RECORD: ConfigRecord(plain)})
-
-
-def _plain(content: RecordDict) -> Mapping[str, Any]:
+def _plain(content: RecordDict) -> dict[str, Any]:
+    """The values of a record, with what is JSON read."""
     record = content.config_records.get(RECORD)
     if record is None or record.get("protocol") != PROTOCOL:
         raise MessageError("a message without our record", f"record {RECORD!r} of protocol {PROTOCOL}")
-    return dict(record)
+    plain: dict[str, Any] = dict(record) | {
+        name: _list_of(record[name]) for name in ("classes", "error") if name in record
+    }
+    if "error" in plain:
+        if plain["error"] is None or len(plain["error"]) != 3:
+            raise MessageError("an error that does not read", "what was got, what was expected, what to do")
+        plain["error"] = ClientError(*(printable(str(part)) for part in plain["error"]))
+    return plain
 
 
-def _whole(plain: Mapping[str, Any], name: str, least: int = 0) -> int:
-    value = plain.get(name)
-    if type(value) is not int or not least <= value < 2**32:
-        raise MessageError(f"{name} = {printable(repr(value))}", f"a whole number ≥ {least}")
-    return value
-
-
-def _number(plain: Mapping[str, Any], name: str) -> float:
-    value = plain.get(name)
-    if not isinstance(value, int | float) or not 0 <= value < 1e9:
-        raise MessageError(f"{name} = {printable(repr(value))}", "seconds")
-    return float(value)
-
-
-def _text(plain: Mapping[str, Any], name: str) -> str:
-    value = plain.get(name, "")
-    if not isinstance(value, str):
-        raise MessageError(f"{name} of type {type(value).__name__}", "text")
-    return value
-
-
-def _bytes(plain: Mapping[str, Any], name: str) -> bytes:
-    value = plain.get(name, b"")
-    if not isinstance(value, bytes):
-        raise MessageError(f"{name} of type {type(value).__name__}", "bytes")
-    return value
-
-
-def _names(plain: Mapping[str, Any]) -> tuple[str, ...]:
+def _list_of(text: object) -> tuple[Any, ...] | None:
+    """A JSON list, None for anything else."""
     try:
-        names = json.loads(_text(plain, "classes"))
-    except ValueError:
-        names = None
-    if not isinstance(names, list) or len(names) > _MOST_NAMES or not all(isinstance(name, str) for name in names):
-        raise MessageError("class names that do not read", "a list of texts")
-    return tuple(names)
+        found = json.loads(str(text))
+    except (ValueError, RecursionError):
+        return None
+    return tuple(found) if isinstance(found, list) else None
+
+
+_M = TypeVar("_M")
+_CHECKS: dict[Any, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Request, Terms, Hello, Response)}
+
+
+def _checked(kind: type[_M], plain: dict[str, Any]) -> _M:
+    """A message, or its terms, of values that are each checked."""
+    try:
+        message: _M = _CHECKS[kind].validate_python(plain)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        name = str(wrong["loc"][0])
+        raise MessageError(f"{name} = {printable(repr(plain.get(name)))}", wrong["msg"]) from None
+    return message
 
 
 def printable(text: str) -> str:
     """A client's own words, short and fit for a log."""
     cut = text[:_SHOWN] + ("…" if len(text) > _SHOWN else "")
-    return "".join(character if character.isprintable() else "�" for character in cut)
+    return "".join(character if character.isprintable() else "\ufffd" for character in cut)

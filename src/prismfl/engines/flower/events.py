@@ -1,21 +1,17 @@
 """What happens in a run, as lines of `events.jsonl` of its folder: the ServerApp writes, the command follows."""
 
-import contextlib
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from prismfl.errors import PrismError, RunFolderError
+from prismfl.errors import PrismError
 from prismfl.run.loop import Watcher
 
 NAME = "events.jsonl"
 _LOCK = ".lock"
 _OTHER = 20.0  # seconds that another server, just killed, may still hold the run folder
-_WAIT = 0.2
 
 
 class EventWriter:
@@ -48,12 +44,8 @@ class EventWriter:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = json.dumps({"time": stamp, **fields}, ensure_ascii=False) + "\n"
         try:
-            # One write of a whole line: a reader never sees half of it.
-            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(handle, line.encode())
-            finally:
-                os.close(handle)
+            with self.path.open("ab", buffering=0) as file:  # one write of a whole line: nobody reads half of it
+                file.write(line.encode())
         except OSError:
             print(line, end="", flush=True)  # a run does not end because its log has no room
 
@@ -83,35 +75,3 @@ def replay(event: Mapping[str, Any], watcher: Watcher) -> None:
         watcher.round_done(event["record"], event["rounds"])
     elif event["event"] == "note":
         watcher.note(event["text"])
-
-
-# ----------------------------------------------------------------------------- one server a run
-
-
-@contextlib.contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Hold a run folder against a second server.  Raises RunFolderError when another has it."""
-    with (root / _LOCK).open("w") as file:
-        end = time.monotonic() + _OTHER
-        while not _locked(file):
-            if time.monotonic() > end:
-                raise RunFolderError(f"{root} in use by another server", "one server a run", "stop the other")
-            time.sleep(_WAIT)
-        yield
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def held(root: Path) -> bool:
-    """Whether a server has the run folder now."""
-    try:
-        with (root / _LOCK).open() as file:
-            return not _locked(file)
-    except OSError:
-        return False

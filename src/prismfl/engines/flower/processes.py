@@ -7,42 +7,46 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 from prismfl.data.files import check_writable, write_atomic
+from prismfl.data.lock import is_held
 from prismfl.engines.flower import QUIET, warm
-from prismfl.engines.flower.events import NAME, held, read_events, replay
+from prismfl.engines.flower.events import NAME, read_events, replay
 from prismfl.errors import ClientError, DataError, DependencyError, RunFolderError, SettingError
 from prismfl.run.environment import cores
-from prismfl.run.folder import RunFolder
+from prismfl.run.folder import lock_of
 from prismfl.run.loop import Watcher
 
-__all__ = ["Link", "Node", "RunFolder", "client_node", "free_port", "run_client", "run_server", "simulated"]
-
 APP = Path(__file__).parent / "app"
+LOCAL = ("localhost", "127.0.0.1", "::1")
 _PROFILE = "prismfl"
 _START = 120.0  # seconds that a SuperLink may take to listen
 _STOP = 10.0  # seconds that a child may take to end
-_LOOK = 0.3  # seconds between looks at a run's events
+_LOOK = 0.3  # seconds between looks at a run's events, and at a SuperNode
 _GONE = 10.0  # seconds after which a server that does not hold its folder is gone
-_ANSWER = 120.0  # seconds that one of Flower's commands may take
 _AGAIN = 5.0  # seconds before a SuperNode is started again
 _QUICK, _MOST_QUICK = 20.0, 5  # a SuperNode that ends so soon, so many times, will not mend by itself
 _DEATH = 1  # PR_SET_PDEATHSIG
 
 Say = Callable[[str], None]
+
+
+def _check_files(*paths: Path) -> None:
+    for path in paths:
+        if not path.exists():
+            raise SettingError(f"no {path}", "files as `prismfl federate certificates` makes them", "mend the path")
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,7 @@ class Link:
 
     def check(self, insecure: bool) -> None:
         """Raises SettingError for a place that others reach in plain text, unless that is asked for."""
-        local = self.host in ("127.0.0.1", "localhost", "::1")
-        if not self.certificates and not local and not insecure:
+        if not self.certificates and self.host not in LOCAL and not insecure:
             raise SettingError(
                 f"--host {self.host} without TLS",
                 "--certificates DIR: whoever listens on the way would read everything and could answer for the server",
@@ -69,26 +72,37 @@ class Link:
             )
         if self.keys and not self.certificates:
             raise SettingError("--keys without --certificates", "both: Flower proves keys over TLS alone", "add them")
-        for path in (*self._files(), *((self.keys,) if self.keys else ())):
-            if not path.exists():
-                raise SettingError(f"no {path}", "files as `prismfl federate certificates` makes them", "mend the path")
+        _check_files(*self._files(), *([self.keys] if self.keys else []))
+        self.public_keys()
 
-    def _files(self) -> tuple[Path, ...]:
-        names = ("ca.crt", "server.crt", "server.key")
-        return tuple(self.certificates / name for name in names) if self.certificates else ()
+    def public_keys(self) -> list[Path]:
+        """The clients' public keys.  Raises SettingError for a name that binds a key to no client."""
+        found = sorted(self.keys.glob("*.pub")) if self.keys else []
+        for path in found:
+            if not re.fullmatch(r"client-(0|[1-9][0-9]*)", path.stem):
+                raise SettingError(
+                    f"a key {path.name}", "client-N.pub, of client N alone", "rename it, or move it away"
+                )
+        return found
+
+    def _files(self) -> list[Path]:
+        folder = self.certificates
+        return [folder / name for name in ("ca.crt", "server.crt", "server.key")] if folder else []
+
+    @property
+    def reached(self) -> str:
+        """The host by which this machine itself reaches it."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
 
     @property
     def address(self) -> str:
         """Where this machine itself reaches it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return f"[{self.reached}]:{self.port}" if ":" in self.reached else f"{self.reached}:{self.port}"
 
     def words(self) -> list[str]:
         """The command that starts it."""
-        tls = ["--insecure"]
-        if self.certificates:
-            authority, certificate, key = map(str, self._files())
-            tls = ["--ssl-ca-certfile", authority, "--ssl-certfile", certificate, "--ssl-keyfile", key]
+        options = ("--ssl-ca-certfile", "--ssl-certfile", "--ssl-keyfile")
+        tls = [word for pair in zip(options, map(str, self._files()), strict=False) for word in pair] or ["--insecure"]
         known = ["--enable-supernode-auth"] if self.keys else []
         simulation = ["--simulation"] if self.simulation else []
         place = ["--host", self.host, "--port", str(self.port)]
@@ -106,11 +120,10 @@ class Link:
 # ------------------------------------------------------------------------------------ processes
 
 
-def environment(home: Path, *ahead: Path) -> dict[str, str]:
-    """Our environment for Flower's commands, which keep their files in `home`; ahead: folders of programs."""
-    path = os.pathsep.join((*map(str, ahead), str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    poll = os.environ.get("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
-    return {**os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": poll}
+def environment(home: Path) -> dict[str, str]:
+    """Our environment for Flower's commands, which keep their files in `home`."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    return {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", **os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(home)}
 
 
 def command(words: Sequence[str], env: Mapping[str, str]) -> list[str]:
@@ -128,11 +141,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def child(
-    words: Sequence[str], home: Path, log: IO[bytes] | None = None, *ahead: Path
-) -> Iterator[subprocess.Popen[bytes]]:
+def child(words: Sequence[str], home: Path, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A running command, ended with the block.  log: takes its output, else it goes where ours does."""
-    env = environment(home, *ahead)
+    env = environment(home)
     home.mkdir(parents=True, exist_ok=True)
     output = {"stdout": log, "stderr": subprocess.STDOUT} if log else {}
     started: subprocess.Popen[bytes] = subprocess.Popen(
@@ -146,11 +157,10 @@ def child(
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a child that was started here, gently first."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP)
-    if process.poll() is None:
+    process.terminate()
+    try:
+        process.wait(_STOP)
+    except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
@@ -166,11 +176,7 @@ def _die_with() -> Callable[[], None] | None:
 @contextlib.contextmanager
 def ending_on_terminate() -> Iterator[None]:
     """SIGTERM ends this process as Ctrl-C does, children included."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
@@ -195,15 +201,14 @@ def superlink(link: Link, place: Path, say: Say) -> Iterator[subprocess.Popen[by
         time.sleep(0.2)
         if process.poll() is not None:  # the port was another's
             raise _refuse(place, f"port {link.port} is another program's")
-        for path in sorted(link.keys.glob("*.pub")) if link.keys else ():
+        for path in link.public_keys():
             _flwr(["supernode", "register", str(path), _PROFILE, "--name", path.stem], place, say)
         yield process
 
 
 def _listens(link: Link) -> bool:
-    host, port = link.address.rsplit(":", 1)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+        socket.create_connection((link.reached, link.port), timeout=1).close()
     except OSError:
         return False
     return True
@@ -216,29 +221,18 @@ def _refuse(place: Path, what: str) -> RunFolderError:
     return RunFolderError(f"{what}: {said}", "a SuperLink that listens", f"read {log}, or choose another --port")
 
 
-def submit(out: Path, place: Path, say: Say, app: Path = APP, more: Sequence[str] = ()) -> str:
-    """`flwr run`: hand the app to the SuperLink, for the run folder `out`.  Returns Flower's number of the run."""
-    config = f"out={quoted(str(out.resolve()))}"
-    said = _flwr(["run", str(app), _PROFILE, "--run-config", config, "--format", "json", *more], place, say)
-    try:
-        return str(json.loads(said[said.index("{") :])["run-id"])
-    except (ValueError, KeyError):
-        raise RunFolderError(f"flwr run said {said[-300:]!r}", "the number of a run", "look at the logs") from None
+def submit(out: Path, place: Path, say: Say, app: Path = APP, more: Sequence[str] = ()) -> None:
+    """`flwr run`: hand the app to the SuperLink, for the run folder `out`.  Raises RunFolderError."""
+    _flwr(["run", str(app), _PROFILE, "--run-config", f"out={quoted(str(out.resolve()))}", *more], place, say)
 
 
-def _flwr(words: Sequence[str], place: Path, say: Say) -> str:
+def _flwr(words: Sequence[str], place: Path, say: Say) -> None:
     full, env = ["flwr", *words], environment(place / "home")
     say(shlex.join(full))
-    try:
-        done = subprocess.run(
-            command(full, env), env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER
-        )
-    except subprocess.TimeoutExpired:
-        raise RunFolderError(f"flwr {words[0]} took {_ANSWER:g} s", "an answer", "try again") from None
+    done = subprocess.run(command(full, env), env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         said = " ".join((done.stdout + done.stderr).split())[-400:]
         raise RunFolderError(f"flwr {words[0]} failed: {said}", "exit status 0", f"read {place / 'superlink.log'}")
-    return done.stdout
 
 
 def quoted(text: str) -> str:
@@ -267,7 +261,7 @@ def follow(root: Path, start: int, link: subprocess.Popen[bytes], watcher: Watch
                 raise ClientError(event["got"], event["expected"], f"{event['remedy']}; go on with --resume {root}")
         if link.poll() is not None:
             raise RunFolderError("flower-superlink ended", "it, to the end of the run", remedy)
-        patience = time.monotonic() + _GONE if held(root) else patience
+        patience = time.monotonic() + _GONE if is_held(lock_of(root)) else patience
         if time.monotonic() > patience:
             raise RunFolderError("the server's process ended", "a whole run", remedy)
         time.sleep(_LOOK)
@@ -307,18 +301,21 @@ class Node:
     insecure: bool = False
 
     def check(self) -> None:
-        """Raises SettingError for a way to the server that others can read, unless that is asked for."""
-        host = self.server.rsplit(":", 1)[0].strip("[]")
-        local = host in ("127.0.0.1", "localhost", "::1")
-        if not self.root_certificates and not self.insecure and not local:
+        """Raises SettingError for a way to the server that others can read, unless that is asked for.
+
+        Raises DataError for images that are not there, RunFolderError where nothing can be kept.
+        """
+        if not self.root_certificates and not self.insecure and self.server.rsplit(":", 1)[0].strip("[]") not in LOCAL:
             raise SettingError(
                 f"--server {self.server} without --root-certificates",
                 "the authority's ca.crt, as the server's operator hands it out",
                 "pass it, or say --insecure",
             )
-        for path in (self.root_certificates, self.key):
-            if path is not None and not path.is_file():
-                raise SettingError(f"no {path}", "a file", "mend the path")
+        _check_files(*(path for path in (self.root_certificates, self.key) if path))
+        data = str(self.config.get("data-dir", ""))
+        if data and not Path(data).exists():
+            raise DataError(f"{data} does not exist", "the client's images", "check --data-dir")
+        check_writable(self.state / "token.try")
 
     def words(self, port: int) -> list[str]:
         """The command that starts it; its own processes talk on `port` of this machine."""
@@ -333,49 +330,16 @@ def _value(value: str | int | float | bool) -> str:
     return quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
-def client_node(
-    server: str,
-    client: int,
-    data_dir: str,
-    state: Path,
-    files: Mapping[str, str],
-    limits: Mapping[str, str | float | bool],
-    root_certificates: Path | None = None,
-    key: Path | None = None,
-    insecure: bool = False,
-) -> Node:
-    """A client's node, its paths made whole and all of it checked.  Raises PrismError subclasses."""
-    if not 0 <= client < 1_000_000:
-        raise SettingError(f"client {client}", "a number from 0", "change --client")
-    if data_dir and not Path(data_dir).exists():
-        raise DataError(f"{data_dir} does not exist", "the client's images", "check --data-dir")
-    check_writable(state / "token.try")
-    paths = {name: str(Path(text).resolve()) if name != "device" and text else text for name, text in files.items()}
-    place = {"data-dir": str(Path(data_dir).resolve()) if data_dir else "", "state-dir": str(state.resolve())}
-    node = Node(
-        server,
-        state,
-        {"partition-id": client, **place, **paths, **limits},
-        root_certificates.resolve() if root_certificates else None,
-        key.resolve() if key else None,
-        insecure,
-    )
-    node.check()
-    return node
-
-
 @contextlib.contextmanager
-def supernode(node: Node, say: Say, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A client's SuperNode and, on Linux, the process that answers its messages.  log: takes what both print."""
-    home, words = node.state / "flower", node.words(free_port())
+def supernode(node: Node, say: Say, log: IO[bytes] | None = None) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A client's SuperNode and, on Linux, the SuperExec that answers its messages.  log: takes what both print."""
+    port = free_port()
+    words, beside = node.words(port), []
+    if warm.SUPPORTED:
+        words, beside = [*words, "--isolation", "process"], [warm.superexec(port)]
     say(shlex.join(words))
     with contextlib.ExitStack() as exits:
-        ahead = []
-        if warm.SUPPORTED:
-            ahead = [Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="prismfl-")))]
-            answering = warm.furnish(ahead[0], command([warm.PROGRAM], environment(home))[0])
-            exits.enter_context(child(answering, home, log))
-        yield exits.enter_context(child(words, home, log, *ahead))
+        yield [exits.enter_context(child(one, node.state / "flower", log)) for one in (words, *beside)]
 
 
 def run_client(node: Node, say: Say) -> None:
@@ -388,8 +352,9 @@ def run_client(node: Node, say: Say) -> None:
     with ending_on_terminate():
         while quick < _MOST_QUICK:
             begun = time.monotonic()
-            with supernode(node, say) as process:
-                process.wait()
+            with supernode(node, say) as processes:
+                while all(process.poll() is None for process in processes):
+                    time.sleep(_LOOK)
             quick = quick + 1 if time.monotonic() - begun < _QUICK else 0
             say(f"flower-supernode ended; it is started again in {_AGAIN:g} s")
             time.sleep(_AGAIN)

@@ -8,17 +8,17 @@ Memory is a few numbers a client, whatever the number of rounds.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from prismfl.engines.flower.envelope import Ask, Hello, Request, hello_from, printable, request_to
+from prismfl.engines.flower.envelope import Ask, Hello, Request, hello_from, printable, to_records
 from prismfl.errors import ClientError, PrismError
 
 _POLL = 1.0  # seconds between looks at who is connected
 _HELLO_LIFE = 600.0  # seconds that a greeting may take: a client reads all its images for it
-_NAMED = "client-"  # how a node's registered name begins when it says which client it may be
+_NAMED = "client-"  # how the name begins that a node's key is registered by: it may be that client alone
+_LONGEST = 200  # letters of a class name
 
 # A connection of a node: its number, and when it was last made.
 Line = tuple[int, str]
@@ -54,12 +54,16 @@ class Roster:
         if now < self._next:
             return
         self._next = now + _POLL
-        lines = {_line(node): str(getattr(node, "name", "")) for node in self.grid.get_nodes()}
-        self._drop(set(lines))
-        known = {seat.line for seat in self.seats.values()} | set(self._asked.values()) | self.refused
-        self._names = lines
-        self._greet([line for line in lines if line not in known])
-        self._hear()
+        self._names = {
+            (int(node.node_id), str(node.last_activated_at)): str(getattr(node, "name", ""))
+            for node in self.grid.get_nodes()
+        }
+        self._drop(set(self._names))
+        self._greet()
+        for reply in self.grid.pull_messages(list(self._asked)) if self._asked else ():
+            line = self._asked.pop(reply.metadata.reply_to_message_id, None)
+            if line is not None:
+                self._seat(line, reply)
 
     def _drop(self, connected: set[Line]) -> None:
         for client, seat in list(self.seats.items()):
@@ -70,17 +74,13 @@ class Roster:
         self.refused &= connected
         self._asked = {message: line for message, line in self._asked.items() if line in connected}
 
-    def _greet(self, lines: list[Line]) -> None:
+    def _greet(self) -> None:
+        known = {seat.line for seat in self.seats.values()} | set(self._asked.values()) | self.refused
+        lines = [line for line in self._names if line not in known]
         messages = [message_to(line[0], self.greeting, _HELLO_LIFE) for line in lines]
         for line, message in zip(lines, self.grid.push_messages(messages) if messages else (), strict=True):
             if message:
                 self._asked[message] = line
-
-    def _hear(self) -> None:
-        for reply in self.grid.pull_messages(list(self._asked)) if self._asked else ():
-            line = self._asked.pop(reply.metadata.reply_to_message_id, None)
-            if line is not None:
-                self._seat(line, reply)
 
     def _seat(self, line: Line, reply: Message) -> None:
         try:
@@ -98,8 +98,10 @@ class Roster:
         if not hello.client < self.clients:
             raise ClientError(f"client {hello.client}", f"0 … {self.clients - 1}", "mend its --client")
         name = self._names.get(line, "")
-        if name.startswith(_NAMED) and name != f"{_NAMED}{hello.client}":
+        if name and name != f"{_NAMED}{hello.client}":
             raise ClientError(f"client {hello.client} with the key of {name}", name, "mend its --client or --key")
+        if odd := [name for name in hello.classes if not name.isprintable() or len(name) > _LONGEST]:
+            raise ClientError(f"{len(odd)} class names", f"printable ones of at most {_LONGEST} letters", "rename them")
         before = self.seats.get(hello.client)
         if before and before.hello.token != hello.token:
             raise ClientError(
@@ -121,7 +123,7 @@ class Roster:
 def message_to(node: int, request: Request, life: float) -> Message:
     """A Flower message of a request, void after `life` seconds."""
     kind = "query" if request.ask == Ask.HELLO else "train"
-    return Message(request_to(request), dst_node_id=node, message_type=kind, group_id=str(request.round), ttl=life)
+    return Message(to_records(request), dst_node_id=node, message_type=kind, group_id=str(request.round), ttl=life)
 
 
 def content_of(reply: Message) -> RecordDict:
@@ -133,7 +135,3 @@ def content_of(reply: Message) -> RecordDict:
             "look at the client's own log",
         )
     return reply.content
-
-
-def _line(node: Any) -> Line:
-    return (int(node.node_id), str(node.last_activated_at))

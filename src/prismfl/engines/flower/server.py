@@ -3,21 +3,19 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from prismfl.data.datasets import ImageSet
 from prismfl.data.files import write_atomic
+from prismfl.data.site import named_classes
 from prismfl.engines.flower.engine import Flower
 from prismfl.engines.flower.envelope import Ask, Hello, Request, Terms
-from prismfl.engines.flower.events import EventWriter, alone
+from prismfl.engines.flower.events import EventWriter
 from prismfl.engines.flower.roster import Roster
-from prismfl.errors import ClientError, PrismError, RunFolderError
-from prismfl.federation.agreement import Agreement
-from prismfl.federation.client import ClientKit
+from prismfl.errors import ClientError, PrismError
+from prismfl.federation.agreement import MOST_LABELS
 from prismfl.run import folder as runfolder
 from prismfl.run import loop
 from prismfl.run.folder import RunFolder
@@ -27,6 +25,7 @@ from prismfl.settings.schema import Settings
 from prismfl.settings.toml import settings_from, to_toml, toml_from
 
 _WAIT = 0.2  # seconds between looks at who is connected
+_OTHER = 20.0  # seconds that another server, just killed, may still hold the run folder
 _SETTLE = 60.0  # seconds that a resumed run waits for all of its clients, once some are there
 
 app = ServerApp()
@@ -40,13 +39,11 @@ def main(grid: Grid, context: Context) -> None:
     folder, settings = open_folder(Path(out), str(config.get("settings", "")))
     watcher = EventWriter(folder.root)
     try:
-        with alone(folder.root):
+        with runfolder.alone_in(folder, _OTHER):
             finished = serve(grid, folder, settings, watcher)
-    except PrismError as error:
-        watcher.failed(error)
-        raise
     except Exception as error:
-        watcher.failed(PrismError(f"{type(error).__name__}: {error}", "a whole run", "look at the server's log"))
+        told = PrismError(f"{type(error).__name__}: {error}", "a whole run", "look at the server's log")
+        watcher.failed(error if isinstance(error, PrismError) else told)
         raise
     watcher.finished(finished.summary)
 
@@ -59,58 +56,46 @@ def open_folder(root: Path, settings: str) -> tuple[RunFolder, Settings]:
     return runfolder.create(root, made), made
 
 
-@dataclass(frozen=True)
-class Agreed:
-    """What server and clients found out about the images before the first round; kept in `agreement.json`."""
-
-    classes: tuple[str, ...]
-    channels: int
-
-
 def serve(grid: Grid, folder: RunFolder, settings: Settings, watcher: Watcher) -> Finished:
     """A whole run over a grid.  Raises PrismError subclasses; a run that stopped so can be gone on with."""
     settings = counted(settings)
     greeting = Request(Ask.HELLO, terms=Terms(to_toml(settings.public())))
     roster = Roster(grid, settings.data.clients, greeting, watcher.note)
-    agreed = _read(folder)
-    _gather(roster, settings, agreed, watcher)
-    kit: ClientKit | None = None
+    path = folder.root / "agreement.json"
+    held = runfolder.read_json(path)
+    stated = _stated(settings)
+    known = held is not None or stated is not None  # what all agree on, whoever comes
+    _gather(roster, settings, settings.running.least_cohort if known else settings.data.clients, watcher)
     hellos = [roster.seats[client].hello for client in sorted(roster.seats)]
-    if any(hello.simulated for hello in hellos):
-        agreement, test, terms, kit = _simulated(settings, folder, watcher)
+    test, kit = None, None
+    if all(hello.simulated for hello in hellos):  # by Flower: the data set is here, and there, as the settings name it
+        ready = prepare(settings)
+        for line in ready.warnings:
+            watcher.note(line)
+        agreement, test, kit = ready.agreement, ready.test, ready.kit
+        root = str(folder.root.resolve())
+        terms = Terms(to_toml(agreement.settings), agreement.labels, agreement.layout.channels, root)
     else:
-        agreed = agreed or agree_of(hellos)
-        agreement, test = agree_on(settings, agreed.channels, agreed.classes), None
+        classes, channels = stated or agree_of(hellos)
+        if held is not None:
+            classes, channels = tuple(held["classes"]), held["channels"]
+        agreement = agree_on(settings, channels, classes)
         if agreement.settings.federation.mode == "one-shot":
             kit = site_kit(agreement)
-        terms = Terms(to_toml(agreement.settings.public()), agreed.classes, agreed.channels)
-        write_atomic(_path(folder), json.dumps(asdict(agreed), ensure_ascii=False) + "\n")
+        terms = Terms(to_toml(agreement.settings.public()), classes, channels)
+        write_atomic(path, json.dumps({"classes": classes, "channels": channels}, ensure_ascii=False) + "\n")
     runfolder.record(folder, settings, agreement)
     # Lines of rounds that never counted go first: the engine reads who counted.
     runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients)
-    engine = Flower(grid, agreement, folder, roster, terms)
-    return loop.run(agreement, engine, folder, watcher, test, kit)
+    return loop.run(agreement, Flower(grid, agreement, folder, roster, terms), folder, watcher, test, kit)
 
 
-def _simulated(
-    settings: Settings, folder: RunFolder, watcher: Watcher
-) -> tuple[Agreement, ImageSet | None, Terms, ClientKit]:
-    """Flower simulates the clients: the data set is here, and there, as the settings name it."""
-    ready = prepare(settings)
-    for line in ready.warnings:
-        watcher.note(line)
-    agreement = ready.agreement
-    root = str(folder.root.resolve())
-    terms = Terms(to_toml(agreement.settings), agreement.labels, agreement.layout.channels, root)
-    return agreement, ready.test, terms, ready.kit
-
-
-def _gather(roster: Roster, settings: Settings, agreed: Agreed | None, watcher: Watcher) -> None:
-    """Wait for the clients: all of them where their classes are still to be agreed on, else those that come soon.
+def _gather(roster: Roster, settings: Settings, needed: int, watcher: Watcher) -> None:
+    """Wait for the clients: for all of them a while once `needed` are there, and for these until the deadline.
 
     Raises ClientError when they do not come in time.
     """
-    wait, needed = settings.running.deadline, settings.running.least_cohort if agreed else settings.data.clients
+    wait = settings.running.deadline
     begun, told, enough_since = time.monotonic(), -1, 0.0
     while len(roster.seats) < settings.data.clients:
         roster.poll()
@@ -131,29 +116,24 @@ def _gather(roster: Roster, settings: Settings, agreed: Agreed | None, watcher: 
         time.sleep(_WAIT)
 
 
-def agree_of(hellos: Sequence[Hello]) -> Agreed:
-    """The classes of all clients together, and colour if one has it.
+def _stated(settings: Settings) -> tuple[tuple[str, ...], int] | None:
+    """Classes and channels where the settings say both: then no site's word changes them."""
+    names, channels = named_classes(settings.data.classes), settings.generator.channels
+    return (names, channels) if names and channels else None
 
-    Where all report the same names their order is kept, else the union is sorted.
+
+def agree_of(hellos: Sequence[Hello]) -> tuple[tuple[str, ...], int]:
+    """The classes of all clients together, and the channels of their images: those of most, colour where it is even.
+
+    Where all report the same names their order is kept, else the union is sorted.  One site cannot decide the
+    channels; names that it adds can be kept out by stating them.  Raises ClientError for more names than any run takes.
     """
     first = hellos[0].classes
     same = all(hello.classes == first for hello in hellos)
     classes = first if same else tuple(sorted({name for hello in hellos for name in hello.classes}))
-    if any(hello.channels not in (1, 3) for hello in hellos):
-        raise ClientError("a client whose images have neither 1 nor 3 channels", "grey or colour", "convert them")
-    return Agreed(classes, max(hello.channels for hello in hellos))
-
-
-def _path(folder: RunFolder) -> Path:
-    return folder.root / "agreement.json"
-
-
-def _read(folder: RunFolder) -> Agreed | None:
-    path = _path(folder)
-    if not path.is_file():
-        return None
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return Agreed(tuple(map(str, held["classes"])), int(held["channels"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{path} does not read ({error})", "what was agreed on", "restore the file") from None
+    if len(classes) > MOST_LABELS:
+        raise ClientError(
+            f"{len(classes)} class names of all sites together", f"at most {MOST_LABELS}", "state them with --classes"
+        )
+    colour = sum(hello.channels == 3 for hello in hellos)
+    return classes, 3 if 2 * colour >= len(hellos) else 1

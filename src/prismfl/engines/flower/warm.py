@@ -1,115 +1,100 @@
-"""A client that answers at once: a process that has imported everything forks for each message.
+"""A client that answers at once: a SuperExec that has imported everything forks for each message.
 
-A SuperNode starts the program `flwr-clientapp` for each message, which takes seconds to import Flower and torch.  In
-front of its PATH lies a small program of that name, which hands its arguments to a process that imported all of it
-beforehand; a fork of that runs Flower's own `flwr-clientapp`.  Where nobody answers, the small program runs Flower's.
+Flower's SuperExec starts the program `flwr-clientapp` for each message, which takes seconds to import Flower and torch.
+Flower keeps no warm process for it (docs/decisions/flower.md), but lets a SuperExec be started beside the SuperNode
+(`--isolation process`).  This one is Flower's own program in a process that has imported all that a message needs:
+where it would start `flwr-clientapp`, it forks, and the fork runs that program.
 
 Forks share no noise: nothing that draws is loaded here, and privacy noise comes from the operating system.
+
+A fork runs the app that is installed here, whatever the server sent: who has the server, or reaches its port, can ask
+this site for what its policy allows, and cannot have it run a program.  Flower's other programs are not started at all.
 """
 
 import contextlib
 import gc
+import multiprocessing
 import os
-import shlex
-import socket
+import runpy
+import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
-
-from prismfl.data.files import write_atomic
+from typing import Any
 
 PROGRAM = "flwr-clientapp"
 SUPPORTED = sys.platform == "linux"  # elsewhere a fork of a process with threads is not safe
-_IMPORTED = (
-    "torch",
-    "scipy.sparse",
-    "constriction",
-    "prismfl.engines.flower.client",
-    "prismfl.engines.clientdisk",
-    "prismfl.federation.round",
-    "prismfl.run.prepare",
-)
-_ACK = b"1"
-_WAIT = 60.0  # seconds that the process may be busy with another message
-_MOST = 2**16  # bytes of arguments
-_HAND_OVER = """
-import os, socket, sys
-try:
-    with socket.socket(socket.AF_UNIX) as door:
-        door.settimeout({wait})
-        door.connect({door!r})
-        door.sendall("\\0".join(sys.argv[1:]).encode())
-        door.shutdown(socket.SHUT_WR)
-        taken = door.recv(1) == {ack!r}
-except OSError:
-    taken = False
-if not taken:
-    os.execv({real!r}, [{real!r}, *sys.argv[1:]])
-"""
+_IMPORTED = ("scipy.sparse", "constriction", "prismfl.engines.flower.client")  # what is imported late, and the app
+_start = subprocess.Popen
 
 
-def furnish(folder: Path, real: str) -> list[str]:
-    """Write the small program into `folder`, and return the command of the process that it hands over to.
-
-    real: path of Flower's own program.  The folder must be short enough to hold a socket, and nobody else's.
-    """
-    door = str(folder / "door")
-    write_atomic(folder / "hand_over.py", _HAND_OVER.format(wait=_WAIT, door=door, ack=_ACK, real=real))
-    words = [sys.executable, "-I", "-S", str(folder / "hand_over.py")]
-    write_atomic(folder / PROGRAM, f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
-    (folder / PROGRAM).chmod(0o700)
-    return [sys.executable, "-m", __name__, door]
+def superexec(port: int) -> list[str]:
+    """The command of a SuperExec for the SuperNode that listens on `port` of this machine."""
+    return [sys.executable, "-m", __name__, "--insecure", "--runtime-api-address", f"127.0.0.1:{port}"]
 
 
 def main() -> None:
-    """Import everything, and be Flower's program in a fork for each message."""
-    (program,) = entry_points(group="console_scripts", name=PROGRAM)
-    run = program.load()
+    """Import everything, and be Flower's SuperExec with a fork for each message."""
+    run = program("flower-superexec")
+    answer = program(PROGRAM)
     for name in _IMPORTED:
         import_module(name)
     gc.collect()
     gc.freeze()
-    sys.argv = [PROGRAM, *forked(sys.argv[1])]
+    subprocess.Popen = forking(answer)  # type: ignore[misc, assignment]
     run()
 
 
-def forked(door: str) -> list[str]:
-    """Arguments of one message, in a fork of its own; the process itself stays here for the next."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"{door}.new")
-        listener.listen(16)
-        Path(f"{door}.new").rename(door)  # who finds it is heard
-        while True:
-            with listener.accept()[0] as guest:
-                guest.settimeout(_WAIT)
-                words = _heard(guest)
-                if words is not None and os.fork() == 0:
-                    return words
-                if words is not None:
-                    with contextlib.suppress(OSError):
-                        guest.sendall(_ACK)
-            _reap()
+def program(name: str) -> Callable[[], None]:
+    """What one of Flower's commands calls."""
+    (found,) = entry_points(group="console_scripts", name=name)
+    run: Callable[[], None] = found.load()
+    return run
 
 
-def _heard(guest: socket.socket) -> list[str] | None:
-    """What a guest says, or None if it does not say it whole."""
-    said = b""
+def forking(answer: Callable[[], None]) -> Callable[..., Any]:
+    """What starts programs in place of `subprocess.Popen`: `answer` in a fork for a message, and nothing else."""
+
+    def answered(words: Sequence[str]) -> None:
+        subprocess.Popen = _start  # type: ignore[misc]
+        sys.argv = list(words)
+        with pinned():
+            answer()
+
+    def start(args: Sequence[str], *more: Any, **options: Any) -> Any:
+        if args[0] != PROGRAM:
+            said = f"a program {args[0]!r} that the server asks for; this site runs {PROGRAM} alone"
+            return _start([sys.executable, "-c", f"raise SystemExit({said!r})"], *more, **options)
+        fork = multiprocessing.get_context("fork").Process(target=answered, args=(args,), daemon=True)
+        fork.start()  # which also forgets forks that have ended
+        return fork
+
+    return start
+
+
+@contextlib.contextmanager
+def pinned() -> Iterator[None]:
+    """Flower's program runs the installed app in place of the one that came with the run, which is not unpacked."""
+    from flwr.supernode.runtime import run_clientapp as runtime
+
+    def load(**_: Any) -> Callable[..., Any]:
+        return lambda *_: installed()
+
+    patched = {"install_from_fab": lambda *_, **__: None, "get_load_client_app_fn": load}
+    before = {name: getattr(runtime, name) for name in patched}
+    vars(runtime).update(patched)
     try:
-        while part := guest.recv(4096):
-            said += part
-            if len(said) > _MOST:
-                return None
-        return said.decode().split("\0")
-    except (OSError, UnicodeDecodeError):
-        return None
+        yield
+    finally:
+        vars(runtime).update(before)
 
 
-def _reap() -> None:
-    """Forget forks that have ended."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+def installed() -> Any:
+    """The app of this installation; of the file that `PRISMFL_CLIENT_APP` names here, for tests of faults."""
+    if path := os.environ.get("PRISMFL_CLIENT_APP"):
+        return runpy.run_path(path)["app"]
+    return import_module("prismfl.engines.flower.client").app
 
 
 if __name__ == "__main__":

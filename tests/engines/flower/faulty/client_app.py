@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 
 from prismfl.engines.flower import client
-from prismfl.engines.flower.envelope import Response, request_from, response_to
+from prismfl.engines.flower.envelope import Response, request_from, to_records
 
 app = ClientApp()
 
@@ -58,7 +58,7 @@ def train(message, context):
         "nan": sealed(frame, 40 + 12, struct.pack("<f", float("nan"))),
         "oversized": bytes(20_000_000),
     }[fault]
-    reply.content = response_to(Response(made))
+    reply.content = to_records(Response(made))
     return reply
 
 
