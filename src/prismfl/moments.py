@@ -139,7 +139,9 @@ class FeatureMap:
         self.seconds, self.tones = second > 0, tone > 0
         share = 1 / (len(self.layers) * (1 + second + tone))
         self.weights = tuple((share * part) ** 0.5 for part in (1.0, second, tone * len(self.layers) / 2))
-        self.blocks = (*self._of_maps(), *self._of_tones(blank))
+        # Maps after ReLU and squares are never below 0.
+        of_maps = [Block(size, weight) for size in self.sizes for weight in self.weights[: 1 + self.seconds]]
+        self.blocks = (*of_maps, *(Block(found.shape[1], self.weights[2]) for found in self._toned(blank)))
         self.dimension = sum(block.size for block in self.blocks)
 
     def to(self, device: str) -> "FeatureMap":
@@ -161,20 +163,8 @@ class FeatureMap:
             self._others[name] = found
         return self._others[name]
 
-    def _of_maps(self) -> Iterator[Block]:
-        """Blocks in order: maps after ReLU and squares are never below 0."""
-        for size in self.sizes:
-            yield Block(size, self.weights[0])
-            if self.seconds:
-                yield Block(size, self.weights[1])
-
-    def _of_tones(self, x: Tensor) -> Iterator[Block]:
-        if self.tones:
-            yield Block(mean_colours(x).shape[1], self.weights[2])
-            yield Block(tone_histograms(x).shape[1], self.weights[2])
-
     def _stages(self, x: Tensor, activate: Activation = rectify, turns: Tensor | None = None) -> list[Tensor]:
-        shown = _channels_last(self.framing(x, turns))
+        shown = self.framing(x, turns).contiguous(memory_format=torch.channels_last)
         return self.net.stages(shown, self.last, activate, self.matching.pool)
 
     def moments(self, x: Tensor, groups: Tensor | None = None, turns: Tensor | None = None) -> Tensor:
@@ -274,11 +264,8 @@ class FeatureMap:
         for start in range(0, len(images), batch):
             part = torch.from_numpy(images[start : start + batch]).to(device)
             groups = label_groups(tags[start : start + batch].to(device), classes)
-            x, turns = (
-                part.float().div_(127.5).sub_(1),
-                self.turns_of(torch.arange(start, start + len(part), device=device)),
-            )
-            total += self.moments(x, groups, turns).double() * len(part)
+            turns = self.turns_of(torch.arange(start, start + len(part), device=device))
+            total += self.moments(part.float().div_(127.5).sub_(1), groups, turns).double() * len(part)
         moments = (total / len(images)).float().cpu().numpy()
         if not np.isfinite(moments).all():
             raise DataError(
@@ -345,10 +332,6 @@ class _Passing:
         """The first image of each label, and the number of images: int64 `[G + 1]`."""
         counts = own_label(self.labels, self.groups).sum(0)
         return F.pad(counts.cumsum(0), (1, 0))
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _flat(maps: Tensor) -> Tensor:

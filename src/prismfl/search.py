@@ -192,18 +192,15 @@ class _Station:
         self.total.zero_()
         self.repeated.take(self.plan.local_steps)
         draws.follow(self.searcher.draws)
-        return self._result(float(self.total / self.plan.local_steps))
+        loss = float(self.total / self.plan.local_steps)
+        finite = math.isfinite(loss) and bool(self.adam.first.isfinite().all())
+        kept = self.adam.memory() if self.plan.keeps_adam else None
+        return SearchResult(integers_of(self.scores), loss, kept, finite)
 
     def _step(self) -> None:
         gradient, loss = self.searcher.gradient(torch.sigmoid(self.scores))
         self.adam.step(self.scores, gradient, self.rate)
         self.total.add_(loss)
-
-    def _result(self, loss: float) -> SearchResult:
-        finite = math.isfinite(loss) and bool(self.adam.first.isfinite().all())
-        return SearchResult(
-            integers_of(self.scores), loss, self.adam.memory() if self.plan.keeps_adam else None, finite
-        )
 
 
 _here = threading.local()  # a thread's own station: its tensors are in use while it searches
@@ -237,13 +234,7 @@ class Searcher:
     """One client's loss and its gradient by the scores: what a step of `local_search` computes."""
 
     def __init__(
-        self,
-        layout: Layout,
-        weights: Tensor,
-        features: FeatureMap,
-        target: Target,
-        plan: SearchPlan,
-        draws: Tape,
+        self, layout: Layout, weights: Tensor, features: FeatureMap, target: Target, plan: SearchPlan, draws: Tape
     ) -> None:
         self.layout, self.plan, self.draws = layout, plan, draws
         precision = precision_of(plan.precision, weights.device.type)
@@ -283,7 +274,9 @@ class Searcher:
 
     def losses(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """What is descended, and the squared distance, of a batch made with weights `[N]`."""
-        latents, labels = _inputs(self.layout, self.plan.batch_size, self.shares, self.draws)
+        size = self.plan.batch_size
+        latents = spread_normals(self.draws, size, self.layout.latent)
+        labels = batch_labels(self.shares, size, self.draws).sort().values
         images = generate(self.layout, flat.to(self.dtype), latents.to(self.dtype), labels=labels)
         turns = self.features.framing.drawn(self.draws)
         if self.plan.loss != "moving":
@@ -291,11 +284,6 @@ class Searcher:
             return measured, measured
         moments = self.features.moments(images, label_groups(labels, self.layout.classes), turns)
         return self.moving.loss(moments), distance(moments, self.target)
-
-
-def _inputs(layout: Layout, size: int, shares: Tensor, draws: Tape) -> tuple[Tensor, Tensor]:
-    """Latents `[B, latent]`, spread evenly, and labels `[B]`, ascending."""
-    return spread_normals(draws, size, layout.latent), batch_labels(shares, size, draws).sort().values
 
 
 def batch_labels(shares: Tensor, count: int, draws: Tape) -> Tensor:
@@ -345,19 +333,12 @@ class _Adam:
     def step(self, scores: Tensor, gradient: Tensor, rate: Tensor) -> None:
         """Move the scores in place by one step of size `rate`, float64."""
         self.steps += 1
-        if not self._stepped(scores, gradient, rate):
-            self._step_by_torch(scores, gradient, rate)
-
-    def _stepped(self, scores: Tensor, gradient: Tensor, rate: Tensor) -> bool:
-        """The step in one pass, where there is a kernel for it."""
-        if not flat_floats(scores, gradient):
-            return False
-        (beta1, beta2), steps = self.betas, int(self.steps)
-        length = float(rate) / (1 - beta1**steps)
-        return adam_step(scores, gradient, self.first, self.second, self.betas, length, 1 - beta2**steps, _TINY)
-
-    def _step_by_torch(self, scores: Tensor, gradient: Tensor, rate: Tensor) -> None:
         beta1, beta2 = self.betas
+        if flat_floats(scores, gradient):
+            steps = int(self.steps)
+            by = float(rate) / (1 - beta1**steps)
+            adam_step(scores, gradient, self.first, self.second, self.betas, by, 1 - beta2**steps, _TINY)
+            return
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         # As numbers on the device, which a recorded step computes anew each time.

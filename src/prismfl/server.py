@@ -173,16 +173,13 @@ def add_reply(
     """
     if tally.weight + weight > MOST_WEIGHT:
         raise MessageError(f"client weights of {tally.weight + weight}", f"at most {MOST_WEIGHT}", "use equal weights")
-    _vote(tally.votes[: len(mask)], mask, weight)
+    for start in range(0, len(mask), _CHUNK):
+        chunk = slice(start, min(start + _CHUNK, len(mask)))
+        tally.votes[chunk] += mask[chunk] * np.int64(weight)
     if len(alpha):
         tally.votes[len(mask) :] += alpha.astype(np.int64) * weight
     tally.weights[place] += weight
     return replace(tally, weight=tally.weight + weight, clients=tally.clients + 1)
-
-
-def _vote(votes: NDArray[np.int64], mask: NDArray[np.bool_], weight: int) -> None:
-    for start in range(0, len(mask), _CHUNK):
-        votes[start : start + _CHUNK] += mask[start : start + _CHUNK] * np.int64(weight)
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,13 @@ def test_grey_is_three_equal_channels(monkeypatch, dtype, shape):
 @pytest.mark.parametrize("shape", [(4, 16, 8, 8), (2, 48, 2, 4), (2, 5, 16, 16), (2, 16, 5, 4)], ids=str)
 def test_the_largest_of_four_pixels(monkeypatch, dtype, shape):
     # Few different values, so that ties are common: the first of them takes the gradient.
-    x = (maps(*shape, dtype=dtype) * 2).round()
-    alike(both(monkeypatch, fused.pooled, x), dtype)
+    leaf = (maps(*shape, dtype=dtype) * 2).round().requires_grad_()
+    goal = torch.zeros(1, leaf[0].numel())
+    phi, _, small = fused.matched(leaf * 1, torch.tensor([0, shape[0]]), [goal], (1.0,), rectify=False, pool=True)
+    assert torch.equal(phi, leaf) and torch.equal(small, F.max_pool2d(leaf, 2))
+    weights = maps(*small.shape, dtype=dtype, seed=9)
+    ours, theirs = (torch.autograd.grad(one, leaf, weights)[0] for one in (small, F.max_pool2d(leaf, 2)))
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -147,9 +152,9 @@ def test_what_is_not_a_number_stays_none(dtype):
     x = maps(2, 16, 4, 4, dtype=dtype)
     x[0, 3, 1, 1] = torch.nan
     assert fused.norm_relu(x, 1e-5)[0][:, 3].isnan().all()
-    assert fused.pooled(x)[0, 3, 0, 0].isnan()
-    _, totals, _ = fused.matched(x.clone(), torch.tensor([0, 2]), [torch.zeros(1, 256)], (1.0,), rectify=True)
-    assert totals.isnan().all()
+    goals, starts = [torch.zeros(1, 256)], torch.tensor([0, 2])
+    _, totals, small = fused.matched(x.clone(), starts, goals, (1.0,), rectify=True, pool=True)
+    assert totals.isnan().all() and small[0, 3, 0, 0].isnan()
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -157,19 +162,18 @@ def test_what_is_not_a_number_stays_none(dtype):
 def test_nothing_depends_on_the_number_of_threads(dtype, groups):
     x, small = maps(24, 48, 16, 16, dtype=dtype), maps(24, 48, 8, 8, dtype=dtype, seed=1)
     goals = [torch.rand(len(groups) - 1, x[0].numel(), generator=torch.Generator().manual_seed(n)) for n in range(2)]
-    grey, flat = maps(24, 1, 40, 40, dtype=dtype, seed=2), [maps(1, 1, 1, 99_999, seed=n).flatten() for n in range(6)]
+    grey, flat = maps(24, 1, 40, 40, dtype=dtype, seed=2), [maps(1, 1, 1, 99_999, seed=n).flatten() for n in range(4)]
 
     def everything():
         leaf, less, one = (part.clone().requires_grad_() for part in (x, small, grey))
         normed, same = fused.norm_relu(leaf * 1, 1e-5)
         grown = fused.plus_doubled(same * 1, less, less[:, :, 0, 0])
         phi, totals, pooled = fused.matched(grown, torch.tensor(groups), goals, (0.3, 0.2), rectify=True, pool=True)
-        ends = [normed, totals, fused.pooled(phi), pooled, fused.tripled(one)]
+        ends = [normed, totals, phi, pooled, fused.tripled(one)]
         found = [end.detach() for end in ends]
         found += torch.autograd.grad(sum((end.float() ** 2).sum() for end in ends), (leaf, less, one))
-        found += [fused.kept(*flat[:3], dtype), fused.by_scores(flat[0].to(dtype), *flat[1:3])]
-        state = [part.abs() for part in flat[2:]]
-        assert fused.adam_step(*state, (0.5, 0.9), 0.1, 0.3, 1e-9)
+        state = [part.abs() for part in flat]
+        fused.adam_step(*state, (0.5, 0.9), 0.1, 0.3, 1e-9)
         return [*found, *state]
 
     before, found = torch.get_num_threads(), []
@@ -181,25 +185,6 @@ def test_nothing_depends_on_the_number_of_threads(dtype, groups):
         torch.set_num_threads(before)
     for others in found[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
-
-
-@pytest.mark.parametrize("count", [1, 15, 16, 1000])
-@pytest.mark.parametrize("dtype", PRECISIONS)
-def test_kept_weights_and_gradients_by_scores(monkeypatch, count, dtype):
-    draws = torch.Generator().manual_seed(count)
-    weights = torch.randn(count, generator=draws)
-    theta, uniform, gradient = torch.rand(3, count, generator=draws)
-    uniform[::3] = theta[::3]  # u = θ keeps nothing
-    gradient = (gradient - 0.5).to(dtype)
-
-    def computed():
-        return fused.kept(weights, theta, uniform, dtype), fused.by_scores(gradient, weights, theta)
-
-    ours = computed()
-    monkeypatch.setattr(fused, "_fast", None)
-    theirs = computed()
-    assert torch.equal(ours[0], theirs[0])
-    torch.testing.assert_close(ours[1], theirs[1])
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)

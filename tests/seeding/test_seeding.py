@@ -62,7 +62,6 @@ def test_words_are_the_blocks_that_the_docstring_names(stream):
 @given(streams, counts)
 def test_torch_and_numpy_agree(stream, count):
     np.testing.assert_array_equal(stream.torch_words(count).numpy(), stream.words(count))
-    np.testing.assert_array_equal(stream.torch_halves(count).numpy(), stream.halves(count))
 
 
 @given(streams, counts, counts)
@@ -137,7 +136,6 @@ def test_compiled_words_are_numpys(stream, count, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seeding, "_philox", None)
         np.testing.assert_array_equal(compiled, stream.words(count, block))
-        np.testing.assert_array_equal(stream.halves(count, block), stream.torch_halves(count, block=block))
     np.testing.assert_array_equal(compiled, stream.torch_words(count, block=block))
 
 

@@ -262,8 +262,8 @@ def test_a_flip_listed_beyond_the_end_or_near_is_refused():
         width = 0 if place > 39 else 38
         quiet, contexts, shape = codec.flip_contexts(u, known, width)
         writer = FlagWriter()
-        writer.flags(np.zeros(quiet.sum(), np.bool_), contexts, shape)
-        writer.positives(np.array([place + 1]), np.zeros(1, np.uint16), (1,))
+        writer.flags(contexts, shape, np.zeros(quiet.sum(), np.bool_))
+        writer.positives(np.zeros(1, np.uint16), (1,), np.array([place + 1]))
         with pytest.raises(MessageError, match="flip beyond"):
             decode_mask(codec._MASK.pack(1, width, 1) + writer.done(), u, known)
 

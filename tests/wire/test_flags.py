@@ -30,7 +30,7 @@ def written(*calls):
     """Bytes of calls (method, values, contexts)."""
     writer = FlagWriter()
     for method, values, contexts in calls:
-        getattr(writer, method)(values, contexts, SHAPE)
+        getattr(writer, method)(contexts, SHAPE, values)
     return writer.done()
 
 
@@ -104,7 +104,7 @@ def test_the_passes_take_each_flag_once(count):
 def test_a_contexts_share_is_learnt_within_its_parent_first():
     counts = flags._Counts((2, 3))
     contexts = np.repeat(np.arange(6), (100, 100, 0, 100, 100, 0)).astype(np.uint16)
-    coder.count(counts.seen, contexts, np.repeat([True, False], 200))
+    counts.add(contexts, np.repeat([True, False], 200))
     shares = coder.ladder()[counts.rungs()].reshape(2, 3) / 8192
     assert (shares[0] > 0.75).all() and (shares[1] < 0.25).all()  # cells never seen follow their parents
     assert shares[0, 0] > shares[0, 2] and shares[1, 0] < shares[1, 2]
@@ -160,6 +160,6 @@ def test_integers_that_never_end_are_refused():
     contexts = np.zeros(1, np.uint16)
     writer = FlagWriter()
     for _ in range(40):
-        writer.flags(np.array([True]), contexts, SHAPE)
+        writer.flags(contexts, SHAPE, np.array([True]))
     with pytest.raises(MessageError, match="never ends"):
         FlagReader(writer.done()).positives(contexts, SHAPE)

@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from prismfl.errors import ModelFileError
-from prismfl.kernels.fused import pooled, tripled
+from prismfl.kernels.fused import tripled
 from prismfl.kernels.replay import wait_for_device
 
 Activation = Callable[[Tensor, bool], tuple[Tensor, Tensor]]
@@ -80,7 +80,7 @@ def rectify(x: Tensor, pool: bool) -> tuple[Tensor, Tensor]:
     """The ReLU of what a convolution gave `[B, C, H, W]`, and what goes on: the same, or where `pool` the largest of
     each 2×2 pixels of it."""
     phi = F.relu(x)
-    return phi, pooled(phi) if pool else phi
+    return phi, F.max_pool2d(phi, 2) if pool else phi
 
 
 def averaged(phi: Tensor, most: int) -> Tensor:

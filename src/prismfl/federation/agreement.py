@@ -1,8 +1,9 @@
 """What server and clients agree on before the first round, and what follows from it for both."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,24 +11,12 @@ from numpy.typing import NDArray
 from prismfl.errors import MessageError, PrismError, SettingError
 from prismfl.generator.layout import Layout
 from prismfl.seeding.philox import Purpose, Stream
-from prismfl.server import (
-    MOST_WEIGHT,
-    Average,
-    ServerState,
-    Step,
-    advance,
-    grain_of,
-    initial_state,
-    public_dither,
-)
+from prismfl.server import MOST_WEIGHT, Average, ServerState, Step, advance, grain_of, initial_state, public_dither
 from prismfl.settings.resolve import Matching, matching_of, resolved
 from prismfl.settings.schema import Settings
 from prismfl.settings.toml import to_toml
 from prismfl.wire import frames as message
-from prismfl.wire.masks import (
-    SharedKnowledge,
-    decode_step,
-)
+from prismfl.wire.masks import SharedKnowledge, decode_step
 from prismfl.wire.uniforms import Baseline, Draws, Stretches, baseline, stretches
 
 MOST_LABELS = 1000
@@ -36,6 +25,7 @@ _FEWEST = 10  # parts of the large layers where the fewest bits travel
 _LATENT = 64  # normals an image
 Reply = bytes | PrismError
 Exchange = Callable[[Mapping[int, bytes]], Iterator[tuple[int, Reply]]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -201,9 +191,7 @@ def next_theta(agreement: Agreement, q: NDArray[np.uint16], round_index: int, ra
     if cohort_size != len(members):
         raise MessageError(f"a step of a cohort of {cohort_size}", f"{len(members)} clients", "ask for a snapshot")
     base = baseline(
-        agreement.draws(round_index, cohort_size),
-        q[: agreement.masked],
-        ((members[rank], rank) for rank in replied),
+        agreement.draws(round_index, cohort_size), q[: agreement.masked], ((members[rank], rank) for rank in replied)
     )
     step = Step(*decode_step(body, base, agreement.known(q)))
     kept = step.net + base.kept.astype(np.int64) * (grain := grain_of(agreement.settings.federation))
@@ -224,6 +212,29 @@ def advanced(agreement: Agreement, q: NDArray[np.uint16], round_index: int, step
     """
     dither = public_dither(agreement.settings.seed, Purpose.ROUNDING, round_index, len(q))
     return advance(q, step, base, agreement.settings.federation, dither)
+
+
+def usable(
+    replies: Iterable[tuple[int, Reply]], asked: Container[int], opened: Callable[[int, bytes], T]
+) -> tuple[dict[int, T], dict[int, str]]:
+    """What the replies of clients that were asked come to, ascending by client, and why others are left out.
+
+    opened: what it is of one; where it raises a PrismError, as where that is the reply, the client is left out.
+    """
+    heard: dict[int, T] = {}
+    left_out: dict[int, str] = {}
+    for client, reply in replies:
+        if client in heard:
+            continue  # the first one counts, and its sender is not left out for having sent it again
+        try:
+            if client not in asked:
+                raise MessageError(f"a reply from client {client}", "replies from clients asked", "it is left out")
+            if isinstance(reply, PrismError):
+                raise reply
+            heard[client] = opened(client, reply)
+        except PrismError as error:
+            left_out[client] = str(error)
+    return dict(sorted(heard.items())), left_out
 
 
 def check_weight(agreement: Agreement, client: int, weight: int, size: int) -> None:

@@ -21,18 +21,11 @@ from prismfl.moments import FeatureMap, Target
 from prismfl.search import Memory, SearchResult, local_search, rate_at
 from prismfl.seeding.device import Tape
 from prismfl.seeding.philox import Purpose, Stream
-from prismfl.server import (
-    ALPHA_STEP,
-    rounded,
-)
+from prismfl.server import ALPHA_STEP, rounded
 from prismfl.settings.resolve import plan_of
 from prismfl.settings.schema import Settings
 from prismfl.wire import frames as message
-from prismfl.wire.masks import (
-    encode_changes,
-    encode_mask,
-    encode_moments,
-)
+from prismfl.wire.masks import encode_changes, encode_mask, encode_moments
 
 _MOMENT_STEPS = 64  # of sent moments, to their root mean square
 _THETAS_KEPT, _LINKS_KEPT = 4, 4096  # by a simulator's clients together

@@ -8,18 +8,14 @@ from numpy.typing import NDArray
 
 from prismfl.errors import MessageError
 from prismfl.federation.agreement import Agreement, Exchange, check_weight, cohort
-from prismfl.federation.record import (
-    Traffic,
-)
+from prismfl.federation.record import Traffic
 from prismfl.federation.round import exchange_with_retry
 from prismfl.generator.layout import Mask, soft_mask
 from prismfl.generator.masks import mask_of
 from prismfl.generator.network import generate, label_turns, latent_batch
 from prismfl.moments import FeatureMap, label_means
 from prismfl.seeding.philox import Purpose, Stream
-from prismfl.server import (
-    ServerState,
-)
+from prismfl.server import ServerState
 from prismfl.wire import frames as message
 
 _INFLUENCE = 2.0  # of a client on the choice, beside what is usual

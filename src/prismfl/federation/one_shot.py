@@ -6,15 +6,15 @@ is the same.  Without ε, plain moments travel.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.errors import ClientError, MessageError, PrismError, RunFolderError
-from prismfl.federation.agreement import Agreement, Exchange, Reply, check_weight, cohort
+from prismfl.errors import ClientError, RunFolderError
+from prismfl.federation.agreement import Agreement, Exchange, Reply, check_weight, cohort, usable
 from prismfl.federation.client import ClientKit, candidate_distances
 from prismfl.federation.finished_mask import candidates
 from prismfl.federation.record import RoundRecord, Traffic, mask_entropy, mean_by_layer
@@ -78,18 +78,13 @@ def gather(agreement: Agreement, dimension: int, exchange: Exchange) -> Gathered
     members, traffic = cohort(agreement, 0), Traffic()
     sent = {client: message.seal_request(agreement.place(0, client)) for client in members}
     traffic.down(sent)
-    heard: dict[int, Target] = {}
-    left_out: dict[int, str] = {}
-    for client, reply in exchange(sent):
-        traffic.up(reply)
-        if client in heard:
-            continue
-        try:
-            if client not in sent:
-                raise MessageError(f"a reply from client {client}", "replies from clients asked", "it is left out")
-            heard[client] = _opened(agreement, dimension, client, reply)
-        except PrismError as error:
-            left_out[client] = str(error)
+
+    def replies() -> Iterator[tuple[int, Reply]]:
+        for client, reply in exchange(sent):
+            traffic.up(reply)
+            yield client, reply
+
+    heard, left_out = usable(replies(), sent, lambda client, reply: _opened(agreement, dimension, client, reply))
     least = agreement.settings.running.least_cohort
     if len(heard) < least:
         raise ClientError(
@@ -97,12 +92,10 @@ def gather(agreement: Agreement, dimension: int, exchange: Exchange) -> Gathered
             f"those of at least {least}, running.least_cohort",
             "mend the clients and resume the run",
         )
-    return Gathered(pool([heard[client] for client in sorted(heard)]), tuple(sorted(heard)), left_out, traffic)
+    return Gathered(pool(list(heard.values())), tuple(heard), left_out, traffic)
 
 
-def _opened(agreement: Agreement, dimension: int, client: int, reply: Reply) -> Target:
-    if isinstance(reply, PrismError):
-        raise reply
+def _opened(agreement: Agreement, dimension: int, client: int, reply: bytes) -> Target:
     groups = max(1, agreement.layout.classes)
     told = message.open_moments(reply, agreement.place(0, client), groups, 8 * groups * dimension + _SLACK)
     check_weight(agreement, client, told.weight, len(cohort(agreement, 0)))

@@ -10,12 +10,12 @@ The paper's four steps, in the order in which they happen:
 Every function is pure: explicit state in, frames and new state out.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
-from prismfl.errors import ClientError, MessageError, PrismError
-from prismfl.federation.agreement import Agreement, Exchange, Reply, advanced, check_weight, cohort
+from prismfl.errors import ClientError, MessageError
+from prismfl.federation.agreement import Agreement, Exchange, Reply, advanced, check_weight, cohort, usable
 from prismfl.federation.record import (
     News,
     RoundRecord,
@@ -39,11 +39,7 @@ from prismfl.server import (
     surprise,
 )
 from prismfl.wire import frames as message
-from prismfl.wire.masks import (
-    decode_changes,
-    decode_mask,
-    encode_step,
-)
+from prismfl.wire.masks import decode_changes, decode_mask, encode_step
 from prismfl.wire.uniforms import baseline
 
 _SLACK = 64  # bytes that a coded mask may take beyond packed bits
@@ -53,7 +49,10 @@ _SLACK = 64  # bytes that a coded mask may take beyond packed bits
 
 
 def broadcast(
-    agreement: Agreement, state: ServerState, kind: message.Kind = message.Kind.BROADCAST
+    agreement: Agreement,
+    state: ServerState,
+    kind: message.Kind = message.Kind.BROADCAST,
+    lost: Collection[int] | None = None,
 ) -> dict[int, bytes]:
     """Step 1: the way to θ_t, framed for each client of the round's cohort.
 
@@ -64,6 +63,7 @@ def broadcast(
         agreement: of the run.
         state: of the server before the round.
         kind: BROADCAST, or CANDIDATES to ask for distances from finished masks.
+        lost: clients that asked for θ_t itself, which they alone get; None for all, by what each holds.
 
     Returns:
         A frame a client.
@@ -76,39 +76,21 @@ def broadcast(
         {0: 62, 1: 62, 2: 62}
     """
     members = cohort(agreement, state.round)
-    return {
-        client: _sent(agreement, state, client, (rank, len(members)), int(state.held[client]), kind)
-        for rank, client in enumerate(members)
-    }
+    sent = {}
+    for rank, client in enumerate(members):
+        held = int(state.held[client]) if lost is None else -1
+        if lost is None or client in lost:
+            told = _way(state, held, rank, len(members))
+            sent[client] = message.seal_broadcast(told, agreement.place(state.round, client), kind)
+    return sent
 
 
-def snapshots(agreement: Agreement, state: ServerState, clients: Iterable[int], kind: message.Kind) -> dict[int, bytes]:
-    """θ_t itself, for clients of the round's cohort that asked for it.
-
-    Args:
-        agreement: of the run.
-        state: of the server before the round.
-        clients: who asked.
-        kind: as of the broadcast.
-
-    Returns:
-        A frame a client.
-    """
-    members = cohort(agreement, state.round)
-    ranks = {client: (rank, len(members)) for rank, client in enumerate(members)}
-    return {client: _sent(agreement, state, client, ranks[client], -1, kind) for client in clients}
-
-
-def _sent(
-    agreement: Agreement, state: ServerState, client: int, rank: tuple[int, int], held: int, kind: message.Kind
-) -> bytes:
-    """A client's frame; rank: its own, and of how many."""
+def _way(state: ServerState, held: int, rank: int, size: int) -> message.Broadcast:
+    """What a client is told that holds θ of a round, or none (-1)."""
     behind = state.round - held
     if held < 0 or behind > len(state.steps):
-        told = message.Broadcast(state.digest, *rank, None, (), state.q)
-    else:
-        told = message.Broadcast(state.digest, *rank, held, state.steps[len(state.steps) - behind :])
-    return message.seal_broadcast(told, agreement.place(state.round, client), kind)
+        return message.Broadcast(state.digest, rank, size, None, (), state.q)
+    return message.Broadcast(state.digest, rank, size, held, state.steps[len(state.steps) - behind :])
 
 
 def exchange_with_retry(
@@ -137,7 +119,7 @@ def exchange_with_retry(
         else:
             yield client, reply
     if lost:
-        again = snapshots(agreement, state, lost, kind)
+        again = broadcast(agreement, state, kind, lost)
         traffic.down(again)
         for client, reply in exchange(again):
             traffic.up(reply)
@@ -199,57 +181,47 @@ def server_update(
     ranks = {client: rank for rank, client in enumerate(members)}
     tally = empty_tally(agreement.layout.count, len(members))
     screen = Screen(agreement.settings.federation.screen)
-    heard: dict[int, News] = {}
-    left_out: dict[int, str] = {}
-    for client, reply in exchange_with_retry(agreement, state, exchange, traffic, message.Kind.BROADCAST):
-        if client in heard:
-            continue  # the first one counts, and its sender is not left out for having sent it again
-        try:
-            if client not in ranks:
-                raise MessageError(f"a reply from client {client}", "replies from clients asked", "it is left out")
-            vote, news = _heard(agreement, state, client, ranks[client], len(ranks), reply)
-            tally = screen.add(tally, client, vote)
-            heard[client] = news
-        except PrismError as error:
-            left_out[client] = str(error)
+
+    def counted(client: int, reply: bytes) -> News:
+        nonlocal tally
+        vote, news = _heard(agreement, state, client, ranks[client], len(ranks), reply)
+        tally = screen.add(tally, client, vote)
+        return news
+
+    replies = exchange_with_retry(agreement, state, exchange, traffic, message.Kind.BROADCAST)
+    heard, left_out = usable(replies, ranks, counted)
     tally, strangers = screen.close(tally)
     left_out |= strangers
     heard = {client: news for client, news in heard.items() if client not in strangers}
     least = agreement.settings.running.least_cohort
     if len(heard) < least:
         raise ClientError(
-            f"{len(heard) or 'no'} usable reply in round {state.round} ({_reasons(left_out)})",
+            f"{len(heard) or 'no'} usable reply in round {state.round} ({'; '.join(left_out.values()) or 'none came'})",
             "at least one" if least == 1 else f"at least {least}, running.least_cohort",
             "mend the clients and resume the run",
         )
-    done, after = _averaged(agreement, state, tally, {client: ranks[client] for client in sorted(heard)})
+    done, after = _averaged(agreement, state, tally, {client: ranks[client] for client in heard})
     theta = after.q.astype(np.float64) / 65536
     return after, RoundRecord(
         state.round,
-        float(np.mean([heard[client].loss for client in sorted(heard)])),
+        float(np.mean([news.loss for news in heard.values()])),
         done.kept_share,
         done.density,
         float(np.mean(theta * (1 - theta))),
         mask_entropy(state.q),
-        *mean_distance([heard[client].moved for client in sorted(heard)]),
+        *mean_distance([news.moved for news in heard.values()]),
         mean_by_layer(agreement.layout, theta),
-        tuple(sorted(heard)),
+        tuple(heard),
         left_out,
         len(members),
         traffic,
     )
 
 
-def _reasons(left_out: Mapping[int, str]) -> str:
-    return "; ".join(left_out.values()) or "none came"
-
-
 def _heard(
-    agreement: Agreement, state: ServerState, client: int, rank: int, size: int, reply: Reply
+    agreement: Agreement, state: ServerState, client: int, rank: int, size: int, reply: bytes
 ) -> tuple[Vote, News]:
     """What a reply says of θ, and what the log keeps of it."""
-    if isinstance(reply, PrismError):
-        raise reply
     masked, known = agreement.masked, agreement.known(state.q)
     alpha = known.of(slice(masked, None))
     update = message.open_update(

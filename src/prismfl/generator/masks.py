@@ -5,7 +5,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prismfl.kernels.fused import by_scores, kept
 from prismfl.seeding.device import Tape
 
 ONE = 65536  # keep-probabilities travel and rest as q / 65536
@@ -29,7 +28,7 @@ def integers_of(scores: Tensor) -> NDArray[np.uint16]:
 
 def masked_weights(weights: Tensor, theta: Tensor, draws: Tape, dtype: torch.dtype = torch.float32) -> Tensor:
     """`W ⊙ M` with `M ~ Bernoulli(θ)`, a new leaf that takes gradients: `[N]` of a dtype."""
-    return kept(weights, theta, draws.masks(len(theta)), dtype).requires_grad_()
+    return (weights * (draws.masks(len(theta)) < theta)).to(dtype).requires_grad_()
 
 
 def score_gradient(weight_gradient: Tensor, weights: Tensor, theta: Tensor) -> Tensor:
@@ -37,7 +36,7 @@ def score_gradient(weight_gradient: Tensor, weights: Tensor, theta: Tensor) -> T
 
     `dL/dM = dL/d(W ⊙ M) · W` stands for `dL/dθ` (Bengio et al. 2013), and `dθ/ds = θ(1 - θ)`.
     """
-    return by_scores(weight_gradient, weights, theta)
+    return (weight_gradient.to(weights.dtype) * weights).mul_(theta).mul_(1 - theta)
 
 
 def mask_of(q: NDArray[np.uint16], uniform: NDArray[np.uint16]) -> NDArray[np.bool_]:

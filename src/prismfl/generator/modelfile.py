@@ -23,6 +23,8 @@ from prismfl.generator.layout import SOFT_ONE, Layout, Mask, frozen_signs
 from prismfl.wire.masks import pack_mask, unpack_mask
 
 FORMAT = "prismfl-model-2"
+# What reading a file that is none of ours may raise.
+_FOREIGN = SafetensorError, PrismError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,7 @@ def save_model(model: Model, path: Path) -> int:
         "settings": model.settings,
         "ledger": list(model.ledger),
     }
-    tensors: dict[str, NDArray[Any]] = {
-        **_packed(model.mask),
-        "norm_mean": model.norm_mean,
-        "norm_var": model.norm_var,
-    }
+    tensors: dict[str, NDArray[Any]] = {**_packed(model.mask), "norm_mean": model.norm_mean, "norm_var": model.norm_var}
     about["sha256"] = _content_hash(about, tensors)
     raw = save_tensors(tensors, {"prismfl": json.dumps(about)})
     write_atomic(path, raw)
@@ -98,18 +96,9 @@ def load_model(path: str | Path) -> Model:
         raise _refuse(path, f"cannot be read ({error})") from None
     try:
         return _parse(path, raw)
-    except (
-        SafetensorError,
-        PrismError,
-        KeyError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        RecursionError,
-        MemoryError,
-    ) as error:
-        if isinstance(error, ModelFileError):
-            raise
+    except ModelFileError:
+        raise
+    except _FOREIGN as error:
         raise _refuse(path, f"is damaged or foreign ({type(error).__name__}: {error})") from None
 
 

@@ -217,14 +217,10 @@ def to_onnx(model: Model, onnx: Any) -> bytes:
     found = onnx.helper.make_model(
         whole, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION, producer_name="prismfl"
     )
-    onnx.helper.set_model_props(found, {"prismfl": _about(model)})
+    about = {"labels": model.labels, "seed": model.seed, "settings": model.settings, "ledger": model.ledger}
+    onnx.helper.set_model_props(found, {"prismfl": json.dumps(about)})
     onnx.checker.check_model(found, full_check=True)
     return bytes(found.SerializeToString())
-
-
-def _about(model: Model) -> str:
-    about = {"labels": model.labels, "seed": model.seed, "settings": model.settings, "ledger": model.ledger}
-    return json.dumps(about)
 
 
 def _forward(graph: _Graph, model: Model) -> str:

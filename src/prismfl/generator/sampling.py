@@ -85,12 +85,7 @@ def load(path: str | Path, device: str = "cpu") -> Sampler:
 
 
 def finish(
-    layout: Layout,
-    seed: int,
-    mask: Mask,
-    settings: str,
-    labels: tuple[str, ...] = (),
-    device: str = "cpu",
+    layout: Layout, seed: int, mask: Mask, settings: str, labels: tuple[str, ...] = (), device: str = "cpu"
 ) -> Model:
     """A model of a mask: its BatchNorm statistics are recomputed from public latents.
 

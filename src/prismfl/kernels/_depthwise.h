@@ -158,7 +158,7 @@ INLINE void gathered(const Each *e, Py_ssize_t first, Py_ssize_t count, Py_ssize
 }
 
 /* `many` results of some taps. */
-INLINE void tapped(const Floats *const *starts, const Floats *weights, const Py_ssize_t *steps, Py_ssize_t taps,
+INLINE void tapped(const Floats *const *starts, const Floats *weights, const int64_t *steps, Py_ssize_t taps,
                    Floats *found, int many) {
     Floats sums[8];
     for (int i = 0; i < many; i++) sums[i] = (Floats){0};
@@ -186,21 +186,23 @@ INLINE void placed(const Each *e, void *into, Py_ssize_t pixel, Py_ssize_t bit, 
 INLINE void convolved(const Each *e, Py_ssize_t c, const Floats *room, void *into, Py_ssize_t bits, Floats *averages,
                       int half, int back) {
     const Floats shift = back ? (Floats){0} : load(e->after, c, 0);
-    for (int phase = 0; phase < e->phases; phase++) {
-        const Phase *p = e->phase + phase;
+    for (Py_ssize_t phase = 0, at = 0, from = 0; phase < e->phases; phase++) {
+        const Py_ssize_t end = e->ends[2 * phase], count = e->ends[2 * phase + 1] - from;
+        const int64_t *const taps = e->taps + from, *const steps = e->steps + from;
         Floats weights[MOST_TAPS];
-        for (Py_ssize_t tap = 0; tap < p->taps; tap++) weights[tap] = load(e->weights, p->tap[tap] * e->channels + c, 0);
-        for (Py_ssize_t at = p->begin, many; at < p->end; at += many) {
+        for (Py_ssize_t tap = 0; tap < count; tap++) weights[tap] = load(e->weights, taps[tap] * e->channels + c, 0);
+        for (Py_ssize_t many; at < end; at += many) {
             const Floats *starts[8];
             Floats found[8];
-            many = p->end - at >= 8 ? 8 : p->end - at >= 4 ? 4 : 1;
+            many = end - at >= 8 ? 8 : end - at >= 4 ? 4 : 1;
             for (int i = 0; i < many; i++) starts[i] = room + e->starts[at + i];
-            if (many == 8) tapped(starts, weights, p->step, p->taps, found, 8);
-            else if (many == 4) tapped(starts, weights, p->step, p->taps, found, 4);
-            else tapped(starts, weights, p->step, p->taps, found, 1);
+            if (many == 8) tapped(starts, weights, steps, count, found, 8);
+            else if (many == 4) tapped(starts, weights, steps, count, found, 4);
+            else tapped(starts, weights, steps, count, found, 1);
             for (int i = 0; i < many; i++)
                 placed(e, into, e->places[at + i], bits + e->places[at + i], found[i], shift, averages, half, back);
         }
+        from += count;
     }
 }
 
@@ -218,19 +220,18 @@ INLINE void averaged(const Each *e, Py_ssize_t image, Py_ssize_t c, Floats *aver
 INLINE void channels_of(const Each *e, Py_ssize_t image, Py_ssize_t last, Py_ssize_t c, Floats *room, void *into,
                         int panels, int half, int back) {
     Floats *const averages = room + 2 * e->space;
-    const Py_ssize_t area = e->rows.room * e->columns.room;
     gathered(e, image * e->sources, (last - image) * e->sources, c, room, panels, half, back);
     for (int j = 0; j < panels; j++)
         for (Py_ssize_t one = image; one < last; one++) {
             Py_ssize_t here = c + j * LANES, bits = (here / LANES * e->images + one) * e->results;
-            convolved(e, here, room + j * e->space + (one - image) * area,
+            convolved(e, here, room + j * e->space + (one - image) * e->area,
                       part(into, (one - image) * e->results * e->channels + here, half), bits, averages, half, back);
             if (!back && e->small) averaged(e, one, here, averages, half);
         }
 }
 
 /* Some images at a time: a product, the convolution and another product, all while the maps are near. */
-INLINE void eaches(Each *e, Py_ssize_t from, Py_ssize_t to, int half, int back) {
+INLINE void each_of(Each *e, Py_ssize_t from, Py_ssize_t to, int half, int back) {
     const Py_ssize_t rooms = 2 * e->space + e->results, floats = e->into ? 0 : e->together * e->results * e->channels;
     Floats *room = aligned_alloc(sizeof(Floats), rooms * sizeof(Floats) + floats * sizeof(float));
     if (!room) {
@@ -249,16 +250,4 @@ INLINE void eaches(Each *e, Py_ssize_t from, Py_ssize_t to, int half, int back) 
     }
     free(room);
 }
-
-static void each(void *given, Py_ssize_t from, Py_ssize_t to) {
-    Each *e = given;
-    e->half ? eaches(e, from, to, 1, 0) : eaches(e, from, to, 0, 0);
-}
-
-static void uneach(void *given, Py_ssize_t from, Py_ssize_t to) {
-    Each *e = given;
-    e->half ? eaches(e, from, to, 1, 1) : eaches(e, from, to, 0, 1);
-}
-
-#undef TALL
-#undef TALLS
+WORK_BY(each, Each, g->back)

@@ -14,30 +14,20 @@ def match(
     threads: int,
 ) -> None: ...
 def norm(
-    places: tuple[int, ...], rows: int, channels: int, epsilon: float, half: bool, back: bool, threads: int
+    places: tuple[int, ...], rows: int, channels: int, tile: int, epsilon: float, half: bool, back: bool, threads: int
 ) -> None: ...
-def tile(channels: int) -> int: ...
 def doubled(
     places: tuple[int, ...], lines: int, height: int, width: int, channels: int, half: bool, back: bool, threads: int
-) -> None: ...
-def pooled(
-    places: tuple[int, ...], lines: int, height: int, width: int, channels: int, half: bool, back: bool, threads: int
-) -> None: ...
-def tripled(
-    places: tuple[int, ...], count: int, height: int, width: int, channels: int, half: bool, back: bool, threads: int
 ) -> None: ...
 def each(
     places: tuple[int, ...],
     ends: tuple[int, ...],
+    route: tuple[int, ...],
     counts: tuple[int, ...],
-    kernel: tuple[int, ...],
-    factor: int,
     half: bool,
     back: bool,
     threads: int,
 ) -> None: ...
-def kept(places: tuple[int, ...], count: int, half: bool, threads: int) -> None: ...
-def scored(places: tuple[int, ...], count: int, half: bool, threads: int) -> None: ...
 def adam(
     places: tuple[int, ...],
     count: int,

@@ -1,73 +1,26 @@
-/* The kernels of _fast.c, which includes this once for each kind of processor: NAMED gives every function of this
- * file a name of its own each time. */
+/* The kernels themselves, compiled once for each kind of processor: WHOLE has AVX-512, CONVERTED rounds to bfloat16. */
 
-#define adam NAMED(adam)
-#define alongs NAMED(alongs)
-#define averaged NAMED(averaged)
-#define begun NAMED(begun)
-#define blocks_met NAMED(blocks_met)
-#define blocks_of NAMED(blocks_of)
-#define capped NAMED(capped)
-#define channels_of NAMED(channels_of)
-#define chosen NAMED(chosen)
-#define convolved NAMED(convolved)
-#define doubled NAMED(doubled)
-#define doubled_of NAMED(doubled_of)
-#define each NAMED(each)
-#define eaches NAMED(eaches)
-#define entered NAMED(entered)
-#define folded NAMED(folded)
-#define gathered NAMED(gathered)
-#define halved NAMED(halved)
-#define halved_of NAMED(halved_of)
-#define kept NAMED(kept)
-#define kept_of NAMED(kept_of)
-#define kept_some NAMED(kept_some)
-#define larger NAMED(larger)
-#define load NAMED(load)
-#define multiplied NAMED(multiplied)
-#define narrowed NAMED(narrowed)
-#define normed NAMED(normed)
-#define norms NAMED(norms)
-#define part NAMED(part)
-#define passed NAMED(passed)
-#define placed NAMED(placed)
-#define pooled NAMED(pooled)
-#define pooled_of NAMED(pooled_of)
-#define product NAMED(product)
-#define put NAMED(put)
-#define rectified NAMED(rectified)
-#define reread NAMED(reread)
-#define rests NAMED(rests)
-#define rounded NAMED(rounded)
-#define rows_met NAMED(rows_met)
-#define rows_of NAMED(rows_of)
-#define scored NAMED(scored)
-#define scored_of NAMED(scored_of)
-#define settled NAMED(settled)
-#define single NAMED(single)
-#define some_normed NAMED(some_normed)
-#define some_sums NAMED(some_sums)
-#define some_unnormed NAMED(some_unnormed)
-#define store NAMED(store)
-#define summed NAMED(summed)
-#define summed_of NAMED(summed_of)
-#define tapped NAMED(tapped)
-#define tripled NAMED(tripled)
-#define tripled_of NAMED(tripled_of)
-#define uneach NAMED(uneach)
-#define unmatch NAMED(unmatch)
-#define unmatch_of NAMED(unmatch_of)
-#define unmet NAMED(unmet)
-#define unnormed NAMED(unnormed)
-#define unnormed_of NAMED(unnormed_of)
-#define unpooled NAMED(unpooled)
-#define unpooled_of NAMED(unpooled_of)
-#define untripled NAMED(untripled)
-#define untripled_of NAMED(untripled_of)
-#define widened NAMED(widened)
-#define within NAMED(within)
-#define written NAMED(written)
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Flags __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+static double inverse(double square) { return square > 1e-24 ? 1 / sqrt(square) : square - square; /* NaN of NaN */ }
+
+/* The work `name` of a kernel `name_of`, by the kind of its numbers, which is a constant for the compiler. */
+#define WORK(name, Given)                                                                          \
+    static void name(void *given, Py_ssize_t from, Py_ssize_t to) {                                \
+        Given *g = given;                                                                          \
+        g->half ? name##_of(g, from, to, 1) : name##_of(g, from, to, 0);                           \
+    }
+
+/* The same with a second constant. */
+#define WORK_BY(name, Given, flag)                                                                 \
+    static void name(void *given, Py_ssize_t from, Py_ssize_t to) {                                \
+        Given *g = given;                                                                          \
+        if (g->half) (flag) ? name##_of(g, from, to, 1, 1) : name##_of(g, from, to, 1, 0);         \
+        else (flag) ? name##_of(g, from, to, 0, 1) : name##_of(g, from, to, 0, 0);                 \
+    }
 
 /* Compilers make two of these of halves of a vector, and join them, where the processor has one. */
 INLINE Words widened(Halves raw) {
@@ -179,21 +132,19 @@ INLINE double folded(Floats lanes) {
 /* ------------------------------------------------------------------ two by two pixels */
 
 /* Does something for each sixteen channels of each pixel of some lines of a small map `[lines, width, channels]`:
- * `small` is where they are, `large` where the first of their four is in a map of twice the size, `below` how much
- * later its second line is. */
-#define PIXELS(p, from, to, ...)                                                         \
-    do {                                                                                 \
-        const Py_ssize_t width = (p)->width, channels = (p)->channels;                   \
-        const Py_ssize_t below = 2 * width * channels;                                   \
-        Py_ssize_t small = (from) * width * channels;                                    \
-        for (Py_ssize_t line = (from); line < (to); line++)                              \
-            for (Py_ssize_t column = 0; column < width; column++) {                      \
-                Py_ssize_t large = 2 * (line * below + column * channels);               \
-                for (Py_ssize_t c = 0; c < channels; c += LANES) {                       \
-                    __VA_ARGS__;                                                         \
-                    small += LANES, large += LANES;                                      \
-                }                                                                        \
-            }                                                                            \
+ * `small` is where they are, `four` where its four are in a map of twice the size. */
+#define PIXELS(p, from, to, ...)                                                                               \
+    do {                                                                                                       \
+        const Py_ssize_t width = (p)->width, channels = (p)->channels;                                         \
+        Py_ssize_t small = (from) * width * channels;                                                          \
+        for (Py_ssize_t line = (from); line < (to); line++)                                                    \
+            for (Py_ssize_t column = 0; column < width; column++)                                              \
+                for (Py_ssize_t c = 0; c < channels; c += LANES, small += LANES) {                             \
+                    const Py_ssize_t above = 2 * (2 * line * width + column) * channels + c;                   \
+                    const Py_ssize_t under = above + 2 * width * channels;                                     \
+                    const Py_ssize_t four[] = {above, above + channels, under, under + channels};              \
+                    __VA_ARGS__;                                                                               \
+                }                                                                                              \
     } while (0)
 
 /* Each of four large pixels gets the small one added, with its image's shift where there is one. */
@@ -201,33 +152,23 @@ INLINE void doubled_of(const Pixels *p, Py_ssize_t from, Py_ssize_t to, int half
     const void *const x = p->x, *const shift = p->shift;
     void *const y = p->y;
     PIXELS(p, from, to, {
-        const Py_ssize_t places[4] = {large, large + channels, large + below, large + below + channels};
         Floats value = load(x, small, half);
         if (shift) value = reread(value + load(shift, line / p->height * channels + c, half), half);
-        for (int i = 0; i < 4; i++) store(y, places[i], load(y, places[i], half) + value, half);
+        for (int i = 0; i < 4; i++) store(y, four[i], load(y, four[i], half) + value, half);
     });
 }
-
-static void doubled(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Pixels *p = given;
-    p->half ? doubled_of(p, from, to, 1) : doubled_of(p, from, to, 0);
-}
+WORK(doubled, const Pixels)
 
 /* The small pixel becomes the sum of the four. */
 INLINE void halved_of(const Pixels *p, Py_ssize_t from, Py_ssize_t to, int half) {
     const void *const y = p->y;
     void *const x = p->x;
     PIXELS(p, from, to, {
-        Floats above = load(y, large, half) + load(y, large + channels, half);
-        Floats under = load(y, large + below, half) + load(y, large + below + channels, half);
-        store(x, small, above + under, half);
+        Floats upper = load(y, four[0], half) + load(y, four[1], half);
+        store(x, small, upper + (load(y, four[2], half) + load(y, four[3], half)), half);
     });
 }
-
-static void halved(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Pixels *p = given;
-    p->half ? halved_of(p, from, to, 1) : halved_of(p, from, to, 0);
-}
+WORK(halved, const Pixels)
 
 /* The larger, and NaN of NaN. */
 INLINE Floats larger(Floats a, Floats b) {
@@ -240,39 +181,29 @@ INLINE void pooled_of(const Pixels *p, Py_ssize_t from, Py_ssize_t to, int half)
     const void *const y = p->y;
     void *const x = p->x;
     PIXELS(p, from, to, {
-        Floats above = larger(load(y, large, half), load(y, large + channels, half));
-        Floats under = larger(load(y, large + below, half), load(y, large + below + channels, half));
-        put(x, small, larger(above, under), half);
+        Floats upper = larger(load(y, four[0], half), load(y, four[1], half));
+        put(x, small, larger(upper, larger(load(y, four[2], half), load(y, four[3], half))), half);
     });
 }
-
-static void pooled(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Pixels *p = given;
-    p->half ? pooled_of(p, from, to, 1) : pooled_of(p, from, to, 0);
-}
+WORK(pooled, const Pixels)
 
 /* Gives each of the four, in `into`, what came for their largest, if it was the first that large. */
 INLINE void unpooled_of(const Pixels *p, Py_ssize_t from, Py_ssize_t to, int half) {
     const void *const x = p->x, *const y = p->y;
     void *const into = p->into;
     PIXELS(p, from, to, {
-        const Py_ssize_t places[4] = {large, large + channels, large + below, large + below + channels};
         Floats values[4];
-        for (int i = 0; i < 4; i++) values[i] = load(y, places[i], half);
+        for (int i = 0; i < 4; i++) values[i] = load(y, four[i], half);
         Floats left = load(x, small, half);
         Floats most = larger(larger(larger(values[0], values[1]), values[2]), values[3]);
         for (int i = 0; i < 4; i++) {
             Flags here = (values[i] == most) | (values[i] != values[i]);
-            put(into, places[i], (Floats)((Flags)left & here), half);
+            put(into, four[i], (Floats)((Flags)left & here), half);
             left = (Floats)((Flags)left & ~here);
         }
     });
 }
-
-static void unpooled(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Pixels *p = given;
-    p->half ? unpooled_of(p, from, to, 1) : unpooled_of(p, from, to, 0);
-}
+WORK(unpooled, const Pixels)
 
 /* ------------------------------------------------------------------ squared distance of moments */
 
@@ -353,21 +284,16 @@ INLINE void alongs(const Match *m, Py_ssize_t group, Py_ssize_t row, int many, P
 }
 
 /* The first pass: of rows, whose pooled maps are made while they are near. */
-INLINE void rows_of(const Match *m, Py_ssize_t from, Py_ssize_t to, int half, int rectify) {
+INLINE void rows_met_of(const Match *m, Py_ssize_t from, Py_ssize_t to, int half, int rectify) {
     FOURS(row, from, to, 1, {
         norms(m, row, many, half, rectify);
         if (m->pixels.x) pooled((void *)&m->pixels, row * m->lines, (row + many) * m->lines);
     });
 }
-
-static void rows_met(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Match *m = given;
-    if (m->half) m->rectify ? rows_of(m, from, to, 1, 1) : rows_of(m, from, to, 1, 0);
-    else m->rectify ? rows_of(m, from, to, 0, 1) : rows_of(m, from, to, 0, 0);
-}
+WORK_BY(rows_met, const Match, g->rectify)
 
 /* The second pass: of blocks of columns, in one group or in all. */
-INLINE void blocks_of(const Match *m, Py_ssize_t from, Py_ssize_t to, int half, int seconds) {
+INLINE void blocks_met_of(const Match *m, Py_ssize_t from, Py_ssize_t to, int half, int seconds) {
     for (Py_ssize_t group = m->group; group < m->last; group++) {
         Py_ssize_t begin = m->starts[group], end = m->starts[group + 1];
         for (Py_ssize_t block = from; block < to && begin < end; block++) {
@@ -380,13 +306,7 @@ INLINE void blocks_of(const Match *m, Py_ssize_t from, Py_ssize_t to, int half, 
         }
     }
 }
-
-static void blocks_met(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Match *m = given;
-    int seconds = m->goals2 != NULL;
-    if (m->half) seconds ? blocks_of(m, from, to, 1, 1) : blocks_of(m, from, to, 1, 0);
-    else seconds ? blocks_of(m, from, to, 0, 1) : blocks_of(m, from, to, 0, 0);
-}
+WORK_BY(blocks_met, const Match, g->goals2 != NULL)
 
 /* Squared norm of the goal of a group without rows: nothing of it is needed later. */
 static double unmet(const Match *m, Py_ssize_t group) {
@@ -406,15 +326,16 @@ static double unmet(const Match *m, Py_ssize_t group) {
 
 /* A group's factor times the gradient of its squared distance, and what comes from later layers: as such, or, of a
  * map that was pooled, for the pooled one. */
-INLINE void unmatch_of(const Match *m, Py_ssize_t from, Py_ssize_t to, int half, int seconds, int rectify) {
+INLINE void unmatch_of(const Match *m, Py_ssize_t from, Py_ssize_t to, int half, int seconds) {
     const Py_ssize_t width = m->width;
+    const int rectify = m->rectify;
     const void *const phi = m->phi, *const later = m->pixels.x ? m->pixels.into : m->later;
     void *const into = m->pixels.into;
     Py_ssize_t group = 0;
     for (Py_ssize_t row = from; row < to; row++) {
         while (m->starts[group + 1] <= row) group++;
         const float *const rests1 = m->rests1 + group * width, *const rests2 = m->rests2 + group * width * seconds;
-        const float *scale = m->scales + 4 * row, factor = 2 * m->factors[group];
+        const float *scale = m->scales + 4 * row, factor = 2 * m->totals[group];
         const float by1 = factor * scale[0], along1 = factor * scale[1];
         const float by2 = 2 * factor * scale[2], along2 = 2 * factor * scale[3];
         if (m->pixels.x) unpooled((void *)&m->pixels, row * m->lines, (row + 1) * m->lines);
@@ -428,14 +349,7 @@ INLINE void unmatch_of(const Match *m, Py_ssize_t from, Py_ssize_t to, int half,
         }
     }
 }
-
-static void unmatch(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Match *m = given;
-    int seconds = m->goals2 != NULL;
-    if (m->half && seconds && m->rectify) unmatch_of(m, from, to, 1, 1, 1); /* the usual case, by itself */
-    else if (m->half) seconds ? unmatch_of(m, from, to, 1, 1, m->rectify) : unmatch_of(m, from, to, 1, 0, m->rectify);
-    else seconds ? unmatch_of(m, from, to, 0, 1, m->rectify) : unmatch_of(m, from, to, 0, 0, m->rectify);
-}
+WORK_BY(unmatch, const Match, g->goals2 != NULL)
 
 /* ------------------------------------------------------------------ batch normalisation with ReLU */
 
@@ -515,28 +429,17 @@ INLINE void some_unnormed(const Norm *n, Py_ssize_t c, int many, Py_ssize_t begi
 INLINE void summed_of(const Norm *n, Py_ssize_t from, Py_ssize_t to, int half, int back) {
     STRETCHES(n, from, to, some_sums(n, n->lanes + 2 * stretch * n->tile, c, many, begin, end, half, back));
 }
+WORK_BY(summed, const Norm, g->given != NULL)
 
-static void summed(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Norm *n = given;
-    if (n->half) n->given ? summed_of(n, from, to, 1, 1) : summed_of(n, from, to, 1, 0);
-    else n->given ? summed_of(n, from, to, 0, 1) : summed_of(n, from, to, 0, 0);
+INLINE void normed_of(const Norm *n, Py_ssize_t from, Py_ssize_t to, int half) {
+    STRETCHES(n, from, to, some_normed(n, c, many, begin, end, half));
 }
-
-static void normed(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Norm *n = given;
-    if (n->half) STRETCHES(n, from, to, some_normed(n, c, many, begin, end, 1))
-    else STRETCHES(n, from, to, some_normed(n, c, many, begin, end, 0))
-}
+WORK(normed, const Norm)
 
 INLINE void unnormed_of(const Norm *n, Py_ssize_t from, Py_ssize_t to, int half, int more) {
     STRETCHES(n, from, to, some_unnormed(n, c, many, begin, end, half, more));
 }
-
-static void unnormed(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Norm *n = given;
-    if (n->half) n->beside ? unnormed_of(n, from, to, 1, 1) : unnormed_of(n, from, to, 1, 0);
-    else n->beside ? unnormed_of(n, from, to, 0, 1) : unnormed_of(n, from, to, 0, 0);
-}
+WORK_BY(unnormed, const Norm, g->beside != NULL)
 
 static void begun(const Norm *n) {
     for (Py_ssize_t c = 0; c < n->tile; c++) n->about[c] = single(n->x, c % n->channels, n->half);
@@ -552,77 +455,7 @@ static void settled(const Norm *n, double epsilon) {
     }
 }
 
-/* ------------------------------------------------------------------ grey as three equal channels */
-
-INLINE void tripled_of(const void *x, void *y, Py_ssize_t from, Py_ssize_t to, int half) {
-    for (Py_ssize_t i = from; i < to; i++)
-        for (int c = 0; c < 3; c++) {
-            if (half) ((uint16_t *)y)[3 * i + c] = ((const uint16_t *)x)[i];
-            else ((float *)y)[3 * i + c] = ((const float *)x)[i];
-        }
-}
-
-static void tripled(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Pixels *p = given;
-    p->half ? tripled_of(p->x, p->y, from, to, 1) : tripled_of(p->x, p->y, from, to, 0);
-}
-
-/* x = sums of the three entries of y that came of each; sixteen of them at a time, the rest by a copy. */
-INLINE void untripled_of(void *x, const void *y, Py_ssize_t from, Py_ssize_t to, int half) {
-    for (Py_ssize_t at = from; at < to; at += LANES) {
-        Py_ssize_t many = least(LANES, to - at);
-        float sums[LANES] = {0}, rest[LANES];
-        for (int l = 0; l < many; l++) {
-            Py_ssize_t here = 3 * (at + l);
-            sums[l] = single(y, here, half) + single(y, here + 1, half) + single(y, here + 2, half);
-        }
-        store(many == LANES ? part(x, at, half) : rest, 0, load(sums, 0, 0), half);
-        if (many < LANES) memcpy(part(x, at, half), rest, many * (half ? 2 : 4));
-    }
-}
-
-static void untripled(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Pixels *p = given;
-    p->half ? untripled_of(p->x, p->y, from, to, 1) : untripled_of(p->x, p->y, from, to, 0);
-}
-
 /* ------------------------------------------------------------------ scores */
-
-/* Weights that a draw keeps, w [u < theta]; the tail of fewer than sixteen goes by a copy. */
-INLINE void kept_some(const float *weights, const float *theta, const float *uniform, void *into, Py_ssize_t at,
-                      int half) {
-    Floats where = load(theta, at, 0) - load(uniform, at, 0);
-    store(into, at, passed(load(weights, at, 0), where), half);
-}
-
-INLINE void kept_of(const Scores *s, Py_ssize_t from, Py_ssize_t to, int half) {
-    Py_ssize_t whole = to - (to - from) % LANES, rest = to - whole;
-    for (Py_ssize_t at = from; at < whole; at += LANES) kept_some(s->weights, s->theta, s->uniform, s->into, at, half);
-    float tails[3][LANES] = {{0}}, found[LANES];
-    memcpy(tails[0], s->weights + whole, rest * sizeof(float));
-    memcpy(tails[1], s->theta + whole, rest * sizeof(float));
-    memcpy(tails[2], s->uniform + whole, rest * sizeof(float));
-    kept_some(tails[0], tails[1], tails[2], found, 0, half);
-    memcpy(part(s->into, whole, half), found, rest * (half ? 2 : 4));
-}
-
-static void kept(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Scores *s = given;
-    s->half ? kept_of(s, from, to, 1) : kept_of(s, from, to, 0);
-}
-
-/* The gradient by the scores, g w theta (1 - theta). */
-INLINE void scored_of(const Scores *s, Py_ssize_t from, Py_ssize_t to, int half) {
-    const float *const weights = s->weights, *const theta = s->theta;
-    const void *const gradient = s->gradient;
-    float *const into = s->into;
-    for (Py_ssize_t i = from; i < to; i++) into[i] = single(gradient, i, half) * weights[i] * theta[i] * (1 - theta[i]);
-}
-
-static void scored(void *given, Py_ssize_t from, Py_ssize_t to) {
-    const Scores *s = given;
-    s->half ? scored_of(s, from, to, 1) : scored_of(s, from, to, 0);
-}
 
 /* One step of Adam (Kingma, Ba 2015): scores -= rate · first / (sqrt(second / correction) + tiny). */
 static void adam(void *given, Py_ssize_t from, Py_ssize_t to) {
@@ -637,73 +470,7 @@ static void adam(void *given, Py_ssize_t from, Py_ssize_t to) {
 
 #include "_depthwise.h"
 
-#undef FOURS
-#undef PIXELS
-#undef STRETCHES
-#undef adam
-#undef alongs
-#undef averaged
-#undef begun
-#undef blocks_met
-#undef blocks_of
-#undef capped
-#undef channels_of
-#undef chosen
-#undef convolved
-#undef doubled
-#undef doubled_of
-#undef each
-#undef eaches
-#undef entered
-#undef folded
-#undef gathered
-#undef halved
-#undef halved_of
-#undef kept
-#undef kept_of
-#undef kept_some
-#undef larger
-#undef load
-#undef multiplied
-#undef narrowed
-#undef normed
-#undef norms
-#undef part
-#undef passed
-#undef placed
-#undef pooled
-#undef pooled_of
-#undef product
-#undef put
-#undef rectified
-#undef reread
-#undef rests
-#undef rounded
-#undef rows_met
-#undef rows_of
-#undef scored
-#undef scored_of
-#undef settled
-#undef single
-#undef some_normed
-#undef some_sums
-#undef some_unnormed
-#undef store
-#undef summed
-#undef summed_of
-#undef tapped
-#undef tripled
-#undef tripled_of
-#undef uneach
-#undef unmatch
-#undef unmatch_of
-#undef unmet
-#undef unnormed
-#undef unnormed_of
-#undef unpooled
-#undef unpooled_of
-#undef untripled
-#undef untripled_of
-#undef widened
-#undef within
-#undef written
+const Kernels KERNELS = {
+    .adam = adam, .each = each, .doubled = doubled, .halved = halved, .rows_met = rows_met,
+    .blocks_met = blocks_met, .unmatch = unmatch, .unmet = unmet, .summed = summed, .normed = normed,
+    .unnormed = unnormed, .begun = begun, .settled = settled};

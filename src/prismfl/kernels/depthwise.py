@@ -7,6 +7,7 @@ number: whether the clamp let it pass.  In bfloat16 the products are the library
 processor, a few images at a time.  Weights are frozen: only the images get a gradient.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prismfl.kernels import fused
+from prismfl.kernels.fused import _channels_last, _maps, _place
+from prismfl.kernels.routes import route
 
 _NEAR = 2**19  # bytes of a widened map that the library's products make at a time
 _ROWS = 96  # pixels that the kernel's products take at a time, where an image has fewer
@@ -36,7 +39,7 @@ class Matrix:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Where its panels are, its lines and its columns."""
-        return fused._place(self.panels), *self.plain.shape
+        return _place(self.panels), *self.plain.shape
 
 
 def matrix(plain: Tensor) -> Matrix:
@@ -84,11 +87,6 @@ def passed(x: Tensor, unit: Unit, most: int) -> tuple[Tensor, Tensor]:
     return found
 
 
-def factor_of(side: int, most: int) -> int:
-    """By how much maps are averaged that are to have sides of at most `most`."""
-    return side // most if most and side > most else 1
-
-
 def before_and_after(side: int, kernel: int, stride: int) -> tuple[int, int]:
     """TensorFlow's "same" padding of a side: the odd pixel lies at the end."""
     total = max(0, (-(-side // stride) - 1) * stride + kernel - side)
@@ -111,7 +109,7 @@ class _Sizes:
 def _sizes(x: Tensor, unit: Unit, most: int) -> _Sizes:
     high, wide = x.shape[2:]
     written = -(-high // unit.stride), -(-wide // unit.stride)
-    return _Sizes((high, wide), written, factor_of(written[1], most))
+    return _Sizes((high, wide), written, written[1] // most if most and written[1] > most else 1)
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class _Work:
 class _Passed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, unit: Unit, most: int) -> tuple[Tensor, Tensor]:
-        x, sizes = fused._channels_last(x), _sizes(x, unit, most)
+        x, sizes = _channels_last(x), _sizes(x, unit, most)
         widen, narrow = (None if pair is None else pair[0] for pair in (unit.widen, unit.narrow))
         bits = _bits(x, unit, sizes) if ctx.needs_input_grad[0] else (None, None)
         phi = _maps(len(x), unit.channels, sizes.averaged, x.dtype)
@@ -152,7 +150,7 @@ class _Passed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, small: Tensor | None, given: Tensor | None) -> tuple[Tensor | None, None, None]:
-        small, given = (None if one is None else fused._channels_last(one) for one in (small, given))
+        small, given = (None if one is None else _channels_last(one) for one in (small, given))
         some, unit = small if given is None else given, ctx.unit
         if some is None:
             return None, None, None
@@ -212,10 +210,6 @@ def _product(x: Tensor, by: Matrix, plus: Tensor | None = None, into: Tensor | N
     return into
 
 
-def _maps(images: int, channels: int, sides: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    return fused._maps(images, channels, *sides, dtype)
-
-
 def _rows(x: Tensor) -> Tensor:
     """`[B, C, H, W]`, channels last → `[B · H · W, C]`, the same numbers."""
     images, channels, high, wide = x.shape
@@ -224,15 +218,16 @@ def _rows(x: Tensor) -> Tensor:
 
 def _each(unit: Unit, sizes: _Sizes, work: _Work, together: int, *, back: bool) -> None:
     """The kernel, `together` images at a time."""
-    place, out, none = fused._place, work.out, (0, 0, 0)
-    maps = [place(one) for one in (work.given, work.full, work.small)]
-    weights = [place(one) for one in (unit.each, unit.before, unit.after, *work.bits)]
+    out, none = work.out, (0, 0, 0)
+    maps = [_place(one) for one in (work.given, work.full, work.small)]
+    weights = [_place(one) for one in (unit.each, unit.before, unit.after, *work.bits)]
     made, goes = (none if one is None else one.sizes for one in (work.made, work.goes))
-    ends = (*made, *goes, place(work.plus), place(out))
-    lines = (*sizes.written, *sizes.read) if back else (*sizes.read, *sizes.written)
-    pads = [before_and_after(side, unit.kernel, unit.stride)[0] for side in sizes.read]
-    kernel, threads = (unit.kernel, unit.stride, *pads), fused._threads(len(out) * unit.channels * lines[0] * lines[1])
-    counts = (len(out), together, *lines, unit.channels)
-    fused._fast.each(  # type: ignore[attr-defined]
-        (*maps, *weights), ends, counts, kernel, sizes.factor, fused._half(out), back, threads
-    )
+    ends = (*made, *goes, _place(work.plus), _place(out))
+    top, left = (before_and_after(side, unit.kernel, unit.stride)[0] for side in sizes.read)
+    lies = route(sizes.read, sizes.written, (top, left), sizes.factor, unit.kernel, unit.stride, together, back).told
+    sources, results = (math.prod(sides) for sides in (sizes.read, sizes.written))
+    if back:
+        sources, results = results, sources
+    counts = (len(out), together, sources, results, unit.channels, sizes.factor**2)
+    half, threads = fused._half(out), fused._threads(len(out) * unit.channels * sources)
+    fused._fast.each((*maps, *weights), ends, lies, counts, half, back, threads)  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ compute the same up to rounding.
 
 import contextlib
 import ctypes
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _maps(images: int, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty((images, channels, height, width), dtype=dtype, memory_format=torch.channels_last)
+def _maps(images: int, channels: int, sides: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return torch.empty((images, channels, *sides), dtype=dtype, memory_format=torch.channels_last)
 
 
 # ------------------------------------------------------------------ batch normalisation and ReLU
@@ -77,17 +78,23 @@ def norm_relu(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 
     Whoever else needs x should take the second: its gradient is then added in the same pass.
     """
-    if fusible(x) and x.numel() % _fast.tile(x.shape[1]) == 0:
+    if fusible(x) and x.numel() % _tile(x) == 0:
         found: tuple[Tensor, Tensor] = _NormRelu.apply(x, epsilon)  # type: ignore[no-untyped-call]
         return found
     return F.relu(F.batch_norm(x, None, None, training=True, eps=epsilon)), x
+
+
+def _tile(x: Tensor) -> int:
+    """So many numbers are whole rows of channels, whole vectors, and not short."""
+    tile = math.lcm(x.shape[1], _LANES)
+    return tile * -(-4 * _LANES // tile) if tile < 4 * _LANES else tile
 
 
 class _NormRelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         x = _channels_last(x)
-        figures = torch.empty(2, _fast.tile(x.shape[1]))  # mean and 1 / deviation
+        figures = torch.empty(2, _tile(x))  # mean and 1 / deviation
         found = torch.empty_like(x)
         _norm((x.data_ptr(), 0, 0, found.data_ptr(), figures.data_ptr()), x, epsilon, back=False)
         ctx.save_for_backward(x, figures)
@@ -108,7 +115,7 @@ class _NormRelu(torch.autograd.Function):
 
 def _norm(places: tuple[int, ...], x: Tensor, epsilon: float, *, back: bool) -> None:
     channels = x.shape[1]
-    _fast.norm(places, x.numel() // channels, channels, epsilon, _half(x), back, _threads(x.numel()))
+    _fast.norm(places, x.numel() // channels, channels, _tile(x), epsilon, _half(x), back, _threads(x.numel()))
 
 
 # ------------------------------------------------------------------ a doubled map
@@ -140,111 +147,23 @@ class _PlusDoubled(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         gradient = _channels_last(gradient)
         images, channels, height, width = gradient.shape
-        small = _maps(images, channels, height // 2, width // 2, gradient.dtype)
+        small = _maps(images, channels, (height // 2, width // 2), gradient.dtype)
         _doubled(small, None, gradient, back=True)
         return gradient, small, small.sum((2, 3)) if ctx.shifted else None
 
 
 def _doubled(small: Tensor, shift: Tensor | None, whole: Tensor, *, back: bool) -> None:
     images, channels, height, width = small.shape
-    places, sizes = (small.data_ptr(), whole.data_ptr(), _place(shift), 0), (height, width, channels)
+    places, sizes = (small.data_ptr(), whole.data_ptr(), _place(shift)), (height, width, channels)
     _fast.doubled(places, images * height, *sizes, _half(small), back, _threads(whole.numel()))
-
-
-# ------------------------------------------------------------------ grey as colour
 
 
 def tripled(x: Tensor) -> Tensor:
     """One channel as three equal ones: `[B, 1, H, W]` → `[B, 3, H, W]`, channels last."""
-    if fusible(x):
-        found: Tensor = _Tripled.apply(x)  # type: ignore[no-untyped-call]
-        return found
     return _channels_last(x.expand(-1, 3, -1, -1))
 
 
-class _Tripled(torch.autograd.Function):
-    @staticmethod
-    def forward(_ctx: Any, x: Tensor) -> Tensor:
-        x, found = x.contiguous(), _maps(len(x), 3, x.shape[2], x.shape[3], x.dtype)
-        _triple(x, found, back=False)
-        return found
-
-    @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = _channels_last(gradient)
-        found = torch.empty_like(gradient[:, :1], memory_format=torch.contiguous_format)
-        _triple(found, gradient, back=True)
-        return found
-
-
-def _triple(grey: Tensor, colour: Tensor, *, back: bool) -> None:
-    places = (grey.data_ptr(), colour.data_ptr(), 0, 0)
-    _fast.tripled(places, grey.numel(), 1, 1, 1, _half(grey), back, _threads(colour.numel()))
-
-
-# ------------------------------------------------------------------ largest of four pixels
-
-
-def pooled(x: Tensor) -> Tensor:
-    """The largest of each 2×2 pixels: `[B, C, H, W]` → `[B, C, H / 2, W / 2]`."""
-    if _poolable(x):
-        found: Tensor = _Pooled.apply(x)  # type: ignore[no-untyped-call]
-        return found
-    return F.max_pool2d(x, 2)
-
-
-def _poolable(x: Tensor) -> bool:
-    return fusible(x) and x.shape[1] % _LANES == 0 and not (x.shape[2] % 2 or x.shape[3] % 2)
-
-
-class _Pooled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = _channels_last(x)
-        ctx.save_for_backward(x)
-        images, channels, height, width = x.shape
-        found = _maps(images, channels, height // 2, width // 2, x.dtype)
-        _pool(found, x, None, back=False)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return _unpooled(x, gradient)
-
-
-def _unpooled(x: Tensor, gradient: Tensor) -> Tensor:
-    found = torch.empty_like(x)
-    _pool(_channels_last(gradient), x, found, back=True)
-    return found
-
-
-def _pool(small: Tensor, large: Tensor, into: Tensor | None, *, back: bool) -> None:
-    images, channels, height, width = small.shape
-    places, sizes = (small.data_ptr(), large.data_ptr(), 0, _place(into)), (height, width, channels)
-    _fast.pooled(places, images * height, *sizes, _half(large), back, _threads(large.numel()))
-
-
 # ------------------------------------------------------------------ scores
-
-
-def kept(weights: Tensor, theta: Tensor, uniform: Tensor, dtype: torch.dtype) -> Tensor:
-    """`W [u < θ]`, float32 `[N]` each → `[N]` of a dtype."""
-    if not flat_floats(weights, theta, uniform) or dtype not in (torch.float32, torch.bfloat16):
-        return (weights * (uniform < theta)).to(dtype)
-    found = torch.empty_like(weights, dtype=dtype)
-    _fast.kept(_places(weights, theta, uniform, found), len(weights), _half(found), _threads(len(weights)))
-    return found
-
-
-def by_scores(gradient: Tensor, weights: Tensor, theta: Tensor) -> Tensor:
-    """`g W θ (1 - θ)`: the gradient by the scores of one by the weights; all `[N]`, g of any dtype."""
-    if not flat_floats(weights, theta) or gradient.dtype not in (torch.float32, torch.bfloat16):
-        return gradient.to(weights.dtype) * weights * theta * (1 - theta)
-    found, gradient = torch.empty_like(weights), gradient.contiguous()
-    places, threads = _places(gradient, weights, theta, found), _threads(len(weights))
-    _fast.scored(places, len(weights), _half(gradient), threads)
-    return found
 
 
 def adam_step(
@@ -256,16 +175,13 @@ def adam_step(
     rate: float,
     correction: float,
     tiny: float,
-) -> bool:
-    """One step of Adam in place, all float32 `[N]`; False, and nothing done, where the kernels do not take them.
+) -> None:
+    """One step of Adam in place, of vectors `[N]` that the kernels take (see `flat_floats`).
 
     rate: of the step, over `1 - β₁^t`; correction: `1 - β₂^t`.
     """
-    if not flat_floats(scores, gradient, first, second):
-        return False
     places, threads = _places(scores, gradient, first, second), _threads(len(scores))
     _fast.adam(places, len(scores), *betas, rate, correction, tiny, threads)
-    return True
 
 
 def flat_floats(*vectors: Tensor) -> bool:
@@ -293,9 +209,9 @@ def matched(
     """
     x = x.clone() if rectify and x._is_view() else x  # autograd lets no function change a view in place
     goals = [goal.contiguous() for goal in goals]
-    passing = pool and _poolable(x)
+    passing = pool and not (x.shape[1] % _LANES or x.shape[2] % 2 or x.shape[3] % 2)
     phi, totals, *small = _Matched.apply(x, starts, tuple(scales), rectify, passing, *goals)  # type: ignore[no-untyped-call]
-    return phi, totals, small[0] if small else pooled(phi) if pool else phi
+    return phi, totals, small[0] if small else F.max_pool2d(phi, 2) if pool else phi
 
 
 class _Matched(torch.autograd.Function):
@@ -310,7 +226,7 @@ class _Matched(torch.autograd.Function):
         ctx.scales, ctx.rectify = scales, rectify
         rests, figures = [torch.empty_like(goal) for goal in goals], torch.empty(len(phi), 4)
         totals, (images, channels, height, width) = torch.empty(len(starts) - 1), phi.shape
-        small = _maps(images, channels, height // 2, width // 2, phi.dtype) if pool else None
+        small = _maps(images, channels, (height // 2, width // 2), phi.dtype) if pool else None
         ends = (totals.data_ptr(), 0, 0)
         _match((phi, starts, figures), goals, rests, scales, small, ends, rectify, back=False)
         ctx.save_for_backward(phi, starts, figures, *goals, *rests)
@@ -324,7 +240,10 @@ class _Matched(torch.autograd.Function):
         goals, rests = left[: len(left) // 2], left[len(left) // 2 :]
         later, small = (None if one is None else _channels_last(one) for one in (later, small))
         if later is not None and small is not None:
-            later, small = later + _unpooled(phi, small), None
+            with torch.enable_grad():
+                leaf = phi.detach().requires_grad_()
+                (passed_on,) = torch.autograd.grad(F.max_pool2d(leaf, 2), leaf, small)
+            later, small = _channels_last(later + passed_on), None
         factors, found = (
             torch.zeros(len(starts) - 1) if gradient is None else gradient.contiguous(),
             torch.empty_like(phi),

@@ -45,12 +45,7 @@ class Repeated:
     """
 
     def __init__(
-        self,
-        step: Step,
-        tensors: Sequence[Tensor],
-        programs: Programs | None = None,
-        *,
-        recorded: bool = True,
+        self, step: Step, tensors: Sequence[Tensor], programs: Programs | None = None, *, recorded: bool = True
     ) -> None:
         self.step, self.tensors, self.programs = step, list(tensors), programs
         self.device = self.tensors[0].device
@@ -102,16 +97,13 @@ class Repeated:
 
 def compiled(step: Step, tensors: Sequence[Tensor]) -> Program:
     """A step, taken once to see what it does, as a compiled function of the tensors that it reads and writes."""
-    program: Program = torch.compile(traced(step, tensors), dynamic=False, options=_options())
-    return program
-
-
-def _options() -> dict[str, str | int | bool | Callable[..., object]]:
-    """Kernels chosen by rule where torch can: chosen by timing them, they would round sums otherwise each time."""
     import torch._inductor  # takes a second: not for those who only want a model's samples
 
+    # Kernels chosen by rule where torch can: chosen by timing them, they would round sums otherwise each time.
     known: list[str] = torch._inductor.list_options()
-    return {"deterministic": True} if "deterministic" in known else {}
+    options = {"deterministic": True} if "deterministic" in known else {}
+    program: Program = torch.compile(traced(step, tensors), dynamic=False, options={**options})
+    return program
 
 
 def traced(step: Step, tensors: Sequence[Tensor]) -> GraphModule:

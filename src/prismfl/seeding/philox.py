@@ -197,24 +197,6 @@ class Stream:
         counter = (blocks, *(torch.zeros_like(blocks) + word for word in fixed))
         return (generator or torch_philox)(counter, self.key).reshape(-1)[:count]
 
-    def torch_halves(
-        self, count: int, device: "torch.device | str" = "cpu", block: "int | torch.Tensor" = 0
-    ) -> "torch.Tensor":
-        """The same integers as `halves`, computed by torch on a device.
-
-        Args:
-            count: how many.
-            device: where they are made.
-            block: number of the first block.
-
-        Returns:
-            int64 `[count]`, each below 2^16.
-        """
-        import torch
-
-        words = self.torch_words(-(-count // 2), device, block)
-        return torch.stack((words & 0xFFFF, words >> 16), 1).reshape(-1)[:count]
-
     def torch_generator(self) -> "torch.Generator":
         """A torch generator on the processor, seeded from this stream, for draws that nobody else repeats."""
         import torch

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.errors import MessageError
-from prismfl.wire.range_coder import FINENESS, Piece, Reader, Writer, ladder
+from prismfl.wire.range_coder import FINENESS, Reader, Writer, ladder
 
 Shape = tuple[int, ...]
 
@@ -76,6 +76,13 @@ class _Counts:
         self.shape, self.cells = shape, math.prod(shape)
         self.seen = np.zeros(2 * self.cells, np.int64)  # unset and set flags of each cell in turn
 
+    def add(self, cells: NDArray[np.uint16], flags: NDArray[np.bool_]) -> None:
+        """Count flags bool `[n]` of cells uint16 `[n]`."""
+        places = cells.astype(np.intp)
+        places += places
+        places += flags
+        self.seen += np.bincount(places, minlength=len(self.seen))
+
     def rungs(self) -> NDArray[np.uint8]:
         """The rung of each context, uint8 `[cells]`, from counts alone."""
         levels = [np.ascontiguousarray(self.seen.reshape(-1, 2).T).reshape(2, *self.shape)]
@@ -89,101 +96,87 @@ class _Counts:
         return _rung_of().take(guess.reshape(-1))
 
 
-class FlagWriter:
-    """Writes flags and integers, one call after another, into one run of bytes."""
+class _FlagCoder:
+    """What writing and reading have in common: a reader takes the same steps, with values that nobody looks at."""
+
+    def __init__(self, coder: Writer | Reader) -> None:
+        self._coder = coder
+
+    def flags(
+        self, contexts: NDArray[np.uint16], shape: Shape, values: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.bool_]:
+        """Code bool `[n]`; contexts: uint16 `[n]`, row-major cells of `shape`, coarsest axis first."""
+        found, counts = np.empty(len(contexts), np.bool_), _Counts(shape)
+        given, contexts = found if values is None else values, np.ascontiguousarray(contexts)
+        for part in _passes(len(contexts)):
+            rungs = counts.rungs()
+            for piece in _pieces(part):
+                cells = contexts[piece]
+                found[piece] = bits = self._coder.flags(rungs.take(cells), np.ascontiguousarray(given[piece]))
+                if not _is_last(part):
+                    counts.add(cells, bits)
+        return found
+
+    def integers(
+        self, contexts: NDArray[np.uint16], shape: Shape, values: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """Code int64 `[n]` of magnitude below 2^31: zero or not, sign, magnitude."""
+        values = np.zeros(len(contexts), np.int64) if values is None else values
+        used = np.flatnonzero(self.flags(contexts, shape, values != 0))
+        contexts, some = contexts.take(used), values.take(used)  # by places: four times as fast as by a mask
+        negative = self.flags(contexts, shape, some < 0)
+        sizes = self.positives(*_signed(negative, contexts, shape), np.abs(some))
+        found = np.zeros(len(values), np.int64)
+        found[used] = np.where(negative, -sizes, sizes)
+        return found
+
+    def positives(
+        self, contexts: NDArray[np.uint16], shape: Shape, values: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """Code int64 `[n]` in 1 … 2^31 - 1: the number of bits in unary, then the bits below the first."""
+        values = np.zeros(len(contexts), np.int64) if values is None else values
+        found, left, size = np.zeros(len(values), np.int64), np.arange(len(values)), 1
+        while len(left):
+            if size > MOST_BITS:
+                raise MessageError("a coded integer that never ends", f"at most {MOST_BITS} bits")
+            longer = self.flags(contexts, shape, values.take(left) >= 1 << size)
+            done, more = left.take(np.flatnonzero(~longer)), np.flatnonzero(longer)
+            found[done] = self._low_bits(values.take(done), size)
+            left, contexts, size = left.take(more), contexts.take(more), size + 1
+        return found
+
+    def _low_bits(self, values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+        found = np.ones(len(values), np.int64)
+        if size > 1:
+            second = (values >> (size - 2) & 1).astype(np.bool_)
+            found += found + self.flags(np.zeros(len(values), np.uint16), (1,), second)
+        for bits, shift in _even(size - 2):
+            found = found << bits | self._coder.bits(bits, values >> shift)
+        return found
+
+
+class FlagWriter(_FlagCoder):
+    """Writes flags and integers, one call after another, into one run of bytes; calls give back what was written."""
 
     def __init__(self) -> None:
-        self._coder = Writer()
-
-    def flags(self, flags: NDArray[np.bool_], contexts: NDArray[np.uint16], shape: Shape) -> None:
-        """Write bool `[n]`; contexts: uint16 `[n]`, row-major cells of `shape`, coarsest axis first."""
-        counts = _Counts(shape)
-        flags, contexts = np.ascontiguousarray(flags), np.ascontiguousarray(contexts)
-        for part in _passes(len(flags)):
-            rungs, seen = counts.rungs(), None if _is_last(part) else counts.seen
-            for piece in _pieces(part):
-                self._coder.flags(flags, Piece(contexts, piece, rungs, seen))
-
-    def integers(self, values: NDArray[np.int64], contexts: NDArray[np.uint16], shape: Shape) -> None:
-        """Write int64 `[n]` of magnitude below 2^31: zero or not, sign, magnitude."""
-        self.flags(values != 0, contexts, shape)
-        places = np.flatnonzero(values)  # NumPy indexes by places four times as fast as by a mask
-        values, contexts = values.take(places), contexts.take(places)
-        negative = values < 0
-        self.flags(negative, contexts, shape)
-        self.positives(np.abs(values), *_signed(negative, contexts, shape))
-
-    def positives(self, values: NDArray[np.int64], contexts: NDArray[np.uint16], shape: Shape) -> None:
-        """Write int64 `[n]` in 1 … 2^31 - 1: the number of bits in unary, then the bits below the first."""
-        longer, left, size = values >= 2, values, 1
-        while len(left):
-            self.flags(longer, contexts, shape)
-            self._low_bits(left.take(np.flatnonzero(~longer)), size)
-            more = np.flatnonzero(longer)
-            left, contexts, size = left.take(more), contexts.take(more), size + 1
-            longer = left >= 1 << size
-
-    def _low_bits(self, values: NDArray[np.int64], size: int) -> None:
-        if size > 1:
-            self.flags((values >> (size - 2) & 1).astype(np.bool_), np.zeros(len(values), np.uint16), (1,))
-        for bits, shift in _even(size - 2):
-            self._coder.bits(values, shift, bits)
+        self._writer = Writer()
+        super().__init__(self._writer)
 
     def done(self) -> bytes:
         """All that was written: whole 32-bit words, low byte first."""
-        return self._coder.done()
+        return self._writer.done()
 
 
-class FlagReader:
+class FlagReader(_FlagCoder):
     """Reads what `FlagWriter` wrote, in the same calls.  Raises MessageError for what none can have written."""
 
     def __init__(self, raw: bytes) -> None:
         if len(raw) % 4:
             raise MessageError(f"{len(raw)} bytes of coded flags", "whole 32-bit words")
-        self._coder = Reader(np.frombuffer(raw, "<u4").astype(np.uint32))
-
-    def flags(self, contexts: NDArray[np.uint16], shape: Shape) -> NDArray[np.bool_]:
-        """Read bool `[n]` of contexts uint16 `[n]`."""
-        found, counts = np.zeros(len(contexts), np.bool_), _Counts(shape)
-        contexts = np.ascontiguousarray(contexts)
-        for part in _passes(len(contexts)):
-            rungs, seen = counts.rungs(), None if _is_last(part) else counts.seen
-            for piece in _pieces(part):
-                self._coder.flags(found, Piece(contexts, piece, rungs, seen))
-        return found
-
-    def integers(self, contexts: NDArray[np.uint16], shape: Shape) -> NDArray[np.int64]:
-        """Read int64 `[n]`."""
-        values = np.zeros(len(contexts), np.int64)
-        used = np.flatnonzero(self.flags(contexts, shape))
-        contexts = contexts.take(used)
-        negative = self.flags(contexts, shape)
-        sizes = self.positives(*_signed(negative, contexts, shape))
-        values[used] = np.where(negative, -sizes, sizes)
-        return values
-
-    def positives(self, contexts: NDArray[np.uint16], shape: Shape) -> NDArray[np.int64]:
-        """Read int64 `[n]` in 1 … 2^31 - 1."""
-        values = np.zeros(len(contexts), np.int64)
-        left, size = np.arange(len(contexts)), 1
-        while len(left):
-            if size > MOST_BITS:
-                raise MessageError("a coded integer that never ends", f"at most {MOST_BITS} bits")
-            longer = self.flags(contexts, shape)
-            done, more = left.take(np.flatnonzero(~longer)), np.flatnonzero(longer)
-            values[done] = self._low_bits(len(done), size)
-            left, contexts, size = left.take(more), contexts.take(more), size + 1
-        return values
-
-    def _low_bits(self, count: int, size: int) -> NDArray[np.int64]:
-        values = np.full(count, 1, np.int64)
-        if size > 1:
-            values += values + self.flags(np.zeros(count, np.uint16), (1,))
-        for bits, _ in _even(size - 2):
-            self._coder.bits(values, bits)
-        return values
+        self._reader = Reader(np.frombuffer(raw, "<u4").astype(np.uint32))
+        super().__init__(self._reader)
 
     def finish(self) -> None:
         """Raises MessageError when there are bytes that nothing was read from."""
-        if not self._coder.finished():
+        if not self._reader.finished():
             raise MessageError("bytes after the last coded flag", "none")

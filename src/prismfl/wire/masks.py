@@ -7,6 +7,7 @@ follows from how far u is from θ_t in log-odds, from θ_t, and from the layer.
 
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from prismfl.errors import MessageError
 from prismfl.wire.flags import FlagReader, FlagWriter
 from prismfl.wire.uniforms import Baseline
+
+Contexts = tuple[NDArray[np.uint16], tuple[int, ...]]  # a cell for each entry, and the shape of the cells
 
 _PACKED, _CODED = 0, 1
 _MASK = struct.Struct("<BBI")  # coding, which width of bins, number of flips beyond them
@@ -96,7 +99,7 @@ def _packed_theta(plain: bytes) -> bytes:
         nodes, bits = np.ones(len(places), np.uint16), int(len(values) - 1).bit_length()
         for bit in reversed(range(bits)):
             flags = (places >> bit & 1).astype(np.bool_)
-            writer.flags(flags, nodes, (1 << bits,))
+            writer.flags(nodes, (1 << bits,), flags)
             nodes = nodes + nodes + flags
         coded = bytes([_CODED, len(values) - 1]) + values.astype("<u2").tobytes() + writer.done()
         if len(coded) <= len(plain):
@@ -155,8 +158,8 @@ def encode_mask(mask: NDArray[np.bool_], u: NDArray[np.uint16], known: SharedKno
         index, far = len(_WIDTHS) - 1, far[:0]
         near, contexts, shape = flip_contexts(u, known, index)
     writer = FlagWriter()
-    writer.flags(_picked(flips, near, len(contexts)), contexts, shape)
-    writer.positives(np.diff(far, prepend=-1), np.zeros(len(far), np.uint16), (1,))
+    writer.flags(contexts, shape, _picked(flips, near, len(contexts)))
+    writer.positives(np.zeros(len(far), np.uint16), (1,), np.diff(far, prepend=-1))
     coded = writer.done()
     if len(coded) + _MASK.size > -(-len(mask) // 8) + 1:
         return bytes([_PACKED]) + pack_mask(mask)
@@ -254,22 +257,26 @@ def flip_contexts(
 
 def _picked(values: NDArray[np.bool_], chosen: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
     """`values[chosen]`, `count` of them: by places of a chunk at a time, up to five times as fast."""
-    found, filled = np.empty(count, np.bool_), 0
-    for start in range(0, len(values), _CHUNK):
-        places = np.flatnonzero(chosen[start : start + _CHUNK])
-        found[filled : filled + len(places)] = values[start : start + _CHUNK].take(places)
-        filled += len(places)
+    found = np.empty(count, np.bool_)
+    for chunk, places, part in _chosen(chosen):
+        found[part] = values[chunk].take(places)
     return found
 
 
 def _spread(values: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Values in the chosen places, bool `[n]`, unset elsewhere: the inverse of `_picked`."""
-    found, filled = np.zeros(len(chosen), np.bool_), 0
+    found = np.zeros(len(chosen), np.bool_)
+    for chunk, places, part in _chosen(chosen):
+        found[chunk][places] = values[part]
+    return found
+
+
+def _chosen(chosen: NDArray[np.bool_]) -> Iterator[tuple[slice, NDArray[np.intp], slice]]:
+    """Chunk by chunk: where it is, the places chosen in it, and where these are among all that are chosen."""
+    filled = 0
     for start in range(0, len(chosen), _CHUNK):
         places = np.flatnonzero(chosen[start : start + _CHUNK])
-        found[start : start + _CHUNK][places] = values[filled : filled + len(places)]
-        filled += len(places)
-    return found
+        yield slice(start, start + _CHUNK), places, slice(filled, filled := filled + len(places))
 
 
 def _with_theta(
@@ -303,35 +310,40 @@ def encode_step(net: NDArray[np.int64], alpha: NDArray[np.int64], base: Baseline
         [[0, 1, 0, 2], [-3]]
     """
     masked = len(net)
-    writer = FlagWriter()
-    writer.integers(net, *_net_contexts(base, known.of(slice(masked))))
-    writer.integers(alpha, *_change_contexts(known.of(slice(masked, None))))
-    return writer.done()
+    changed = _change_contexts(known.of(slice(masked, None)))
+    return _written((net, _net_contexts(base, known.of(slice(masked)))), (alpha, changed))
 
 
 def decode_step(raw: bytes, base: Baseline, known: SharedKnowledge) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """What `encode_step` was given.  Raises MessageError for what cannot be one."""
     masked = len(base.clients)
-    reader = FlagReader(raw)
-    net = reader.integers(*_net_contexts(base, known.of(slice(masked))))
-    alpha = reader.integers(*_change_contexts(known.of(slice(masked, None))))
-    reader.finish()
+    changed = _change_contexts(known.of(slice(masked, None)))
+    net, alpha = _read(raw, _net_contexts(base, known.of(slice(masked))), changed)
     return net, _limited(alpha)
 
 
 def encode_changes(changes: NDArray[np.int64], known: SharedKnowledge) -> bytes:
     """A client's quantised changes of the α layers, int64 `[n]`; none take no byte."""
-    writer = FlagWriter()
-    writer.integers(changes, *_change_contexts(known))
-    return writer.done()
+    return _written((changes, _change_contexts(known)))
 
 
 def decode_changes(raw: bytes, known: SharedKnowledge) -> NDArray[np.int64]:
     """What `encode_changes` was given.  Raises MessageError for what cannot be one."""
+    return _limited(*_read(raw, _change_contexts(known)))
+
+
+def _written(*parts: tuple[NDArray[np.int64], Contexts]) -> bytes:
+    writer = FlagWriter()
+    for values, contexts in parts:
+        writer.integers(*contexts, values)
+    return writer.done()
+
+
+def _read(raw: bytes, *parts: Contexts) -> list[NDArray[np.int64]]:
     reader = FlagReader(raw)
-    changes = reader.integers(*_change_contexts(known))
+    found = [reader.integers(*contexts) for contexts in parts]
     reader.finish()
-    return _limited(changes)
+    return found
 
 
 def _limited(changes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -340,14 +352,14 @@ def _limited(changes: NDArray[np.int64]) -> NDArray[np.int64]:
     return changes
 
 
-def _net_contexts(base: Baseline, known: SharedKnowledge) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
+def _net_contexts(base: Baseline, known: SharedKnowledge) -> Contexts:
     shape = _PHASES, _THETAS, known.depth
     below = base.below.astype(np.uint32)
     phases = below * np.uint32(_PHASES) // (below + base.above + np.uint32(1))
     return _with_theta(phases.astype(np.uint16), known.q, known.layers, known.depth), shape
 
 
-def _change_contexts(known: SharedKnowledge) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
+def _change_contexts(known: SharedKnowledge) -> Contexts:
     cells = np.zeros(len(known.q), np.uint16)
     return _with_theta(cells, known.q, known.layers, known.depth), (_THETAS, known.depth)
 
@@ -368,23 +380,19 @@ def encode_moments(moments: NDArray[np.float32], steps: int) -> tuple[float, byt
     """
     step = float(np.float32(np.sqrt(np.mean(moments.astype(np.float64) ** 2)) / steps))
     whole = np.rint(moments.astype(np.float64) / (step or 1.0)).astype(np.int64)
-    writer = FlagWriter()
-    writer.integers(whole, *_stretches(len(moments)))
-    return step, writer.done()
+    return step, _written((whole, _stretches(len(moments))))
 
 
 def decode_moments(raw: bytes, step: float, count: int) -> NDArray[np.float32]:
     """The moments float32 `[count]`, on their grid.  Raises MessageError for what cannot be any."""
-    reader = FlagReader(raw)
-    whole = reader.integers(*_stretches(count))
-    reader.finish()
+    (whole,) = _read(raw, _stretches(count))
     found = (whole * step).astype(np.float32)
     if not np.isfinite(found).all():
         raise MessageError("moments beyond float32", "finite ones")
     return found
 
 
-def _stretches(count: int) -> tuple[NDArray[np.uint16], tuple[int, ...]]:
+def _stretches(count: int) -> Contexts:
     """Neighbours have like moments: a cell is one of so many equal stretches."""
     return (np.arange(count) * _STRETCHES // max(1, count)).astype(np.uint16), (_STRETCHES,)
 

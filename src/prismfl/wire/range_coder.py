@@ -6,27 +6,14 @@ Its models and its bytes are those of constriction.
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.errors import DependencyError, MessageError
+from prismfl.errors import MessageError
 
 FINENESS = 8192  # probabilities of the ladder are multiples of 1 / 8192
-
-
-class Piece(NamedTuple):
-    """Which flags are coded together, and what both ends know of them.
-
-    contexts: uint16 `[n]`, the cell of each of all flags; place: which of them; rungs: uint8 `[cells]`; seen: int64
-    `[2 · cells]`, where unset and set flags of each cell are counted in turn, or None.
-    """
-
-    contexts: NDArray[np.uint16]
-    place: slice
-    rungs: NDArray[np.uint8]
-    seen: NDArray[np.int64] | None
 
 
 @lru_cache(maxsize=1)
@@ -36,14 +23,9 @@ def ladder() -> NDArray[np.int64]:
     return np.unique([max(1, (FINENESS * a + (a + b) // 2) // (a + b)) for a, b in rungs])
 
 
-@lru_cache(maxsize=1)
 def _constriction() -> Any:
-    try:
-        from constriction import stream
-    except ImportError as error:
-        raise DependencyError(
-            f"cannot import constriction ({error})", "it to be there", "pip install constriction"
-        ) from None
+    from constriction import stream  # here, so that a model is read with NumPy alone
+
     return stream
 
 
@@ -63,20 +45,12 @@ def _uniform(bits: int) -> Any:
     return _constriction().model.Uniform(1 << bits)
 
 
-def count(seen: NDArray[np.int64], cells: NDArray[np.uint16], bits: NDArray[np.bool_]) -> None:
-    """Add to `seen`, int64 `[2 · cells]`, the unset and set flags of each cell in turn: uint16 and bool `[n]`."""
-    places = cells.astype(np.intp)
-    places += places
-    places += bits
-    seen += np.bincount(places, minlength=len(seen))
-
-
 def _by_rung(rungs: NDArray[np.uint8], bits: NDArray[np.bool_]) -> Any:
     """A sparse matrix with a row a rung: `data` and `indices` are the bits and their places, ordered by rung.
 
     SciPy's change from columns to rows is a counting sort, three times as fast as NumPy's stable one.
     """
-    from scipy.sparse import csc_array  # here, so that a model is read with NumPy alone
+    from scipy.sparse import csc_array  # here, as above
 
     size = len(rungs)
     cells = (bits, rungs.astype(np.int32), np.arange(size + 1, dtype=np.int32))
@@ -90,19 +64,17 @@ def _groups(ends: NDArray[np.int32]) -> Iterator[tuple[int, slice]]:
 
 
 class Writer:
-    """Writes pieces of flags and plain bits, one call after another."""
+    """Writes pieces of flags and plain bits, one call after another; calls give back what was written."""
 
     def __init__(self) -> None:
         self._coder = _constriction().queue.RangeEncoder()
 
-    def flags(self, flags: NDArray[np.bool_], piece: Piece) -> None:
-        """Write a piece of flags, bool `[n]`."""
-        cells, bits = piece.contexts[piece.place], np.ascontiguousarray(flags[piece.place])
-        rows = _by_rung(piece.rungs.take(cells), bits)
+    def flags(self, rungs: NDArray[np.uint8], bits: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Write a piece of flags, bool `[n]`, of probabilities on rungs uint8 `[n]`."""
+        rows = _by_rung(rungs, np.ascontiguousarray(bits))
         for rung, span in _groups(rows.indptr):
             self._group(rows.data[span], rung)
-        if piece.seen is not None:
-            count(piece.seen, cells, bits)
+        return bits
 
     def _group(self, bits: NDArray[np.bool_], rung: int) -> None:
         eight, one = _models(rung)
@@ -112,9 +84,11 @@ class Writer:
         if whole < len(bits):
             self._coder.encode(bits[whole:].astype(np.int32), one)
 
-    def bits(self, values: NDArray[np.int64], shift: int, bits: int) -> None:
-        """Write so many bits, 1 … 8, of each value int64 `[n]`: those above the lowest `shift`."""
-        self._coder.encode((values >> shift & ((1 << bits) - 1)).astype(np.int32), _uniform(bits))
+    def bits(self, bits: int, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Write the lowest `bits`, 1 … 8, of each value int64 `[n]`."""
+        low = values & ((1 << bits) - 1)
+        self._coder.encode(low.astype(np.int32), _uniform(bits))
+        return low
 
     def done(self) -> bytes:
         """All that was written: whole 32-bit words, low byte first."""
@@ -127,17 +101,14 @@ class Reader:
     def __init__(self, words: NDArray[np.uint32]) -> None:
         self._coder = _constriction().queue.RangeDecoder(words)
 
-    def flags(self, found: NDArray[np.bool_], piece: Piece) -> None:
-        """Read a piece into `found`, bool `[n]`."""
-        cells = piece.contexts[piece.place]
-        ordered, bits = np.empty((2, len(cells)), np.bool_)
-        rows = _by_rung(piece.rungs.take(cells), bits)
+    def flags(self, rungs: NDArray[np.uint8], bits: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Read a piece of flags into bool `[n]`, of probabilities on rungs uint8 `[n]`."""
+        rows = _by_rung(rungs, bits)
+        ordered = np.empty_like(bits)
         for rung, span in _groups(rows.indptr):
             ordered[span] = self._group(span.stop - span.start, rung)
         bits[rows.indices.astype(np.intp)] = ordered  # NumPy scatters by its own integers twice as fast
-        found[piece.place] = bits
-        if piece.seen is not None:
-            count(piece.seen, cells, bits)
+        return bits
 
     def _group(self, size: int, rung: int) -> NDArray[np.bool_]:
         eight, one = _models(rung)
@@ -155,10 +126,9 @@ class Reader:
         except (AssertionError, ValueError):
             raise MessageError("bytes that are no code of flags", "what the coder wrote") from None
 
-    def bits(self, values: NDArray[np.int64], bits: int) -> None:
-        """Append so many bits, 1 … 8, to each value int64 `[n]`."""
-        values <<= bits
-        values |= self._take(_uniform(bits), len(values))
+    def bits(self, bits: int, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Read so many bits, 1 … 8, for each of int64 `[n]`."""
+        return self._take(_uniform(bits), len(values)).astype(np.int64)
 
     def finished(self) -> bool:
         """Whether nothing is left that was written."""
