@@ -53,6 +53,8 @@ def _commands(group: click.Command, words: tuple[str, ...]) -> list[tuple[tuple[
     found = []
     for name, command in getattr(group, "commands", {}).items():
         if getattr(command, "commands", None):
+            if command.params:  # it does something by itself
+                found.append(((*words, name), command))
             found += _commands(command, (*words, name))
         else:
             found.append(((*words, name), command))

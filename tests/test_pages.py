@@ -9,7 +9,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page.parent.name != "reference"]
-FLOWERS = {"--node-config", "--superlink", "--run-config", "--trusted-entities"}  # options of Flower's own commands
+# Options of Flower's own commands.
+FLOWERS = {
+    "--node-config",
+    "--superlink",
+    "--run-config",
+    "--trusted-entities",
+    "--isolation",
+    "--enable-supernode-auth",
+}
+FLOWERS |= {"--ssl-ca-certfile", "--ssl-certfile", "--ssl-keyfile", "--superexec-auth-secret-file"}
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="no pages beside the tests")
 

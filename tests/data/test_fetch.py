@@ -168,12 +168,12 @@ def test_a_full_disk_is_said_and_nothing_is_left(server, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="this system has no /dev/full")
 def test_a_disk_that_fills_up_on_the_way_is_said(server, tmp_path, monkeypatch):
-    opened = type(tmp_path).open
+    opened = open
 
-    def full(self, mode="r", *rest):
-        return opened(type(self)("/dev/full") if mode == "wb" else self, mode, *rest)
+    def full(path, mode="r", *rest, **options):
+        return opened("/dev/full" if mode == "wb" else path, mode, *rest, **options)
 
-    monkeypatch.setattr(type(tmp_path), "open", full)
+    monkeypatch.setattr("builtins.open", full)
     with pytest.raises(RunFolderError, match=r"one\.gz \(No space left.*free space"):
         list(fetch("mnist", tmp_path / "got", server))
 

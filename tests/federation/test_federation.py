@@ -917,10 +917,21 @@ def test_weights_count_in_the_choice(compared):
     for weights, best in (("size", 1), ("equal", 0)):
         asked = replace(agreement.settings, federation=replace(federation, client_weights=weights))
         changed = replace(agreement, settings=asked)
-        frames = distances_of(agreement, [[1.0, 2.0, 9.0], [2.0, 1.5, 9.0], [9.0, 9.5, 9.9]])
+        frames = distances_of(agreement, [[1.0, 2.0, 9.0], [2.0, 1.5, 9.0], [5.0, 6.0, 13.0]])
         frames[1] = message.seal_distances(np.array([2.0, 1.5, 9.0]), 5, agreement.place(2, 1))
         found = choose_mask(changed, state, lambda _, frames=frames: iter(frames.items()))
         np.testing.assert_array_equal(found, masks[best])
+
+
+def test_what_one_client_makes_up_does_not_choose_the_mask(compared):
+    agreement, _, _, state, _ = compared
+    masks = candidates(agreement, state.q)
+    for lie in ([1e300, 1e300, 0.0], [1e308, -1e308, -1e308], [0.0, 0.0, -1e9]):
+        frames = distances_of(
+            agreement, [[1.0, 1.1, 1.2], [2.0, 2.1, 2.2], [3.0, 3.1, 3.2], [4.0, 4.1, 4.2]][:2] + [lie]
+        )
+        found = choose_mask(agreement, state, lambda _, frames=frames: iter(frames.items()))
+        np.testing.assert_array_equal(found, masks[0])
 
 
 def test_bad_distances_have_no_vote_and_no_votes_ship_the_likelier_half(compared):
@@ -961,7 +972,7 @@ def test_a_client_lost_at_the_end_gets_a_snapshot_and_votes(make_world):
         for client, frame in frames.items():
             reply = client_distances(agreement, kit, frame, client, targets[client], party.held[client])
             if not message.is_lost(reply, agreement.place(2, client)):
-                best = {0: [1.0, 2.0, 3.0], 1: [9.0, 9.0, 0.0], 2: [1.0, 2.0, 3.0]}[client]
+                best = {0: [1.0, 2.0, 1.1], 1: [1.2, 2.0, 0.9], 2: [1.0, 2.0, 1.1]}[client]
                 assert len(message.open_distances(reply, agreement.place(2, client), 3)[0]) == 3
                 reply = message.seal_distances(np.array(best), 1, agreement.place(2, client))
             yield client, reply

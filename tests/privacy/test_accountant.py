@@ -214,6 +214,7 @@ def test_what_is_no_ledger_is_refused(values):
 
 def test_without_the_library_figures_are_refused_and_entries_still_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    epsilon_of.cache_clear()
     assert from_json(to_json([ENTRY])) == (ENTRY,)
     with pytest.raises(DependencyError, match="pip install dp-accounting"):
         compose([ENTRY])

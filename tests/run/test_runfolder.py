@@ -178,7 +178,7 @@ def test_a_log_without_a_checkpoint_is_dropped(folder):
 
 
 def test_the_log_line_comes_before_the_checkpoint(after_three, monkeypatch):
-    def killed(path, content):
+    def killed(path, content, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runfolder, "write_atomic", killed)

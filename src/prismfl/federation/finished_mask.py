@@ -113,7 +113,7 @@ def choose_mask(agreement: Agreement, state: ServerState, exchange: Exchange, tr
     masks = candidates(agreement, state.q)
     if len(masks) == 1:
         return masks[0]
-    heard: dict[int, NDArray[np.float64]] = {}
+    heard: dict[int, tuple[NDArray[np.float64], int]] = {}
     members, traffic = cohort(agreement, state.round), traffic or Traffic()
     for client, reply in exchange_with_retry(agreement, state, exchange, traffic, message.Kind.CANDIDATES):
         # One vote less decides nothing: what is damaged, uninvited or second is passed over.
@@ -122,13 +122,14 @@ def choose_mask(agreement: Agreement, state: ServerState, exchange: Exchange, tr
                 place = agreement.place(state.round, client)
                 votes, weight = message.open_distances(reply, place, len(masks))
                 check_weight(agreement, client, weight, len(members))
-                heard[client] = votes * weight
+                heard[client] = votes, weight
     if not heard:
         return masks[-1]
-    return masks[int(np.argmin(_votes(np.array([heard[client] for client in sorted(heard)]))))]
+    distances, weights = (np.array(column) for column in zip(*(heard[client] for client in sorted(heard)), strict=True))
+    return masks[int(np.argmin(_votes(distances, weights)))]
 
 
-def _votes(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+def _votes(distances: NDArray[np.float64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
     """The sum over clients of weighted distances `[clients, candidates]`, less what is the same for all candidates.
 
     A client whose distances differ by more than twice as much as is usual among them counts for as much as that: what
@@ -138,4 +139,4 @@ def _votes(distances: NDArray[np.float64]) -> NDArray[np.float64]:
         told = np.nan_to_num(distances - distances.mean(1, keepdims=True))
     spread = np.abs(told).max(1)
     most = _INFLUENCE * float(np.median(spread))
-    return np.asarray((told * np.minimum(1, most / np.maximum(spread, 1e-300))[:, None]).sum(0))
+    return np.asarray((weights * np.minimum(1, most / np.maximum(spread, 1e-300))) @ told)
