@@ -89,6 +89,7 @@ def audit(
     print(f"noise of label counts           {found.counts:.3f} of what is needed, at most")
     print(f"noise at the default size       {real:.3f} of what is needed")
     print(f"means are those of the images   {'yes' if found.true else 'NO'}")
+    print(f"labels drown in noise alone     {'yes' if found.drowned else 'NO'}")
     print(f"noise is new every time         {'yes' if found.fresh else 'NO'}")
     print(f"kept, and counted once          {'yes' if found.kept else 'NO'}")
     if trained:

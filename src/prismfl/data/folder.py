@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prismfl.data.images import Gallery, ImageSet, Labels, decode, read_file
+from prismfl.data.images import Gallery, ImageSet, Labels, decode, is_bomb, read_file
 from prismfl.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -164,7 +164,11 @@ def _members(root: Path) -> Iterator[_Entry]:
 
 def _read_member(archive: zipfile.ZipFile, root: Path, name: str) -> bytes:
     try:
-        return archive.read(name)
+        about = archive.getinfo(name)
+        if is_bomb(about.compress_size, about.file_size):
+            raise ValueError(f"{about.compress_size} bytes that claim to be {about.file_size}")
+        with archive.open(about) as file:
+            return file.read(about.file_size + 1)
     except _ZIP_DAMAGE as error:
         raise DataError(f"{root}:{name} does not unpack ({error})", "a whole zip member", "pack the zip anew") from None
 

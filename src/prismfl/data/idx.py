@@ -1,6 +1,7 @@
 """IDX files of unsigned bytes, as MNIST and its family are published in."""
 
 import gzip
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.data.images import ImageSet, read_file
+from prismfl.data.images import ImageSet, is_bomb, read_file
 from prismfl.errors import DataError
 
 IDX_FAMILIES = {"mnist": "MNIST", "fmnist": "Fashion-MNIST", "kmnist": "KMNIST"}
@@ -44,6 +45,20 @@ def _find_idx(folder: Path, stem: str, name: str) -> Path:
     )
 
 
+def _unpacked(path: Path, raw: bytes, rank: int) -> bytes:
+    """A gzip file's bytes: no more of them than its header claims, and one."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+            head = file.read(4 + 4 * rank)
+            shape = struct.unpack(f">{rank}I", head[4:]) if len(head) == 4 + 4 * rank else (0,)
+            claimed = int(np.prod(shape, dtype=object))
+            if is_bomb(len(raw), claimed):
+                raise ValueError(f"{len(raw)} bytes that claim to be {claimed}")
+            return head + file.read(claimed + 1)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"{path} does not decompress ({error})", "a whole gzip file", "fetch it anew") from None
+
+
 def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
     """Read one IDX file of unsigned bytes, plain or gzipped: uint8 with `rank` axes.
 
@@ -52,10 +67,7 @@ def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
     """
     raw = read_file(path)
     if raw[:2] == b"\x1f\x8b":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} does not decompress ({error})", "a whole gzip file", "fetch it anew") from None
+        raw = _unpacked(path, raw, rank)
     header = 4 + 4 * rank
     if len(raw) < header or raw[:4] != bytes((0, 0, 8, rank)):
         raise DataError(

@@ -18,6 +18,8 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 LARGE = 2 * 2**30  # bytes: images that take more are kept in a temporary file
+MOST_PIXELS = 2**26  # of an image file: a few bytes may claim any number
+MOST_RATIO = 200  # of unpacked bytes to packed ones, beyond a megabyte: pictures do not pack so well
 _BLOCK = 1024  # images scaled or moved at a time
 
 
@@ -159,10 +161,17 @@ def read_file(path: Path) -> bytes:
         raise DataError(f"cannot read {path} ({error.strerror})", "a readable file", "check the path") from None
 
 
+def is_bomb(packed: int, unpacked: int) -> bool:
+    """Whether so few bytes claim so many that they are no pictures."""
+    return unpacked > MOST_RATIO * packed + 2**20
+
+
 def decode(raw: bytes, name: str) -> Images:
     """The pixels of an image file's bytes: uint8 `[3, H, W]`.  Raises DataError by `name`."""
     try:
         with Image.open(io.BytesIO(raw)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels, more than {MOST_PIXELS}")
             return planes(image)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} does not decode ({error})", "a whole image file", "replace or remove it") from None

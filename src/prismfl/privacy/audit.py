@@ -47,8 +47,8 @@ class Findings:
     many_runs_if_gaussian: the same, granted that the noise has a Gaussian's shape; one_run: of one release with
     thousands of canaries; each holds with 95 % confidence.  noise: the least noise of any client's moments, beside what
     the promise needs; counts: the same of label counts; true: whether means are those of the images, each counted once;
-    fresh: whether no two releases, clients or labels share noise; kept: whether a release asked for again is the same,
-    and the ledger says it once.
+    drowned: whether labels are dropped by noisy counts alone; fresh: whether no two releases, clients or labels share
+    noise; kept: whether a release asked for again is the same, and the ledger says it once.
     """
 
     epsilon: float
@@ -59,6 +59,7 @@ class Findings:
     noise: float
     counts: float
     true: bool
+    drowned: bool
     fresh: bool
     kept: bool
 
@@ -73,6 +74,7 @@ class Findings:
             found.append(f"label counts have {self.counts:.2f} of the noise that is needed")
         words = {
             "true": "released means are not those of the images, each counted once",
+            "drowned": "labels are not dropped by noisy counts alone",
             "fresh": "releases, clients or labels share noise",
             "kept": "a release asked for again is another, or its ledger does not say what it cost",
         }
@@ -116,6 +118,7 @@ def audit_release(privacy: Privacy, runs: int = 600, canaries: int = 5_000, seed
         _noise(found),
         _counts(found, privacy),
         _true(found),
+        _drowned(found),
         _fresh(found),
         found.same,
     )
@@ -224,10 +227,27 @@ def _counts(found: Probe, privacy: Privacy) -> float:
 
 
 def _true(found: Probe) -> bool:
-    """Whether residuals of labels 0 and 1 have mean 0, entry by entry, as far as their own spread says."""
-    kept = found.residuals[:, :, :2]
+    """Whether residuals of labels 0 and 1 have mean 0, entry by entry: of all runs, and of those with canaries."""
+    rows = np.flatnonzero(found.there & (found.label == 1))
+    return _centred(found.residuals[:, :, :2]) and _centred(found.residuals[rows, found.whose[rows], :2])
+
+
+def _centred(kept: NDArray[np.float64]) -> bool:
+    """Whether the means over runs are 0, as far as their own spread says."""
     means, spread = np.nanmean(kept, 0), np.nanstd(kept, 0) / np.sqrt(np.isfinite(kept).sum(0))
     return bool(((means / np.maximum(spread, 1e-3)) ** 2).sum() < chi2.isf(_UNLIKELY, means.size))
+
+
+def _drowned(found: Probe) -> bool:
+    """Whether a label that a client has none of is heard as often as noise alone says: now and then."""
+    absent = np.ones(found.moments.shape[:2], np.bool_)
+    mine = np.flatnonzero(found.there & (found.label == 2))
+    absent[mine, found.whose[mine]] = False
+    heard, share = (found.moments[:, :, 2] != 0).any(-1)[absent], float(norm.sf(2))
+    return (
+        binom.cdf(heard.sum(), len(heard), share) > _UNLIKELY
+        and binom.sf(heard.sum() - 1, len(heard), share) > _UNLIKELY
+    )
 
 
 def _fresh(found: Probe) -> bool:
