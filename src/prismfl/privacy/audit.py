@@ -244,10 +244,8 @@ def _drowned(found: Probe) -> bool:
     mine = np.flatnonzero(found.there & (found.label == 2))
     absent[mine, found.whose[mine]] = False
     heard, share = (found.moments[:, :, 2] != 0).any(-1)[absent], float(norm.sf(2))
-    return (
-        binom.cdf(heard.sum(), len(heard), share) > _UNLIKELY
-        and binom.sf(heard.sum() - 1, len(heard), share) > _UNLIKELY
-    )
+    few, many = binom.cdf(heard.sum(), len(heard), share), binom.sf(heard.sum() - 1, len(heard), share)
+    return bool(min(few, many) > _UNLIKELY)
 
 
 def _fresh(found: Probe) -> bool:
