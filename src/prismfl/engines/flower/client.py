@@ -143,7 +143,7 @@ def respond(site: Site, request: Request) -> Response:
     """A reply to a broadcast, with the ledger of all that this client released.  Raises PrismError subclasses."""
     path = site.state and site.state / request.run.hex() / "terms.json"
     if path and request.terms:
-        write_atomic(path, json.dumps(asdict(request.terms)) + "\n")
+        write_atomic(path, json.dumps(asdict(request.terms)) + "\n", private=True)
     stored = read_json(path) if path and not request.terms else None
     terms = request.terms or (Terms(**stored | {"classes": tuple(stored["classes"])}) if stored else None)
     if terms is None:

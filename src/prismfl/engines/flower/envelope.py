@@ -7,12 +7,13 @@ field before it is used, and what is shown of it is cut short and made printable
 import json
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import ConfigDict, Field, StrictBool, StrictBytes, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from prismfl.errors import ClientError, MessageError, PrismError
+from prismfl.federation.agreement import MOST_LABELS
 
 RECORD = "prismfl"
 PROTOCOL = 1
@@ -22,7 +23,8 @@ _SHOWN = 300  # characters of a client's own words that reach the log
 _Whole = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 _Seconds = Annotated[float, Field(ge=0, lt=1e9, strict=True, allow_inf_nan=False)]
 _Names = Annotated[tuple[StrictStr, ...], Field(max_length=2**16)]
-_Channels = Annotated[StrictInt, Field(ge=1, lt=2**32)]
+_Channels = Annotated[StrictInt, Field(ge=1, le=3)]
+_Told = Annotated[tuple[StrictStr, ...], Field(max_length=MOST_LABELS)]  # no site has more that a run takes
 _Token = Annotated[StrictBytes, Field(min_length=16, max_length=16)]
 _Ledger = Annotated[StrictStr, Field(max_length=2**20)]
 
@@ -77,8 +79,8 @@ class Hello:
     client: _Whole
     token: _Token
     simulated: StrictBool
-    classes: _Names = ()
-    channels: _Channels = 1
+    classes: _Told = ()
+    channels: Literal[1, 3] = 1
 
 
 @dataclass(frozen=True)
