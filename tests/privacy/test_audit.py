@@ -212,6 +212,10 @@ def test_an_honest_release_is_bounded_and_not_accused(privacy):
     assert found.one_run >= (2 if privacy.epsilon == 9.8 else 0)
 
 
+def test_who_knows_all_other_images_learns_much_of_many_releases():
+    assert 3 <= audit_release(TEN, 200, 1_000).many_runs_if_gaussian <= 9.8
+
+
 @pytest.mark.slow
 def test_of_twenty_honest_audits_at_most_four_accuse():
     found = [audit_release(replace(TEN, epsilon=1.0), 60, 1_000, seed=turn) for turn in range(20)]

@@ -23,7 +23,7 @@ from prismfl.data.images import ImageSet
 from prismfl.errors import SettingError
 from prismfl.moments import FeatureMap
 from prismfl.privacy.ledger import epsilon_of
-from prismfl.privacy.probe import CLIENTS, PIXELS, PixelFeatures, Probe, expected_spread, needed, probe
+from prismfl.privacy.probe import CLIENTS, LABELS, PIXELS, PixelFeatures, Probe, expected_spread, needed, probe
 from prismfl.privacy.release import grid_of
 from prismfl.privacy.source import SourceLedger
 from prismfl.privacy.store import Releases
@@ -170,9 +170,12 @@ _Scores = tuple[NDArray[np.float64], NDArray[np.float64]]  # of releases with th
 
 def _scores(found: Probe) -> list[_Scores]:
     """Scores by attack: towards the canaries, the same beside another client, by shares, and by the rarest label."""
-    toward = np.zeros(PIXELS)
-    toward[0], toward[-1] = 1, -1
-    lean = (found.moments @ (toward * found.weights)).sum(2) * found.sizes  # [R, CLIENTS], of one scale for all
+    toward = np.zeros((LABELS, PIXELS))
+    toward[1, 0], toward[0, -1] = 1, -1
+    heard = (found.moments != 0).any(-1, keepdims=True)
+    # What the attacker knows of the other images is taken away, or clients would seem to differ by it.
+    news = np.where(heard, found.moments - found.known, 0) * np.sqrt(found.weights)
+    lean = (news * toward).sum((2, 3)) * found.sizes  # [R, CLIENTS], of one scale for all
     runs, other = np.arange(len(lean)), (found.whose + 1) % CLIENTS
     mine, shares = lean[runs, found.whose], found.shares[runs, found.whose]
     # With a label of their own the canaries show in whether that label drowned.

@@ -58,7 +58,8 @@ class Probe:
     """What was released, of so many runs on neighbouring sources by turns.
 
     moments: float64 `[R, CLIENTS, LABELS, PIXELS]`; residuals: those less the true ones, in units of the noise that the
-    promise needs, nan where a label drowned; shares: float64 `[R, CLIENTS, LABELS]`; there: bool `[R]`, whether the
+    promise needs, nan where a label drowned; known: float64 `[CLIENTS, LABELS, PIXELS]`, true means of what an attacker
+    knows, all images but one person's; shares: float64 `[R, CLIENTS, LABELS]`; there: bool `[R]`, whether the
     canaries were; whose, label: int64 `[R]`, their client, and their label (1, or 2 that nobody else has); same:
     whether what was asked for again was as before, and its ledger counted it once and as promised; sizes: images of
     each client; weights: float64 `[PIXELS]`, of entries, in the inverse of their noise's variance.
@@ -66,6 +67,7 @@ class Probe:
 
     moments: NDArray[np.float64]
     residuals: NDArray[np.float64]
+    known: NDArray[np.float64]
     shares: NDArray[np.float64]
     there: NDArray[np.bool_]
     whose: NDArray[np.int64]
@@ -111,6 +113,7 @@ def probe(privacy: Privacy, runs: int, seed: int = 0) -> Probe:
     return Probe(
         told,
         np.where(heard, (told - np.array(means)) * np.sqrt(weights) / scale[:, None, None], np.nan),
+        np.array([_means(one) for one in whole]),
         np.array(shares),
         np.array(present),
         np.array(clients_of),
