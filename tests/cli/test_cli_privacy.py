@@ -1,6 +1,7 @@
 """The privacy commands: figures in a table, whole private runs, and one line for what cannot be."""
 
 import json
+from pathlib import Path
 
 import pytest
 from test_cli import TINY, call, refused
@@ -88,3 +89,22 @@ def test_whole_runs_are_audited_too(monkeypatch):
 )
 def test_impossible_audits_are_one_line(words, says):
     assert says in refused("audit", *words)
+
+
+def test_the_ledger_of_a_source_is_printed_by_its_data_and_verified(tmp_path, write_sites):
+    images = write_sites(tmp_path / "images", {"a": 20}) / "a"
+    words = ["--dataset", "folder", "--data-dir", images, "--clients", 2, "--partition", "iid", "--channels", 1]
+    words += ["--size", 16, "--width", 2, "--rounds", 1, "--local-steps", 1, "--batch-size", 4, "--noise", "fast"]
+    for epsilon in (2, 3):
+        code, _, err = call("train", *words, "--epsilon", epsilon, "--delta", 1e-3, "--out", tmp_path / str(epsilon))
+        assert (code, err) == (0, "")
+    code, out, _ = call("privacy", "ledger", images)
+    assert code == 0 and "4 releases of 1 ways to deal the images to clients; the chain is whole" in out
+    path = Path(out.splitlines()[0])
+    found = json.loads(call("privacy", "ledger", path, "--json")[1])
+    assert 3 < found["epsilon"] < 5 and len(found["releases"]) == 4
+    limit = ["--epsilon", 1, "--delta", 1e-3, "--budget-epsilon", 4, "--budget-delta", 1e-3]
+    assert "at most its budget, ε = 4" in refused("train", *words, *limit, "--out", tmp_path / "more")
+    path.write_text(path.read_text().replace('"epsilon": 3.0', '"epsilon": 0.1'))
+    assert "does not follow from the one before" in refused("privacy", "ledger", path)
+    assert "no ledger" in refused("privacy", "ledger", tmp_path)

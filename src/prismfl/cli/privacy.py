@@ -47,9 +47,9 @@ def ledger(
 ) -> None:
     """Print all that was ever released of a source, and what it comes to; verify that nothing was changed."""
     from prismfl.privacy.source import as_json as json_of
-    from prismfl.privacy.source import as_text, ledger_of, read_ledger
+    from prismfl.privacy.source import as_text, is_ledger, ledger_of, read_ledger
 
-    found = file if file.is_file() else ledger_of(str(file.resolve()) if file.exists() else str(file))
+    found = file if is_ledger(file) else ledger_of(str(file.resolve()) if file.exists() else str(file))
     releases = read_ledger(found)
     print(json_of(releases, delta) if as_json else f"{found}\n{as_text(releases, delta)}")
 

@@ -238,6 +238,14 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def is_ledger(path: Path) -> bool:
+    """Whether a file is a ledger, whole or not, rather than data that have one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(12) == b'{"previous":'
+
+
 def read_ledger(path: Path) -> list[Release]:
     """The releases in a ledger file, its chain checked.  Raises PrivacyError."""
     if not path.is_file():
@@ -260,7 +268,7 @@ def as_text(releases: Sequence[Release], delta: float = 0.0) -> str:
     person = "one image" if most == 1 else f"up to {most} images of one person"
     lines.append(
         f"spent: ε = {total.epsilon:.4g} at δ = {total.delta:g}, for {person}; "
-        f"{total.releases} releases in {total.clients} dealings; the chain is whole"
+        f"{total.releases} releases of {total.clients} ways to deal the images to clients; the chain is whole"
     )
     return "\n".join(lines)
 

@@ -112,7 +112,7 @@ def test_of_two_that_claim_one_identity_one_is_refused_and_a_full_disk_is_named(
     notes = "\n".join(deployment.notes(out))
     assert cohorts(out) == [[0, 1]] * 2
     assert "client 0 a second time" in notes
-    assert "client 2 is left out: cannot write" in notes
+    assert "client 2 is left out: one RunFolderError at the site" in notes
 
 
 def until(what, seconds=300):
@@ -177,7 +177,8 @@ def test_a_server_that_is_killed_goes_on_over_tls_with_keys(write_sites, tmp_pat
         for number, site in enumerate("ab"):
             who = ["--client", number, "--data-dir", sites / site, "--state", tmp_path / f"state-{number}"]
             way = ["--server", f"127.0.0.1:{port}", "--root-certificates", tls / "ca.crt"]
-            proof = ["--key", tls / f"client-{number}.key"]
+            proof = ["--key", tls / f"client-{number}.key", "--ledger", tmp_path / f"ledger-{number}"]
+            proof += ["--budget-epsilon", 1, "--budget-delta", 1e-5]
             running.append(start(["client", *who, *way, *proof], tmp_path / f"client-{number}.log"))
         until((tmp_path / "run" / "checkpoint.safetensors").exists, 400)
         server.send_signal(signal.SIGKILL)

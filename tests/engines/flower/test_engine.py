@@ -13,9 +13,11 @@ pytest.importorskip("flwr", reason="Flower is not installed")
 from flwr.app import Error, Message
 
 from prismfl.engines import simulator as inprocess
+from prismfl.engines.flower import client as client_room
 from prismfl.engines.flower.envelope import Response, to_records
 from prismfl.errors import ClientError, DataError, RunFolderError
 from prismfl.generator.modelfile import load_model
+from prismfl.moments import FeatureMap
 from prismfl.privacy import store
 from prismfl.privacy.release import from_bytes
 from prismfl.privacy.source import SourceLedger, read_ledger
@@ -82,6 +84,28 @@ def test_private_runs_agree_from_the_same_releases(
     assert mine.model.read_bytes() == plain.model.read_bytes()
     assert mine.ledger.read_bytes() == plain.ledger.read_bytes()
     assert [entry["client"] for entry in load_model(mine.model).ledger] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("planted", [False, True], ids=["as it is", "planted"])
+def test_nothing_but_releases_is_told_of_private_images(
+    planted, fake, site_nodes, site_settings, serve, tmp_path, notes, monkeypatch
+):
+    """Neither updates nor distances at the end come of raw moments, and the check would see it if they did."""
+    seen = []
+    real = FeatureMap.target
+    monkeypatch.setattr(FeatureMap, "target", lambda *arguments: seen.append(1) or real(*arguments))
+    if planted:
+        distances = client_room.client_distances
+
+        def raw(agreement, kit, frame, client, target, held):
+            mine = client_room._images(client_room.Site(client, data_dir=sites[client]), agreement.settings)
+            return distances(agreement, kit, frame, client, kit.features.target(mine.images, mine.labels, 2), held)
+
+        sites = {config["partition-id"]: Path(config["data-dir"]) for config in site_nodes.values()}
+        monkeypatch.setattr(client_room, "client_distances", raw)
+    settings = site_settings(privacy=PRIVATE, federation={"finished_mask": "best"})
+    serve(fake(site_nodes), tmp_path / "run", settings, notes)
+    assert bool(seen) == planted and not any("left out" in line for line in notes.lines)
 
 
 def test_a_reply_without_a_ledger_does_not_count(fake, site_nodes, site_settings, serve, tmp_path, notes):

@@ -64,8 +64,9 @@ def serve(grid: Grid, folder: RunFolder, settings: Settings, watcher: Watcher) -
     path = folder.root / "agreement.json"
     held = runfolder.read_json(path)
     stated = _stated(settings)
-    known = held is not None or stated is not None  # what all agree on, whoever comes
-    _gather(roster, settings, settings.running.least_cohort if known else settings.data.clients, watcher)
+    # What is stated is agreed on whoever comes: then those that are late do not keep the others from beginning.
+    least = settings.data.clients if held is None and stated is None else settings.running.least_cohort
+    _gather(roster, settings, least, watcher, patient=held is None)
     hellos = [roster.seats[client].hello for client in sorted(roster.seats)]
     test, kit = None, None
     if all(hello.simulated for hello in hellos):  # by Flower: the data set is here, and there, as the settings name it
@@ -90,10 +91,10 @@ def serve(grid: Grid, folder: RunFolder, settings: Settings, watcher: Watcher) -
     return loop.run(agreement, Flower(grid, agreement, folder, roster, terms), folder, watcher, test, kit)
 
 
-def _gather(roster: Roster, settings: Settings, needed: int, watcher: Watcher) -> None:
+def _gather(roster: Roster, settings: Settings, needed: int, watcher: Watcher, *, patient: bool) -> None:
     """Wait for the clients: for all of them a while once `needed` are there, and for these until the deadline.
 
-    Raises ClientError when they do not come in time.
+    patient: wait for all of them until the deadline.  Raises ClientError when too few come in time.
     """
     wait = settings.running.deadline
     begun, told, enough_since = time.monotonic(), -1, 0.0
@@ -104,7 +105,9 @@ def _gather(roster: Roster, settings: Settings, needed: int, watcher: Watcher) -
             watcher.note(f"{here} of {settings.data.clients} clients are connected")
             told = here
         enough_since = (enough_since or now) if here >= needed else 0.0
-        if enough_since and now - enough_since > min(_SETTLE, wait or _SETTLE):
+        if enough_since and not patient and now - enough_since > min(_SETTLE, wait or _SETTLE):
+            return
+        if wait and now - begun > wait and here >= needed:
             return
         if wait and now - begun > wait and here < needed:
             missing = ", ".join(map(str, roster.missing(range(settings.data.clients))[:20]))
