@@ -96,8 +96,8 @@ def test_the_ledger_of_a_source_is_printed_by_its_data_and_verified(tmp_path, wr
     words = ["--dataset", "folder", "--data-dir", images, "--clients", 2, "--partition", "iid", "--channels", 1]
     words += ["--size", 16, "--width", 2, "--rounds", 1, "--local-steps", 1, "--batch-size", 4, "--noise", "fast"]
     for epsilon in (2, 3):
-        code, _, err = call("train", *words, "--epsilon", epsilon, "--delta", 1e-3, "--out", tmp_path / str(epsilon))
-        assert (code, err) == (0, "")
+        code, out, err = call("train", *words, "--epsilon", epsilon, "--delta", 1e-3, "--out", tmp_path / str(epsilon))
+        assert (code, err) == (0, "") and "all releases of these images so far: ε = " in " ".join(out.split())
     code, out, _ = call("privacy", "ledger", images)
     assert code == 0 and "4 releases of 1 ways to deal the images to clients; the chain is whole" in out
     path = Path(out.splitlines()[0])

@@ -7,6 +7,7 @@ import typer
 
 from prismfl.cli.options import asked
 from prismfl.cli.train import closing, reported, watched
+from prismfl.data.files import make_folder
 from prismfl.errors import SettingError
 from prismfl.settings.check import check_pattern
 
@@ -99,6 +100,7 @@ def client(
 
     check_pattern(people)
     place = (state or Path(f"client-{client}")).resolve()
+    make_folder(place, private=True)
     files = {"data-dir": data_dir, "state-dir": str(place), "features": features, "weights": weights}
     config: dict[str, str | int | float | bool] = {
         "partition-id": client,

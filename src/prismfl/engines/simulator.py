@@ -274,6 +274,8 @@ def _run_alone(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> F
         engine.close(now=True)
         raise
     engine.close()
+    if engine.disk.releases:
+        watcher.note(engine.disk.releases.source.summary())
     return finished
 
 

@@ -83,6 +83,14 @@ class SourceLedger:
         with self._locked():
             return self._read()
 
+    def summary(self) -> str:
+        """What all releases of the source, of which there is one at least, come to so far: a line for people."""
+        spent = spent_of(self.releases())
+        return (
+            f"all releases of these images so far: ε = {spent.epsilon:.4g} at δ = {spent.delta:g}, "
+            f"{spent.releases} of them ({self.path})"
+        )
+
     def once(self, definition: str, dealing: str, entry: Entry, draw: Callable[[], bytes]) -> tuple[Release, bytes]:
         """The release of a definition: as it is stored, or entered in the ledger, drawn, and stored first.
 

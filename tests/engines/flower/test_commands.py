@@ -15,11 +15,12 @@ from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import parse_config_args
 
 from prismfl.data.images import ImageSet
+from prismfl.data.lock import alone
 from prismfl.data.site import conform, load_site, reported
 from prismfl.engines.flower.certificates import make_certificates
 from prismfl.engines.flower.envelope import Hello
 from prismfl.engines.flower.events import EventWriter, read_events, replay
-from prismfl.engines.flower.processes import APP, Link, Node, child, environment, follow, quoted, simulated
+from prismfl.engines.flower.processes import APP, Link, Node, child, environment, follow, quoted, run_client, simulated
 from prismfl.engines.flower.server import agree_of, open_folder
 from prismfl.errors import ClientError, PrismError, RunFolderError, SettingError
 from prismfl.run.loop import Silent
@@ -167,6 +168,11 @@ def test_a_server_that_is_gone_is_noticed(tmp_path):
         process.wait()
         with pytest.raises(RunFolderError, match="superlink ended"):
             follow(tmp_path, 0, process, Silent())
+
+
+def test_one_client_a_state_folder(tmp_path):
+    with alone(tmp_path / ".lock", "it"), pytest.raises(RunFolderError, match=r"in use by process \d+ since"):
+        run_client(Node("127.0.0.1:1", tmp_path, {}), print)
 
 
 def test_children_end_with_the_block(tmp_path):

@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from prismfl.data.files import check_writable, write_atomic
-from prismfl.data.lock import is_held
+from prismfl.data.lock import alone, is_held
 from prismfl.engines.flower import QUIET, warm
 from prismfl.engines.flower.events import NAME, read_events, replay
 from prismfl.errors import ClientError, DataError, DependencyError, RunFolderError, SettingError
@@ -336,7 +337,11 @@ def supernode(node: Node, say: Say, log: IO[bytes] | None = None) -> Iterator[li
     port = free_port()
     words, beside = node.words(port), []
     if warm.SUPPORTED:
-        words, beside = [*words, "--isolation", "process"], [warm.superexec(port)]
+        # Who else is on this machine cannot take messages that are this client's to answer.
+        secret = node.state / "flower" / "superexec-secret"
+        write_atomic(secret, secrets.token_bytes(32), private=True)
+        shared = ["--superexec-auth-secret-file", str(secret)]
+        words, beside = [*words, "--isolation", "process", *shared], [[*warm.superexec(port), *shared]]
     say(shlex.join(words))
     with contextlib.ExitStack() as exits:
         yield [exits.enter_context(child(one, node.state / "flower", log)) for one in (words, *beside)]
@@ -346,10 +351,10 @@ def run_client(node: Node, say: Say) -> None:
     """A SuperNode, started again whenever it ends, until this process is stopped.
 
     A server that starts anew does not know its nodes: they must come to it again.  Raises ClientError when it
-    ends at once, again and again.
+    ends at once, again and again, RunFolderError where another client has the state folder.
     """
     quick = 0
-    with ending_on_terminate():
+    with alone(node.state / ".lock", f"the client's folder {node.state}"), ending_on_terminate():
         while quick < _MOST_QUICK:
             begun = time.monotonic()
             with supernode(node, say) as processes:
