@@ -23,10 +23,11 @@ class Chain:
     """
 
     def __init__(self, path: Path, kind: str) -> None:
-        self.path, self.kind = path, kind
+        self.path, self.kind, self.generation = path, kind, 0
         self._start()
 
     def _start(self) -> None:
+        self.generation += 1  # whoever keeps what was read begins anew as well
         self._offset, self._tail, self._file = 0, _FIRST, -1
         self._records: list[dict[str, Any]] = []
 

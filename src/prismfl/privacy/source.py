@@ -16,7 +16,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ class SourceLedger:
         self.path, self.budget = path, budget
         self.folder = path.with_name(f"{path.name}.releases")
         self._chain = Chain(path, "ledger")
+        self._generation, self._parsed, self._checked = 0, 0, False
+        self._held: dict[str, Release] = {}
 
     def releases(self) -> list[Release]:
         """All releases of the source, oldest first.  Raises PrivacyError for a ledger that is not whole."""
@@ -124,7 +126,9 @@ class SourceLedger:
         """The release that is stored, or else a new line for it, where the budget has room."""
         with self._locked():
             held = self._read()
-            self._check_store(held)
+            if not self._checked:  # once: it looks at every file
+                self._check_store(held)
+                self._checked = True
             known = [one for one in held if one.definition == definition and one.stored]
             if known:
                 return known[-1]
@@ -181,25 +185,29 @@ class SourceLedger:
             )
 
     def _read(self) -> list[Release]:
-        """The chain's lines as releases.  Whoever calls holds the lock."""
-        found: dict[str, Release] = {}
-        for record in self._chain.read():
+        """The chain's lines as releases, of which only new ones are parsed.  Whoever calls holds the lock."""
+        records = self._chain.read()
+        if self._chain.generation != self._generation:
+            self._generation, self._parsed, self._held = self._chain.generation, 0, {}
+        for record in records[self._parsed :]:
             try:
-                if "stored" in record:
-                    one = found[record["stored"]]
-                    found[one.id] = Release(one.id, one.definition, one.dealing, one.time, one.entry, record["sha256"])
-                else:
-                    name, definition, dealing = (str(record[key]) for key in ("release", "definition", "dealing"))
-                    found[name] = Release(
-                        name, definition, dealing, str(record["time"]), from_json([record["entry"]])[0]
-                    )
+                self._take(record)
             except (KeyError, TypeError):
                 raise PrivacyError(
                     f"a line of {self.path} that says nothing of a release",
                     "the ledger as it was written",
                     "use the version of prismfl that wrote it",
                 ) from None
-        return list(found.values())
+        self._parsed = len(records)
+        return list(self._held.values())
+
+    def _take(self, record: dict[str, Any]) -> None:
+        if "stored" in record:
+            self._held[record["stored"]] = replace(self._held[record["stored"]], stored=record["sha256"])
+            return
+        name, definition, dealing = (str(record[key]) for key in ("release", "definition", "dealing"))
+        (entry,) = from_json([record["entry"]])
+        self._held[name] = Release(name, definition, dealing, str(record["time"]), entry)
 
     def _locked(self) -> Any:
         return alone(self.path.with_name(f".{self.path.name}.lock"), str(self.path), _PATIENCE)
