@@ -1,8 +1,7 @@
 """Masks, averages and keep-probabilities ↔ bytes, given what both ends know already.
 
-Both ends know θ_t = q / 65536 and the uniforms u that masks are drawn with, hence the mask
-M0 = [u < θ_t] of a client with no news.  Only flips against it are coded, and how likely a flip is
-follows from how far u is from θ_t in log-odds, from θ_t, and from the layer.
+Both ends know θ_t = q / 65536 and the uniforms u that masks are drawn with, hence the mask M0 = [u < θ_t] of a client
+with no news.  Only flips against it are coded, as likely as u is near θ_t in log-odds, by θ_t and the layer.
 """
 
 import math
@@ -74,10 +73,7 @@ def unpack_mask(raw: bytes, count: int) -> NDArray[np.bool_]:
 
 
 def pack_theta(q: NDArray[np.uint16]) -> bytes:
-    """Keep-probabilities q / 65536: which of up to 256 different values each is, coded; or two bytes each.
-
-    A mean of n masks has few values, so θ takes two to four bits a weight.
-    """
+    """Keep-probabilities q / 65536: which of up to 256 values each is, coded; or two bytes each."""
     return _packed_theta(q.astype("<u2").tobytes())
 
 
