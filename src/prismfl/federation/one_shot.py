@@ -88,7 +88,7 @@ def gather(agreement: Agreement, dimension: int, exchange: Exchange) -> Gathered
     least = agreement.settings.running.least_cohort
     if len(heard) < least:
         raise ClientError(
-            f"usable moments of {len(heard)} clients ({'; '.join(left_out.values()) or 'none came'})",
+            f"usable moments of {len(heard)} clients ({'; '.join(dict.fromkeys(left_out.values())) or 'none came'})",
             f"those of at least {least}, running.least_cohort",
             "mend the clients and resume the run",
         )

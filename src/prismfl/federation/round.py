@@ -195,8 +195,9 @@ def server_update(
     heard = {client: news for client, news in heard.items() if client not in strangers}
     least = agreement.settings.running.least_cohort
     if len(heard) < least:
+        why = "; ".join(dict.fromkeys(left_out.values())) or "none came"
         raise ClientError(
-            f"{len(heard) or 'no'} usable reply in round {state.round} ({'; '.join(left_out.values()) or 'none came'})",
+            f"{len(heard) or 'no'} usable reply in round {state.round} ({why})",
             "at least one" if least == 1 else f"at least {least}, running.least_cohort",
             "mend the clients and resume the run",
         )
