@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made import Tree, channels_first, data_folder, pixels, png
+from PIL import Image
 
 from prismfl.data.datasets import load_dataset
-from prismfl.data.folder import client_roots
+from prismfl.data.folder import client_roots, links_out, load_folder
 from prismfl.errors import DataError
+from prismfl.run.prepare import prepare
 from prismfl.settings.schema import Data
 
 
@@ -291,3 +293,19 @@ def test_a_damaged_image_of_a_client_is_named(tmp_path):
     (tmp_path / "sites" / "west" / "y" / "2.png").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"west/y/2\.png does not decode"):
         clients_from(tmp_path / "sites" / "*")
+
+
+def test_links_are_followed_and_counted_where_they_lead_out(tmp_path, tiny):
+    for name in ("in/a", "out"):
+        (tmp_path / name).mkdir(parents=True)
+        for index in range(10):
+            Image.fromarray(np.full((8, 8), 20 * index, np.uint8)).save(tmp_path / name / f"{index}.png")
+    (tmp_path / "in" / "b").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "a" / "round").symlink_to(tmp_path / "in")
+    found = load_folder(tmp_path / "in", "train", False, 8)
+    assert found.classes == ("a", "b") and len(found) == 18 and links_out(tmp_path / "in") == 10
+    data = {"dataset": "folder", "data_dir": str(tmp_path / "in"), "clients": 2}
+    assert any("10 files of the data lie elsewhere" in line for line in prepare(tiny(data=data)).warnings)
+    (tmp_path / "in" / "c.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(DataError, match="leads nowhere"):
+        load_folder(tmp_path / "in", "train", False, 8)

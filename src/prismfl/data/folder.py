@@ -138,10 +138,33 @@ def _entries(root: Path) -> list[_Entry]:
 
 
 def _files(root: Path) -> Iterator[_Entry]:
-    for path in root.rglob("*"):
-        if _is_image(path) and path.is_file():
+    for path, _ in _walked(root, set()):
+        if _is_image(path):
             below = PurePosixPath(path.relative_to(root).as_posix())
             yield _Entry(below, f"{root}/{below}", functools.partial(read_file, path))
+
+
+def _walked(folder: Path, above: set[Path], linked: bool = False) -> Iterator[tuple[Path, bool]]:
+    """Files below a folder, and whether a link led there.  Raises DataError for a link to nothing."""
+    here = folder.resolve()
+    if here in above:  # a link back to a folder that this one is in
+        return
+    for path in folder.iterdir():
+        link = linked or path.is_symlink()
+        if path.is_dir():
+            yield from _walked(path, above | {here}, link)
+        elif path.is_file():
+            yield path, link
+        elif link:
+            raise DataError(f"{path}, a link that leads nowhere", "links to files or folders", "mend or remove it")
+
+
+def links_out(root: Path) -> int:
+    """How many files of a folder lie elsewhere, behind links that lead out of it."""
+    if not root.is_dir():
+        return 0
+    top = root.resolve()
+    return sum(link and not path.resolve().is_relative_to(top) for path, link in _walked(root, set()))
 
 
 def _is_image(path: PurePath) -> bool:

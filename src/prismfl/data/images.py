@@ -183,7 +183,7 @@ def planes(image: Image.Image) -> Images:
         raise ValueError(f"pixels of mode {image.mode}, whose range is unknown")
     if image.mode.startswith("I;16"):  # grey of sixteen bits, which Pillow alone would cut off at 255
         image = Image.fromarray((np.asarray(image, np.uint16) / 257).round().astype(np.uint8))
-    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")).transpose(2, 0, 1)
 
 
 class Gallery:

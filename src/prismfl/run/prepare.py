@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from prismfl.data.classes import select_classes, select_names
 from prismfl.data.datasets import load_dataset
-from prismfl.data.folder import client_roots
+from prismfl.data.folder import client_roots, links_out
 from prismfl.data.images import ImageSet, deal, fit, in_channels
 from prismfl.data.partition import partition, uncovered
 from prismfl.errors import DataError, PrivacyError, SettingError
@@ -153,9 +153,19 @@ def _warnings(
         found += sibling_note(name)
     if settings.federation.mode == "one-shot" and not private:
         found.append(_PLAIN_MOMENTS)
+    if elsewhere := sum(map(links_out, _roots(settings))):
+        found.append(f"note: {elsewhere} files of the data lie elsewhere, behind links that lead out of its folder")
     if private:
         found += uncovered(clients, settings.privacy.images_per_person)
     return tuple(found)
+
+
+def _roots(settings: Settings) -> list[Path]:
+    """Folders of images that a run reads."""
+    data = settings.data
+    if data.clients_from:
+        return client_roots(data.clients_from)
+    return [Path(data.data_dir)] if data.dataset == "folder" and data.data_dir else []
 
 
 def for_arrays(settings: Settings, images: NDArray[np.uint8]) -> Settings:

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 
 from prismfl.data.datasets import ImageSet
 from prismfl.data.files import write_atomic
+from prismfl.data.folder import links_out
 from prismfl.data.partition import uncovered
 from prismfl.data.site import conform, load_site, only, reported
 from prismfl.engines.clientdisk import ClientDisk, releases_of
@@ -115,6 +116,8 @@ def greet(site: Site, request: Request) -> Hello:
     settings = site.local(_settings(request.terms))
     with _at_home():
         mine = _images(site, settings)
+        if site.data_dir and (elsewhere := links_out(site.data_dir)):
+            print(f"note: {elsewhere} images lie elsewhere, behind links that lead out of their folder", flush=True)
         if settings.privacy.epsilon:
             check_sizes(settings.privacy, [len(mine)])
             for line in uncovered([mine], settings.privacy.images_per_person):
