@@ -93,7 +93,7 @@ def test_bad_input_is_refused_in_one_line(words, says, tmp_path, monkeypatch):
 
 
 def test_flower_reads_back_what_a_node_is_told(tmp_path):
-    data = {"data-dir": str(tmp_path / "it's = here"), "another-release": False}
+    data = {"data-dir": str(tmp_path / "it's = here"), "insecure": False}
     told = {"partition-id": 2, "most-epsilon": 1.5, "people": r"person(\d+)"} | data
     words = Node("localhost:8000", tmp_path, told).words(9)
     assert parse_config_args([words[words.index("--node-config") + 1]]) == told
