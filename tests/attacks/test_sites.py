@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, Message, RecordDict
 
+from prismfl.cli.federate import _rules
 from prismfl.data import site as loading
 from prismfl.engines.flower import client
 from prismfl.engines.flower.envelope import Ask, Request, Terms, hello_from, response_from, to_records
-from prismfl.engines.flower.site import AUDIT
+from prismfl.engines.flower.site import AUDIT, Site
 from prismfl.errors import ClientError, PrivacyError, SettingError
 from prismfl.federation.agreement import init
 from prismfl.federation.round import broadcast
@@ -179,6 +180,15 @@ def test_a_policy_that_is_none_is_refused(text, says, tmp_path):
     (tmp_path / "policy.toml").write_text(text)
     with pytest.raises(SettingError, match=says):
         read_policy(tmp_path / "policy.toml")
+
+
+def test_a_policy_that_is_changed_holds_at_once(node, tmp_path):
+    """The command hands on its own options alone; what it leaves to the file is read with each message."""
+    told = _rules(Path(node["ledger"]), Path(node["policy"]), node["data-dir"], 0.0, 0.0, 0.5)
+    site = Site.of(Context(1, 1, node | told, RecordDict(), {}))
+    assert site.rules() == replace(RULES, largest_epsilon=0.5)
+    Path(node["policy"]).write_text(policy_text(replace(RULES, budget_epsilon=0.25)))
+    assert site.source().budget.epsilon == 0.25
 
 
 def test_a_policy_is_read_back(tmp_path):

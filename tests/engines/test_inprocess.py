@@ -12,6 +12,7 @@ import pytest
 
 from prismfl.data.datasets import ImageSet
 from prismfl.engines import simulator as inprocess
+from prismfl.engines.clientdisk import ClientDisk
 from prismfl.engines.simulator import InProcess, resume, train
 from prismfl.errors import ClientError, DataError, ModelFileError, RunFolderError
 from prismfl.features import networks as features
@@ -22,7 +23,7 @@ from prismfl.generator.sampling import load
 from prismfl.moments import FeatureMap
 from prismfl.run import folder as runfolder
 from prismfl.run import loop as coordinator
-from prismfl.run.folder import RunFolder, read_rounds
+from prismfl.run.folder import RunFolder, load_arrays, read_rounds, save_arrays
 from prismfl.run.loop import Silent
 from prismfl.run.prepare import for_arrays, prepare
 from prismfl.search import precision_of
@@ -555,3 +556,13 @@ def test_clients_are_searched_one_a_core_and_a_few_on_a_gpu(monkeypatch, running
         tables[groups.get(name, "running")][name] = value
     settings = settings_from(tables)
     assert inprocess.workers_of(settings) == wanted
+
+
+def test_a_cached_target_of_another_kind_is_made_again(run_settings, blobs, tmp_path):
+    settings = run_settings()
+    root = train(settings, blobs, out=tmp_path / "one").folder.root
+    want = load_arrays(root / "clients" / "0" / "target.safetensors")
+    save_arrays(root / "clients" / "0" / "target.safetensors", {"other": np.zeros(3)})
+    ready = prepare(settings, blobs)
+    found = ClientDisk(ready.agreement, ready.kit, RunFolder(root)).target(0, ready.clients[0])
+    np.testing.assert_array_equal(found.moments, want["moments"])

@@ -134,7 +134,8 @@ def _rules(
     changes = {name: float(value) for name, value in options.items() if value}
     found = read_policy(policy, **changes) if policy else policy_from(changes)
     SourceLedger(place, found.budget()).releases()  # that does not read is refused now
-    numbers = {"budget-epsilon": found.budget_epsilon, "budget-delta": found.budget_delta, "most-epsilon": most}
+    # What the options leave to the policy is read anew for each message: a change of the file holds at once.
+    numbers = {"budget-epsilon": epsilon, "budget-delta": delta, "most-epsilon": most}
     return {"ledger": str(place), "policy": str(policy.resolve()) if policy else "", **numbers}
 
 

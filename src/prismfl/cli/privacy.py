@@ -67,7 +67,7 @@ def audit(
     """Attack the release with canaries: lower bounds on ε, each with 95 % confidence."""
     from dataclasses import asdict
 
-    from prismfl.privacy.audit import audit_release
+    from prismfl.privacy.audit import ROUNDED, audit_release
     from prismfl.privacy.release import check_sizes
 
     values = {"epsilon": epsilon, "delta": delta, "noise": noise, "images_per_person": images_per_person}
@@ -76,7 +76,7 @@ def audit(
     found = audit_release(asked, runs, canaries)
     real = _noise_at_default_size(asked)
     trained = _audited_training(epsilon, delta, training_runs) if training_runs else None
-    broken = found.broken or real < 0.98
+    broken = found.broken or real < ROUNDED
     if as_json:
         more: dict[str, Any] = {"training": asdict(trained)} if trained else {}
         print(json.dumps(asdict(found) | {"noise_at_default_size": real, "broken": broken} | more, indent=1))

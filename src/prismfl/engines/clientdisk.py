@@ -55,7 +55,7 @@ class ClientDisk:
         key = key_of(self.kit.features.fingerprint(), mine, classes)
         path = self._cache(client, key)
         held = runfolder.load_arrays(path)
-        if held is not None and np.array_equal(held["key"], key):
+        if held is not None and np.array_equal(held.get("key", ()), key):
             return Target(held["moments"], len(mine), label_shares(mine.labels, classes))
         target = self.kit.features.target(mine.images, mine.labels, classes)
         runfolder.save_arrays(path, {"key": key, "moments": target.moments})

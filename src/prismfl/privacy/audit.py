@@ -33,7 +33,7 @@ CONFIDENCE = 0.95
 _MOST = 60.0
 _GUESSED = 10  # of so many canaries one is guessed
 _UNLIKELY = 1e-6  # what chance may bring once in so many audits is no defect
-_ROUNDED = 0.98  # noise may fall short of what is needed by what grids and the label's entry round
+ROUNDED = 0.98  # noise may fall short of what is needed by what grids and the label's entry round
 _ALIKE = 0.9  # correlation of two blocks' noise above which it is the same
 _SEEN = 1500  # blocks that are compared with each other
 _CANARY_SIDE = 100  # pixels a side of an image in the attack on one release: two for each canary
@@ -68,9 +68,9 @@ class Findings:
         """What contradicts the promise, in words; of honest releases a bound is too high in one of seven."""
         bounds = {"many_runs": self.many_runs, "if_gaussian": self.many_runs_if_gaussian, "one_run": self.one_run}
         found = [f"the attack {name} shows ε ≥ {bound:.3g}" for name, bound in bounds.items() if bound > self.epsilon]
-        if self.noise < _ROUNDED:
+        if self.noise < ROUNDED:
             found.append(f"moments have {self.noise:.2f} of the noise that is needed")
-        if self.counts < _ROUNDED:
+        if self.counts < ROUNDED:
             found.append(f"label counts have {self.counts:.2f} of the noise that is needed")
         words = {
             "true": "released means are not those of the images, each counted once",

@@ -20,7 +20,7 @@ _ABOUT = {
     "images_per_person": "images that one person has here at most: a run must cover as many",
     "samplers": "of the noise: exact, or fast as well",
     "modes": "masks, one-shot",
-    "networks": "SHA-256 of the feature networks that may be matched; none: any that prismfl knows by name",
+    "networks": "SHA-256 of the feature networks that may be matched; none: any",
     "sizes": "pixels a side",
     "least_cohort": "clients a round, at least: of fewer, sums say much of each",
     "without_epsilon": "runs without ε: until-release (none once this site has released anything), never, always",
@@ -30,7 +30,7 @@ _ABOUT = {
 
 @dataclass(frozen=True)
 class Policy:
-    """A site's rules; see `_ABOUT` for what each says, and `write_policy` for the file.
+    """A site's rules; see `_ABOUT` for what each says, and `policy_text` for the file.
 
     Raises SettingError for values that none can have, PrivacyError for a budget that is none.
     """

@@ -37,6 +37,7 @@ _START = 120.0  # seconds that a SuperLink may take to listen
 _STOP = 10.0  # seconds that a child may take to end
 _LOOK = 0.3  # seconds between looks at a run's events, and at a SuperNode
 _GONE = 10.0  # seconds after which a server that does not hold its folder is gone
+_ANSWER = 120.0  # seconds that one of Flower's commands may take
 _AGAIN = 5.0  # seconds before a SuperNode is started again
 _QUICK, _MOST_QUICK = 20.0, 5  # a SuperNode that ends so soon, so many times, will not mend by itself
 _DEATH = 1  # PR_SET_PDEATHSIG
@@ -230,7 +231,11 @@ def submit(out: Path, place: Path, say: Say, app: Path = APP, more: Sequence[str
 def _flwr(words: Sequence[str], place: Path, say: Say) -> None:
     full, env = ["flwr", *words], environment(place / "home")
     say(shlex.join(full))
-    done = subprocess.run(command(full, env), env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    try:
+        done = subprocess.run(command(full, env), env=env, timeout=_ANSWER, **quiet)
+    except subprocess.TimeoutExpired:
+        raise RunFolderError(f"flwr {words[0]} took {_ANSWER:g} s", "an answer", "try again") from None
     if done.returncode:
         said = " ".join((done.stdout + done.stderr).split())[-400:]
         raise RunFolderError(f"flwr {words[0]} failed: {said}", "exit status 0", f"read {place / 'superlink.log'}")
