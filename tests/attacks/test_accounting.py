@@ -93,7 +93,7 @@ def test_whatever_is_changed_is_one_more_release_and_the_budget_stops_it(change,
     assert spent_of(ledger_of(asked(), tmp_path)).epsilon > 1.2 * before.epsilon
 
 
-def test_sixty_four_runs_spend_no_more_than_the_budget(asked, tmp_path):
+def test_many_runs_spend_no_more_than_the_budget(asked, tmp_path):
     limit, refused = {"budget_epsilon": 2.0, "budget_delta": 1e-3}, 0
     for seed in range(12):
         try:

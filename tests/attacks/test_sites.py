@@ -62,7 +62,7 @@ def asking(node, site_settings):
     return ask
 
 
-def test_sixty_four_askings_spend_what_the_budget_allows(asking, node):
+def test_many_askings_spend_what_the_budget_allows(asking, node):
     kinds = [{"size": 16}, {"size": 32}, {"channels": 3}, {"conditional": False}]
     heard = [
         asking(privacy=PRIVATE | {"epsilon": epsilon}, generator={"channels": 1} | kind)
