@@ -11,7 +11,7 @@ import pytest
 import prismfl
 
 LINE = """
-errors < settings < seeding < data < wire < kernels < features < generator < runtime < moments < privacy < search
+errors < settings < seeding < data < wire < sums < kernels < features < generator < runtime < moments < privacy < search
 < server < federation < metrics < run < engines < report < cli < __main__
 """
 ORDER = [name.strip() for name in LINE.split("<")]

@@ -1,5 +1,6 @@
 """`prismfl federate`: the same training on Flower's machinery."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -107,6 +108,7 @@ def client(
         **{name: str(Path(path).resolve()) if path else "" for name, path in files.items()},
         "device": device,
         "people": people,
+        "key": str(key.resolve()) if key else "",
         "server": server,
         **_rules(ledger, policy, data_dir, budget_epsilon, budget_delta, most_epsilon),
     }
@@ -143,14 +145,26 @@ def policy(
     out: Annotated[Path, typer.Option(help="New file for it.")],
     budget_epsilon: Annotated[float, typer.Option(help="Most ε of all releases of the site's images together.")],
     budget_delta: Annotated[float, typer.Option(help="δ at which that ε is told.")] = 1e-5,
+    keys: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of client-N.pub of all sites, for secure sums: no other keys are known to the site."),
+    ] = None,
+    colluders: Annotated[int, typer.Option(help="Sites that may collude with the server [a fifth].", min=-1)] = -1,
+    dropouts: Annotated[int, typer.Option(help="Sites that may vanish [a tenth].", min=-1)] = -1,
+    sums_alone: Annotated[bool, typer.Option("--sums-alone", help="Answer secure sums alone.")] = False,
 ) -> None:
     """Write a site's policy, to be read and changed: what it answers, and what it may spend in all."""
     from prismfl.data.files import write_atomic
-    from prismfl.privacy.policy import Policy, policy_text
+    from prismfl.privacy.policy import Policy, pinned, policy_text
 
     if out.exists():
         raise SettingError(f"{out} is there already", "a new file", "choose another --out")
-    write_atomic(out, policy_text(Policy(budget_epsilon, budget_delta)))
+    found = Policy(budget_epsilon, budget_delta, sums_alone=sums_alone)
+    if keys is not None:
+        sites = pinned(keys)
+        asked = replace(found, sites=sites, colluders=colluders, dropouts=dropouts).sums()
+        found = replace(found, sites=asked.keys, colluders=asked.colluders, dropouts=asked.dropouts)
+    write_atomic(out, policy_text(found))
     print(out)
 
 

@@ -1,7 +1,8 @@
 """What a client keeps on its own disk, whatever the engine: its target, its releases, Adam's memory, θ."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,14 @@ from prismfl.federation.agreement import Agreement, KnownTheta
 from prismfl.federation.client import ClientKit
 from prismfl.moments import Target, label_shares
 from prismfl.privacy.ledger import to_json
+from prismfl.privacy.pooled import site_sums
+from prismfl.privacy.release import grid_of
 from prismfl.privacy.store import Releases, dealing_of, key_of, name_of
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder
 from prismfl.run.source import source_of
 from prismfl.search import Memory
+from prismfl.sums.frames import Advert, Purpose
 
 
 class ClientDisk:
@@ -66,22 +70,69 @@ class ClientDisk:
         name = f"target-{name_of(key)}.safetensors"
         return Path(shared) / name if shared else self.folder.client(client) / "target.safetensors"
 
-    def run_target(self, client: int, images: Callable[[], ImageSet], anew: bool) -> Target:
+    def begin(self, client: int) -> None:
+        """Forget the targets of this run, for a server that begins it or goes on with it: they are found anew."""
+        for path in (self._run_target(client), self._handed(client)):
+            path.unlink(missing_ok=True)  # what cannot be written anew must not be taken for it later
+
+    def _run_target(self, client: int) -> Path:
+        return self.folder.client(client) / "run-target.safetensors"
+
+    def run_target(self, client: int, images: Callable[[], ImageSet]) -> Target:
         """The target that the client has in this run.
 
-        images: loads them, which may take long; anew: load them even if a target is there, for a server that
-        begins a run, or goes on with one.
+        images: loads them, which may take long.
         """
-        path = self.folder.client(client) / "run-target.safetensors"
-        if anew:
-            path.unlink(missing_ok=True)  # what cannot be written anew must not be taken for it later
+        path = self._run_target(client)
         held = runfolder.load_arrays(path)
         if held is not None:
             return Target(held["moments"], int(held["images"][0]), held["shares"])
         target = self.target(client, images())
-        arrays = {"moments": target.moments, "images": np.array([target.images]), "shares": target.shares}
-        runfolder.save_arrays(path, arrays)
+        runfolder.save_arrays(path, _target_arrays(target))
         return target
+
+    # ------------------------------------------------------------------------------ secure sums
+
+    def sums(
+        self, client: int, mine: ImageSet, name: bytes, own: int, adverts: Mapping[int, Advert]
+    ) -> NDArray[np.int64]:
+        """What the client adds to a secure sum of images: its own sums, with ε under its share `own` of the noise.
+
+        int64 `[G · E]`.  Unit: the images of one person at one client; adjacency: replace-one.
+        """
+        if self.releases is None:
+            classes = self.agreement.layout.classes
+            return site_sums(self.kit.features, grid_of(self.kit.features, classes), mine.images, mine.labels, own)
+        line, found, entry = self.releases.summed(client, mine, name, adverts)
+        runfolder.note_release(self.folder, client, line, to_json([entry])[0])
+        return found
+
+    def sum_state(self, client: int, purpose: Purpose) -> dict[str, bytes]:
+        """What the client keeps of its last sum of this purpose."""
+        path = self._sum(client, purpose)
+        held = runfolder.load_arrays(path)
+        if held is None and path.exists():  # it says what was summed: without it a vector might enter another sum
+            raise runfolder.damaged(path, "it does not read", "restore it, or begin a run with another --seed")
+        return {name: part.tobytes() for name, part in (held or {}).items()}
+
+    def keep_sum_state(self, client: int, purpose: Purpose, state: Mapping[str, bytes]) -> None:
+        """Keep it, before an answer leaves.  Raises RunFolderError."""
+        runfolder.save_arrays(self._sum(client, purpose), bytes_as_arrays(state))
+
+    def _sum(self, client: int, purpose: Purpose) -> Path:
+        return self.folder.client(client) / f"sum-{purpose.name.lower()}.safetensors"
+
+    def handed(self, client: int) -> Target | None:
+        """The pooled target that the server handed out to the client; None before."""
+        held = runfolder.load_arrays(self._handed(client))
+        return Target(held["moments"], int(held["images"][0]), held["shares"]) if held else None
+
+    def take(self, client: int, target: Target) -> None:
+        """Keep it.  Raises RunFolderError."""
+        runfolder.save_arrays(self._handed(client), _target_arrays(target))
+
+    def _handed(self, client: int) -> Path:
+        return self.folder.client(client) / "pooled-target.safetensors"
 
     # --------------------------------------------------------------------------- between rounds
 
@@ -125,6 +176,15 @@ class ClientDisk:
 
     def _theta(self, client: int) -> Path:
         return self.folder.client(client) / "theta.safetensors"
+
+
+def _target_arrays(target: Target) -> dict[str, NDArray[Any]]:
+    return {"moments": target.moments, "images": np.array([target.images]), "shares": target.shares}
+
+
+def bytes_as_arrays(state: Mapping[str, bytes]) -> dict[str, NDArray[np.uint8]]:
+    """Bytes by name as arrays of them, as they are stored."""
+    return {name: np.frombuffer(value, np.uint8) for name, value in state.items()}
 
 
 def releases_of(

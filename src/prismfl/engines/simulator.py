@@ -15,9 +15,11 @@ from prismfl.data.datasets import ImageSet
 from prismfl.engines.caches import KeptThetas
 from prismfl.engines.clientdisk import ClientDisk, releases_of
 from prismfl.engines.processes import SearchProcesses, processes_of
+from prismfl.engines.sums import answer_sum, simulated_members
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation.agreement import Agreement, Exchange, Reply
 from prismfl.federation.client import Answer, ClientKit, client_distances, client_update
+from prismfl.federation.handed import is_target, taken, wanted
 from prismfl.moments import Target
 from prismfl.run import folder as runfolder
 from prismfl.run import loop
@@ -88,16 +90,30 @@ class InProcess:
         self.targets = kept(lambda client: disk.target(client, clients[client]))
         self.held = KeptThetas(_MOST_THETAS)
         self.memories: dict[int, Memory | None] = {}
+        self.handed: dict[int, Target] = {}  # pooled targets, where the server hands them out
 
     def train(self, round_index: int) -> Exchange:
         """Carry a round's broadcasts to the clients and yield their updates as they come."""
 
         def one(client: int, frame: bytes) -> bytes:
+            if self.agreement.pooled and (reply := self._handed(client, frame, round_index)) is not None:
+                return reply
             memory, target, held = self.disk.recall(client, round_index), self.target(client), self.held.get(client)
             answer = client_update(self.agreement, self.kit, frame, round_index, client, target, memory, held)
             return self._remembered(client, answer)
 
         return lambda frames: self._carry(one, frames)
+
+    def _handed(self, client: int, frame: bytes, round_index: int) -> bytes | None:
+        """The reply of a client that is handed the pooled target, or has none yet."""
+        place = self.agreement.place(round_index, client)
+        if is_target(frame):
+            target, reply = taken(self.agreement, self.kit.features.dimension, frame, place)
+            # One in memory for all that were handed the same.
+            same = (held for held in list(self.handed.values()) if np.array_equal(held.moments, target.moments))
+            self.handed[client] = next(same, target)
+            return reply
+        return wanted(place) if client not in self.handed else None
 
     def _remembered(self, client: int, answer: Answer) -> bytes:
         """A client's reply, once what it keeps for its next round is kept."""
@@ -105,6 +121,27 @@ class InProcess:
         if answer.held is not None:
             self.held.put(client, answer.held)
         return answer.frame
+
+    def sum(self, round_index: int, least: int) -> Exchange:  # noqa: ARG002 - nobody is absent here
+        """Carry messages of a secure sum to the clients and yield their answers."""
+        members = simulated_members(self.folder, len(self.clients))
+
+        def one(client: int, frame: bytes) -> bytes:
+            found = answer_sum(
+                self.disk,
+                members[client],
+                client,
+                frame,
+                round_index,
+                lambda: self.clients[client],
+                lambda: self.target(client),
+                self.held.get(client),
+            )
+            if found.held is not None:
+                self._remembered(client, found)
+            return found.frame
+
+        return lambda frames: self._carry(one, frames)
 
     def compare(self) -> Exchange:
         """Carry the final θ to the clients and yield their distances."""
@@ -118,7 +155,7 @@ class InProcess:
     def keep(self, round_index: int, clients: Iterable[int]) -> None:
         """Write the memories of a round's clients, where Adam is kept between rounds."""
         # Side by side: at the paper's sizes a client's are 28 MB.
-        list(self.pool.map(lambda client: self.disk.remember(client, round_index, self.memories[client]), clients))
+        list(self.pool.map(lambda client: self.disk.remember(client, round_index, self.memories.get(client)), clients))
         self.memories.clear()
 
     def close(self, *, now: bool = False) -> None:
@@ -140,7 +177,9 @@ class InProcess:
                 runfolder.gather_ledger(self.folder)
 
     def target(self, client: int) -> Target:
-        """The client's moments, from its disk unless they were used lately."""
+        """What the client searches towards: its moments, from its disk unless they were used lately."""
+        if self.agreement.pooled:
+            return self.handed[client]
         return self.targets(client)
 
 

@@ -89,6 +89,11 @@ class Agreement:
         return SharedKnowledge(q, self.layout.layer_numbers, len(self.layout.layers))
 
     @property
+    def pooled(self) -> bool:
+        """Whether clients search towards the one target of all their images, which the server hands out."""
+        return self.settings.federation.secure_sum and self.settings.privacy.epsilon > 0
+
+    @property
     def parts(self) -> int:
         """Number of parts that the entries of a mask are dealt into: by stages, those of the largest."""
         federation = self.settings.federation

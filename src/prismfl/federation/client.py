@@ -230,11 +230,12 @@ def client_update(
     told, now = receive(agreement, kit, frame, place, held)
     if now is None:
         return Answer(message.seal_lost(place), memory, held)
-    found = _found(agreement, kit, place, now.q, target, memory)
-    return _answer(agreement, place, told, now, found, target)
+    found = searched(agreement, kit, place, now.q, target, memory)
+    sealed = seal_found(agreement, place, told, now.q, found.q, _weight(settings, target), found.loss)
+    return Answer(sealed, found.memory, now)
 
 
-def _found(
+def searched(
     agreement: Agreement,
     kit: ClientKit,
     place: message.Place,
@@ -242,32 +243,32 @@ def _found(
     target: Target,
     memory: Memory | None,
 ) -> SearchResult:
-    """Step 2 of a client that knows θ_t = q / 65536, with draws where the kit computes."""
+    """Step 2 of a client that knows θ_t = q / 65536, with draws where the kit computes.
+
+    Args:
+        agreement: of the run.
+        kit: what the client computes with.
+        place: round and client.
+        q: θ_t · 65536, uint16 `[N]`.
+        target: moments of its images.
+        memory: Adam's, of the client's last round.
+
+    Raises:
+        ClientError: when the search diverges.
+    """
     settings = agreement.settings
     stream = Stream(settings.seed, Purpose.SEARCH, place.round, place.client)
     plan, search = plan_of(settings, compiled=kit.compiled), kit.search or local_search
     draws = Tape(stream, kit.weights.device, common=plan.common)
     rate = rate_at(settings, place.round)
-    return search(agreement.layout, kit.weights, kit.features, q, target, plan, rate, draws, memory)
-
-
-def _answer(
-    agreement: Agreement,
-    place: message.Place,
-    told: message.Broadcast,
-    now: KnownTheta,
-    found: SearchResult,
-    target: Target,
-) -> "Answer":
-    """Step 3 of a client whose search is done.  Raises ClientError when it diverged."""
+    found = search(agreement.layout, kit.weights, kit.features, q, target, plan, rate, draws, memory)
     if not found.finite:
         raise ClientError(
             f"client {place.client}'s search diverged (loss {found.loss})",
             "finite numbers",
             "lower search.learning_rate",
         )
-    sealed = seal_found(agreement, place, told, now.q, found.q, _weight(agreement.settings, target), found.loss)
-    return Answer(sealed, found.memory, now)
+    return found
 
 
 def seal_found(
@@ -311,9 +312,13 @@ def seal_target(agreement: Agreement, place: message.Place, target: Target) -> b
         place: round and client.
         target: moments of the client's images.
     """
+    return message.seal_moments(sealed_moments(target, _weight(agreement.settings, target)), place)
+
+
+def sealed_moments(target: Target, weight: int = 0) -> message.Moments:
+    """A target as it travels; weight: 0 for its number of images."""
     step, coded = encode_moments(target.moments, _MOMENT_STEPS)
-    weight = _weight(agreement.settings, target)
-    return message.seal_moments(message.Moments(weight, step, target.shares, coded), place)
+    return message.Moments(weight or target.images, step, target.shares, coded)
 
 
 def _weight(settings: Settings, target: Target) -> int:

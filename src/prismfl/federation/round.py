@@ -11,6 +11,7 @@ Every function is pure: explicit state in, frames and new state out.
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -201,22 +202,20 @@ def server_update(
             "at least one" if least == 1 else f"at least {least}, running.least_cohort",
             "mend the clients and resume the run",
         )
-    done, after = _averaged(agreement, state, tally, {client: ranks[client] for client in heard})
-    theta = after.q.astype(np.float64) / 65536
-    return after, RoundRecord(
-        state.round,
-        float(np.mean([news.loss for news in heard.values()])),
-        done.kept_share,
-        done.density,
-        float(np.mean(theta * (1 - theta))),
-        mask_entropy(state.q),
-        *mean_distance([news.moved for news in heard.values()]),
-        mean_by_layer(agreement.layout, theta),
-        tuple(heard),
-        left_out,
-        len(members),
-        traffic,
-    )
+    loss, moved = float(np.mean([news.loss for news in heard.values()])), [news.moved for news in heard.values()]
+    replied = {client: ranks[client] for client in heard}
+    return averaged(agreement, state, tally, replied, Heard(loss, *mean_distance(moved), left_out, traffic))
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the log keeps of a round's replies together; see `RoundRecord`."""
+
+    loss: float
+    flips: float | None
+    local_divergence: float | None
+    left_out: Mapping[int, str]
+    traffic: Traffic
 
 
 def _heard(
@@ -244,10 +243,21 @@ def _heard(
     return Vote(mask, theta, update.weight, draws.place(rank), surprise(drawn, u, entries.q)), news
 
 
-def _averaged(
-    agreement: Agreement, state: ServerState, tally: Tally, replied: Mapping[int, int]
-) -> tuple[Average, ServerState]:
-    """θ_{t+1}, the coded step that leads there, and who is known to hold θ_t."""
+def averaged(
+    agreement: Agreement, state: ServerState, tally: Tally, replied: Mapping[int, int], heard: Heard
+) -> tuple[ServerState, RoundRecord]:
+    """Step 4, second half: θ_{t+1}, the coded step that leads there, who is known to hold θ_t, and what is logged.
+
+    Args:
+        agreement: of the run.
+        state: of the server before the round.
+        tally: of the masks that count.
+        replied: clients that they are of, and their ranks.
+        heard: what else was heard.
+
+    Returns:
+        The state after the round, and what is logged of it.
+    """
     settings, size = agreement.settings, len(cohort(agreement, state.round))
     draws = agreement.draws(state.round, size)
     base = baseline(draws, state.q[: agreement.masked], replied.items())
@@ -259,7 +269,29 @@ def _averaged(
     done = advanced(agreement, state.q, state.round, step, base)
     held = state.held.copy()
     held[list(replied)] = state.round
-    return done, ServerState(done.q, state.round + 1, _worth_keeping((*state.steps, coded), len(state.q)), held)
+    after = ServerState(done.q, state.round + 1, _worth_keeping((*state.steps, coded), len(state.q)), held)
+    return after, _record(agreement, state, done, replied, heard)
+
+
+def _record(
+    agreement: Agreement, state: ServerState, done: Average, replied: Mapping[int, int], heard: Heard
+) -> RoundRecord:
+    theta = done.q.astype(np.float64) / 65536
+    return RoundRecord(
+        state.round,
+        heard.loss,
+        done.kept_share,
+        done.density,
+        float(np.mean(theta * (1 - theta))),
+        mask_entropy(state.q),
+        heard.flips,
+        heard.local_divergence,
+        mean_by_layer(agreement.layout, theta),
+        tuple(replied),
+        heard.left_out,
+        len(cohort(agreement, state.round)),
+        heard.traffic,
+    )
 
 
 def _worth_keeping(steps: tuple[bytes, ...], count: int) -> tuple[bytes, ...]:

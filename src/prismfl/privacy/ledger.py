@@ -24,11 +24,12 @@ from prismfl.settings.schema import Privacy
 
 UNIT = "the images of one person at one client, images_per_person of them at most"
 ADJACENCY = "replace-one, after the images were dealt to clients; the number of images is public"
-MECHANISMS = ("gaussian", "gaussian-theta")
+MECHANISMS = ("gaussian", "distributed-gaussian", "gaussian-theta")
 SAMPLERS = {"exact": "OpenDP's discrete Gaussian", "fast": "NumPy's normals, rounded, from system entropy"}
 
 _LEAST_SCALE = 1000.0  # below it the bound of `rounding_distance` was not proved
 _SAME = 1e-6  # figures of one entry may differ by this much before it is called inconsistent
+_LATER = {"sites", "colluders", "dropouts"}  # fields that older files do not have
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Entry:
     epsilon, delta: what the release alone was asked to give; noise_multiplier: σ / Δ; sigma,
     sensitivity: σ and Δ in units of mean moments; slack: total variation between the noise drawn
     and rounded Gaussian noise; images: n, dimension: entries of the vector; versions: of libraries.
+    sites, colluders, dropouts: of a sum that sites opened together and shared the noise of (mechanism
+    `distributed-gaussian`, see `privacy/pooled.py`); n is then that of all of them, and the figures hold against the
+    server and so many colluders; 0 of a client's own release.
     Raises PrivacyError for figures that are impossible or contradict each other.
     """
 
@@ -57,6 +61,9 @@ class Entry:
     unit: str = UNIT
     adjacency: str = ADJACENCY
     versions: Mapping[str, str] = field(default_factory=dict)
+    sites: int = 0
+    colluders: int = 0
+    dropouts: int = 0
 
     def __post_init__(self) -> None:
         for name, fine in self._checks():
@@ -76,7 +83,18 @@ class Entry:
             ("slack", 0 <= self.slack < 1),
             ("unit", self.unit == UNIT),
             ("adjacency", self.adjacency == ADJACENCY),
+            (
+                "sites",
+                (self.sites > 0) == (self.mechanism == "distributed-gaussian") and self.noises >= (self.sites > 0),
+            ),
+            ("colluders", self.colluders >= 0),
+            ("dropouts", self.dropouts >= 0),
         ]
+
+    @property
+    def noises(self) -> int:
+        """Sites whose noise counts: N - t - d."""
+        return self.sites - self.colluders - self.dropouts
 
 
 @dataclass(frozen=True)
@@ -234,7 +252,15 @@ def summary_of(entries: Sequence[Entry]) -> str:
     found, most = compose(entries), max(entry.images_per_person for entry in entries)
     person = "one image" if most == 1 else f"up to {most} images of one person"
     caution = "" if all(entry.sampler == "exact" for entry in entries) else "; noise by the fast sampler"
-    return f"({found.epsilon:.4g}, {found.delta:g})-differentially private for {person} at one client{caution}"
+    against = "".join(sorted({_against(entry) for entry in entries}))
+    return f"({found.epsilon:.4g}, {found.delta:g})-differentially private for {person} at one client{against}{caution}"
+
+
+def _against(entry: Entry) -> str:
+    """Of a sum: whom its noise holds against."""
+    if not entry.sites:
+        return ""
+    return f", against the server and any {entry.colluders} of the {entry.sites} sites together"
 
 
 # ----------------------------------------------------------------------------------------- JSON
@@ -254,10 +280,10 @@ def from_json(values: Any) -> tuple[Entry, ...]:
 
 def _entry(value: Any) -> Entry:
     kinds = {item.name: item.type for item in fields(Entry)}
-    if not isinstance(value, Mapping) or set(value) != set(kinds):
+    if not isinstance(value, Mapping) or not set(kinds) - _LATER <= set(value) <= set(kinds):
         raise _unreadable("other fields than a release has")
     for name, kind in kinds.items():
-        if not _fits(kind, value[name]):
+        if name in value and not _fits(kind, value[name]):
             raise _unreadable(f"{name} = {value[name]!r}")
     return Entry(**value)
 

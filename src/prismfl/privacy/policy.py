@@ -8,8 +8,10 @@ from typing import Any
 
 from prismfl.errors import PolicyError, SettingError
 from prismfl.privacy.source import Budget, SourceLedger
-from prismfl.settings.schema import Settings
+from prismfl.settings.schema import AUTO, Settings
 from prismfl.settings.toml import toml_value
+from prismfl.sums.rules import Rules, usual
+from prismfl.sums.secrets import public_key
 
 WITHOUT = ("until-release", "never", "always")
 _ABOUT = {
@@ -24,6 +26,10 @@ _ABOUT = {
     "sizes": "pixels a side",
     "least_cohort": "clients a round, at least: of fewer, sums say much of each",
     "without_epsilon": "runs without ε: until-release (none once this site has released anything), never, always",
+    "sums_alone": "answer no run but one whose server sees sums alone (--secure-sum)",
+    "sites": "public keys of all sites of a secure sum, in order of their numbers, as client-N.pub have them",
+    "colluders": "of these, how many may tell the server all that they know; -1: a fifth",
+    "dropouts": "and how many may vanish; -1: a tenth",
     "one_shot_without_epsilon": "also send the moments of images as they are, which hides nothing",
 }
 
@@ -47,6 +53,10 @@ class Policy:
     least_cohort: int = 2
     without_epsilon: str = WITHOUT[0]
     one_shot_without_epsilon: bool = False
+    sums_alone: bool = False
+    sites: tuple[str, ...] = ()
+    colluders: int = AUTO
+    dropouts: int = AUTO
 
     def __post_init__(self) -> None:
         self.budget()
@@ -65,10 +75,22 @@ class Policy:
             )
         if self.images_per_person < 1 or self.least_cohort < 1:
             raise _wrong("images_per_person, least_cohort", (self.images_per_person, self.least_cohort), "numbers ≥ 1")
+        if self.sites:
+            self.sums()
 
     def budget(self) -> Budget:
         """What the site's source may spend."""
         return Budget(self.budget_epsilon, self.budget_delta)
+
+    def sums(self) -> Rules:
+        """What the site asks of a secure sum.  Raises PolicyError where it pins no keys, SettingError for odd ones."""
+        if not self.sites:
+            raise _beyond("a secure sum", "the keys of all sites in `sites`: make it with `federate policy --keys`")
+        told = (self.colluders, self.dropouts)
+        colluders, dropouts = (
+            usually if one == AUTO else one for one, usually in zip(told, usual(len(self.sites)), strict=True)
+        )
+        return Rules(self.sites, colluders, dropouts)
 
     def check(self, settings: Settings, ledger: SourceLedger, network: str = "") -> None:
         """Refuse what goes beyond the rules, before an image is read.
@@ -106,8 +128,18 @@ class Policy:
         for name, value, fine, allowed in found:
             if not fine:
                 raise _beyond(f"{name} = {value}", str(allowed))
+        self._check_sum(settings)
         if not privacy.epsilon:
             self._check_plain(federation.mode, ledger)
+
+    def _check_sum(self, settings: Settings) -> None:
+        """That the server sees sums alone, if only such runs are answered; and that nobody invents a site."""
+        clients = settings.data.clients
+        if not settings.federation.secure_sum:
+            if self.sums_alone:
+                raise _beyond("a run without secure_sum", "a run with it")
+        elif len(self.sums().keys) != clients:
+            raise _beyond(f"a secure sum of {clients} clients", f"{len(self.sites)}, whose keys are pinned")
 
     def _check_plain(self, mode: str, ledger: SourceLedger) -> None:
         """Runs without ε: masks tell something of images, and moments as they are tell nearly all."""
@@ -139,7 +171,7 @@ def policy_from(values: Mapping[str, Any]) -> Policy:
 
 def _typed(name: str, value: Any) -> Any:
     """A value of the field's type.  Raises SettingError."""
-    like = {"samplers": ("",), "modes": ("",), "networks": ("",), "sizes": (0,)}.get(name)
+    like = {"samplers": ("",), "modes": ("",), "networks": ("",), "sites": ("",), "sizes": (0,)}.get(name)
     if like is not None:
         if not isinstance(value, list | tuple) or any(type(one) is not type(like[0]) for one in value):
             raise _wrong(name, value, f"a list as {toml_value(list(like))}")
@@ -150,6 +182,17 @@ def _typed(name: str, value: Any) -> Any:
     if type(value) is not kind:
         raise _wrong(name, value, getattr(kind, "__name__", str(kind)))
     return value
+
+
+def pinned(folder: Path) -> tuple[str, ...]:
+    """Public keys of a folder's client-0.pub, client-1.pub …, in order.  Raises SettingError where one is missing."""
+    found = {path.stem: path for path in folder.glob("client-*.pub")}
+    names = [f"client-{number}" for number in range(len(found))]
+    if not found or set(found) != set(names):
+        raise SettingError(
+            f"{len(found)} public keys in {folder}", "client-0.pub, client-1.pub … of all sites", "mend --keys"
+        )
+    return tuple(public_key(found[name].read_text(encoding="utf-8", errors="replace")) for name in names)
 
 
 def read_policy(path: Path, **changes: Any) -> Policy:

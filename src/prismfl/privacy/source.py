@@ -12,6 +12,7 @@ released; dealings, and all else, add up as `compose` adds up.
 
 import hashlib
 import json
+import math
 import secrets
 import time
 from collections import defaultdict
@@ -224,8 +225,11 @@ def spent_of(releases: Sequence[Release], delta: float = 0.0) -> Guarantee:
         releases: lines of the ledger.
         delta: at which ε is told; 0: the largest δ among the entries.
 
+    Returns:
+        The sum; its ε is infinite where it is past all that can be told.
+
     Raises:
-        PrivacyError: for an empty ledger, and for an ε past all bounds.
+        PrivacyError: for an empty ledger.
     """
     if not releases:
         raise PrivacyError("a ledger without entries", "at least one release", "there is no guarantee to state")
@@ -238,7 +242,11 @@ def spent_of(releases: Sequence[Release], delta: float = 0.0) -> Guarantee:
     square = sum(max(square for square, _ in clients.values()) for clients in spent)
     slack = sum(max(slack for _, slack in clients.values()) for clients in spent)
     delta = delta or max(entry.delta for entry in entries)
-    return Guarantee(epsilon_of(square**-0.5, delta, slack), delta, -1, len(releases), len(dealings))
+    try:
+        epsilon = epsilon_of(square**-0.5, delta, slack)
+    except PrivacyError:  # so much that δ cannot pay for the sampler: what is spent must be told all the same
+        epsilon = math.inf
+    return Guarantee(epsilon, delta, -1, len(releases), len(dealings))
 
 
 def ledger_of(source: str) -> Path:
@@ -293,4 +301,7 @@ def as_json(releases: Sequence[Release], delta: float = 0.0) -> str:
     """The same for programs."""
     total = spent_of(releases, delta)
     lines = [{"time": one.time, "dealing": one.dealing, **to_json([one.entry])[0]} for one in releases]
-    return json.dumps({"epsilon": total.epsilon, "delta": total.delta, "releases": lines}, indent=1)
+    return json.dumps(
+        {"epsilon": total.epsilon if total.epsilon < math.inf else None, "delta": total.delta, "releases": lines},
+        indent=1,
+    )

@@ -1,17 +1,22 @@
 """What clients release of their images: entered in a ledger, drawn once, stored before it is used, and reused."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from prismfl.data.images import ImageSet
 from prismfl.moments import FeatureMap
-from prismfl.privacy.release import Released, entry_of, from_bytes, release, to_bytes
+from prismfl.privacy.ledger import Entry
+from prismfl.privacy.pooled import plan, site_sums
+from prismfl.privacy.release import Released, entry_of, from_bytes, grid_of, release, to_bytes
 from prismfl.privacy.source import SourceLedger
 from prismfl.settings.schema import Privacy
+from prismfl.sums.frames import Advert
 
 
 class Releases:
@@ -41,15 +46,51 @@ class Releases:
         found = from_bytes(raw)
         return line.id, replace(found, entry=replace(found.entry, client=client))
 
+    def summed(
+        self, client: int, mine: ImageSet, name: bytes, adverts: Mapping[int, Advert]
+    ) -> tuple[str, NDArray[np.int64], Entry]:
+        """A client's exact sums with its share of the noise of a secure sum, drawn once for the sum of that name.
+
+        Unit: the images of one person at this client, `images_per_person` at most; adjacency: replace-one.  The entry
+        says what the opened sum costs; see `privacy.pooled`.
+
+        Args:
+            client: whose images they are.
+            mine: the images.
+            name: of the sum; another attempt at it has another, and is paid for again.
+            adverts: what the sites of the sum say of themselves.
+
+        Returns:
+            The name of the release in the source's ledger, int64 `[G · E]`, and its entry.
+
+        Raises:
+            PrivacyError, RunFolderError, DataError.
+        """
+        grid, one = grid_of(self.features, self.classes), next(iter(adverts.values()))
+        images = sum(advert.images for advert in adverts.values())
+        entry, own = plan(grid, self.privacy, images, one.sites, one.colluders, one.dropouts, client)
+        rules = (*self._rules(client), name.hex(), own)
+        definition = name_of(key_of(self.features.fingerprint() + repr(rules), mine, self.classes))
+        line, raw = self.source.once(
+            definition,
+            self.dealing or definition,
+            entry,
+            lambda: save({"sums": site_sums(self.features, grid, mine.images, mine.labels, own)}),
+        )
+        return line.id, load(raw)["sums"], entry
+
     def _drawn(self, client: int, mine: ImageSet) -> Released:
         return release(self.features, mine.images, mine.labels, self.classes, self.privacy, client)
 
     def _definition(self, client: int, mine: ImageSet) -> str:
+        rules = repr(self._rules(client))
+        return name_of(key_of(self.features.fingerprint() + rules, mine, self.classes))
+
+    def _rules(self, client: int) -> tuple[Any, ...]:
         asked = self.privacy
         # Noise that clients shared would tell that they hold the same images; a site is asked by whatever number.
         whose = client if self.dealing else -1
-        rules = repr((asked.epsilon, asked.delta, asked.images_per_person, asked.noise, whose))
-        return name_of(key_of(self.features.fingerprint() + rules, mine, self.classes))
+        return asked.epsilon, asked.delta, asked.images_per_person, asked.noise, whose
 
 
 def dealing_of(clients: Iterable[ImageSet]) -> str:

@@ -43,7 +43,8 @@ class RunFolder:
         self.resolved = root / "resolved.toml"  # what the settings came to, and why
         self.rounds = root / "rounds.jsonl"
         self.checkpoint = root / "checkpoint.safetensors"  # θ and the number of rounds done
-        self.gathered = root / "gathered.safetensors"  # what clients sent to a server that searches alone
+        self.gathered = root / "gathered.safetensors"  # moments that clients sent, or their sum
+        self.sum = root / "sum.safetensors"  # of a secure sum under way: what its sites have told
         self.model = root / "model.safetensors"  # the finished model
         self.ledger = root / "ledger.json"  # releases of private data
         self.summary = root / "summary.json"  # closing figures

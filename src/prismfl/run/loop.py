@@ -2,26 +2,24 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Protocol
 
 from prismfl.data.datasets import ImageSet
 from prismfl.data.files import write_atomic
-from prismfl.errors import ClientError, SettingError
-from prismfl.federation import one_shot
 from prismfl.federation.agreement import Agreement, Exchange, init
 from prismfl.federation.client import ClientKit
-from prismfl.federation.finished_mask import choose_mask, preview_mask
+from prismfl.federation.finished_mask import preview_mask
 from prismfl.federation.record import RoundRecord, Traffic
-from prismfl.federation.round import server_update
 from prismfl.generator.layout import Mask
 from prismfl.generator.modelfile import Model, save_model
 from prismfl.generator.sampling import Sampler, finish, grid_of, grid_of_real, labels_like, save_picture
 from prismfl.metrics.distances import Reference
 from prismfl.privacy.ledger import from_json, summary_of
 from prismfl.run import folder as runfolder
+from prismfl.run.course import Course, course_of
 from prismfl.run.environment import hardware, versions
 from prismfl.run.folder import RunFolder
 from prismfl.server import ServerState
@@ -45,6 +43,9 @@ class Engine(Protocol):
 
     def compare(self) -> Exchange:
         """Carry the final θ for the comparison of candidate masks."""
+
+    def sum(self, round_index: int, least: int) -> Exchange:
+        """Carry messages of a secure sum, of which so many replies are enough."""
 
     def keep(self, round_index: int, clients: Iterable[int]) -> None:
         """Have these clients keep what they remember of a round that counts."""
@@ -113,13 +114,10 @@ def run(
     """All rounds that are left, then the finished model.
 
     test: images that distances are measured against and that are shown beside samples; without them neither
-    is done.  kit: what a server computes with that searches alone.  A kill at any moment loses at most the
+    is done.  kit: what a server computes with that has a target of its own.  A kill at any moment loses at most the
     round under way.
     """
-    one_shot = agreement.settings.federation.mode == "one-shot"
-    course = (
-        _in_one_shot(agreement, engine, folder, watcher, kit) if one_shot else _by_masks(agreement, engine, watcher)
-    )
+    course = course_of(agreement, engine, folder, watcher, kit)
     real = None if test is None else Reference(test, agreement.settings.running.device)
     rounds, going = agreement.settings.federation.rounds, _Run(agreement, course, folder, watcher, real)
     state = runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients) or init(agreement)
@@ -132,60 +130,11 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Course:
-    """How a run goes: a round of it, and the choice of the finished model's mask, whose bytes are counted."""
-
-    play: Callable[[ServerState], tuple[ServerState, RoundRecord]]
-    choose: Callable[[ServerState, Traffic], Mask]
-
-
-def _by_masks(agreement: Agreement, engine: Engine, watcher: Watcher) -> _Course:
-    def play(state: ServerState) -> tuple[ServerState, RoundRecord]:
-        after, record = _counted(agreement, engine, watcher, state)
-        engine.keep(state.round, record.replied)
-        return after, record
-
-    return _Course(play, lambda state, traffic: choose_mask(agreement, state, engine.compare(), traffic))
-
-
-def _counted(
-    agreement: Agreement, engine: Engine, watcher: Watcher, state: ServerState
-) -> tuple[ServerState, RoundRecord]:
-    """A round that counts, tried again where too few clients replied.  Raises ClientError after the last attempt."""
-    traffic = Traffic()
-    for _ in range(engine.attempts - 1):
-        try:
-            return server_update(agreement, state, engine.train(state.round), traffic)
-        except ClientError as error:
-            watcher.note(f"round {state.round} does not count and is tried again: {error.got}")
-    return server_update(agreement, state, engine.train(state.round), traffic)
-
-
-def _in_one_shot(
-    agreement: Agreement, engine: Engine, folder: RunFolder, watcher: Watcher, kit: ClientKit | None
-) -> _Course:
-    """The server's own search for what clients sent, once: it is stored before it is used."""
-    if kit is None:
-        raise SettingError("federation.mode = 'one-shot' without a kit", "what the server searches with", "pass it")
-    held = runfolder.load_arrays(folder.gathered)
-    if held is None:
-        watcher.note("one-shot: asking every client for the moments of its images")
-        found = one_shot.gather(agreement, kit.features.dimension, engine.train(0))
-        engine.keep(0, found.heard)
-        runfolder.save_arrays(folder.gathered, held := one_shot.to_arrays(found))
-    gathered = one_shot.from_arrays(held, max(1, agreement.layout.classes) * kit.features.dimension)
-    return _Course(
-        lambda state: one_shot.search_round(agreement, kit, state, gathered),
-        lambda state, _: one_shot.choose_mask(agreement, kit, state, gathered.target),
-    )
-
-
-@dataclass(frozen=True)
 class _Run:
     """A run under way; real: what distances are measured against, None for no distance."""
 
     agreement: Agreement
-    course: _Course
+    course: Course
     folder: RunFolder
     watcher: Watcher
     real: Reference | None

@@ -79,6 +79,14 @@ _NO_MASKS: _Fitting = {"federation.uplink": ("auto",), "federation.draws": ("str
 _ONE_SHOT = {"federation.mada": ("off",), "federation.alpha": (0.0,), **_NO_MASKS}
 _SOFT = {"federation.alpha": (1.0, 0.0), **_NO_MASKS, "federation.finished_mask": ("best",)}
 
+_SUMMED: _Fitting = {
+    "federation.screen": (0.0,),
+    "federation.alpha": (0.0,),
+    "search.mask": ("binary",),
+    "federation.uplink": ("auto", "half", "whole"),
+}
+_MOST_SUMMED = 256  # clients whose vectors are summed: each deals shares to each
+
 
 def check_together(settings: "Settings") -> None:
     """Raises SettingError for settings that are fine alone and impossible, or without effect, together."""
@@ -110,6 +118,22 @@ def check_together(settings: "Settings") -> None:
         _check_fitting(settings, "federation.mode = 'one-shot'", why, wanted)
     if search.mask == "soft":
         _check_fitting(settings, "search.mask = 'soft'", "all weights send keep-probabilities, no masks", _SOFT)
+    if federation.secure_sum:
+        _check_sum(settings)
+
+
+def _check_sum(settings: "Settings") -> None:
+    choice, private = "federation.secure_sum = true", settings.privacy.epsilon > 0
+    pooled = private or settings.federation.mode == "one-shot"
+    _check_fitting(settings, choice, "a sum counts each vector once", {"federation.client_weights": ("equal",)})
+    if private:
+        _check_fitting(settings, choice, "sites share noise that is exact", {"privacy.noise": ("exact",)})
+    elif not pooled:
+        _check_fitting(settings, choice, "of masks the server sees how many keep each weight, and no more", _SUMMED)
+    clients = settings.data.clients if pooled else settings.federation.cohort or settings.data.clients
+    if clients and not 2 <= clients <= _MOST_SUMMED:
+        got, which = f"{choice} with {clients} clients", "clients" if pooled else "clients a round"
+        raise SettingError(got, f"2 … {_MOST_SUMMED} {which}", "change data.clients, or leave secure_sum out")
 
 
 def _check_fitting(settings: "Settings", choice: str, why: str, wanted: _Fitting) -> None:

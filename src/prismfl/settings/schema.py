@@ -164,6 +164,11 @@ class Federation(Section):
         "mask of the finished model: one draw, θ ≥ 1/2, or the best of several draws by the matched moments",
         choices=("draw", "half", "best"),
     )
+    secure_sum: bool = setting(
+        False,
+        "the server sees sums alone: with epsilon one release of all clients together, each with a share of its"
+        " noise; without, counts of masks, for some log2(clients of a part + 1) bits a weight sent, not a tenth of one",
+    )
 
     @property
     def by_differences(self) -> bool:

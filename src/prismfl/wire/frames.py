@@ -27,6 +27,7 @@ _UPDATE = struct.Struct("<8sIfI")  # digest of θ_t, weight, loss, bytes of the 
 _MOMENTS = struct.Struct("<If")  # weight, step
 _LENGTH = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size
+KIND_AT = 6  # byte of a frame that says its kind
 _SNAPSHOT = 2**32 - 1  # in place of a round: θ_t itself follows
 MOST_STEPS = 2**16 - 1
 
@@ -41,6 +42,8 @@ class Kind(IntEnum):
     LOST = 5
     REQUEST = 6
     MOMENTS = 7
+    TARGET = 8
+    WANTED = 9
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def digest_of(q: NDArray[np.uint16]) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(q, "<u2").data).digest()[:8]
 
 
-def seal(kind: Kind, place: Place, payload: bytes) -> bytes:
+def seal(kind: IntEnum, place: Place, payload: bytes) -> bytes:
     """A whole frame: a header of 40 bytes with identity, length and CRC-32, then the payload.
 
     Args:
@@ -146,7 +149,7 @@ def seal(kind: Kind, place: Place, payload: bytes) -> bytes:
     return head[:-4] + check.to_bytes(4, "little") + payload
 
 
-def open_frame(frame: bytes, kind: Kind, place: Place) -> bytes:
+def open_frame(frame: bytes, kind: IntEnum, place: Place) -> bytes:
     """The payload of a frame that is whole, of this kind, and from this place.
 
     Args:
@@ -360,20 +363,20 @@ def open_request(frame: bytes, place: Place) -> None:
     _sized(open_frame(frame, Kind.REQUEST, place), 0)
 
 
-def seal_moments(message: Moments, place: Place) -> bytes:
-    """Frame of a client's moments."""
+def seal_moments(message: Moments, place: Place, kind: Kind = Kind.MOMENTS) -> bytes:
+    """Frame of a client's moments; of kind TARGET those that a server hands out."""
     head = _MOMENTS.pack(message.weight, message.step) + message.shares.astype("<f8").tobytes()
-    return seal(Kind.MOMENTS, place, head + message.coded)
+    return seal(kind, place, head + message.coded)
 
 
-def open_moments(frame: bytes, place: Place, groups: int, most: int) -> Moments:
+def open_moments(frame: bytes, place: Place, groups: int, most: int, kind: Kind = Kind.MOMENTS) -> Moments:
     """Moments of `groups` labels (1 without labels), still coded, in at most so many bytes.
 
     Raises:
         MessageError: when it is not of this place, too large, or its shares are none.
     """
     start = _MOMENTS.size + 8 * groups
-    payload = _at_least(open_frame(frame, Kind.MOMENTS, place), start)
+    payload = _at_least(open_frame(frame, kind, place), start)
     weight, step = _MOMENTS.unpack_from(payload)
     shares = np.frombuffer(payload[_MOMENTS.size : start], "<f8").astype(np.float64)
     if not 1 <= weight < 2**31 or not (math.isfinite(step) and step >= 0):

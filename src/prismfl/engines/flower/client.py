@@ -26,9 +26,11 @@ from prismfl.data.site import conform, load_site, only, reported
 from prismfl.engines.clientdisk import ClientDisk, releases_of
 from prismfl.engines.flower.envelope import Ask, Hello, Request, Response, Terms, request_from, to_records
 from prismfl.engines.flower.site import Site, asked_of
+from prismfl.engines.sums import Member, answer_sum, simulated_members
 from prismfl.errors import BudgetError, ClientError, MessageError, PolicyError, PrismError, SettingError
 from prismfl.federation.agreement import Agreement
 from prismfl.federation.client import ClientKit, client_distances, client_update
+from prismfl.federation.handed import is_target, taken, wanted
 from prismfl.moments import Target
 from prismfl.privacy.release import check_sizes
 from prismfl.privacy.store import Releases
@@ -36,6 +38,7 @@ from prismfl.run.folder import RunFolder, read_json
 from prismfl.run.prepare import Prepared, agree_on, prepare, site_kit
 from prismfl.settings.schema import Settings
 from prismfl.settings.toml import settings_from, toml_from
+from prismfl.sums.site import SumSite
 
 _GRACE = 20.0  # seconds after which a search that cannot be interrupted is ended with its process
 
@@ -114,6 +117,9 @@ def greet(site: Site, request: Request) -> Hello:
     if site.simulated or request.terms is None:
         return Hello(site.client, site.token(), site.simulated)
     settings = site.local(_settings(request.terms))
+    if settings.federation.secure_sum:
+        member = site.member()
+        SumSite(member.rules, member.identity, site.client, {})  # checks that the key is the one that others pin
     with _at_home():
         mine = _images(site, settings)
         if site.data_dir and (elsewhere := links_out(site.data_dir)):
@@ -151,7 +157,7 @@ def respond(site: Site, request: Request) -> Response:
     terms = request.terms or (Terms(**stored | {"classes": tuple(stored["classes"])}) if stored else None)
     if terms is None:
         return Response(strange=True)
-    world = _deployed(site, path.parent, terms, request) if path else _simulated(site, terms)
+    world = _deployed(site, path.parent, terms) if path else _simulated(site, terms)
     if world.agreement.run != request.run:
         raise ClientError(
             f"a request of run {request.run.hex()}",
@@ -160,7 +166,11 @@ def respond(site: Site, request: Request) -> Response:
         )
     torch.set_num_threads(world.agreement.settings.running.threads)
     client, disk = site.client, world.disk
-    if request.ask == Ask.TRAIN:
+    if request.terms and not site.simulated:
+        disk.begin(client)
+    if request.ask == Ask.SUM:
+        frame = _summed(client, world, request)
+    elif request.ask == Ask.TRAIN:
         frame = _searched(client, world, request)
     else:
         target, held = world.target(), disk.held(client)
@@ -176,16 +186,38 @@ def respond(site: Site, request: Request) -> Response:
 
 @dataclass(frozen=True)
 class _World:
-    """What a client computes with in one run; target: finds its moments, which may take long."""
+    """What a client computes with in one run; target: finds its moments, images: loads them, which may take long."""
 
     agreement: Agreement
     kit: ClientKit
     disk: ClientDisk
+    images: Callable[[], ImageSet]
     target: Callable[[], Target]
+    member: Callable[[], Member]
+
+
+def _summed(client: int, world: _World, request: Request) -> bytes:
+    """An answer to a message of a secure sum."""
+    disk = world.disk
+    disk.forget_after(client, request.counted)
+    held, asked = disk.held(client), (request.frame, request.round)
+    made = answer_sum(disk, world.member(), client, *asked, world.images, world.target, held)
+    disk.remember(client, request.round, made.memory)
+    disk.hold(client, made.held)
+    return made.frame
 
 
 def _searched(client: int, world: _World, request: Request) -> bytes:
-    disk, target = world.disk, world.target()
+    disk = world.disk
+    if world.agreement.pooled:
+        place = world.agreement.place(request.round, client)
+        if is_target(request.frame):
+            found, reply = taken(world.agreement, world.kit.features.dimension, request.frame, place)
+            disk.take(client, found)
+            return reply
+        if disk.handed(client) is None:
+            return wanted(place)
+    target = world.target()
     disk.forget_after(client, request.counted)
     memory, held = disk.recall(client, request.round), disk.held(client)
     made = client_update(world.agreement, world.kit, request.frame, request.round, client, target, memory, held)
@@ -195,29 +227,42 @@ def _searched(client: int, world: _World, request: Request) -> bytes:
     return made.frame
 
 
-def _deployed(site: Site, root: Path, terms: Terms, request: Request) -> _World:
+def _deployed(site: Site, root: Path, terms: Terms) -> _World:
     agreement = agree_on(site.local(_settings(terms)), terms.channels, terms.classes)
     settings = agreement.settings
     site.local(settings, agreement.network)  # by now it is known what is matched
     kit, private = site_kit(agreement), settings.privacy
     releases = Releases(kit.features, agreement.layout.classes, private, site.source()) if private.epsilon else None
-    disk, anew = ClientDisk(agreement, kit, RunFolder(root), releases), request.terms is not None
+    disk = ClientDisk(agreement, kit, RunFolder(root), releases)
 
     def load() -> ImageSet:
-        return conform(_images(site, settings), settings, terms.classes, terms.channels)
+        with _at_home():
+            return conform(_images(site, settings), settings, terms.classes, terms.channels)
 
     def target() -> Target:
         with _at_home():
-            return disk.run_target(site.client, load, anew)
+            return _handed(disk, site.client) or disk.run_target(site.client, load)
 
-    return _World(agreement, kit, disk, target)
+    return _World(agreement, kit, disk, load, target, site.member)
+
+
+def _handed(disk: ClientDisk, client: int) -> Target | None:
+    """The pooled target, in a run that has one."""
+    return disk.handed(client) if disk.agreement.pooled else None
 
 
 def _simulated(site: Site, terms: Terms) -> _World:
     ready, folder = _prepared(terms.settings), RunFolder(Path(terms.folder))
     releases = releases_of(ready.agreement, ready.kit, ready.clients, folder)
     disk, mine = ClientDisk(ready.agreement, ready.kit, folder, releases), ready.clients[site.client]
-    return _World(ready.agreement, ready.kit, disk, lambda: disk.target(site.client, mine))
+    return _World(
+        ready.agreement,
+        ready.kit,
+        disk,
+        lambda: mine,
+        lambda: _handed(disk, site.client) or disk.target(site.client, mine),
+        lambda: simulated_members(folder, len(ready.clients))[site.client],
+    )
 
 
 @lru_cache(maxsize=1)

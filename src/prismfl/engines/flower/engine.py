@@ -15,6 +15,7 @@ from prismfl.federation.agreement import Agreement, Exchange, Reply
 from prismfl.privacy.ledger import as_asked, from_json, to_json
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder
+from prismfl.sums.frames import Step, step_of
 
 _WAIT = 0.1  # seconds between looks for replies
 _SPARE = 60.0  # seconds that a message lives beyond the deadline: clocks differ
@@ -31,9 +32,20 @@ class Flower:
 
     attempts = _ATTEMPTS
 
-    def __init__(self, grid: Grid, agreement: Agreement, folder: RunFolder, roster: Roster, terms: Terms) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        agreement: Agreement,
+        folder: RunFolder,
+        roster: Roster,
+        terms: Terms,
+        dimension: int = 0,
+    ) -> None:
         self.grid, self.agreement, self.folder = grid, agreement, folder
         self.roster, self.terms = roster, terms
+        # Bytes of a reply at most: packed masks and uncoded α layers, or moments of eight bytes an entry and label.
+        layout = agreement.layout
+        self.most = 16 * layout.count + 8 * max(1, layout.classes) * (dimension + 1) + 2**16
         self.counted: dict[int, int] = {}  # last round of those on disk in which the client counted
         for line in runfolder.read_rounds(folder):
             self.keep(int(line["round"]), line.get("cohort", ()))
@@ -43,6 +55,10 @@ class Flower:
         """Carry a round's broadcasts to the clients and yield their updates as they come."""
         return lambda frames: self._carry(Ask.TRAIN, round_index, frames)
 
+    def sum(self, round_index: int, least: int) -> Exchange:
+        """Carry messages of a secure sum to the clients and yield their answers, `least` of them at least."""
+        return lambda frames: self._carry(Ask.SUM, round_index, frames, least)
+
     def compare(self) -> Exchange:
         """Carry the final θ to the clients and yield their distances."""
         return lambda frames: self._carry(Ask.COMPARE, self.agreement.settings.federation.rounds, frames)
@@ -51,9 +67,12 @@ class Flower:
         """Remember who counted: each of them hears it in its next message, and keeps its memory of the round."""
         self.counted |= dict.fromkeys(clients, round_index)
 
-    def _carry(self, ask: Ask, round_index: int, frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
-        seconds = self.agreement.settings.running.deadline
-        post = _Post(self, ask, round_index, dict(frames), seconds)
+    def _carry(
+        self, ask: Ask, round_index: int, frames: Mapping[int, bytes], least: int = 0
+    ) -> Iterator[tuple[int, Reply]]:
+        running = self.agreement.settings.running
+        seconds = running.deadline
+        post = _Post(self, ask, round_index, dict(frames), seconds, least or running.least_cohort)
         end = time.monotonic() + seconds if seconds else float("inf")
         while post.frames and time.monotonic() < end:
             self.roster.poll()
@@ -69,15 +88,20 @@ class Flower:
 
     def heard(self, client: int, message: Message) -> Response:
         """A client's response, its releases entered in the run's ledger.  Raises PrismError."""
-        # No reply is longer than packed masks and uncoded α layers, whatever it says.
-        response = response_from(content_of(message), 16 * self.agreement.layout.count + 2**16)
+        response = response_from(content_of(message), self.most)
         if response.strange:
             self.informed.pop(client, None)
             return response
         self.informed[client] = self.roster.seats[client].hello.token if client in self.roster.seats else b""
-        if self.agreement.settings.privacy.epsilon and (response.frame or response.ledger):
+        if response.ledger or self._releases(response.frame):
             self._enter(client, response.ledger)
         return response
+
+    def _releases(self, frame: bytes) -> bool:
+        """Whether a reply is of a client that has released something: in a pooled run by what it adds to the sum."""
+        if not frame or not self.agreement.settings.privacy.epsilon:
+            return False
+        return step_of(frame) == Step.MASKED if self.agreement.pooled else True
 
     def _enter(self, client: int, ledger: str) -> None:
         try:
@@ -103,6 +127,7 @@ class _Post:
     round: int
     frames: dict[int, bytes]
     seconds: float
+    least: int
     out: dict[str, int] = field(default_factory=dict)
     lines: dict[int, Line] = field(default_factory=dict)
     strangers: set[int] = field(default_factory=set)
@@ -149,6 +174,6 @@ class _Post:
 
     def only_absent_left(self) -> bool:
         """Whether nobody who could still answer is connected, and the round has enough without them."""
-        roster, least = self.engine.roster, self.engine.agreement.settings.running.least_cohort
+        roster = self.engine.roster
         absent = not roster.greeting_out and len(roster.missing(self.frames)) == len(self.frames)
-        return absent and self.answered >= least
+        return absent and self.answered >= self.least

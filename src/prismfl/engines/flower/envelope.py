@@ -35,6 +35,7 @@ class Ask(StrEnum):
     HELLO = "hello"
     TRAIN = "train"
     COMPARE = "compare"
+    SUM = "sum"
 
 
 @dataclass(frozen=True)

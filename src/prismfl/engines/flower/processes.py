@@ -327,7 +327,8 @@ class Node:
         """The command that starts it; its own processes talk on `port` of this machine."""
         pairs = " ".join(f"{name}={_value(value)}" for name, value in self.config.items())
         tls = ["--root-certificates", str(self.root_certificates)] if self.root_certificates else ["--insecure"]
-        key = ["--auth-supernode-private-key", str(self.key)] if self.key else []
+        # Flower proves keys over TLS alone; without it the key signs secure sums and nothing else.
+        key = ["--auth-supernode-private-key", str(self.key)] if self.key and self.root_certificates else []
         way = ["--superlink", self.server, "--port", str(port)]
         return ["flower-supernode", *way, *tls, *key, "--node-config", pairs]
 

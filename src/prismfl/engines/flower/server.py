@@ -14,6 +14,7 @@ from prismfl.engines.flower.engine import Flower
 from prismfl.engines.flower.envelope import Ask, Hello, Request, Terms
 from prismfl.engines.flower.events import EventWriter
 from prismfl.engines.flower.roster import Roster
+from prismfl.engines.sums import simulated_members
 from prismfl.errors import ClientError, PrismError
 from prismfl.federation.agreement import MOST_LABELS
 from prismfl.run import folder as runfolder
@@ -74,6 +75,8 @@ def serve(grid: Grid, folder: RunFolder, settings: Settings, watcher: Watcher) -
         for line in ready.warnings:
             watcher.note(line)
         agreement, test, kit = ready.agreement, ready.test, ready.kit
+        if settings.federation.secure_sum:
+            simulated_members(folder, settings.data.clients)  # before any of them looks for its key
         root = str(folder.root.resolve())
         terms = Terms(to_toml(agreement.settings), agreement.labels, agreement.layout.channels, root)
     else:
@@ -81,14 +84,15 @@ def serve(grid: Grid, folder: RunFolder, settings: Settings, watcher: Watcher) -
         if held is not None:
             classes, channels = tuple(held["classes"]), held["channels"]
         agreement = agree_on(settings, channels, classes)
-        if agreement.settings.federation.mode == "one-shot":
+        if agreement.settings.federation.mode == "one-shot" or agreement.pooled:
             kit = site_kit(agreement)
         terms = Terms(to_toml(agreement.settings.public()), classes, channels)
         write_atomic(path, json.dumps({"classes": classes, "channels": channels}, ensure_ascii=False) + "\n")
     runfolder.record(folder, settings, agreement)
     # Lines of rounds that never counted go first: the engine reads who counted.
     runfolder.load_state(folder, agreement.layout.count, agreement.settings.data.clients)
-    return loop.run(agreement, Flower(grid, agreement, folder, roster, terms), folder, watcher, test, kit)
+    engine = Flower(grid, agreement, folder, roster, terms, kit.features.dimension if kit else 0)
+    return loop.run(agreement, engine, folder, watcher, test, kit)
 
 
 def _gather(roster: Roster, settings: Settings, needed: int, watcher: Watcher, *, patient: bool) -> None:

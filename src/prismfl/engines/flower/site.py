@@ -12,11 +12,13 @@ from pydantic import ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 
 from prismfl.data.files import write_atomic
 from prismfl.data.lock import alone
+from prismfl.engines.sums import Member
 from prismfl.errors import PolicyError, SettingError
 from prismfl.privacy.chain import Chain
 from prismfl.privacy.policy import Policy, policy_from, read_policy
 from prismfl.privacy.source import SourceLedger
 from prismfl.settings.schema import FEATURE_NETS, Running, Settings
+from prismfl.sums.secrets import Identity
 
 AUDIT = "audit.jsonl"  # in a site's state folder
 _PATIENCE = 60.0  # seconds to wait for another message's line
@@ -27,9 +29,10 @@ class Site:
     """One client's place: its number, and what is local to it.
 
     state: folder of what it keeps, or None where Flower simulates it; data_dir: its images; ledger: file of all that
-    was ever released of its images; policy: file of what it answers, which the budget and most_epsilon go over; people:
-    pattern that tells in file names whose image each is.  A run's own pattern is never searched for here: what it finds
-    and what not would tell the server of names.  server: whom it answers, for its own log.
+    was ever released of its images; key: private one that proves to other sites who this is; policy: file of what it
+    answers, which the budget and most_epsilon go over; people: pattern that tells in file names whose image each is.  A
+    run's own pattern is never searched for here: what it finds and what not would tell the server of names.  server:
+    whom it answers, for its own log.
     """
 
     client: Annotated[StrictInt, Field(ge=0, alias="partition-id")]
@@ -39,6 +42,7 @@ class Site:
     features: str = ""
     weights: str = ""
     ledger: Path = Path()
+    key: Path | None = None
     policy: Path | None = None
     budget_epsilon: float = 0.0
     budget_delta: float = 0.0
@@ -86,6 +90,13 @@ class Site:
         }
         changes = {name: value for name, value in asked.items() if value}
         return read_policy(self.policy, **changes) if self.policy else policy_from(changes)
+
+    def member(self) -> Member:
+        """What it brings to secure sums.  Raises PolicyError where its policy pins no keys, SettingError for no key."""
+        rules = self.rules().sums()
+        if self.key is None:
+            raise PolicyError("a secure sum", "this site's own key", "pass --key client-N.key at the site")
+        return Member(rules, Identity.read(self.key))
 
     def source(self) -> SourceLedger:
         """The ledger of this site's images, with the budget of its rules."""

@@ -1,0 +1,145 @@
+"""The release of all sites together: each adds a share of the noise to its exact sums, and only the sum is opened.
+
+Of N sites t may tell the server all that they know and d may vanish.  Each draws discrete Gaussian noise of variance
+σ²/(N - t - d), so that whatever N - d of them are left and whichever t collude, the honest ones' noise has variance σ²
+at least (Kairouz, Liu, Steinke, ICML 2021).  Noise beyond that is post-processing.
+
+The unit is the images of one person at one site, `images_per_person` at most; adjacency is replace-one.  One image
+moves the sum over all sites by √2 · NORM steps whatever its site's size, and n is the number of all images, which is
+public.  Against more than t colluders less noise is left: see `against`.
+
+A sum of m discrete Gaussians of variance s² is one of variance m s² but for a factor within 1 ± 8 m exp(-π² s²) of each
+probability (docs/concepts/privacy.md), which for s of 1000 steps and more is nearer to 1 than any float tells.  So what
+it differs from rounded Gaussian noise by is `rounding_distance` of √m s.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismfl.errors import PrivacyError
+from prismfl.moments import FeatureMap, Target
+from prismfl.privacy.ledger import Entry, calibrate, epsilon_of, rounding_distance, versions
+from prismfl.privacy.release import NORM, Grid, check_sizes, integer_sums, noisy, to_target
+from prismfl.settings.schema import Privacy
+
+_TAIL = 40  # σ of noise that the ring has room for: beyond is what no run will ever see
+
+
+def share(scale: float, noises: int) -> int:
+    """σ of each site's own noise, in whole steps, for `noises` honest ones to come to `scale` together.
+
+    Raises PrivacyError where it is too little for the proof of what sums of it are.
+
+    Examples:
+        >>> share(6000, noises=9)
+        2000
+    """
+    found = math.ceil(scale / math.sqrt(noises))
+    rounding_distance(1, found)  # refuses what is below the least scale
+    return found
+
+
+def plan(
+    grid: Grid, privacy: Privacy, images: int, sites: int, colluders: int, dropouts: int, client: int = 0
+) -> tuple[Entry, int]:
+    """What a sum will cost each site, known before an image is looked at, and σ of its own share of the noise.
+
+    Unit: the images of one person at one site; adjacency: replace-one.
+
+    Args:
+        grid: of the release.
+        privacy: what is asked for.
+        images: n of all sites of the sum.
+        sites: N, whose keys each of them pins.
+        colluders: t, that may tell the server all that they know.
+        dropouts: d, that may vanish.
+        client: whose ledger the entry is for.
+
+    Returns:
+        The ledger's entry, and σ in whole steps.
+
+    Raises:
+        PrivacyError: for what no noise gives.
+    """
+    check_sizes(privacy, [images])
+    if privacy.noise != "exact":
+        raise PrivacyError(f"a secure sum by the {privacy.noise} sampler", "exact noise", "leave --noise out")
+    steps, one, noises = grid.sensitivity * privacy.images_per_person, images * grid.scale, sites - colluders - dropouts
+    mine = share(calibrate(privacy.epsilon, privacy.delta, grid.entries, steps) * steps, noises)
+    scale = mine * math.sqrt(noises)
+    entry = Entry(
+        client=client,
+        mechanism="distributed-gaussian",
+        sampler=privacy.noise,
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        noise_multiplier=scale / steps,
+        sigma=scale / one,
+        sensitivity=steps / one,
+        slack=rounding_distance(grid.entries, scale),
+        images=images,
+        images_per_person=privacy.images_per_person,
+        dimension=grid.entries,
+        versions=versions(),
+        sites=sites,
+        colluders=colluders,
+        dropouts=dropouts,
+    )
+    return entry, mine
+
+
+def against(entry: Entry, colluders: int) -> float:
+    """ε of a sum, at the entry's δ, against the server and so many sites; with all but one, of that site's noise alone.
+
+    Unit: the images of one person at one site; adjacency: replace-one.  `dropouts` sites may have vanished besides, as
+    far as there are any left.  Raises PrivacyError for an ε past all bounds.
+
+    Examples:
+        >>> from prismfl.features.networks import load_features
+        >>> from prismfl.privacy.release import grid_of
+        >>> from prismfl.settings.resolve import Matching
+        >>> grid = grid_of(FeatureMap(load_features("vgg"), Matching(), channels=1, size=16), classes=0)
+        >>> entry, _ = plan(grid, Privacy(epsilon=1.0), images=60_000, sites=10, colluders=2, dropouts=1)
+        >>> [round(against(entry, colluders), 2) for colluders in (0, 2, 5, 9)]
+        [0.87, 1.0, 1.36, 2.95]
+    """
+    left = max(1, entry.sites - entry.dropouts - colluders)
+    part = left / entry.noises  # of the variance; slack goes as its inverse
+    return epsilon_of(entry.noise_multiplier * math.sqrt(part), entry.delta, entry.slack / part)
+
+
+def against_text(entry: Entry) -> str:
+    """What the theorem says of a sum, and what is left of it with more colluders: for people."""
+    rows = [(more, against(entry, more)) for more in sorted({entry.colluders + 1, entry.sites // 2, entry.sites - 1})]
+    beyond = ", ".join(f"{epsilon:.4g} against {more}" for more, epsilon in rows if more > entry.colluders)
+    return (
+        f"one sum of {entry.sites} sites, of which {entry.dropouts} may drop out: ε = {entry.epsilon:g} for all images "
+        f"against the server and any {entry.colluders} sites" + (f"; {beyond} of them" if beyond else "")
+    )
+
+
+# --------------------------------------------------------------------------------- numbers of the sum
+
+
+def width_of(images: int, sites: int, own: int) -> int:
+    """Bytes a word in which the sum of so many images and so many sites' noise of σ = `own` steps has room."""
+    return (math.ceil(images * NORM + _TAIL * math.sqrt(sites) * own).bit_length() + 8) // 8
+
+
+def site_sums(
+    features: FeatureMap, grid: Grid, images: NDArray[np.uint8], labels: NDArray[np.int64], own: int
+) -> NDArray[np.int64]:
+    """A site's exact sums with its share of the noise, σ = `own` steps (0: none): int64 `[G · E]`.
+
+    Unit: the images of one person at one site; adjacency: replace-one.
+    """
+    sums = integer_sums(features, grid, images, labels)
+    return (noisy(sums, own, "exact") if own else sums).ravel()
+
+
+def pooled_target(sums: NDArray[np.int64], grid: Grid, images: int, sites: int, own: int) -> Target:
+    """The opened sum int64 `[G · E]` of so many images and sites as a target: post-processing."""
+    scale = math.ceil(own * math.sqrt(sites))
+    return to_target(sums.reshape(max(1, grid.classes), grid.width), grid, scale, images)
