@@ -105,7 +105,9 @@ class SumSite:
             case Step.SURVIVORS:
                 return self._answered("survivors", frame, lambda: self._signed(frame, of, members))
             case Step.SIGNATURES:
-                return self._answered("signatures", frame, lambda: self._unmasked(frame, of, members))
+                told = self._answered("signatures", frame, lambda: self._unmasked(frame, of, members))
+                self._forget()
+                return told
         raise MessageError("a message that is not the server's", "one of a sum's five")
 
     def _answered(self, name: str, asked: bytes, make: Callable[[], bytes]) -> bytes:
@@ -116,6 +118,8 @@ class SumSite:
         if key not in self.state:
             made = make()
             self.state |= {name: made, key: digest}
+        if name not in self.state:
+            raise ClientError("a vector of a sum that is open", "it once, before the sum was opened", "resume the run")
         return self.state[name]
 
     # ------------------------------------------------------------------------------- keys
@@ -201,7 +205,7 @@ class SumSite:
     def _masked(self, frame: bytes, of: Sum, members: tuple[int, ...], vector: MakeVector) -> bytes:
         rows, rest = open_step(frame, Step.INBOX, of, most=len(frame))
         inbox = seal_step(Step.INBOX, of, rows)  # what follows may differ: a site that has lost its way asks again
-        if "masked" in self.state:
+        if "asked-masked" in self.state:
             return self._answered("masked", inbox, lambda: b"")
         shares = self._inbox(rows, of, members)
         made = vector(rest, tuple(sorted((*rows, self.client))))
@@ -277,6 +281,12 @@ class SumSite:
         shares = {site: self.state[f"share-{site}"] for site in sites_in(self.state["dealers"])}
         told = {site: share[:SECRET] if site in left else share[SECRET:] for site, share in shares.items()}
         return seal_step(Step.UNMASK, of, told)
+
+    def _forget(self) -> None:
+        """What has been told of the sum may be asked for again; its secrets have done their work."""
+        for name in list(self.state):
+            if name in ("sealing", "masking", "own", "kept", "masked") or name.startswith("share-"):
+                del self.state[name]
 
 
 def _number(number: int) -> bytes:
