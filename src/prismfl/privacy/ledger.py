@@ -231,6 +231,38 @@ def spent_by_client(entries: Sequence[Entry], images_per_person: int) -> dict[in
     return dict(spent)
 
 
+def against(entry: Entry, colluders: int) -> float:
+    """ε of a sum, at the entry's δ, against the server and so many sites; with all but one, of that site's noise alone.
+
+    Unit: the images of one person at one site; adjacency: replace-one.  `dropouts` sites may have vanished besides, as
+    far as there are any left.  Raises PrivacyError for an ε past all bounds.
+
+    Examples:
+        >>> from prismfl.features.networks import load_features
+        >>> from prismfl.privacy.release import grid_of
+        >>> from prismfl.settings.resolve import Matching
+        >>> from prismfl.moments import FeatureMap
+        >>> from prismfl.privacy.pooled import plan
+        >>> grid = grid_of(FeatureMap(load_features("vgg"), Matching(), channels=1, size=16), classes=0)
+        >>> entry, _ = plan(grid, Privacy(epsilon=1.0), images=60_000, sites=10, colluders=2, dropouts=1)
+        >>> [round(against(entry, colluders), 2) for colluders in (0, 2, 5, 9)]
+        [0.87, 1.0, 1.36, 2.95]
+    """
+    left = max(1, entry.sites - entry.dropouts - colluders)
+    part = left / entry.noises  # of the variance; slack goes as its inverse
+    return epsilon_of(entry.noise_multiplier * math.sqrt(part), entry.delta, entry.slack / part)
+
+
+def against_text(entry: Entry) -> str:
+    """What the theorem says of a sum, and what is left of it with more colluders: for people."""
+    rows = [(more, against(entry, more)) for more in sorted({entry.colluders + 1, entry.sites // 2, entry.sites - 1})]
+    beyond = ", ".join(f"{epsilon:.4g} against {more}" for more, epsilon in rows if more > entry.colluders)
+    return (
+        f"one sum of {entry.sites} sites, of which {entry.dropouts} may drop out: ε = {entry.epsilon:g} for all images "
+        f"against the server and any {entry.colluders} sites" + (f"; {beyond} of them" if beyond else "")
+    )
+
+
 def as_asked(entry: Entry, privacy: Privacy) -> bool:
     """Whether a client's entry says that it released what a run asked for: the same promise, by noise that keeps it.
 

@@ -6,7 +6,7 @@ at least (Kairouz, Liu, Steinke, ICML 2021).  Noise beyond that is post-processi
 
 The unit is the images of one person at one site, `images_per_person` at most; adjacency is replace-one.  One image
 moves the sum over all sites by √2 · NORM steps whatever its site's size, and n is the number of all images, which is
-public.  Against more than t colluders less noise is left: see `against`.
+public.  Against more than t colluders less noise is left: see `ledger.against`.
 
 A sum of m discrete Gaussians of variance s² is one of variance m s² but for a factor within 1 ± 8 m exp(-π² s²) of each
 probability (docs/concepts/privacy.md), which for s of 1000 steps and more is nearer to 1 than any float tells.  So what
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from prismfl.errors import PrivacyError
 from prismfl.moments import FeatureMap, Target
-from prismfl.privacy.ledger import Entry, calibrate, epsilon_of, rounding_distance, versions
+from prismfl.privacy.ledger import Entry, calibrate, rounding_distance, versions
 from prismfl.privacy.release import NORM, Grid, check_sizes, integer_sums, noisy, to_target
 from prismfl.settings.schema import Privacy
 
@@ -88,36 +88,6 @@ def plan(
         dropouts=dropouts,
     )
     return entry, mine
-
-
-def against(entry: Entry, colluders: int) -> float:
-    """ε of a sum, at the entry's δ, against the server and so many sites; with all but one, of that site's noise alone.
-
-    Unit: the images of one person at one site; adjacency: replace-one.  `dropouts` sites may have vanished besides, as
-    far as there are any left.  Raises PrivacyError for an ε past all bounds.
-
-    Examples:
-        >>> from prismfl.features.networks import load_features
-        >>> from prismfl.privacy.release import grid_of
-        >>> from prismfl.settings.resolve import Matching
-        >>> grid = grid_of(FeatureMap(load_features("vgg"), Matching(), channels=1, size=16), classes=0)
-        >>> entry, _ = plan(grid, Privacy(epsilon=1.0), images=60_000, sites=10, colluders=2, dropouts=1)
-        >>> [round(against(entry, colluders), 2) for colluders in (0, 2, 5, 9)]
-        [0.87, 1.0, 1.36, 2.95]
-    """
-    left = max(1, entry.sites - entry.dropouts - colluders)
-    part = left / entry.noises  # of the variance; slack goes as its inverse
-    return epsilon_of(entry.noise_multiplier * math.sqrt(part), entry.delta, entry.slack / part)
-
-
-def against_text(entry: Entry) -> str:
-    """What the theorem says of a sum, and what is left of it with more colluders: for people."""
-    rows = [(more, against(entry, more)) for more in sorted({entry.colluders + 1, entry.sites // 2, entry.sites - 1})]
-    beyond = ", ".join(f"{epsilon:.4g} against {more}" for more, epsilon in rows if more > entry.colluders)
-    return (
-        f"one sum of {entry.sites} sites, of which {entry.dropouts} may drop out: ε = {entry.epsilon:g} for all images "
-        f"against the server and any {entry.colluders} sites" + (f"; {beyond} of them" if beyond else "")
-    )
 
 
 # --------------------------------------------------------------------------------- numbers of the sum

@@ -27,7 +27,7 @@ from prismfl.data.files import make_folder, write_atomic
 from prismfl.data.lock import alone
 from prismfl.errors import BudgetError, PrivacyError
 from prismfl.privacy.chain import Chain
-from prismfl.privacy.ledger import Entry, Guarantee, epsilon_of, from_json, spent_by_client, to_json
+from prismfl.privacy.ledger import Entry, Guarantee, against_text, epsilon_of, from_json, spent_by_client, to_json
 
 _PATIENCE = 3600.0  # seconds to wait for another run that draws the same release
 
@@ -90,7 +90,7 @@ class SourceLedger:
         """What all releases of the source, of which there is one at least, come to so far: a line for people."""
         spent = spent_of(self.releases())
         return (
-            f"all releases of these images so far: ε = {spent.epsilon:.4g} at δ = {spent.delta:g}, "
+            f"all releases of these images so far: ε = {_epsilon(spent)} at δ = {spent.delta:g}, "
             f"{spent.releases} of them ({self.path})"
         )
 
@@ -258,6 +258,10 @@ def ledger_of(source: str) -> Path:
     return Path(platformdirs.user_state_dir("prismfl", appauthor=False)) / "sources" / name / "ledger.jsonl"
 
 
+def _epsilon(spent: Guarantee) -> str:
+    return f"{spent.epsilon:.4g}" if spent.epsilon < math.inf else "∞ (more than δ can tell)"
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -287,11 +291,12 @@ def as_text(releases: Sequence[Release], delta: float = 0.0) -> str:
             f"{one.time:<21} {entry.epsilon:<7.4g} {entry.delta:<7.1g} {entry.images:<7} {entry.images_per_person:<11} "
             f"{entry.sampler}{state}"
         )
+    lines += [f"  {text}" for text in sorted({against_text(one.entry) for one in releases if one.entry.sites})]
     total = spent_of(releases, delta)
     most = max(one.entry.images_per_person for one in releases)
     person = "one image" if most == 1 else f"up to {most} images of one person"
     lines.append(
-        f"spent: ε = {total.epsilon:.4g} at δ = {total.delta:g}, for {person}; "
+        f"spent: ε = {_epsilon(total)} at δ = {total.delta:g}, for {person}; "
         f"{total.releases} releases of {total.clients} ways to deal the images to clients; the chain is whole"
     )
     return "\n".join(lines)

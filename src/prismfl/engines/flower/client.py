@@ -38,6 +38,7 @@ from prismfl.run.folder import RunFolder, read_json
 from prismfl.run.prepare import Prepared, agree_on, prepare, site_kit
 from prismfl.settings.schema import Settings
 from prismfl.settings.toml import settings_from, toml_from
+from prismfl.sums.frames import Step, step_of
 from prismfl.sums.site import SumSite
 
 _GRACE = 20.0  # seconds after which a search that cannot be interrupted is ended with its process
@@ -199,7 +200,8 @@ class _World:
 def _summed(client: int, world: _World, request: Request) -> bytes:
     """An answer to a message of a secure sum."""
     disk = world.disk
-    disk.forget_after(client, request.counted)
+    if step_of(request.frame) == Step.OPEN:  # later ones come before this round counts
+        disk.forget_after(client, request.counted)
     held, asked = disk.held(client), (request.frame, request.round)
     made = answer_sum(disk, world.member(), client, *asked, world.images, world.target, held)
     disk.remember(client, request.round, made.memory)
