@@ -20,12 +20,17 @@ def privacy(
     delta: Annotated[float, typer.Option(help="δ of the whole run.")] = 1e-5,
     images_per_person: Annotated[int, typer.Option(help="Most images of one person at one client.")] = 1,
     dimension: Annotated[int, typer.Option(help="Entries of the vector [of the default network, ten labels].")] = 0,
+    secure_sum: Annotated[bool, typer.Option("--secure-sum", help="Also of one secure sum of all of them.")] = False,
+    colluders: Annotated[int, typer.Option(help="Of its sites, those that may collude [a fifth].", min=-1)] = -1,
+    dropouts: Annotated[int, typer.Option(help="Of its sites, those that may vanish [a tenth].", min=-1)] = -1,
 ) -> None:
     """Say what noise a guarantee needs, or what guarantee a noise gives, before anything is released."""
     if context.invoked_subcommand is not None:
         return
-    from prismfl.privacy.planning import at_clients, plans
+    from prismfl.privacy.planning import at_clients, plans, sum_text
 
+    if secure_sum and sigma:
+        raise SettingError("--secure-sum with --sigma", "--epsilon, which all clients share", "pass it instead")
     counts = _numbers("--sizes", sizes)
     entries = dimension or _default_entries()
     found = plans(counts, delta, entries, epsilon=epsilon, sigma=sigma, images_per_person=images_per_person)
@@ -38,6 +43,8 @@ def privacy(
     for clients in sorted({1, min(2, len(found)), len(found)}):
         told = "1 client" if clients == 1 else f"{clients} clients"
         print(f"one person with images at {told}: ε = {at_clients(found, clients, delta):.4g}")
+    if secure_sum:
+        print(sum_text(found, delta, colluders, dropouts))
 
 
 def ledger(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from prismfl.errors import PrivacyError
 from prismfl.privacy.ledger import calibrate, epsilon_of
+from prismfl.settings.schema import AUTO
+from prismfl.sums.rules import usual
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,40 @@ def at_clients(found: Sequence[Plan], clients: int, delta: float) -> float:
         raise PrivacyError(f"a person at {clients} clients", f"1 … {len(found)}, the clients", "mend the number")
     squares = sorted((plan.noise_multiplier**-2 for plan in found), reverse=True)[:clients]
     return epsilon_of(sum(squares) ** -0.5, delta)
+
+
+def sum_text(found: Sequence[Plan], delta: float, colluders: int = AUTO, dropouts: int = AUTO) -> str:
+    """What one secure sum of all clients has in place of their own releases: a text of two lines.
+
+    Unit: the images of one person at one client; adjacency: replace-one.
+
+    Args:
+        found: plans of the clients' own releases.
+        delta: of the run.
+        colluders: t; -1: what a policy has that leaves it open.
+        dropouts: d; likewise.
+
+    Raises:
+        PrivacyError: for numbers with which no sum opens.
+
+    Examples:
+        >>> print(sum_text(plans([6000] * 10, 1e-5, 1000, epsilon=1.0), 1e-5))
+        one secure sum of 10 clients: σ of the pooled mean 0.0001051, 2.65 times less than of their own releases
+        ε = 1 against the server and any 2 of them; 2.95 against all 9 others
+    """
+    sites = len(found)
+    t, d = (usually if one == AUTO else one for one, usually in zip((colluders, dropouts), usual(sites), strict=True))
+    noises, images = sites - t - d, sum(plan.images for plan in found)
+    if sites < 2 or noises < 1 or sites <= t + 2 * d:
+        raise PrivacyError(
+            f"a sum of {sites} clients, {t} colluders, {d} drop-outs", "more than t + 2 d clients", "mend the numbers"
+        )
+    one, shared = found[0].noise_multiplier, math.sqrt(sites / noises)
+    sigma = one * shared * max(plan.sensitivity * plan.images for plan in found) / images
+    own = math.sqrt(sum((plan.sigma * plan.images / images) ** 2 for plan in found))
+    alone = epsilon_of(one / math.sqrt(noises), delta)
+    return (
+        f"one secure sum of {sites} clients: σ of the pooled mean {sigma:.4g}, "
+        f"{own / sigma:.2f} times less than of their own releases\n"
+        f"ε = {found[0].epsilon:.3g} against the server and any {t} of them; {alone:.3g} against all {sites - 1} others"
+    )
