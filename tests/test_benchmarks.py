@@ -132,3 +132,14 @@ def test_the_gpu_benchmark_trains_as_long_as_there_is_time(load, tmp_path, capsy
     assert "training: 1 rounds" in gpu.as_sentence(found)
     again = gpu.trained(folder, "cpu", 0.0, True, tmp_path / "out", changes)  # a run is there already
     assert again["rounds"] == 0 and "--resume" in gpu.as_sentence(again)
+
+
+# ------------------------------------------------------------------------------------- secure sums
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_secure_sum_is_measured_and_checked(load, masks):
+    found = load("secure_sum").measured(10, 3000, 1, masks=masks)
+    assert found["survivors"] == 9 and found["bytes_an_entry"] < 8
+    if masks:
+        assert found["bits_a_weight_over_log2"] <= 1.1
