@@ -10,9 +10,12 @@ import typer
 from prismfl.errors import SettingError
 from prismfl.run.progress import sized
 
+_MODEL = "A model file, or a run's folder."
+_PICTURES = [".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".svg", ".pdf"]
+
 
 def sample(
-    model: Annotated[Path, typer.Argument(help="Model file.")],
+    model: Annotated[Path, typer.Argument(help=_MODEL)],
     count: Annotated[int, typer.Option(help="Number of images.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
     out: Annotated[Path, typer.Option(help="A .png for one grid, or a folder for single files.")] = Path("grid.png"),
@@ -23,6 +26,8 @@ def sample(
     """Make images with a finished model: same seed, same images."""
     from prismfl.generator.sampling import image_grid, label_columns, load, save_folders, save_picture, save_pictures
 
+    if out.suffix.lower() in _PICTURES:
+        raise SettingError(f"--out {out}", "a .png, or a folder for single files", f"name {out.with_suffix('.png')}")
     sampler = load(model, device)
     if per_class:
         if label or out.suffix.lower() == ".png":
@@ -38,7 +43,7 @@ def sample(
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model file.")],
+    model: Annotated[Path, typer.Argument(help=_MODEL)],
     out: Annotated[Path, typer.Option(help="ONNX file to write.")] = Path("model.onnx"),
 ) -> None:
     """Write a finished model as ONNX, checked against PyTorch: needs the extra `export`."""
@@ -52,7 +57,7 @@ def export(
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Model file.")],
+    model: Annotated[Path, typer.Argument(help=_MODEL)],
     dataset: Annotated[str, typer.Option(help="Data set to judge against [the model's own].")] = "",
     data_dir: Annotated[str, typer.Option(help="Its folder [the model's own].")] = "",
     samples: Annotated[int, typer.Option(help="Samples the figures are of.")] = 10_000,
@@ -130,7 +135,7 @@ def pretrain(
 
     recipe = Recipe(epochs=epochs, rate=rate, seed=seed, colour=colour, grey=grey)
     if not 8 <= size <= 256:
-        raise SettingError(f"size {size}", "8 … 256", "change --size")
+        raise SettingError(f"--size {size}", "8 … 256", "change it")
     train, test = (load_dataset("folder", images, size, split) for split in ("train", "test"))
     accuracy = run(train, test, recipe, name or images.name, out, classes=classes)
     print(f"{out}: test accuracy {accuracy:.4f}")

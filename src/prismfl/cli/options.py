@@ -1,49 +1,16 @@
-"""One option a setting, and help that shows the options that most people need first."""
+"""One option a setting, and the settings that come of options."""
 
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
-from typer.core import TyperCommand
 
+from prismfl.cli.commands import FIRST, option
 from prismfl.settings.presets import preset
 from prismfl.settings.schema import Settings, all_fields
 from prismfl.settings.toml import laid_over, merged, read_toml, settings_from
-
-# What most people need, in this order; the rest follows section by section.
-_FIRST = ("dataset", "data_dir", "clients", "partition", "size", "rounds", "mode", "mask", "epsilon", "device")
-_SECTIONS = {
-    "data": "Data",
-    "generator": "Generator and features",
-    "features": "Generator and features",
-    "search": "Training",
-    "federation": "Federation",
-    "privacy": "Privacy",
-    "running": "Running (free to change when a run is resumed)",
-    "": "Training",
-}
-
-
-class GroupedCommand(TyperCommand):
-    """A command whose help has its options in groups."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the command's own options, then those that most people need, then the others by section."""
-        titles = ("Options", "Most used", *_SECTIONS.values())
-        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
-        known = all_fields()
-        for parameter in self.get_params(ctx):
-            if record := parameter.get_help_record(ctx):
-                name = parameter.name or ""
-                section = _SECTIONS[known[name][0]] if name in known else "Options"
-                groups["Most used" if name in _FIRST else section].append(record)
-        for title, rows in groups.items():
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
 
 
 def asked(config: Path | None, changes: Mapping[str, Any], name: str = "") -> Settings:
@@ -61,27 +28,27 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         changes = {name: _parsed(name, values.pop(name)) for name in all_fields() if values.get(name) is not None}
         command(changes=changes, **{p.name: values[p.name] for p in own})
 
-    options = [_option(name) for name in (*_FIRST, *(name for name in all_fields() if name not in _FIRST))]
+    options = [_option(name) for name in (*FIRST, *(name for name in all_fields() if name not in FIRST))]
     wrapped.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in (*own, *options)}
-    wrapped.__doc__ = command.__doc__
+    wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
     return wrapped
 
 
 def _option(name: str) -> inspect.Parameter:
     section, item = all_fields()[name]
-    flag = f"--{name.replace('_', '-')}"
+    flag = option(name)
     shown = item.default if item.default not in ("", ()) else "none"
     about = f"{item.metadata['about']} [{section + '.' if section else ''}{name} = {shown}]"
     kind: Any = str
     if item.type is bool:
-        kind, option = bool, typer.Option(f"{flag}/--no-{flag[2:]}", help=about, show_default=False)
+        kind, given = bool, typer.Option(f"{flag}/--no-{flag[2:]}", help=about, show_default=False)
     else:
         choices = item.metadata["choices"]
         values = "|".join(str(c) for c in choices) if choices else getattr(item.type, "__name__", "").upper()
-        option = typer.Option(flag, help=about, metavar=values, show_default=False)
+        given = typer.Option(flag, help=about, metavar=values, show_default=False)
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, given]
     )
 
 

@@ -78,11 +78,27 @@ def save_model(model: Model, path: Path) -> int:
     return len(raw)
 
 
+def model_file(path: str | Path) -> Path:
+    """A model's file: the path itself, or in the folder of a run its finished model.
+
+    Raises:
+        ModelFileError: for a folder without one.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = path / "model.safetensors"
+    if not found.is_file():
+        got = f"{path} is a folder without model.safetensors"
+        raise ModelFileError(got, "a model file, or a finished run", "name one, or finish the run with --resume")
+    return found
+
+
 def load_model(path: str | Path) -> Model:
     """Read a model file.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a finished run.
 
     Returns:
         What it holds, all checked.
@@ -90,8 +106,9 @@ def load_model(path: str | Path) -> Model:
     Raises:
         ModelFileError: when it is missing, damaged or foreign.
     """
+    path = model_file(path)
     try:
-        raw = Path(path).read_bytes()
+        raw = path.read_bytes()
     except (OSError, ValueError) as error:
         raise _refuse(path, f"cannot be read ({error})") from None
     try:

@@ -136,10 +136,11 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).add_(1).cpu().item()
     except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SettingError(
-            f"running.device = {device!r} ({reason})", "a device that torch can use here", "try cpu or cuda"
-        ) from None
+        why = "torch knows no such device" if "device string" in str(error) else "torch cannot compute on it here"
+        there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        names = " or ".join(["cpu", *there])
+        raise SettingError(f"running.device = {device!r}: {why}", names, "name a device that is here") from None
 
 
 def label_turns(layout: Layout, count: int) -> Tensor:

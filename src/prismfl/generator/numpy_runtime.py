@@ -299,14 +299,15 @@ def _inside(padded: Array) -> Array:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m prismfl.runtime`: images to a .png grid or a .npy array; 0, or 2 with one line."""
     parser = argparse.ArgumentParser("python -m prismfl.runtime", description="Make images with NumPy alone.")
-    parser.add_argument("model", type=Path, help="model file")
+    parser.add_argument("model", type=Path, help="model file, or a run's folder")
     parser.add_argument("--count", type=int, default=64, help="number of images [64]")
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents [0]")
     parser.add_argument("--label", default="", help="make images of this label only")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="a .png, or a .npy: uint8 [n, C, H, W]")
     asked = parser.parse_args(arguments)
+    model, out = asked.model.expanduser(), asked.out.expanduser()
     try:
-        print(_written(asked.model, asked.count, asked.seed, asked.label, asked.out))
+        print(_written(model, asked.count, asked.seed, asked.label, out))
     except PrismError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2

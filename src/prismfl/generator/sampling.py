@@ -67,7 +67,7 @@ def load(path: str | Path, device: str = "cpu") -> Sampler:
     """Load a model file to sample from.
 
     Args:
-        path: what a run wrote as `model.safetensors`.
+        path: what a run wrote as `model.safetensors`, or the run's folder.
         device: torch device that computes the images.
 
     Returns:

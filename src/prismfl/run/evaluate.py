@@ -17,6 +17,7 @@ from prismfl.data.files import check_writable, write_atomic
 from prismfl.errors import DataError, ModelFileError, SettingError
 from prismfl.features.inception import Inception, load_inception
 from prismfl.features.matched import sibling_note
+from prismfl.generator.modelfile import model_file
 from prismfl.generator.network import check_device
 from prismfl.generator.sampling import Sampler, image_grid, labels_like, load, save_picture
 from prismfl.metrics import copying, distances, readability, synthetic, tone
@@ -122,6 +123,7 @@ def evaluate_model(
 
 def save_evaluation(model: Path, found: Mapping[str, Any]) -> Path:
     """Write the figures as `evaluation.json` beside the model, where a report finds them.  Raises RunFolderError."""
+    model = model_file(model)
     path = RunFolder(model.resolve().parent).evaluation
     write_atomic(path, json.dumps({"model": model.name} | dict(found), indent=1) + "\n")
     return path

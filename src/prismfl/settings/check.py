@@ -1,5 +1,6 @@
 """What values a setting may have, alone and together with others."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import Field, field, fields
@@ -19,9 +20,10 @@ def setting(
     most: float | None = None,
     above: float | None = None,
     choices: tuple[Any, ...] | None = None,
+    path: bool = False,
 ) -> Any:
-    """A field of the schema: its default, its meaning, and what it may be."""
-    limits = {"least": least, "most": most, "above": above, "choices": choices}
+    """A field of the schema: its default, its meaning, and what it may be; path: in which `~` is the user's folder."""
+    limits = {"least": least, "most": most, "above": above, "choices": choices, "path": path}
     return field(default=default, metadata={"about": about, **limits})
 
 
@@ -50,7 +52,7 @@ def checked(key: str, item: "Field[Any]", value: Any) -> Any:
         whole &= value == value.encode("utf-8", "ignore").decode()
     if not whole or not _allowed(value, item.metadata):
         raise SettingError(f"{key} = {value!r}", _range_text(item.type, item.metadata), f"change {key}")
-    return value
+    return os.path.expanduser(value) if item.metadata["path"] else value  # noqa: PTH111 - it may be a pattern
 
 
 def _allowed(value: Any, limits: Mapping[str, Any]) -> bool:
@@ -95,7 +97,7 @@ def check_together(settings: "Settings") -> None:
     _check_people(data)
     _check_cohort(settings)
     if settings.privacy.epsilon and data.dataset in ("folder", "hf") and not settings.generator.channels:
-        got = f"generator.channels = 0 with epsilon and data.dataset = {data.dataset!r}"
+        got = f"generator.channels = 0 with privacy.epsilon and data.dataset = {data.dataset!r}"
         either = "1 for grey images or 3 for colour: one private image must not decide it"
         raise SettingError(got, either, "set generator.channels")
     if data.clients_from:
@@ -109,7 +111,7 @@ def check_together(settings: "Settings") -> None:
     if data.partition != "dirichlet":
         _check_fitting(settings, chosen, "nothing is concentrated", {"data.concentration": (0.005,)})
     if federation.by_differences and federation.client_weights == "size":
-        got = "federation.uplink = 'fewest' with client_weights = 'size'"
+        got = "federation.uplink = 'fewest' with federation.client_weights = 'size'"
         equal = "clients of equal weight: the average travels less their unweighted masks"
         raise SettingError(got, equal, "change one of the two")
     if federation.mode == "one-shot":
@@ -183,7 +185,7 @@ def _check_people(data: "Data") -> None:
         raise SettingError(got, "'folder': its files have names", "leave it out")
     if data.partition not in ("iid", "given"):
         got = f"data.partition = {data.partition!r} with data.people"
-        raise SettingError(got, "iid, which deals whole persons, or given", "pass --partition iid")
+        raise SettingError(got, "iid, which deals whole persons, or given", "choose data.partition = 'iid'")
 
 
 def check_pattern(people: str) -> None:
@@ -191,6 +193,6 @@ def check_pattern(people: str) -> None:
     try:
         groups = re.compile(people).groups
     except (re.error, RecursionError, OverflowError) as error:
-        raise SettingError(f"data.people = {people!r} ({error})", "a regular expression", "mend --people") from None
+        raise SettingError(f"data.people = {people!r} ({error})", "a regular expression", "mend data.people") from None
     if groups > 1:
         raise SettingError(f"data.people = {people!r} with {groups} groups", "one at most", "write others as (?:…)")

@@ -25,8 +25,8 @@ class Data(Section):
         "arrays marks a run on a caller's arrays",
         choices=("digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder", "hf", "arrays"),
     )
-    data_dir: str = setting("", "folder (or zip) that holds the data set; with hf, or the data set's name")
-    clients_from: str = setting("", "pattern of one image folder or zip a client, as 'sites/*'")
+    data_dir: str = setting("", "folder (or zip) that holds the data set; with hf, or the data set's name", path=True)
+    clients_from: str = setting("", "pattern of one image folder or zip a client, as 'sites/*'", path=True)
     people: str = setting(
         "", "pattern that tells whose image each file of a folder is, as 'person([0-9]+)': persons are dealt whole"
     )
@@ -75,11 +75,13 @@ class Features(Section):
         "auto",
         "feature network to match: efficientnet-lite0 (ImageNet), vgg (embedded, small), vgg19 (needs weights), random"
         " (never trained), or a file of `prismfl pretrain`; auto: efficientnet-lite0 for colour, vgg for grey",
+        path=True,
     )
     weights: str = setting(
         "",
         "file of the network's weights: torchvision's vgg19 (.pth, or .safetensors), or another copy of"
         " efficientnet-lite0's",
+        path=True,
     )
 
 
@@ -225,7 +227,9 @@ class Running(Section):
         "numbers that generator and feature network compute in while searching; auto: bfloat16 where it is fast",
         choices=("auto", "float32", "bfloat16"),
     )
-    cache_dir: str = setting("", "folder that keeps clients' moments between runs; none keeps them in the run folder")
+    cache_dir: str = setting(
+        "", "folder that keeps clients' moments between runs; none keeps them in the run folder", path=True
+    )
     budget_epsilon: float = setting(
         0.0,
         "most ε that the data may ever spend, over all runs; 0 sets no limit, and the ledger says the sum",
