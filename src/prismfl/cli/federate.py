@@ -35,11 +35,11 @@ def _run(how: str, folder: Any, link: Any, more: list[str]) -> None:
     """A run on a SuperLink of its own, shown as it goes."""
     from prismfl.engines.flower.processes import run_server
 
-    summary = watched(
-        lambda watcher: run_server(folder.root, link, watcher, watcher.note, more=more),
-        f"prismfl federate {how} --resume {folder.root}",
-    )
-    closing(folder, summary, reported(folder.root))
+    def go(watcher: Any) -> Any:
+        return run_server(folder.root, link, watcher, watcher.note, more=more), reported(folder.root, watcher)
+
+    summary, page = watched(go, f"prismfl federate {how} --resume {folder.root}")
+    closing(folder, summary, page)
 
 
 def simulate(changes: dict[str, Any], config: _Config = None, out: _Out = None, resume: _Resume = None) -> None:

@@ -53,10 +53,10 @@ def train(
             else:
                 finished = simulator.train(settings, out=root, watcher=watcher)
             watcher.finished(finished.summary)
-        return finished
+        return finished, "" if no_report else reported(root, display)
 
-    finished = watched(go, f"prismfl train --resume {root}")
-    closing(finished.folder, finished.summary, "" if no_report else reported(root))
+    finished, page = watched(go, f"prismfl train --resume {root}")
+    closing(finished.folder, finished.summary, page)
 
 
 def watched(go: Callable[[Any], Any], again: str) -> Any:
@@ -71,8 +71,9 @@ def watched(go: Callable[[Any], Any], again: str) -> Any:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def reported(root: Path) -> str:
+def reported(root: Path, watcher: Any) -> str:
     """Where the report of a finished run lies, or why there is none: a run is never lost to its report."""
+    watcher.note("building the report")
     try:
         from prismfl.report.page import build_report
 

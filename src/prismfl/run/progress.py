@@ -3,10 +3,14 @@
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 
 def sized(count: float) -> str:
@@ -47,15 +51,19 @@ def figures(record: Mapping[str, Any]) -> str:
 
 
 class LiveWatcher(Progress):
-    """A bar with round, loss, bytes and the time left, as long as this context lasts; notes go above it."""
+    """A bar with round, loss, bytes and the time left, as long as this context lasts; notes go above it.
+
+    After the last round it says what is still being done, and for how long: that may take longer than a round.
+    """
 
     def __init__(self, console: Console) -> None:
-        described, left = TextColumn("{task.description}"), (TextColumn("left"), TimeRemainingColumn())
-        super().__init__(TextColumn("training"), BarColumn(), MofNCompleteColumn(), described, *left, console=console)
+        described = TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis"))
+        bar = BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8))
+        super().__init__(bar, _Rounds(), described, _Time(), console=console, expand=True)
 
     def started(self, done: int, rounds: int) -> None:
         """The run begins, or goes on after `done` rounds."""
-        self.add_task("moments of the images", total=rounds, completed=done)
+        self.add_task("moments of the images", total=rounds, completed=done, rounds=True)
 
     def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
         """A round is on disk."""
@@ -63,8 +71,37 @@ class LiveWatcher(Progress):
             self.update(task, total=rounds, completed=record["round"] + 1, description=figures(record))
 
     def note(self, text: str) -> None:
-        """A line above the bar."""
-        self.console.print(text, highlight=False, markup=False)
+        """A line above the bar, or once all rounds are done one below it, until the next."""
+        training = [task for task in self.tasks if task.fields.get("rounds")]
+        if not training or not training[0].finished:
+            self.console.print(text, highlight=False, markup=False)
+            return
+        for task in self.tasks:
+            self.update(task.id, total=task.total or 1, completed=task.total or 1)
+        self.add_task(escape(text), total=None)
+
+
+class _Rounds(ProgressColumn):
+    """Rounds done, of how many."""
+
+    def render(self, task: Task) -> Text:
+        rounds = task.total if task.fields.get("rounds") else None
+        return Text("" if rounds is None else f"{int(task.completed)}/{int(rounds)}")
+
+
+class _Time(ProgressColumn):
+    """Time that is left, or of what nobody knows how long it takes, the time that it has taken."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        if task.total is None or task.finished:
+            return Text(_clock(task.finished_time or task.elapsed or 0.0))
+        return Text("" if task.time_remaining is None else f"{_clock(task.time_remaining)} left")
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=int(seconds)))
 
 
 def on_terminal() -> bool:

@@ -80,6 +80,11 @@ class Flower:
             yield from post.fetch()
             if post.only_absent_left():
                 break
+            left = end - time.monotonic() if seconds else None
+            if post.frames:
+                self.roster.remind(
+                    f"round {round_index}" if ask == Ask.TRAIN else "choice of the mask", post.frames, left
+                )
             time.sleep(_WAIT)
         for client in sorted(post.frames):
             late = ClientError(f"no reply within {seconds:g} s", "one in time", "raise --deadline if it is only slow")

@@ -25,6 +25,8 @@ from prismfl.data.files import check_writable, write_atomic
 from prismfl.data.lock import alone, is_held
 from prismfl.engines.flower import QUIET, warm
 from prismfl.engines.flower.events import NAME, read_events, replay
+from prismfl.engines.flower.reach import Standing, host_and_port
+from prismfl.engines.flower.site import AUDIT
 from prismfl.errors import ClientError, DataError, DependencyError, RunFolderError, SettingError
 from prismfl.run.environment import cores
 from prismfl.run.folder import lock_of
@@ -311,7 +313,8 @@ class Node:
 
         Raises DataError for images that are not there, RunFolderError where nothing can be kept.
         """
-        if not self.root_certificates and not self.insecure and self.server.rsplit(":", 1)[0].strip("[]") not in LOCAL:
+        host, _ = host_and_port(self.server)
+        if not self.root_certificates and not self.insecure and host not in LOCAL:
             raise SettingError(
                 f"--server {self.server} without --root-certificates",
                 "the authority's ca.crt, as the server's operator hands it out",
@@ -359,12 +362,13 @@ def run_client(node: Node, say: Say) -> None:
     A server that starts anew does not know its nodes: they must come to it again.  Raises ClientError when it
     ends at once, again and again, RunFolderError where another client has the state folder.
     """
-    quick = 0
+    quick, standing = 0, Standing(node.server, node.root_certificates is not None, node.state / AUDIT, say)
     with alone(node.state / ".lock", f"the client's folder {node.state}"), ending_on_terminate():
         while quick < _MOST_QUICK:
             begun = time.monotonic()
             with supernode(node, say) as processes:
                 while all(process.poll() is None for process in processes):
+                    standing.look()
                     time.sleep(_LOOK)
             quick = quick + 1 if time.monotonic() - begun < _QUICK else 0
             say(f"flower-supernode ended; it is started again in {_AGAIN:g} s")

@@ -6,7 +6,7 @@ Memory is a few numbers a client, whatever the number of rounds.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
@@ -17,6 +17,8 @@ from prismfl.errors import ClientError, PrismError
 
 _POLL = 1.0  # seconds between looks at who is connected
 _HELLO_LIFE = 600.0  # seconds that a greeting may take: a client reads all its images for it
+_REMIND = 30.0  # seconds between lines that say whom all wait for
+_MOST_NAMED = 20  # clients in such a line
 _NAMED = "client-"  # how the name begins that a node's key is registered by: it may be that client alone
 _LONGEST = 200  # letters of a class name
 
@@ -46,7 +48,7 @@ class Roster:
         self.refused: set[Line] = set()
         self._names: dict[Line, str] = {}
         self._asked: dict[str, Line] = {}
-        self._next = 0.0
+        self._next, self._reminded, self._doing = 0.0, 0.0, ""
 
     def poll(self) -> None:
         """Look who is connected, greet who is new, hear who answers.  Cheap when called often."""
@@ -115,9 +117,30 @@ class Roster:
         """Whether a node is connected that has not said yet who it is."""
         return bool(self._asked)
 
+    def remind(self, doing: str, clients: Iterable[int], left: float | None = None) -> None:
+        """Say now and then whom all wait for, and for how many seconds more."""
+        now = time.monotonic()
+        if doing != self._doing:
+            self._doing, self._reminded = doing, now
+        if now < self._reminded + _REMIND:
+            return
+        self._reminded, waited = now, list(clients)
+        here, gone = (_listed([one for one in waited if (one in self.seats) == seated]) for seated in (True, False))
+        parts = [f"{here} (connected)" if here else "", f"{gone} (not connected)" if gone else ""]
+        parts += [] if left is None else [f"{left:.0f} s left"]
+        self.note(f"{doing}: waiting for {'; '.join(filter(None, parts))}")
+
     def missing(self, clients: Iterable[int]) -> list[int]:
         """Those of the clients that are not connected."""
         return [client for client in clients if client not in self.seats]
+
+
+def _listed(clients: Sequence[int]) -> str:
+    """Clients by number, some of very many."""
+    if not clients:
+        return ""
+    some = ", ".join(map(str, clients[:_MOST_NAMED])) + (" …" if len(clients) > _MOST_NAMED else "")
+    return f"client {some}" if len(clients) == 1 else f"clients {some}"
 
 
 def message_to(node: int, request: Request, life: float) -> Message:

@@ -108,6 +108,12 @@ def _gather(roster: Roster, settings: Settings, needed: int, watcher: Watcher, *
         if here != told:
             watcher.note(f"{here} of {settings.data.clients} clients are connected")
             told = here
+        left = max(0.0, wait - (now - begun)) if wait else None
+        roster.remind(
+            f"{here} of {settings.data.clients} clients are connected",
+            roster.missing(range(settings.data.clients)),
+            left,
+        )
         enough_since = (enough_since or now) if here >= needed else 0.0
         if enough_since and not patient and now - enough_since > min(_SETTLE, wait or _SETTLE):
             return
