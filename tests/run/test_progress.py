@@ -79,3 +79,32 @@ def test_the_live_bar_lets_the_terminal_go_when_a_run_fails():
         raise ValueError("lost")
     assert watcher.live.is_started is False
     assert screen.getvalue().rstrip().endswith("\x1b[?25h"), "the cursor is shown again"
+
+
+def bars(watcher, width):
+    """The lines of the display as a terminal of that width has them."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(watcher.get_renderable())
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 160])
+def test_at_any_width_there_is_a_bar_the_round_and_the_time(width):
+    with LiveWatcher(Console(file=io.StringIO(), width=width)) as watcher:
+        watcher.started(0, 200)
+        for done in range(120):
+            watcher.round_done(RECORD | {"round": done}, 200)
+        (line,) = bars(watcher, width)
+    assert "━━" in line and "120/200" in line and "loss" in line and line.endswith(" left") and len(line) <= width
+
+
+def test_after_the_last_round_it_says_what_is_done_still():
+    with LiveWatcher(Console(file=io.StringIO(), width=80)) as watcher:
+        watcher.started(0, 1)
+        watcher.round_done(RECORD, 1)
+        watcher.note("choosing [the] mask")
+        watcher.note("measuring the distance")
+        assert [task.finished for task in watcher.tasks] == [True, True, False]
+        rounds, choosing, measuring = bars(watcher, 80)
+    assert "1/1" in rounds and "choosing [the] mask" in choosing
+    assert "measuring the distance" in measuring and measuring.endswith("0:00:00"), "it counts up"

@@ -1,16 +1,20 @@
 """`prismfl federate`: the same training on Flower's machinery."""
 
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
+from prismfl.cli.commands import in_options
 from prismfl.cli.options import asked
 from prismfl.cli.train import closing, reported, watched
-from prismfl.data.files import make_folder
-from prismfl.errors import SettingError
+from prismfl.data.files import make_folder, write_atomic
+from prismfl.errors import ClientError, PrismError, SettingError
 from prismfl.settings.check import check_pattern
+from prismfl.settings.toml import read_toml, settings_from
 
 _Resume = Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")]  # noqa: UP045
 _Config = Annotated[Optional[Path], typer.Option(help="Settings file (TOML); options go over it.")]  # noqa: UP045
@@ -76,48 +80,157 @@ def server(
     _run("server", _folder_of(own | changes, config, out, resume)[0], link, [])
 
 
+_NET, _FILES, _RULES = "The server", "This site", "What it may answer and release"
+_Client = Annotated[int, typer.Option(help="Number of this client, from 0.", min=0)]
+_Images = Annotated[str, typer.Option(help="Its images: class folders, a zip of them, or a data set's files.")]
+_Server = Annotated[str, typer.Option(help="HOST:PORT.", rich_help_panel=_NET)]
+_Root = Annotated[Optional[Path], typer.Option(help="The server's ca.crt.", rich_help_panel=_NET)]  # noqa: UP045
+_Key = Annotated[Optional[Path], typer.Option(help="Its private key, client-NUMBER.key.", rich_help_panel=_NET)]  # noqa: UP045
+_Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Talk to another machine without TLS.", rich_help_panel=_NET)
+]
+_State = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Folder of what it keeps [client-NUMBER].", rich_help_panel=_FILES),
+]
+_Features = Annotated[
+    str, typer.Option(help="File of the matched network, where the run matches one.", rich_help_panel=_FILES)
+]
+_Weights = Annotated[
+    str, typer.Option(help="File of vgg19's weights, where the run matches vgg19.", rich_help_panel=_FILES)
+]
+_Device = Annotated[str, typer.Option(help="Torch device.", rich_help_panel=_FILES)]
+_People = Annotated[
+    str,
+    typer.Option(
+        help="Pattern in its file names that tells whose image each is: checks --images-per-person.",
+        rich_help_panel=_FILES,
+    ),
+]
+_Ledger = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="File of all that its images ever release.", rich_help_panel=_RULES),
+]
+_Policy = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="What it answers, as `federate policy` makes it.", rich_help_panel=_RULES),
+]
+_Budget = Annotated[
+    float,
+    typer.Option(help="Most ε of all releases together [the policy's].", rich_help_panel=_RULES, show_default=False),
+]
+_Delta = Annotated[
+    float, typer.Option(help="δ at which that ε is told [the policy's].", rich_help_panel=_RULES, show_default=False)
+]
+_Most = Annotated[
+    float, typer.Option(help="Most ε of one run [the policy's].", rich_help_panel=_RULES, show_default=False)
+]
+
+
 def client(
-    client: Annotated[int, typer.Option(help="Number of this client, from 0.", min=0)],
-    data_dir: Annotated[str, typer.Option(help="Its images: class folders, a zip of them, or a data set's files.")],
-    server: Annotated[str, typer.Option(help="The server's HOST:PORT.")] = "127.0.0.1:8000",
-    state: Annotated[Optional[Path], typer.Option(help="Folder of what it keeps [client-NUMBER].")] = None,  # noqa: UP045
-    root_certificates: Annotated[Optional[Path], typer.Option(help="The server's ca.crt.")] = None,  # noqa: UP045
-    key: Annotated[Optional[Path], typer.Option(help="Its private key, client-NUMBER.key.")] = None,  # noqa: UP045
-    ledger: Annotated[Optional[Path], typer.Option(help="File of all that its images ever release.")] = None,  # noqa: UP045
-    policy: Annotated[Optional[Path], typer.Option(help="What it answers, as `federate policy` makes it.")] = None,  # noqa: UP045
-    budget_epsilon: Annotated[float, typer.Option(help="Most ε of all releases together [the policy's].")] = 0.0,
-    budget_delta: Annotated[float, typer.Option(help="δ at which that ε is told [the policy's].")] = 0.0,
-    most_epsilon: Annotated[float, typer.Option(help="Most ε of one run [the policy's].")] = 0.0,
-    people: Annotated[
-        str, typer.Option(help="Pattern in its file names that tells whose image each is: checks --images-per-person.")
-    ] = "",
-    features: Annotated[str, typer.Option(help="File of the matched network, where the run matches one.")] = "",
-    weights: Annotated[str, typer.Option(help="File of vgg19's weights, where the run matches vgg19.")] = "",
-    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
-    insecure: Annotated[bool, typer.Option("--insecure", help="Talk to another machine without TLS.")] = False,
+    client: _Client,
+    data_dir: _Images,
+    server: _Server = "127.0.0.1:8000",
+    state: _State = None,
+    root_certificates: _Root = None,
+    key: _Key = None,
+    ledger: _Ledger = None,
+    policy: _Policy = None,
+    budget_epsilon: _Budget = 0.0,
+    budget_delta: _Delta = 0.0,
+    most_epsilon: _Most = 0.0,
+    people: _People = "",
+    features: _Features = "",
+    weights: _Weights = "",
+    device: _Device = "cpu",
+    insecure: _Insecure = False,
 ) -> None:
     """Take part in a run: until it is stopped, this client answers the server and comes back when it is gone."""
     from prismfl.engines.flower.processes import Node, run_client
 
-    check_pattern(people)
-    place = (state or Path(f"client-{client}")).resolve()
-    make_folder(place, private=True)
-    files = {"data-dir": data_dir, "state-dir": str(place), "features": features, "weights": weights}
-    config: dict[str, str | int | float | bool] = {
-        "partition-id": client,
-        **{name: str(Path(path).resolve()) if path else "" for name, path in files.items()},
-        "device": device,
-        "people": people,
-        "key": str(key.resolve()) if key else "",
-        "server": server,
-        **_rules(ledger, policy, data_dir, budget_epsilon, budget_delta, most_epsilon),
-    }
-    node = Node(server, place, config, root_certificates, key, insecure)
+    files = {"data-dir": data_dir, "features": features, "weights": weights}
+    rules = _rules(ledger, policy, data_dir, budget_epsilon, budget_delta, most_epsilon)
+    config = _node(client, server, state, files, device, people, key) | rules
+    node = Node(server, Path(str(config["state-dir"])), config, root_certificates, key, insecure)
     node.check()
     try:
         run_client(node, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        print(f"stopped; what this client keeps is in {place}")
+        print(f"stopped; what this client keeps is in {node.state}")
+
+
+def check(
+    client: _Client,
+    data_dir: _Images,
+    config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The run's settings (TOML), where they are known [a server's own]."),
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="File for what may be mailed to the server's engineer.")] = None,  # noqa: UP045
+    server: _Server = "127.0.0.1:8000",
+    state: _State = None,
+    root_certificates: _Root = None,
+    key: _Key = None,
+    ledger: _Ledger = None,
+    policy: _Policy = None,
+    budget_epsilon: _Budget = 0.0,
+    budget_delta: _Delta = 0.0,
+    most_epsilon: _Most = 0.0,
+    people: _People = "",
+    features: _Features = "",
+    weights: _Weights = "",
+    device: _Device = "cpu",
+    insecure: _Insecure = False,
+) -> None:
+    """Look at all that a run will need, before anything is sent: with the options of `federate client`."""
+    from prismfl.engines.flower.check import Checked, look
+    from prismfl.engines.flower.check import check as findings
+    from prismfl.engines.flower.processes import Node
+    from prismfl.engines.flower.site import Site
+
+    files = {"data-dir": data_dir, "features": features, "weights": weights}
+    rules = _rules(ledger, policy, data_dir, budget_epsilon, budget_delta, most_epsilon)
+    told = _node(client, server, state, files, device, people, key) | rules
+    Node(server, Path(str(told["state-dir"])), told, root_certificates, key, insecure).check()
+    settings = settings_from(read_toml(config)) if config else None
+    asked = Checked(Site.read(told), root_certificates, key, settings)
+    stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    mail = [f"prismfl federate check of client {client}, {stamp}; it holds nothing of the images, and may be mailed\n"]
+    print(mail[0])
+    faults = 0
+    for finding in findings(asked):
+        mail, faults = [*mail, str(finding)], faults + finding.fault
+        print(finding, flush=True)
+    if out is not None:
+        write_atomic(out, "\n".join(mail) + "\n")
+        print(f"\nwritten to {out}, to be mailed")
+    print("\nOf this site's images, for this screen alone: do not mail what follows\n")
+    try:
+        for line in look(asked):
+            print(line, flush=True)
+    except PrismError as error:
+        print(f"FAULT  {in_options(str(error), ('device', 'people', 'features', 'weights'))}")
+        faults += 1
+    if faults:
+        raise ClientError(f"faults: {faults}", "none", "mend what is marked FAULT above, and check again")
+
+
+def _node(
+    client: int, server: str, state: Path | None, files: Mapping[str, str], device: str, people: str, key: Path | None
+) -> dict[str, str | int | float | bool]:
+    """What a client's node is told of its place, which is made."""
+    check_pattern(people)
+    place = (state or Path(f"client-{client}")).resolve()
+    make_folder(place, private=True)
+    return {
+        "partition-id": client,
+        "state-dir": str(place),
+        "device": device,
+        "people": people,
+        "key": str(key.resolve()) if key else "",
+        "server": server,
+        **{name: str(Path(path).resolve()) if path else "" for name, path in files.items()},
+    }
 
 
 def _rules(
@@ -154,7 +267,6 @@ def policy(
     sums_alone: Annotated[bool, typer.Option("--sums-alone", help="Answer secure sums alone.")] = False,
 ) -> None:
     """Write a site's policy, to be read and changed: what it answers, and what it may spend in all."""
-    from prismfl.data.files import write_atomic
     from prismfl.privacy.policy import Policy, pinned, policy_text
 
     if out.exists():

@@ -39,7 +39,7 @@ _add(_DATA, model.fetch, model.fetch_weights, model.pretrain)
 
 _add("The server", with_settings(federate.server), to=_flower, cls=SettingsCommand)
 _add("The server", federate.certificates, to=_flower)
-_add("A site", federate.policy, federate.client, to=_flower)
+_add("A site", federate.policy, federate.check, federate.client, to=_flower)
 _add("On one machine", with_settings(federate.simulate), to=_flower, cls=SettingsCommand)
 
 _privacy.callback(invoke_without_command=True)(privacy.privacy)

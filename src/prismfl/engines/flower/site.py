@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,7 +56,12 @@ class Site:
     @classmethod
     def of(cls, context: Context) -> "Site":
         """From the node's configuration, in which the names have dashes.  Raises SettingError."""
-        given = {name: value for name, value in context.node_config.items() if value != ""}
+        return cls.read(context.node_config)
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> "Site":
+        """From a node's configuration.  Raises SettingError."""
+        given = {name: value for name, value in config.items() if value != ""}
         if "state-dir" not in given and "num-partitions" not in given:
             raise SettingError("no state-dir", "the client's own folder", "set state-dir in --node-config")
         if "state-dir" in given and "ledger" not in given:
