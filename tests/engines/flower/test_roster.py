@@ -82,3 +82,17 @@ def test_a_key_holds_for_the_client_that_it_was_made_for(roster, notes, monkeypa
     them.poll()
     assert nodes(them) == {1: 101, 2: 102}
     assert any("client 0 with the key of client-1" in line for line in notes.lines)
+
+
+def test_whom_all_wait_for_is_said_now_and_then(roster, notes, monkeypatch):
+    grid, them = roster
+    del grid.nodes[102]
+    them.poll()
+    before = len(notes.lines)
+    for now in (0.0, 29.0, 31.0, 40.0, 62.0):
+        monkeypatch.setattr("prismfl.engines.flower.roster.time.monotonic", lambda now=now: 1e6 + now)
+        them.remind("round 3", (1, 2), left=100 - now)
+    assert notes.lines[before:] == [
+        "round 3: waiting for client 1 (connected); client 2 (not connected); 69 s left",
+        "round 3: waiting for client 1 (connected); client 2 (not connected); 38 s left",
+    ]

@@ -201,7 +201,7 @@ def _certificate(server: str, host: str) -> Iterator[Finding]:
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         told = ", ".join(str(name.value) for name in names)
         text = f"is for {told}, signed by {found.issuer.rfc4514_string()}; asked was {host}"
-        yield Finding("certificate", text, note=True)
+        yield Finding("names", text, note=True)
         yield _validity(found)
 
 
