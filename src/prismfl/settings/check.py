@@ -142,7 +142,8 @@ def _check_fitting(settings: "Settings", choice: str, why: str, wanted: _Fitting
     """Raises SettingError where a key's value is none of those that fit a choice made elsewhere."""
     for key, fitting in wanted.items():
         if (value := _value(settings, key)) not in fitting:
-            raise SettingError(f"{key} = {value!r} with {choice}", f"{repr(fitting[0]) if fitting[0] != '' else 'none'}: {why}", "leave one of the two out")
+            expected = "none" if fitting[0] == "" else repr(fitting[0])
+            raise SettingError(f"{key} = {value!r} with {choice}", f"{expected}: {why}", "leave one of the two out")
 
 
 def _value(settings: "Settings", key: str) -> Any:
