@@ -106,7 +106,7 @@ def test_the_app_is_one_and_nothing_reports(tmp_path):
     assert set(config["tool"]["flwr"]["app"]["components"]) == {"serverapp", "clientapp"} and not warnings
     env = environment(tmp_path)
     assert env["FLWR_TELEMETRY_ENABLED"] == env["RAY_USAGE_STATS_ENABLED"] == "0"
-    assert env["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert env["FLWR_DISABLE_UPDATE_CHECK"] == "1" and env["PYTHONIOENCODING"].endswith(":backslashreplace")
     assert "--disable-runtime-dependency-installation" in Link("127.0.0.1", 1).words()
     assert "num-supernodes=7 client-resources-num-cpus=2 init-args-num-cpus=6" in simulated(7, 2, 3)[1]
 

@@ -127,7 +127,10 @@ class Link:
 def environment(home: Path) -> dict[str, str]:
     """Our environment for Flower's commands, which keep their files in `home`."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    return {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", **os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(home)}
+    encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
+    # Flower prints signs that not every console has, and would end of it.
+    ours = {"PATH": path, "FLWR_HOME": str(home), "PYTHONIOENCODING": f"{encoding}:backslashreplace"}
+    return {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", **os.environ, **QUIET, **ours}
 
 
 def command(words: Sequence[str], env: Mapping[str, str]) -> list[str]:
@@ -233,7 +236,7 @@ def submit(out: Path, place: Path, say: Say, app: Path = APP, more: Sequence[str
 def _flwr(words: Sequence[str], place: Path, say: Say) -> None:
     full, env = ["flwr", *words], environment(place / "home")
     say(shlex.join(full))
-    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
     try:
         done = subprocess.run(command(full, env), env=env, timeout=_ANSWER, **quiet)
     except subprocess.TimeoutExpired:
