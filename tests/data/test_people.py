@@ -124,7 +124,7 @@ def test_with_people_persons_are_dealt_unless_clients_are_given():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ({"partition": "shards"}, "data.partition = 'shards' with data.people.*pass --partition iid"),
+        ({"partition": "shards"}, "data.partition = 'shards' with data.people.*choose data.partition = 'iid'"),
         ({"dataset": "mnist"}, "data.people with data.dataset = 'mnist'"),
         ({"people": "person("}, "expected a regular expression"),
         ({"people": "(a)(b)"}, "with 2 groups; expected one at most"),
