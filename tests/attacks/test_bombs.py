@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prismfl.data.decoding import MOST_PIXELS, read_picture
 from prismfl.data.folder import load_folder
 from prismfl.data.idx import read_idx
-from prismfl.data.images import MOST_PIXELS, decode
 from prismfl.errors import DataError, PrismError
 from prismfl.generator.modelfile import load_model, save_model
 from prismfl.generator.sampling import finish
@@ -55,7 +55,7 @@ def test_a_picture_of_too_many_pixels_is_refused():
     raw = picture(20_000, 20_000)
     assert len(raw) < 500_000 and MOST_PIXELS < 20_000**2
     with refused("pixels"):
-        decode(raw, "bomb.png")
+        read_picture(raw, "bomb.png", 16)
 
 
 def test_a_gzip_file_that_claims_too_much_is_refused(tmp_path):
@@ -113,7 +113,7 @@ def test_mutated_images_and_zips_are_read_or_refused(tmp_path, write_sites):
     whole = (tmp_path / "in.zip").read_bytes()
     for turn in range(MUTATED):
         with suppress(DataError):
-            decode(mutated(raws[turn % len(raws)], rng), "image")
+            read_picture(mutated(raws[turn % len(raws)], rng), "image", 16)
         (tmp_path / "out.zip").write_bytes(mutated(whole, rng))
         with suppress(DataError):
             load_folder(tmp_path / "out.zip", "train", False, 16)

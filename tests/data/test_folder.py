@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made import Tree, channels_first, data_folder, pixels, png
-from PIL import Image
 
 from prismfl.data.datasets import load_dataset
-from prismfl.data.folder import client_roots, links_out, load_folder
+from prismfl.data.folder import client_roots, load_folder
 from prismfl.errors import DataError
 from prismfl.run.prepare import prepare
 from prismfl.settings.schema import Data
@@ -145,12 +144,6 @@ def test_any_damage_to_an_image_is_read_or_refused(tmp_path_factory, place, byte
         assert len(load_dataset("folder", path, 16, "train")) == 1
     except DataError as error:
         assert "bad." in str(error)
-
-
-def test_mixed_sizes_are_refused_by_name(tree):
-    path = tree.write(good_tree() | {"b/wide.png": png(np.zeros((16, 20, 3), np.uint8))})
-    with pytest.raises(DataError, match=r"wide\.png has 20×16 pixels.*has 16×16"):
-        load_dataset("folder", path, 16, "train")
 
 
 def test_nothing_to_read_is_refused_by_name(tree, tmp_path):
@@ -295,17 +288,86 @@ def test_a_damaged_image_of_a_client_is_named(tmp_path):
         clients_from(tmp_path / "sites" / "*")
 
 
-def test_links_are_followed_and_counted_where_they_lead_out(tmp_path, tiny):
-    for name in ("in/a", "out"):
-        (tmp_path / name).mkdir(parents=True)
-        for index in range(10):
-            Image.fromarray(np.full((8, 8), 20 * index, np.uint8)).save(tmp_path / name / f"{index}.png")
-    (tmp_path / "in" / "b").symlink_to(tmp_path / "out")
-    (tmp_path / "in" / "a" / "round").symlink_to(tmp_path / "in")
-    found = load_folder(tmp_path / "in", "train", False, 8)
-    assert found.classes == ("a", "b") and len(found) == 18 and links_out(tmp_path / "in") == 10
-    data = {"dataset": "folder", "data_dir": str(tmp_path / "in"), "clients": 2}
-    assert any("10 files of the data lie elsewhere" in line for line in prepare(tiny(data=data)).warnings)
-    (tmp_path / "in" / "c.png").symlink_to(tmp_path / "nothing.png")
-    with pytest.raises(DataError, match="leads nowhere"):
-        load_folder(tmp_path / "in", "train", False, 8)
+# ------------------------------------------------------------------------------ what folders mean
+
+
+def flat(names, seed=0):
+    """An image a name, of the name's own shade."""
+    return {name: png(np.full((8, 8), 5 + 3 * index + seed, np.uint8)) for index, name in enumerate(names)}
+
+
+def read_both(path, data=None):
+    return tuple(load_folder(path, split, False, 8, None, data) for split in ("train", "test"))
+
+
+@pytest.mark.parametrize(
+    ("train", "held", "unused"),
+    [("train", "val", None), ("Train", "Test", None), ("TRAINING", "validation", None), ("train", "test", "valid")],
+)
+@pytest.mark.parametrize("top", ["", "pictures/"])
+def test_splits_are_known_by_their_usual_names_below_one_top_folder(tree, top, train, held, unused):
+    names = [f"{top}{split}/{name}/{i}.png" for split in (train, held, unused) if split for name in "ab" for i in "01"]
+    path = tree.write(flat(names))
+    one, two = read_both(path)
+    assert one.classes == two.classes == ("a", "b") and len(one) == len(two) == 4
+    assert one.reading.held_back == 4 and one.reading.left_out == (4 if unused else 0)
+
+
+def test_a_train_folder_alone_holds_a_tenth_back(tree):
+    path = tree.write(flat([f"train/a/{i:02}.png" for i in range(20)]))
+    assert [len(part) for part in read_both(path)] == [18, 2]
+
+
+def test_a_class_may_be_called_train(tree):
+    found = load_folder(
+        tree.write(flat([f"{name}/{i}.png" for name in ("car", "train") for i in "01"])), "train", False, 8
+    )
+    assert found.classes == ("car", "train")
+
+
+def test_of_fewer_than_ten_images_none_is_held_back(tree, tiny):
+    path = tree.write(flat([f"a/{i}.png" for i in range(9)]))
+    assert len(load_folder(path, "train", False, 8)) == 9
+    with pytest.raises(DataError, match="at least ten images"):
+        load_folder(path, "test", False, 8)
+    data = {"dataset": "folder", "data_dir": str(path)}
+    ready = prepare(tiny(data=data, running={"distance_samples": 100}))
+    assert ready.test is None and sum(map(len, ready.clients)) == 9 and "none held back" in ready.described.line()
+    assert "too few images are held back (0)" in ready.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["train/a/1.png", "extra/b/1.png"], "extra beside train in .*move what is neither"),
+        (["train/a/1.png", "1.png"], "images beside train in"),
+        (["a/train/1.png", "a/test/1.png", "b/train/1.png"], r"folders of splits inside 1 folders of .*, as a;"),
+        (["h1/cat/1.png", "h2/cat/1.png"], r"2 folders \(h1, h2\) in .*--partition given"),
+        (["h1/train/cat/1.png", "h2/train/cat/1.png"], r"2 folders \(h1, h2\) in .*--partition given"),
+        (["test/cat/1.png"], "no train images in"),
+    ],
+)
+def test_folders_that_may_mean_two_things_are_refused(tree, names, says):
+    with pytest.raises(DataError, match=says):
+        load_folder(tree.write(flat(names)), "train", False, 8)
+
+
+def test_of_clients_with_splits_the_training_images_count(tree):
+    names = ["north/train/x/1.png", "north/val/x/2.png", "south/x/3.png", "south/y/4.png", "one/north/x/1.png"]
+    found = load_folder(tree.write(flat(names[:4])), "train", True, 8)
+    assert found.owners.tolist() == [0, 1, 1] and found.classes == ("x", "y") and found.reading.left_out == 1
+
+
+def test_clients_below_one_top_folder_are_found(tree):
+    names = ["sites/north/x/1.png", "sites/south/x/3.png"]
+    found = load_folder(tree.write(flat(names)), "train", True, 8, None, Data(clients=2))
+    assert found.owners.tolist() == [0, 1] and found.classes == ("x",)
+
+
+def test_empty_class_folders_are_classes_where_no_image_may_decide_that(tmp_path):
+    path = Tree(tmp_path / "in", False).write(flat(["a/1.png", "b/1.png"]))
+    (path / "c").mkdir()
+    (path / "notes").mkdir()
+    (path / "notes" / "read.txt").write_text("")
+    found = [load_folder(path, "train", False, 8, private=private).classes for private in (False, True)]
+    assert found == [("a", "b"), ("a", "b", "c")]

@@ -168,7 +168,6 @@ WRONG_IMAGES = {
     "channels first": np.zeros((3, 16, 16), np.uint8),
     "too large a number": [[256] * 16] * 16,
     "no pixels": np.zeros((0, 16), np.uint8),
-    "another size": pixels(1, grey=False, size=20)[0],
 }
 
 

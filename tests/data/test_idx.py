@@ -44,7 +44,7 @@ def test_idx_files_are_read_back(tmp_path, pack, suffix, dot):
     assert np.array_equal(train.images[:, 0, 2:30, 2:30], TRAIN) and np.array_equal(test.images[:, 0, 2:-2, 2:-2], TEST)
     assert train.images.astype(int).sum() == TRAIN.astype(int).sum(), "the border is black"
     assert train.labels.tolist() == TRAIN_LABELS.tolist() and test.labels.tolist() == TEST_LABELS.tolist()
-    assert train.classes == ("0", "1", "2") and train.owners is None and len(train) == 12
+    assert train.classes == test.classes == tuple("0123456789") and train.owners is None and len(train) == 12
 
 
 @pytest.mark.parametrize("name", ["fmnist", "kmnist"])

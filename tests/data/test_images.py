@@ -12,7 +12,7 @@ from made import png
 
 from prismfl.data import images as images_module
 from prismfl.data.datasets import load_dataset
-from prismfl.data.images import Gallery, ImageSet, centre, deal, fit, room
+from prismfl.data.images import ImageSet, deal, fit, room
 from prismfl.errors import DataError
 
 RNG = np.random.default_rng(11)
@@ -54,11 +54,6 @@ def test_fitting_many_is_fitting_each(count, shape):
     found = fit(images, 16)
     for row in {0, count // 2, count - 1, min(count - 1, 1024)}:
         assert np.array_equal(found[row], fit(images[row : row + 1], 16)[0])
-
-
-def test_the_centre_is_the_middle():
-    image = np.arange(3 * 6 * 9, dtype=np.uint8).reshape(3, 6, 9)
-    assert np.array_equal(centre(image, 4), image[:, 1:5, 2:6])
 
 
 # --------------------------------------------------------------------------------- many images
@@ -159,11 +154,3 @@ def test_large_folders_give_the_images_that_small_ones_give(grey, tmp_path, monk
     assert isinstance(large.images, np.memmap) and not isinstance(small.images, np.memmap)
     assert large.images.shape == small.images.shape and np.array_equal(large.images, small.images)
     assert small.images.shape[1] == (1 if grey else 3)
-
-
-def test_a_gallery_names_the_image_of_another_size():
-    gallery = Gallery(3, 8)
-    gallery.add(np.zeros((3, 10, 12), np.uint8), "one")
-    gallery.add(np.zeros((3, 10, 12), np.uint8), "two")
-    with pytest.raises(DataError, match=r"three has 12×8 pixels, one has 12×10; expected images of one size"):
-        gallery.add(np.zeros((3, 8, 12), np.uint8), "three")

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from prismfl.data import images
@@ -74,6 +75,13 @@ def test_a_generator_without_labels_takes_none(tiny, arrays, case):
     assert found.labels == () and found.layout.classes == 0
 
 
+def test_tensors_are_taken_as_the_arrays_that_they_are(tiny, arrays):
+    tensors = [torch.from_numpy(one) for one in arrays]
+    one, two = prepare(tiny(), *arrays), prepare(tiny(), *tensors)
+    assert one.agreement.run == two.agreement.run
+    assert all(np.array_equal(a.images, b.images) for a, b in zip(one.clients, two.clients, strict=True))
+
+
 def test_colour_arrays_make_a_coloured_generator(tiny, arrays):
     ready = prepare(tiny(), arrays[0].repeat(3, 1))
     assert ready.agreement.layout.channels == 3 and ready.clients[0].images.shape[1] == 3
@@ -106,9 +114,10 @@ GOOD = np.zeros((20, 1, 16, 16), np.uint8)
 @pytest.mark.parametrize(
     ("images", "labels", "says"),
     [
-        (GOOD.astype(np.float32), None, r"images float32 \[20, 1, 16, 16\]; expected uint8"),
-        (GOOD[:, 0], None, r"\[20, 16, 16\]"),
-        (GOOD.transpose(0, 2, 3, 1), None, r"\[20, 16, 16, 1\]"),
+        (GOOD.astype(np.float32), None, r"images float32 \[20, 1, 16, 16\]; expected uint8.*images \* 255"),
+        (torch.zeros(20, 3, 8, 8), None, r"images float32 .*images \* 255"),
+        (GOOD[:, 0], None, r"\[20, 16, 16\].*images\[:, None\]"),
+        (GOOD.transpose(0, 2, 3, 1), None, r"\[20, 16, 16, 1\].*transpose\(0, 3, 1, 2\)"),
         (GOOD.repeat(2, 1), None, r"\[20, 2, 16, 16\]"),
         (GOOD[:9], None, "N ≥ 10"),
         (GOOD[:0], None, "N ≥ 10"),
@@ -137,7 +146,7 @@ def test_labels_without_images_are_refused(tiny):
 
 def test_more_labels_than_a_generator_takes_are_refused(tiny):
     with pytest.raises(SettingError, match="1001 labels; expected at most 1000"):
-        prepare(tiny(), np.zeros((1001, 1, 16, 16), np.uint8), np.arange(1001))
+        prepare(tiny(), np.zeros((2002, 1, 16, 16), np.uint8), np.arange(2002) % 1001)
 
 
 @pytest.mark.parametrize("device", ["nonsense", "", "cuda:99", "hpu", "meta"])
@@ -165,17 +174,8 @@ def test_a_distance_that_cannot_be_measured_is_refused_before_training(tiny, arr
     """Two images of each kind are needed: better said now than after the last round."""
     with pytest.raises(PrismError, match="distance_samples"):
         prepare(tiny(running={"distance_samples": 1}))
-    with pytest.raises(PrismError, match="test images"):
-        prepare(tiny(running={"distance_samples": 50}), arrays[0][:12])
-
-
-def test_a_tree_without_test_images_is_named_as_such(tiny, tmp_path):
-    (tmp_path / "train" / "a").mkdir(parents=True)
-    for index in range(12):
-        Image.fromarray(np.full((16, 16), index, np.uint8)).save(tmp_path / "train" / "a" / f"{index}.png")
-    with pytest.raises(DataError) as caught:
-        prepare(tiny(data={"dataset": "folder", "data_dir": str(tmp_path)}))
-    assert "test" in str(caught.value).replace(str(tmp_path), "")
+    ready = prepare(tiny(running={"distance_samples": 50}), arrays[0][:12])
+    assert ready.test is None and "too few images are held back (1) to measure a distance" in ready.warnings[0]
 
 
 def without_clients(tiny, **data):

@@ -112,7 +112,7 @@ def _forecast(settings: Settings) -> None:
 
     workers = workers_of(settings)
     ready = prepare(settings)
-    for line in ready.warnings:
+    for line in (ready.described.line(), *ready.warnings):
         print(line)
     processes = processes_of(settings, workers)
     found = forecast(ready, workers, processes)

@@ -1,11 +1,13 @@
 """CelebA: aligned faces, their published split, and one attribute as the label."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from prismfl.data.images import Gallery, Images, ImageSet, centre, decode, read_file
+from prismfl.data.decoding import Picture, gather, read_picture
+from prismfl.data.images import ImageSet, read_file
 from prismfl.errors import DataError
 
 _CROP = 160  # pixels of the middle, as the paper takes
@@ -26,20 +28,18 @@ def load_celeba(root: Path, split: str, attribute: str, size: int, scratch: Path
         raise DataError(f"no attributes of {unknown} in {root / _ATTRIBUTE_LIST}", "a line an image", "fetch it anew")
     folder = root / _FACES if (root / _FACES).is_dir() else root
     _check_there(folder, names)
-    gallery = Gallery(len(names), size, scratch, grey=False)
-    for name in names:
-        gallery.add(_face(folder / name), str(folder / name))
+    images, reading = gather([partial(_face, folder / name, size) for name in names], size, scratch, grey=False)
     labels = np.array([marked[name] for name in names], np.int64)
-    return ImageSet(gallery.images(), labels, (f"not_{attribute}", attribute))
+    return ImageSet(images, labels, (f"not_{attribute}", attribute), reading=reading)
 
 
-def _face(path: Path) -> Images:
-    image = decode(read_file(path), str(path))
-    if min(image.shape[1:]) < _CROP:
+def _face(path: Path, size: int, look: bool) -> Picture:
+    face = read_picture(read_file(path), str(path), size, middle=_CROP, look=look)
+    if min(face.sides) < _CROP:
         raise DataError(
-            f"{path} has {image.shape[2]}×{image.shape[1]} pixels", f"at least {_CROP}×{_CROP}", "fetch CelebA's own"
+            f"{path} has {face.sides[0]}×{face.sides[1]} pixels", f"at least {_CROP}×{_CROP}", "fetch CelebA's own"
         )
-    return centre(image, _CROP)
+    return face
 
 
 def _check_there(folder: Path, names: list[str]) -> None:

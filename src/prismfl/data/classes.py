@@ -35,6 +35,22 @@ def keep_classes(images: ImageSet, numbers: Sequence[int]) -> ImageSet:
     return replace(images.part(rows), labels=anew[images.labels[rows]], classes=names)
 
 
+def present(images: ImageSet) -> ImageSet:
+    """The same without the classes that have no image."""
+    there = np.unique(images.labels)
+    return images if len(there) == len(images.classes) else keep_classes(images, there.tolist())
+
+
+def named_alike(images: ImageSet, names: tuple[str, ...]) -> ImageSet | None:
+    """The images of classes of these names, numbered in their order; None where there are none."""
+    if images.classes == names:
+        return images
+    number = {name: index for index, name in enumerate(names)}
+    anew = np.array([number.get(name, -1) for name in images.classes], np.int64)[images.labels]
+    rows = np.flatnonzero(anew >= 0)
+    return replace(images.part(rows), labels=anew[rows], classes=names) if len(rows) else None
+
+
 def select_names(names: tuple[str, ...], text: str) -> tuple[str, ...]:
     """What `select_classes` makes of the names of a data set's classes.  Raises SettingError."""
     return tuple(names[number] for number in _chosen(names, text)) if text else names

@@ -28,15 +28,16 @@ def load_dataset(
     per_client: bool = False,
     settings: Data | None = None,
     scratch: Path | None = None,
+    private: bool = False,
 ) -> ImageSet:
     """Load one split of a data set, scaled to `size` × `size` pixels.
 
     name: one of `DATASETS`; split: `train` or `test`; per_client: the top folders of a
-    `folder` data set are clients ("as given"); settings: attribute, columns, the pattern
-    that names persons, and that of each client's own folder (then without data_dir, and for `train` only); scratch:
-    where images beyond `images.LARGE` bytes are kept.  Returns uint8 images
-    `[N, C, size, size]`.  Raises DataError when anything is missing, damaged, empty or of mixed
-    size, DependencyError where an optional library is.
+    `folder` data set are clients ("as given"); settings: attribute, columns, what is made of images that are not
+    square, the pattern that names persons, and that of each client's own folder (then without data_dir, and for `train`
+    only); scratch: where images beyond `images.LARGE` bytes are kept; private: classes follow from what is public
+    alone.  Returns uint8 images `[N, C, size, size]`.  Raises DataError when anything is missing, damaged, empty or
+    ambiguous, DependencyError where an optional library is.
     """
     details = settings or Data()
     if split not in ("train", "test"):
@@ -44,27 +45,44 @@ def load_dataset(
     if name == "digits":
         found = _digits(split)
     elif name == "folder" and per_client and details.clients_from:
-        found = load_clients(details.clients_from, size, scratch, details.people)
+        found = load_clients(details.clients_from, size, scratch, details, private=private)
     elif data_dir is None:
         raise DataError(f"no folder for data set {name!r}", "a folder", "pass --data-dir DIR")
     else:
-        found = _from_folder(name, data_dir, size, split, per_client, details, scratch)
-    return replace(found, images=fit(found.images, size, scratch))
+        found = _from_folder(name, data_dir, size, split, per_client, details, scratch, private=private)
+    return scaled(found, size, scratch, details.fit)
+
+
+def scaled(found: ImageSet, size: int, scratch: Path | None, how: str) -> ImageSet:
+    """The images in squares of `size` pixels, with what was read where nobody looked at each.  how: as `squared`."""
+    sides = (found.images.shape[3], found.images.shape[2])
+    reading = found.reading
+    if not reading.sides:
+        reading = replace(reading, sides=(sides,), oblong=len(found) * (sides[0] != sides[1]))
+    return replace(found, images=fit(found.images, size, scratch, how), reading=reading)
 
 
 def _from_folder(
-    name: str, folder: Path, size: int, split: str, per_client: bool, details: Data, scratch: Path | None
+    name: str,
+    folder: Path,
+    size: int,
+    split: str,
+    per_client: bool,
+    details: Data,
+    scratch: Path | None,
+    *,
+    private: bool,
 ) -> ImageSet:
     if name in IDX_FAMILIES:
-        return load_idx(folder, name, split)
+        return load_idx(folder, name, split, private=private)
     if name == "cifar10":
         return load_cifar10(folder, split)
     if name == "celeba":
         return load_celeba(folder, split, details.attribute or "Male", size, scratch)
     if name == "folder":
-        return load_folder(folder, split, per_client, size, scratch, details.people)
+        return load_folder(folder, split, per_client, size, scratch, details, private=private)
     if name == "hf":
-        return load_hub(str(folder), split, details.attribute, size, scratch)
+        return load_hub(str(folder), split, details.attribute, size, scratch, details.fit, private=private)
     raise DataError(f"data set {name!r}", f"one of {', '.join(DATASETS)}", "name one of these")
 
 

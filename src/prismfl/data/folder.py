@@ -1,56 +1,65 @@
 """Image folders and zips: class folders or no classes, one folder a client, or one image folder a client."""
 
-import functools
 import glob
-import lzma
 import re
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePath, PurePosixPath
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from prismfl.data.images import Gallery, ImageSet, Labels, decode, is_bomb, read_file
+from prismfl.data.decoding import Picture, gather, read_picture
+from prismfl.data.images import ImageSet, Labels
+from prismfl.data.tree import SPLITS, Entry, Folder, Tree, look_into
 from prismfl.errors import DataError
+from prismfl.settings.schema import Data
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-
-_ZIP_DAMAGE = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
-    OSError, EOFError, ValueError, RuntimeError, NotImplementedError,
-)  # fmt: skip
+_HOLD_OUT = 10  # every so many images, or persons, one is kept for measuring
+_NO_TREE = Tree((), frozenset())
 
 
-class _Entry(NamedTuple):
-    """An image file: its path below the root (and the split), what it is called, how it is read."""
+class _Parts(NamedTuple):
+    """A data set's images: to train on, held back, and neither."""
 
-    path: PurePosixPath
-    name: str
-    read: Callable[[], bytes]
+    train: Tree
+    test: Tree
+    left_out: int = 0
 
 
 def load_folder(
-    root: Path, split: str, per_client: bool, size: int, scratch: Path | None = None, people: str = ""
+    root: Path,
+    split: str,
+    per_client: bool,
+    size: int,
+    scratch: Path | None = None,
+    data: Data | None = None,
+    *,
+    private: bool = False,
 ) -> ImageSet:
-    """An image folder or zip: `[train|test/][class/]*.png`, or `client/[class/]*.png` as given.
+    """An image folder or zip: `[TOP/][train|val|test/][CLASS/]*.png`, or one folder of these a client, as given.
 
-    Classes are numbered over both splits together, so that a label means one thing; images without class
-    folders are one class.  people: pattern of `people_of`.  Gives uint8 images `[N, 1 or 3, size, size]`.
-    Raises DataError naming what is missing or damaged.
+    Classes are numbered over all splits together, so that a label means one thing; images without class
+    folders are one class.  data: pattern of `people_of`, what is made of images that are not square, and the number of
+    clients; private: empty class folders are classes too, for one image must not make a class.  Gives uint8 images
+    `[N, 1 or 3, size, size]`.  Raises DataError naming what is missing, damaged or ambiguous.
     """
-    splits, marked = _by_split(_entries(root))
-    _check_sorted(root, splits["train"] + splits["test"], per_client)
-    if not marked and not per_client:
-        splits = {name: _hold_out(splits["train"], name, people) for name in splits}
-    if not splits[split]:
-        raise DataError(f"no {split} images in {root}", "PNG or JPEG files in class folders", "check --data-dir")
-    classes = {_owner_and_class(entry, per_client)[1] for part in splits.values() for entry in part}
-    owner_names, names = zip(*(_owner_and_class(entry, per_client) for entry in splits[split]), strict=True)
-    owners = np.unique(owner_names, return_inverse=True)[1] if per_client else None
-    return _image_set(splits[split], names, classes, owners, size, scratch, people)
+    data, tree = data or Data(), look_into(root)
+    if per_client:
+        return _of_clients(root, tree, split, size, scratch, data, private=private)
+    whole = _without_top(tree)
+    _check_inner(root, whole)
+    parts = _held_out(_by_split(root, whole), data.people)
+    _check_sorted(root, parts.train + parts.test)
+    _check_no_clients(root, parts.train)
+    entries = list((parts.train if split == "train" else parts.test).entries)
+    if not entries:
+        raise _nothing(root, split, tree)
+    classes = _classes(parts.train + parts.test, private=private)
+    found = _image_set(entries, [_class_of(entry) for entry in entries], classes, None, size, scratch, data)
+    reading = replace(found.reading, left_out=parts.left_out, skipped=tree.skipped, held_back=len(parts.test.entries))
+    return replace(found, reading=reading)
 
 
 def client_roots(pattern: str) -> list[Path]:
@@ -67,58 +76,157 @@ def client_roots(pattern: str) -> list[Path]:
     return found
 
 
-def load_clients(pattern: str, size: int, scratch: Path | None = None, people: str = "") -> ImageSet:
+def load_clients(
+    pattern: str, size: int, scratch: Path | None = None, data: Data | None = None, *, private: bool = False
+) -> ImageSet:
     """The training images of all folders and zips that a pattern matches, each of them one client's.
 
-    Each is an image folder of its own, `[train/][class/]*.png`; classes of one name are one class.
+    Each is an image folder of its own, as of `load_folder`; classes of one name are one class.
     Gives uint8 images `[N, 1 or 3, size, size]` with owners, and people as `load_folder`.  Raises DataError as that.
     """
-    entries, owners = list[_Entry](), list[int]()
-    for client, root in enumerate(client_roots(pattern)):
-        mine = _by_split(_entries(root))[0]["train"]
-        if not mine:
+    roots = [(root, look_into(root)) for root in client_roots(pattern)]
+    return _shared(roots, size, scratch, data or Data(), private=private)
+
+
+def _of_clients(
+    root: Path, tree: Tree, split: str, size: int, scratch: Path | None, data: Data, *, private: bool
+) -> ImageSet:
+    """One folder of clients' folders, perhaps below a split's."""
+    if len(tree.tops) == 1 and data.clients != 1 and () not in tree.folders:
+        tree = _without_top(tree)
+    parts = _by_split(root, tree)
+    mine = parts.train if split == "train" else parts.test
+    if not mine.entries:
+        raise _nothing(root, split, tree)
+    if loose := sum(len(entry.path) == 1 for entry in mine.entries):
+        raise DataError(
+            f"{loose} images beside the clients' folders of {root}", "each in its client's", "move them into one"
+        )
+    clients = [(root / name, mine.below(name)) for name in mine.tops]
+    found = _shared([one for one in clients if one[1].entries], size, scratch, data, private=private)
+    left_out = found.reading.left_out + parts.left_out + len(parts.test.entries)
+    return replace(found, reading=replace(found.reading, left_out=left_out, skipped=tree.skipped))
+
+
+def _shared(
+    roots: Sequence[tuple[Path, Tree]], size: int, scratch: Path | None, data: Data, *, private: bool
+) -> ImageSet:
+    """The training images of clients, each with a tree of its own."""
+    entries, owners, classes, left_out = list[Entry](), list[int](), set[str](), 0
+    for client, (root, tree) in enumerate(roots):
+        whole = _without_top(tree)
+        _check_inner(root, whole)
+        parts = _by_split(root, whole)
+        if not parts.train.entries:
             raise DataError(f"no train images in {root}", "a client's images", "remove it, or mend data.clients_from")
-        _check_sorted(root, mine, per_client=False)
-        entries += mine
-        owners += [client] * len(mine)
-    names = [_owner_and_class(entry, per_client=False)[1] for entry in entries]
-    return _image_set(entries, names, set(names), np.array(owners, np.int64), size, scratch, people)
+        _check_sorted(root, parts.train)
+        entries += parts.train.entries
+        owners += [client] * len(parts.train.entries)
+        classes |= _classes(parts.train, private=private)
+        left_out += parts.left_out + len(parts.test.entries)
+    names = [_class_of(entry) for entry in entries]
+    found = _image_set(entries, names, classes, np.array(owners, np.int64), size, scratch, data)
+    skipped = tuple((f"{root}/{path}", why) for root, tree in roots for path, why in tree.skipped)
+    return replace(found, reading=replace(found.reading, left_out=left_out, skipped=skipped, held_back=0))
 
 
 def _image_set(
-    entries: list[_Entry],
+    entries: Sequence[Entry],
     names: Sequence[str],
     classes: set[str],
     owners: Labels | None,
     size: int,
     scratch: Path | None,
-    people: str,
+    data: Data,
 ) -> ImageSet:
     """Images of entries whose classes have these names, some of all `classes`."""
-    persons = _people(entries, people)
-    gallery = Gallery(len(entries), size, scratch)
-    for entry in entries:
-        gallery.add(decode(entry.read(), entry.name), entry.name)
+    persons = _people(entries, data.people)
+    images, reading = gather([partial(_picture, entry, size, data.fit) for entry in entries], size, scratch)
     labels = np.searchsorted(sorted(classes), names).astype(np.int64)
-    return ImageSet(gallery.images(), labels, tuple(sorted(classes)), owners, persons)
+    reading = replace(reading, elsewhere=sum(entry.elsewhere for entry in entries))
+    return ImageSet(images, labels, tuple(sorted(classes)), owners, persons, reading)
 
 
-def _people(entries: list[_Entry], pattern: str) -> Labels | None:
-    return people_of([str(entry.path) for entry in entries], pattern)
+def _picture(entry: Entry, size: int, how: str, look: bool) -> Picture:
+    return read_picture(entry.read(), entry.name, size, how, look=look)
 
 
-def _owner_and_class(entry: _Entry, per_client: bool) -> tuple[str, str]:
-    """Client and class name by an entry's path; what it does not name is one shared empty name."""
-    parents = entry.path.parts[:-1]
-    return ("".join(parents[:1]), "".join(parents[1:2])) if per_client else ("", "/".join(parents))
+def _people(entries: Sequence[Entry], pattern: str) -> Labels | None:
+    return people_of(["/".join(entry.path) for entry in entries], pattern)
 
 
-def _check_sorted(root: Path, entries: list[_Entry], per_client: bool) -> None:
-    """Raises DataError for files beside class folders of one client: what class they are of, nobody says."""
-    named = [_owner_and_class(entry, per_client) for entry in entries]
-    sorted_ones = {owner for owner, name in named if name}
-    loose = sum(not name and owner in sorted_ones for owner, name in named)
-    if loose:
+# --------------------------------------------------------------------------------- what folders mean
+
+
+def _class_of(entry: Entry) -> str:
+    """The name of an entry's class: the folders that it is in, and nothing where it is in none."""
+    return "/".join(entry.path[:-1])
+
+
+def _classes(tree: Tree, *, private: bool) -> set[str]:
+    """Names of classes: of those that have images, or where nobody may know that, of folders alone."""
+    named = {"/".join(folder) for folder in tree.folders} if private else set[str]()
+    return named | {_class_of(entry) for entry in tree.entries}
+
+
+def _without_top(tree: Tree) -> Tree:
+    """What is in the one folder at the top that holds the class or split folders, as programs pack it."""
+    tops = tree.tops
+    if len(tops) != 1 or () in tree.folders or tops[0].lower() in SPLITS:
+        return tree
+    return tree.below(tops[0]) if any(len(folder) > 1 for folder in tree.folders) else tree
+
+
+def _by_split(root: Path, tree: Tree) -> _Parts:
+    """The images by the splits that folders at the top name, whatever the case; without a train folder all of them.
+
+    Raises DataError where it is open what is what.
+    """
+    named = {top: SPLITS[top.lower()] for top in tree.tops if top.lower() in SPLITS}
+    others = [top for top in tree.tops if top not in named] + ["images"] * (() in tree.folders)
+    deep = any(len(folder) > 1 and folder[0] in named for folder in tree.folders)
+    if others and "train" in named.values() and deep:
+        first = next(top for top, split in named.items() if split == "train")
+        raise DataError(
+            f"{', '.join(others[:5])} beside {', '.join(named)} in {root}",
+            "folders of splits (train, val, test), or class folders",
+            f"move what is neither elsewhere, or read {root}/{first} alone",
+        )
+    if others or not named:  # a class may be called train
+        return _Parts(tree, _NO_TREE)
+    train, test, val = (
+        tree.below(*(top for top, split in named.items() if split == one)) for one in ("train", "test", "val")
+    )
+    return _Parts(train, test, len(val.entries)) if test.entries else _Parts(train, val)
+
+
+def _held_out(parts: _Parts, people: str) -> _Parts:
+    """Where no folder of a split holds images back, every tenth in name order; of fewer than ten, none.
+
+    With people, all images of every tenth person; of fewer than ten, of the last.
+    """
+    entries = parts.train.entries
+    if parts.test.entries or not entries:
+        return parts
+    persons = _people(entries, people)
+    if persons is None:
+        held = np.arange(len(entries)) % _HOLD_OUT == _HOLD_OUT - 1
+    else:
+        every = min(_HOLD_OUT, int(persons.max()) + 1)
+        if every == 1:
+            raise DataError("images of one person", "of two at least, for one is held back", "mend --people")
+        held = persons % every == every - 1
+    train, test = (
+        replace(parts.train, entries=tuple(entry for entry, out in zip(entries, held, strict=True) if out == wanted))
+        for wanted in (False, True)
+    )
+    return parts._replace(train=train, test=test)
+
+
+def _check_sorted(root: Path, tree: Tree) -> None:
+    """Raises DataError for files beside class folders: what class they are of, nobody says."""
+    loose = sum(len(entry.path) == 1 for entry in tree.entries)
+    if loose and loose < len(tree.entries):
         raise DataError(
             f"{loose} images beside the class folders of {root}",
             "all images in class folders, or none",
@@ -126,100 +234,48 @@ def _check_sorted(root: Path, entries: list[_Entry], per_client: bool) -> None:
         )
 
 
-def _entries(root: Path) -> list[_Entry]:
-    """The images below a root in name order, which is one order on every machine."""
-    if root.is_dir():
-        found = _files(root)
-    elif root.is_file():
-        found = _members(root)
-    else:
-        raise DataError(f"{root} does not exist", "an image folder or a zip", "check --data-dir")
-    return sorted(found, key=lambda entry: entry.path.parts)
+def _check_inner(root: Path, tree: Tree) -> None:
+    """Raises DataError for folders of splits inside class folders, where their images would be other classes."""
 
+    def around(*splits: str) -> set[Folder]:
+        """Folders in which one is called so."""
+        found = set[Folder]()
+        for folder in tree.folders:
+            found |= {folder[:at] for at, name in enumerate(folder) if at and SPLITS.get(name.lower()) in splits}
+        return found
 
-def _files(root: Path) -> Iterator[_Entry]:
-    for path, _ in _walked(root, set()):
-        if _is_image(path):
-            below = PurePosixPath(path.relative_to(root).as_posix())
-            yield _Entry(below, f"{root}/{below}", functools.partial(read_file, path))
-
-
-def _walked(folder: Path, above: set[Path], linked: bool = False) -> Iterator[tuple[Path, bool]]:
-    """Files below a folder, and whether a link led there.  Raises DataError for a link to nothing."""
-    here = folder.resolve()
-    if here in above:  # a link back to a folder that this one is in
-        return
-    for path in folder.iterdir():
-        link = linked or path.is_symlink()
-        if path.is_dir():
-            yield from _walked(path, above | {here}, link)
-        elif path.is_file():
-            yield path, link
-        elif link:
-            raise DataError(f"{path}, a link that leads nowhere", "links to files or folders", "mend or remove it")
-
-
-def links_out(root: Path) -> int:
-    """How many files of a folder lie elsewhere, behind links that lead out of it."""
-    if not root.is_dir():
-        return 0
-    top = root.resolve()
-    return sum(link and not path.resolve().is_relative_to(top) for path, link in _walked(root, set()))
-
-
-def _is_image(path: PurePath) -> bool:
-    """By its suffix; files whose name begins with a dot are leftovers of file managers."""
-    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
-
-
-def _members(root: Path) -> Iterator[_Entry]:
-    try:
-        archive = zipfile.ZipFile(root)
-    except _ZIP_DAMAGE as error:
+    both = sorted(around("train") & around("test", "val"))
+    if both:
         raise DataError(
-            f"{root} is not a readable zip ({error})", "a whole zip file", "pack or fetch it anew"
-        ) from None
-    for name in archive.namelist():
-        path = PurePosixPath(name)
-        if _is_image(path):
-            yield _Entry(path, f"{root}/{path}", functools.partial(_read_member, archive, root, name))
+            f"folders of splits inside {len(both)} folders of {root}, as {'/'.join(both[0])}",
+            "folders of splits outside the class folders: train/CLASS, test/CLASS",
+            "move them, or where each is a client's pass --partition given",
+        )
 
 
-def _read_member(archive: zipfile.ZipFile, root: Path, name: str) -> bytes:
-    try:
-        about = archive.getinfo(name)
-        if is_bomb(about.compress_size, about.file_size):
-            raise ValueError(f"{about.compress_size} bytes that claim to be {about.file_size}")
-        with archive.open(about) as file:
-            return file.read(about.file_size + 1)
-    except _ZIP_DAMAGE as error:
-        raise DataError(f"{root}:{name} does not unpack ({error})", "a whole zip member", "pack the zip anew") from None
+def _check_no_clients(root: Path, tree: Tree) -> None:
+    """Raises DataError for folders that have folders of the same names in them: are they classes, or clients?"""
+    inside: dict[Folder, set[str]] = {}
+    for folder in tree.folders:
+        if len(folder) > 1:
+            inside.setdefault(folder[1:], set()).add(folder[0])
+    tops = sorted(set().union(*(tops for tops in inside.values() if len(tops) > 1)))
+    if tops:
+        shown = ", ".join(tops[:3]) + ", …" * (len(tops) > 3)
+        raise DataError(
+            f"{len(tops)} folders ({shown}) in {root} that have folders of the same names in them",
+            "class folders, or a folder a client",
+            "pass --partition given where each is a client's; name the inner ones apart where they are classes",
+        )
 
 
-def _by_split(entries: list[_Entry]) -> tuple[dict[str, list[_Entry]], bool]:
-    """Entries below `train/` and `test/` where the tree has nothing else; says whether it has."""
-    tops = {entry.path.parts[0] if len(entry.path.parts) > 1 else "" for entry in entries}
-    if not tops or not tops <= {"train", "test"}:
-        return {"train": entries, "test": []}, False
-    parted = {
-        name: [e._replace(path=e.path.relative_to(name)) for e in entries if e.path.parts[0] == name]
-        for name in ("train", "test")
-    }
-    return parted, True
-
-
-def _hold_out(entries: list[_Entry], split: str, people: str) -> list[_Entry]:
-    """Of a folder without splits, every tenth image in name order is kept for testing.
-
-    With people, all images of every tenth person; of fewer than ten, of the last.
-    """
-    persons = _people(entries, people) if entries else None
-    if persons is not None:
-        every = min(10, int(persons.max()) + 1)
-        if every == 1:
-            raise DataError("images of one person", "of two at least, for one is held back", "mend --people")
-        return [e for e, p in zip(entries, persons, strict=True) if (p % every == every - 1) == (split == "test")]
-    return [e for i, e in enumerate(entries) if (i % 10 == 9) == (split == "test") or len(entries) < 10]
+def _nothing(root: Path, split: str, tree: Tree) -> DataError:
+    kinds = sorted({why for _, why in tree.skipped})
+    others = f", but {len(tree.skipped)} other files ({', '.join(kinds[:5])})" if kinds else ""
+    if split == "test" and tree.entries:
+        kept = "a folder test or val, or at least ten images, of which one is held back"
+        return DataError(f"no test images in {root}", kept, "add some")
+    return DataError(f"no {split} images in {root}{others}", "image files, in class folders or not", "check --data-dir")
 
 
 def people_of(names: Sequence[str], pattern: str) -> Labels | None:

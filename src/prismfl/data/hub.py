@@ -1,6 +1,8 @@
 """Data sets of Hugging Face's `datasets`: a saved folder, or a name where there is a network."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -8,31 +10,43 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from prismfl.data.images import Gallery, Images, ImageSet, Labels, decode, planes
+from prismfl.data.decoding import Picture, gather, picture_of, read_picture
+from prismfl.data.images import Images, ImageSet, Labels, Reading
+from prismfl.data.tree import SPLITS
 from prismfl.errors import DataError, DependencyError
 
 _IMAGE_COLUMNS = ("image", "img")
-_TEST_SPLITS = ("test", "validation")
 _REMEDY = "check --data-dir: a folder of save_to_disk, or a name and a network"
 
 # A table of `datasets`: typed as what is asked of it, for the library is optional.
 _Table = Any
 
 
-def load_hub(name: str, split: str, attribute: str, size: int, scratch: Path | None = None) -> ImageSet:
+def load_hub(
+    name: str,
+    split: str,
+    attribute: str,
+    size: int,
+    scratch: Path | None = None,
+    how: str = "crop",
+    *,
+    private: bool = False,
+) -> ImageSet:
     """One split of a data set of `datasets`: uint8 images `[N, 1 or 3, size, size]`.
 
     name: folder of `save_to_disk`, or what `datasets.load_dataset` takes; attribute: column of the labels, "" for
-    `label` where there is one.  Images are in the column `image` or `img`, or in the only one of images.
-    Without a test split every tenth row is kept for testing.  Raises DataError for what is
+    `label` where there is one; how: `crop`, `pad` or `squash` of what is not square; private: label names must come
+    from the column's type, for rows must not decide them.  Images are in the column `image` or `img`, or in the only
+    one of images.  Without a test split every tenth row is kept for testing.  Raises DataError for what is
     missing or of another kind, DependencyError where the library is absent.
     """
     tables = _opened(name)
     if not len(tables[split]):
         raise DataError(f"no {split} rows in {name}", "at least one (of ten, where a tenth is kept)", _REMEDY)
     image, label = _image_column(name, tables["train"]), _label_column(name, tables["train"].column_names, attribute)
-    labels, classes = _labels(name, tables, split, label)
-    return ImageSet(_pictures(name, tables[split].select_columns([image]), image, size, scratch), labels, classes)
+    labels, classes = _labels(name, tables, split, label, private=private)
+    images, reading = _pictures(name, tables[split].select_columns([image]), image, size, scratch, how)
+    return ImageSet(images, labels, classes, reading=replace(reading, held_back=len(tables["test"])))
 
 
 def _library() -> Any:
@@ -58,10 +72,11 @@ def _opened(name: str) -> Mapping[str, _Table]:
         ) from None
     if not isinstance(found, Mapping):
         return _parted(found)
-    test = next((found[split] for split in _TEST_SPLITS if split in found), None)
-    if "train" not in found:
+    named = {SPLITS[split.lower()]: table for split, table in found.items() if split.lower() in SPLITS}
+    if "train" not in named:
         raise DataError(f"{name} has splits {', '.join(found)}", "a split named train", "rename one")
-    return _parted(found["train"]) if test is None else {"train": found["train"], "test": test}
+    test = named.get("test", named.get("val"))
+    return _parted(named["train"]) if test is None else {"train": named["train"], "test": test}
 
 
 def _parted(table: _Table) -> Mapping[str, _Table]:
@@ -85,12 +100,20 @@ def _label_column(name: str, there: Sequence[str], asked: str) -> str | None:
     return asked or ("label" if "label" in there else None)
 
 
-def _labels(name: str, tables: Mapping[str, _Table], split: str, column: str | None) -> tuple[Labels, tuple[str, ...]]:
+def _labels(
+    name: str, tables: Mapping[str, _Table], split: str, column: str | None, *, private: bool
+) -> tuple[Labels, tuple[str, ...]]:
     """Labels of a split, numbered over both splits together, and their names."""
     if column is None:
         return np.zeros(len(tables[split]), np.int64), ("",)
     values = {one: list(tables[one][column]) for one in tables}
     named = getattr(tables["train"].features[column], "names", None)
+    if private and not named:
+        raise DataError(
+            f"column {column} of {name} with epsilon: its rows alone tell which classes there are",
+            "a column of type ClassLabel, which names them",
+            f"cast it before save_to_disk: class_encode_column({column!r})",
+        )
     every = {value for one in values.values() for value in one if isinstance(value, int | str)}
     known = list(range(len(named))) if named else sorted(every, key=lambda value: (isinstance(value, str), value))
     number = {value: index for index, value in enumerate(known)}
@@ -102,26 +125,27 @@ def _labels(name: str, tables: Mapping[str, _Table], split: str, column: str | N
     return np.array([number[value] for value in values[split]], np.int64), tuple(map(str, named or known))
 
 
-def _pictures(name: str, table: _Table, column: str, size: int, scratch: Path | None) -> Images:
-    gallery = Gallery(len(table), size, scratch)
-    for row in range(len(table)):
+def _pictures(
+    name: str, table: _Table, column: str, size: int, scratch: Path | None, how: str
+) -> tuple[Images, Reading]:
+    def picture(row: int, look: bool) -> Picture:
         called = f"row {row} of {name}"
         try:
             value = table[row][column]
         except (OSError, ValueError, SyntaxError) as error:  # the library decodes here
             raise DataError(f"{called} does not decode ({error})", "a whole image", "replace or remove it") from None
-        gallery.add(_pixels(value, called), called)
-    return gallery.images()
+        return _picture(value, called, size, how, look=look)
+
+    return gather([partial(picture, row) for row in range(len(table))], size, scratch, threads=1)
 
 
-def _pixels(value: Any, name: str) -> Images:
+def _picture(value: Any, name: str, size: int, how: str, *, look: bool) -> Picture:
     """An image as the library gives it: decoded, as bytes, or as an array `[H, W]` or `[H, W, 3]`."""
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        return decode(value["bytes"], name)
+        return read_picture(value["bytes"], name, size, how, look=look)
     try:
-        if isinstance(value, Image.Image):
-            return planes(value)
-        return planes(Image.fromarray(_array(value)))
+        image = value if isinstance(value, Image.Image) else Image.fromarray(_array(value))
+        return picture_of(image, size, how, look=look)
     except (OSError, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{name} is no image ({error})", "an image, its bytes or uint8 pixels", "replace it") from None
 

@@ -13,12 +13,14 @@ from prismfl.data.images import ImageSet, is_bomb, read_file
 from prismfl.errors import DataError
 
 IDX_FAMILIES = {"mnist": "MNIST", "fmnist": "Fashion-MNIST", "kmnist": "KMNIST"}
+_CLASSES = 10  # of each
 
 
-def load_idx(folder: Path, name: str, split: str) -> ImageSet:
+def load_idx(folder: Path, name: str, split: str, *, private: bool = False) -> ImageSet:
     """One split of the four IDX files of a data set of `IDX_FAMILIES`: uint8 images `[N, 1, H, W]`.
 
-    Raises DataError naming the file that is missing or damaged.
+    Classes are named by their labels, the families' ten at least.  private: no others, for one label must not make a
+    class.  Raises DataError naming the file that is missing or damaged.
     """
     prefix = "train" if split == "train" else "t10k"
     pixels = read_idx(_find_idx(folder, f"{prefix}-images-idx3-ubyte", name), rank=3)
@@ -29,7 +31,13 @@ def load_idx(folder: Path, name: str, split: str) -> ImageSet:
             "one label an image",
             "fetch both files anew from one source",
         )
-    count = int(labels.max()) + 1
+    count = max(_CLASSES, int(labels.max()) + 1)
+    if private and count > _CLASSES:
+        raise DataError(
+            f"labels up to {count - 1} in {folder} with epsilon",
+            f"0 … {_CLASSES - 1}, the classes that IDX files have for all to know",
+            "write the images into class folders: their names are public",
+        )
     return ImageSet(pixels[:, None], labels.astype(np.int64), tuple(str(c) for c in range(count)))
 
 

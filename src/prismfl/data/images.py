@@ -1,6 +1,5 @@
-"""Labelled images: decoded, scaled, and held in memory or, where they are many, in a temporary file."""
+"""Labelled images: squared, scaled, and held in memory or, where they are many, in a temporary file."""
 
-import io
 import os
 import shutil
 import tempfile
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from prismfl.errors import DataError
 
@@ -18,9 +17,33 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 LARGE = 2 * 2**30  # bytes: images that take more are kept in a temporary file
-MOST_PIXELS = 2**26  # of an image file: a few bytes may claim any number
 MOST_RATIO = 200  # of unpacked bytes to packed ones, beyond a megabyte: pictures do not pack so well
 _BLOCK = 1024  # images scaled or moved at a time
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader met on its way to an image set, for the line that says what was read.
+
+    Attributes:
+        sides: width and height of the smallest and of the largest image; none where nobody looked.
+        oblong: images that were not square.
+        turned: images that EXIF turned upright.
+        transparent: images that were put on white.
+        elsewhere: images behind links that lead out of the folder.
+        left_out: images of splits that are neither trained on nor held back.
+        skipped: files that are not read, and why.
+        held_back: images kept for measuring; None where only the data set's other split tells.
+    """
+
+    sides: tuple[tuple[int, int], ...] = ()
+    oblong: int = 0
+    turned: int = 0
+    transparent: int = 0
+    elsewhere: int = 0
+    left_out: int = 0
+    skipped: tuple[tuple[str, str], ...] = ()
+    held_back: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,7 +52,8 @@ class ImageSet:
 
     images: uint8 `[N, C, H, W]`; labels: int64 `[N]` in `0 … len(classes) - 1`;
     owners: int64 `[N]`, the client that a folder-per-client data set names, else None;
-    people: int64 `[N]`, a number for each person where it is known whose image each is, else None.
+    people: int64 `[N]`, a number for each person where it is known whose image each is, else None;
+    reading: how the set was read that they are of.
     """
 
     images: Images
@@ -37,6 +61,7 @@ class ImageSet:
     classes: tuple[str, ...]
     owners: Labels | None = None
     people: Labels | None = None
+    reading: Reading = Reading()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -48,7 +73,7 @@ class ImageSet:
         """
         owners, people = (None if one is None else one[rows] for one in (self.owners, self.people))
         mine = self.images[rows] if images is None else images
-        return ImageSet(mine, self.labels[rows], self.classes, owners, people)
+        return ImageSet(mine, self.labels[rows], self.classes, owners, people, self.reading)
 
 
 def deal(whole: ImageSet, parts: Sequence[NDArray[np.int64]], scratch: Path | None = None) -> list[ImageSet]:
@@ -100,29 +125,58 @@ def room(shape: tuple[int, ...], scratch: Path | None = None) -> Images:
 # ------------------------------------------------------------------------------------------- scale
 
 
-def fit(images: Images, size: int, scratch: Path | None = None) -> Images:
+def fit(images: Images, size: int, scratch: Path | None = None, how: str = "crop") -> Images:
     """Bring uint8 `[N, C, H, W]` to `[N, C, size, size]`.
 
-    Images up to an eighth smaller are padded with zeros (28 → 32 keeps MNIST's pixels as they
-    are); all others are resampled, by area when they shrink and bicubically when they grow.
+    Square images up to an eighth smaller are padded with zeros (28 → 32 keeps MNIST's pixels as they are); all others
+    are resampled, by area when they shrink and bicubically when they grow.  how: as `squared`.
     """
     if images.shape[2:] == (size, size):
         return images
     found = room((*images.shape[:2], size, size), scratch)
     for block in blocks(len(images)):
-        found[block] = _fitted(images[block], size)
+        found[block] = _fitted(images[block], size, how)
     return found
 
 
-def _fitted(images: Images, size: int) -> Images:
+def _fitted(images: Images, size: int, how: str) -> Images:
     height, width = images.shape[2:]
-    if height == width and size * 7 // 8 <= height < size:
-        low = (size - height) // 2
-        return np.pad(images, ((0, 0), (0, 0), (low, size - height - low), (low, size - height - low)))
-    method = Image.Resampling.BOX if min(height, width) >= size else Image.Resampling.BICUBIC
-    flat = images.reshape(-1, height, width)
-    scaled = [np.asarray(Image.fromarray(plane).resize((size, size), method)) for plane in flat]
+    if is_nearly((width, height), size):
+        return bordered(images, size)
+    flat = (Image.fromarray(plane) for plane in images.reshape(-1, height, width))
+    scaled = [np.asarray(scale(squared(plane, how), size)) for plane in flat]
     return np.stack(scaled).reshape(len(images), -1, size, size)
+
+
+def is_nearly(sides: tuple[int, int], size: int) -> bool:
+    """Whether an image of this width and height is a square which a border brings to `size`."""
+    return sides[0] == sides[1] and size * 7 // 8 <= sides[0] < size
+
+
+def bordered(images: Images, size: int) -> Images:
+    """Square images uint8 `[..., H, W]` in the middle of zeros, `[..., size, size]`."""
+    spare = size - images.shape[-1]
+    border = (spare // 2, spare - spare // 2)
+    return np.pad(images, (*((0, 0),) * (images.ndim - 2), border, border))
+
+
+def squared(image: Image.Image, how: str) -> Image.Image:
+    """A picture's square.
+
+    how: `crop` takes the middle; `pad` adds black at both sides; `squash` leaves it as it is, to be scaled to one.
+    """
+    width, height = image.size
+    if how == "squash" or width == height:
+        return image
+    side = min(width, height) if how == "crop" else max(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side))  # what lies outside is black
+
+
+def scale(image: Image.Image, size: int) -> Image.Image:
+    """A picture resampled to `size` × `size`."""
+    method = Image.Resampling.BOX if min(image.size) >= size else Image.Resampling.BICUBIC
+    return image.resize((size, size), method)
 
 
 def in_channels(images: Images, channels: int, scratch: Path | None = None) -> Images:
@@ -144,13 +198,7 @@ def _luma(images: Images) -> Images:
     return np.asarray((weighed.sum(1, keepdims=True) + 0x8000) >> 16, np.uint8)
 
 
-def centre(image: Images, pixels: int) -> Images:
-    """The middle `pixels` × `pixels` of uint8 `[C, H, W]`, which must be as large."""
-    top, left = ((side - pixels) // 2 for side in image.shape[1:])
-    return image[:, top : top + pixels, left : left + pixels]
-
-
-# ------------------------------------------------------------------------------------------ decode
+# ------------------------------------------------------------------------------------------- files
 
 
 def read_file(path: Path) -> bytes:
@@ -164,53 +212,3 @@ def read_file(path: Path) -> bytes:
 def is_bomb(packed: int, unpacked: int) -> bool:
     """Whether so few bytes claim so many that they are no pictures."""
     return unpacked > MOST_RATIO * packed + 2**20
-
-
-def decode(raw: bytes, name: str) -> Images:
-    """The pixels of an image file's bytes: uint8 `[3, H, W]`.  Raises DataError by `name`."""
-    try:
-        with Image.open(io.BytesIO(raw)) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width}×{image.height} pixels, more than {MOST_PIXELS}")
-            return planes(image)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} does not decode ({error})", "a whole image file", "replace or remove it") from None
-
-
-def planes(image: Image.Image) -> Images:
-    """The pixels of a picture: uint8 `[3, H, W]`.  Raises ValueError where their range is unknown."""
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode}, whose range is unknown")
-    if image.mode.startswith("I;16"):  # grey of sixteen bits, which Pillow alone would cut off at 255
-        image = Image.fromarray((np.asarray(image, np.uint16) / 257).round().astype(np.uint8))
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")).transpose(2, 0, 1)
-
-
-class Gallery:
-    """Images of one size, scaled one by one as they are decoded; grey where all of them are and it may be."""
-
-    def __init__(self, count: int, size: int, scratch: Path | None = None, *, grey: bool = True) -> None:
-        self._found, self._size = room((count, 3, size, size), scratch), size
-        self._filled, self._grey = 0, grey
-        self._first: tuple[str, tuple[int, ...]] | None = None
-
-    def add(self, image: Images, name: str) -> None:
-        """Take uint8 `[3, H, W]`.  Raises DataError by `name` for another size than the first's."""
-        first, shape = self._first or (name, image.shape)
-        self._first = first, shape
-        if image.shape != shape:
-            raise DataError(
-                f"{name} has {image.shape[2]}×{image.shape[1]} pixels, {first} has {shape[2]}×{shape[1]}",
-                "images of one size",
-                "scale or crop them to one size first",
-            )
-        self._grey = self._grey and bool((image[0] == image[1]).all() and (image[0] == image[2]).all())
-        self._found[self._filled] = fit(image[None], self._size)[0]
-        self._filled += 1
-
-    def images(self) -> Images:
-        """What was taken: uint8 `[N, 1 or 3, size, size]`."""
-        if not self._grey:
-            return self._found
-        one = self._found[:, :1]
-        return one if isinstance(one, np.memmap) else one.copy()  # a file's other channels harm nobody

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prismfl.data.classes import keep_classes, select_classes
+from prismfl.data.classes import keep_classes, present, select_classes
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.data.folder import load_clients
 from prismfl.data.images import in_channels
@@ -23,20 +23,22 @@ def load_site(settings: Settings, folder: Path | None, client: int, scratch: Pat
     of it as a simulation deals it.  Raises DataError, SettingError.
     """
     found = _loaded(settings, folder, client, scratch)
-    return replace(found, images=in_channels(found.images, settings.generator.channels, scratch))
+    return replace(found, images=in_channels(found.images, settings.channels, scratch))
 
 
 def _loaded(settings: Settings, folder: Path | None, client: int, scratch: Path | None) -> ImageSet:
-    data = settings.data
+    data, private = settings.data, settings.privacy.epsilon > 0
     if data.partition == "given" and data.dataset == "folder":
         if folder is None or not folder.exists():
             raise DataError(f"no image folder or zip {folder or ''}", "the client's own images", "check --data-dir")
-        found = load_clients(glob.escape(str(folder)), settings.pixels, scratch, data.people)
+        found = load_clients(glob.escape(str(folder)), settings.pixels, scratch, data, private=private)
         return replace(found, owners=None)
-    whole = load_dataset(data.dataset, folder, settings.pixels, "train", settings=data, scratch=scratch)
+    name, size = data.dataset, settings.pixels
+    whole = load_dataset(name, folder, size, "train", settings=data, scratch=scratch, private=private)
     if data.partition == "given":
-        return whole
+        return whole if private else present(whole)
     chosen = select_classes(whole, data.classes)
+    chosen = chosen if private else present(chosen)
     return chosen.part(partition(chosen, data, settings.seed)[client])
 
 

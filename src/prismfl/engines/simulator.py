@@ -26,7 +26,7 @@ from prismfl.run import loop
 from prismfl.run.environment import cores
 from prismfl.run.folder import RunFolder
 from prismfl.run.loop import Finished, Silent, Watcher
-from prismfl.run.prepare import Prepared, for_arrays, prepare
+from prismfl.run.prepare import Prepared, as_array, for_arrays, prepare
 from prismfl.search import Memory
 from prismfl.settings.schema import Settings
 
@@ -210,8 +210,8 @@ def train(
 
     Args:
         settings: what is asked for; what it leaves open follows from the images.
-        images: uint8 `[N, C, H, W]` of 1 or 3 channels, dealt to the clients; every tenth is kept for
-            measuring.  None loads the settings' data set.
+        images: uint8 `[N, C, H, W]` of 1 or 3 channels, an array or a torch tensor, dealt to the clients; every tenth
+            is kept for measuring.  None loads the settings' data set.
         labels: int64 `[N]`; with them the generator takes a label.
         out: a new or empty folder for the run.
         watcher: is told how the run goes.
@@ -239,6 +239,7 @@ def train(
         (1, 8790)
     """
     if images is not None:
+        images = as_array(images)
         settings = for_arrays(settings, images)
     ready = prepare(settings, images, labels)
     folder = runfolder.create(Path(out), settings)
@@ -304,7 +305,8 @@ def _run(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finishe
 
 def _run_alone(ready: Prepared, folder: RunFolder, watcher: Watcher | None) -> Finished:
     watcher = watcher or Silent()
-    for line in ready.warnings:
+    runfolder.save_description(folder, ready.described)
+    for line in (ready.described.line(), *ready.warnings):
         watcher.note(line)
     engine = InProcess(ready.agreement, ready.kit, ready.clients, folder)
     try:

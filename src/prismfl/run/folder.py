@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from prismfl.data.description import Description
 from prismfl.data.files import write_atomic
 from prismfl.data.lock import alone
 from prismfl.errors import ModelFileError, RunFolderError, SettingError
@@ -49,6 +50,8 @@ class RunFolder:
         self.ledger = root / "ledger.json"  # releases of private data
         self.summary = root / "summary.json"  # closing figures
         self.evaluation = root / "evaluation.json"  # figures of the finished model, by `prismfl evaluate --save`
+        self.data = root / "data.json"  # what was read, in a line and in figures; with ε none that is private
+        self.skipped = root / "skipped.txt"  # files of a simulated run's data that were not read, and why
         self.labels = root / "labels.json"  # images of each label at each simulated client; none with ε set
         self.report = root / "report.html"  # its plots are pictures in `plots/` beside it
         self.real = root / "samples" / "real.png"  # held-back real images, laid out as the samples; none with ε set
@@ -291,6 +294,16 @@ def save_labels(
     found: dict[str, Any] = {"simulation": True, "classes": list(classes), "counts": [list(row) for row in counts]}
     found |= {"people": list(people)} if people else {}
     write_atomic(folder.labels, json.dumps(found) + "\n")
+
+
+def save_description(folder: RunFolder, described: Description) -> None:
+    """What was read of a simulated run's data; names of files that were not, for its owner alone.  Raises
+    RunFolderError.
+    """
+    write_atomic(folder.data, json.dumps(described.as_json(), ensure_ascii=False) + "\n")
+    if skipped := described.reading.skipped:
+        text = "".join(f"{why}\t{name!r}\n" for name, why in skipped)
+        write_atomic(folder.skipped, text, private=True)
 
 
 def grids(folder: RunFolder) -> dict[int, Path]:

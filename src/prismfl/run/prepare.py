@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.data.classes import select_classes, select_names
-from prismfl.data.datasets import load_dataset
-from prismfl.data.folder import client_roots, links_out
-from prismfl.data.images import ImageSet, deal, fit, in_channels
+from prismfl.data.classes import named_alike, present, select_classes, select_names
+from prismfl.data.datasets import load_dataset, scaled
+from prismfl.data.description import Description, describe
+from prismfl.data.folder import client_roots
+from prismfl.data.images import ImageSet, deal, in_channels
 from prismfl.data.partition import partition, uncovered
 from prismfl.errors import DataError, PrivacyError, SettingError
 from prismfl.features.matched import load_matched, overlap_note, overlaps, sibling_note
@@ -28,6 +31,7 @@ from prismfl.settings.schema import Settings
 
 _TEST_EVERY = 10
 _MOST_THREADS = 4  # of one search: more wait for each other
+_FEWEST_TEST = 2  # images that a distance can be measured on
 _PLAIN_MOMENTS = (
     "warning: one-shot without epsilon: each client sends the exact moments of its images' features, label by label; "
     "nothing hides what they tell of single images, and of few images they tell much: set epsilon to protect them"
@@ -38,14 +42,15 @@ _PLAIN_MOMENTS = (
 class Prepared:
     """The agreement, what clients compute with, each client's labelled images, and the test images.
 
-    clients: one image set each; test: None where there are no test images; warnings: what whoever
-    runs this should know, a line each.  The agreement names the feature network by its SHA-256.
+    clients: one image set each; test: None where there are no test images; described: what was read; warnings: what
+    whoever runs this should know, a line each.  The agreement names the feature network by its SHA-256.
     """
 
     agreement: Agreement
     kit: ClientKit
     clients: Sequence[ImageSet]
     test: ImageSet | None
+    described: Description
     warnings: tuple[str, ...] = ()
 
 
@@ -66,11 +71,12 @@ def prepare(
         raise DataError("no images", "the arrays of the run", "pass images, and labels if there are any")
     else:
         train, test = _load(settings)
-    train = _chosen(train, settings)
-    test = None if test is None else _chosen(test, settings)
+    train, test, described = _chosen(settings, train, test)
     if settings.privacy.epsilon and not settings.privacy.distances:
         test = None  # held-back images are private too, and no noise covers what is measured on them
-    _check_test(settings, train, test)
+    if test is not None and len(test) < _FEWEST_TEST:
+        test = None
+    _check_distance(settings)
     parts = partition(train, settings.data, settings.seed)
     channels = train.images.shape[1]
     settings = _on_this_machine(resolved(settings, channels, len(train) / len(parts)))
@@ -78,12 +84,12 @@ def prepare(
     if settings.privacy.epsilon:
         check_sizes(settings.privacy, [len(part) for part in parts])
     clients = deal(train, parts, _scratch(settings))
-    warnings = _warnings(settings, loaded, clients, test)
+    warnings = _warnings(settings, loaded, clients, test, described.held_back)
     # A simulator's searches share what was compiled once; of others each would compile anew.
     at_a_time = 1 if settings.federation.mode == "one-shot" else settings.federation.cohort or settings.data.clients
     steps = settings.federation.rounds * at_a_time * settings.search.local_steps
     kit = _kit(agreement, loaded, compiled=worth_compiling(settings.running.device, steps))
-    return Prepared(agreement, kit, clients, test, warnings)
+    return Prepared(agreement, kit, clients, test, described, warnings)
 
 
 def _on_this_machine(settings: Settings) -> Settings:
@@ -142,7 +148,7 @@ def _scratch(settings: Settings) -> Path | None:
 
 
 def _warnings(
-    settings: Settings, loaded: LoadedNet, clients: Sequence[ImageSet], test: ImageSet | None
+    settings: Settings, loaded: LoadedNet, clients: Sequence[ImageSet], test: ImageSet | None, held_back: int
 ) -> tuple[str, ...]:
     """What whoever starts the run should know, a line each."""
     name, private = settings.features.features, settings.privacy.epsilon > 0
@@ -151,21 +157,18 @@ def _warnings(
     found = overlap_note(matched, loaded.about, settings.data.dataset, clients[0].classes, harm)
     if test is not None and settings.running.distance_samples:
         found += sibling_note(name)
+    if held_back < _FEWEST_TEST and settings.data.partition != "given" and settings.running.distance_samples:
+        found.append(f"note: too few images are held back ({held_back}) to measure a distance")
     if settings.federation.mode == "one-shot" and not private:
         found.append(_PLAIN_MOMENTS)
-    if elsewhere := sum(map(links_out, _roots(settings))):
-        found.append(f"note: {elsewhere} files of the data lie elsewhere, behind links that lead out of its folder")
     if private:
         found += uncovered(clients, settings.privacy.images_per_person)
     return tuple(found)
 
 
-def _roots(settings: Settings) -> list[Path]:
-    """Folders of images that a run reads."""
-    data = settings.data
-    if data.clients_from:
-        return client_roots(data.clients_from)
-    return [Path(data.data_dir)] if data.dataset == "folder" and data.data_dir else []
+def as_array(images: Any) -> Any:
+    """A torch tensor as the array that it is, wherever it lies; all else as it came."""
+    return images.detach().cpu().numpy() if hasattr(images, "detach") else images
 
 
 def for_arrays(settings: Settings, images: NDArray[np.uint8]) -> Settings:
@@ -177,51 +180,82 @@ def for_arrays(settings: Settings, images: NDArray[np.uint8]) -> Settings:
     return replace(settings, data=data, generator=generator)
 
 
-def _check_test(settings: Settings, train: ImageSet, test: ImageSet | None) -> None:
-    if test is None:
-        return
-    if len(test) and test.labels.max() >= len(train.classes):
-        got = f"a test label {test.labels.max()} and {len(train.classes)} labels in training"
-        raise DataError(got, "test images of trained labels", "check the two splits")
-    asked = settings.running.distance_samples
-    if asked and min(asked, len(test)) < 2:
-        got = f"running.distance_samples = {asked} with {len(test)} test images"
-        raise SettingError(got, "0, or at least 2 of each", "set it to 0")
+def _check_distance(settings: Settings) -> None:
+    if settings.running.distance_samples == 1:
+        raise SettingError("running.distance_samples = 1", "0, or at least 2 samples", "set it to 0")
 
 
 def _load(settings: Settings) -> tuple[ImageSet, ImageSet | None]:
     data, given = settings.data, settings.data.partition == "given"
     folder, scratch = Path(data.data_dir) if data.data_dir else None, _scratch(settings)
-    name, size = data.dataset, settings.pixels
-    train = load_dataset(name, folder, size, "train", per_client=given, settings=data, scratch=scratch)
-    if given:
+    load = partial(
+        load_dataset, data.dataset, folder, settings.pixels, settings=data, scratch=scratch, private=_private(settings)
+    )
+    train = load("train", per_client=given)
+    if given or train.reading.held_back == 0:
         return train, None  # every image belongs to a client
-    return train, load_dataset(data.dataset, folder, size, "test", settings=data, scratch=scratch)
+    return train, load("test")
 
 
-def _chosen(whole: ImageSet, settings: Settings) -> ImageSet:
-    """The images of the run's classes, in the run's channels."""
-    found = select_classes(whole, settings.data.classes)
-    return replace(found, images=in_channels(found.images, settings.generator.channels, _scratch(settings)))
+def _private(settings: Settings) -> bool:
+    return settings.privacy.epsilon > 0
 
 
-def _given(
-    images: NDArray[np.uint8], labels: NDArray[np.int64] | None, settings: Settings
-) -> tuple[ImageSet, ImageSet]:
+def _chosen(
+    settings: Settings, train: ImageSet, test: ImageSet | None
+) -> tuple[ImageSet, ImageSet | None, Description]:
+    """The images of the run's classes, in the run's channels, and what they are.
+
+    Classes without images to train on go, unless ε is set: then one image would decide whether there is one.
+    """
+    private, scratch, held_back = _private(settings), _scratch(settings), 0
+    train = select_classes(train, settings.data.classes)
+    train = train if private else present(train)
+    train = replace(train, images=in_channels(train.images, settings.channels, scratch))
+    if test is not None:
+        chosen = select_classes(test, settings.data.classes)
+        held_back, test = len(chosen), named_alike(chosen, train.classes)
+    if test is not None:
+        test = replace(test, images=in_channels(test.images, train.images.shape[1], scratch))
+    measured = 0 if test is None else len(test)
+    about = describe(train, measured, settings.data.fit, test=test, private=private, untrained=held_back - measured)
+    return train, test, about
+
+
+def _given(images: Any, labels: Any, settings: Settings) -> tuple[ImageSet, ImageSet]:
     """Arrays of a caller as training and test images."""
-    shape: tuple[int, ...] = getattr(images, "shape", ())
-    usable = isinstance(images, np.ndarray) and len(shape) == 4 and images.dtype == np.uint8
-    if not usable or shape[1] not in (1, 3) or len(images) < _TEST_EVERY or min(shape) < 1:
-        raise DataError(
-            f"images {getattr(images, 'dtype', type(images).__name__)} {list(shape)}",
-            f"uint8 [N, 1 or 3, H, W] with N ≥ {_TEST_EVERY}",
-            "convert them",
-        )
-    tags = np.zeros(len(images), np.int64) if labels is None else np.asarray(labels)
+    images, tags = as_array(images), as_array(labels)
+    _check_images(images)
+    tags = np.zeros(len(images), np.int64) if labels is None else np.asarray(tags)
     if tags.shape != (len(images),) or not np.issubdtype(tags.dtype, np.integer) or tags.min() < 0:
         raise DataError(f"labels {tags.dtype} {list(tags.shape)}", f"integers ≥ 0 [{len(images)}]", "convert them")
     names, tags = np.unique(tags, return_inverse=True)
     held, scratch = np.arange(len(images)) % _TEST_EVERY == _TEST_EVERY - 1, _scratch(settings)
-    whole = ImageSet(fit(images, settings.pixels, scratch), tags.astype(np.int64), tuple(map(str, names)))
+    raw = ImageSet(images, tags.astype(np.int64), tuple(map(str, names)))
+    whole = scaled(raw, settings.pixels, scratch, settings.data.fit)
     train, test = deal(whole, [np.flatnonzero(~held), np.flatnonzero(held)], scratch)
     return train, test
+
+
+def _check_images(images: Any) -> None:
+    """Raises DataError, with what to do, for what are no images of a run."""
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    kind = getattr(images, "dtype", type(images).__name__)
+    usable = isinstance(images, np.ndarray) and len(shape) == 4 and kind == np.uint8
+    if not usable or shape[1] not in (1, 3) or len(images) < _TEST_EVERY or min(shape) < 1:
+        raise DataError(
+            f"images {kind} {list(shape)}", f"uint8 [N, 1 or 3, H, W] with N ≥ {_TEST_EVERY}", _remedy(images, shape)
+        )
+
+
+def _remedy(images: Any, shape: tuple[int, ...]) -> str:
+    """What makes usable images of others, where that is plain."""
+    if not isinstance(images, np.ndarray):
+        return "pass an array or a tensor: np.stack(images)"
+    if len(shape) == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
+        return "put channels second: images.transpose(0, 3, 1, 2), of a tensor permute"
+    if len(shape) == 3:
+        return "give grey images their channel: images[:, None]"
+    if images.dtype.kind == "f":
+        return "convert them: (images * 255).round().astype(np.uint8) where they are from 0 to 1"
+    return "convert them" if len(shape) == 4 and len(images) >= _TEST_EVERY else "pass more images, of that shape"

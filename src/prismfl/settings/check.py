@@ -21,10 +21,15 @@ def setting(
     above: float | None = None,
     choices: tuple[Any, ...] | None = None,
     path: bool = False,
+    quiet: bool = False,
 ) -> Any:
-    """A field of the schema: its default, its meaning, and what it may be; path: in which `~` is the user's folder."""
-    limits = {"least": least, "most": most, "above": above, "choices": choices, "path": path}
-    return field(default=default, metadata={"about": about, **limits})
+    """A field of the schema: its default, its meaning, and what it may be.
+
+    path: in which `~` is the user's folder; quiet: no file names it while it has its default, so that runs and models
+    keep the bytes that they had before it.
+    """
+    limits = {"least": least, "most": most, "above": above, "choices": choices}
+    return field(default=default, metadata={"about": about, "path": path, "quiet": quiet, **limits})
 
 
 class Section:
@@ -96,10 +101,6 @@ def check_together(settings: "Settings") -> None:
     _check_alone(settings)
     _check_people(data)
     _check_cohort(settings)
-    if settings.privacy.epsilon and data.dataset in ("folder", "hf") and not settings.generator.channels:
-        got = f"generator.channels = 0 with privacy.epsilon and data.dataset = {data.dataset!r}"
-        either = "1 for grey images or 3 for colour: one private image must not decide it"
-        raise SettingError(got, either, "set generator.channels")
     if data.clients_from:
         _check_fitting(settings, "data.clients_from", "its folders are the clients", _BY_PATTERN)
     chosen = f"data.partition = {data.partition!r}"

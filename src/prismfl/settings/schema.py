@@ -30,6 +30,12 @@ class Data(Section):
     people: str = setting(
         "", "pattern that tells whose image each file of a folder is, as 'person([0-9]+)': persons are dealt whole"
     )
+    fit: str = setting(
+        "crop",
+        "what is made of images that are not square: their middle, the whole between black bars, or the whole squashed",
+        choices=("crop", "pad", "squash"),
+        quiet=True,
+    )
     attribute: str = setting("", "what the label is: celeba's attribute, none for Male; hf's column, none for label")
     classes: str = setting("", "classes to keep: names, numbers from 0 and ranges (0-4,7); none keeps all")
     clients: int = setting(
@@ -57,8 +63,8 @@ class Generator(Section):
     size: int = setting(0, "pixels a side; 0 takes 16 for digits, else 32", choices=(0, 16, 32, 64))
     channels: int = setting(
         0,
-        "1 for grey images, 3 for colour; 0: as the data set has them, and of a folder, without epsilon, as the images"
-        " are",
+        "1 for grey images, 3 for colour; 0: as the data set has them, and of a folder or hf as the images are, with"
+        " epsilon colour",
         choices=(0, 1, 3),
     )
     width: int = setting(0, "channels of the last block; 0 takes 16 for grey images, 32 for colour", least=0, most=1024)
@@ -295,6 +301,12 @@ class Settings:
     def pixels(self) -> int:
         """Pixels a side of the images."""
         return self.generator.size or (16 if self.data.dataset == "digits" else 32)
+
+    @property
+    def channels(self) -> int:
+        """Channels that images are brought to, 0 for those they have; with ε no image may decide that."""
+        open_to_images = self.data.dataset in ("folder", "hf") and not self.generator.channels
+        return 3 if self.privacy.epsilon and open_to_images else self.generator.channels
 
     @property
     def alpha(self) -> float:

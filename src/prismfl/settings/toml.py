@@ -110,7 +110,7 @@ def images_of(values: Mapping[str, Any]) -> Settings:
     data, features = (values.get(section, {}) for section in ("data", "features"))
     if not isinstance(data, Mapping) or not isinstance(features, Mapping):
         raise SettingError("settings without tables", "data and features", "fetch the file anew")
-    kept = {name: data[name] for name in ("dataset", "attribute", "classes") if name in data}
+    kept = {name: data[name] for name in ("dataset", "attribute", "classes", "fit") if name in data}
     if data.get("label_column"):
         kept["attribute"] = data["label_column"]
     return settings_from({"data": kept, "features": {"features": features.get("features", "auto")}})
@@ -214,10 +214,16 @@ def to_toml(settings: Settings, notes: Mapping[str, str] | None = None) -> str:
     lines, notes = [f"seed = {settings.seed}"], notes or {}
     for section in SECTIONS:
         lines += ["", f"[{section}]"]
-        for name, value in asdict(getattr(settings, section)).items():
+        for name, value in _written(getattr(settings, section)).items():
             note = notes.get(f"{section}.{name}", "")
             lines.append(f"{name} = {toml_value(value)}" + (f"  # {note}" if note else ""))
     return "\n".join(lines) + "\n"
+
+
+def _written(section: Any) -> dict[str, Any]:
+    """A section's settings, but for those that are quiet."""
+    quiet = {item.name: item.default for item in fields(section) if item.metadata["quiet"]}
+    return {name: value for name, value in asdict(section).items() if (name, value) not in quiet.items()}
 
 
 def toml_value(value: Any) -> str:

@@ -19,8 +19,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from prismfl.data.datasets import ImageSet
+from prismfl.data.description import describe
 from prismfl.data.files import write_atomic
-from prismfl.data.folder import links_out
 from prismfl.data.partition import uncovered
 from prismfl.data.site import conform, load_site, only, reported
 from prismfl.engines.clientdisk import ClientDisk, releases_of
@@ -123,12 +123,12 @@ def greet(site: Site, request: Request) -> Hello:
         SumSite(member.rules, member.identity, site.client, {})  # checks that the key is the one that others pin
     with _at_home():
         mine = _images(site, settings)
-        if site.data_dir and (elsewhere := links_out(site.data_dir)):
-            print(f"note: {elsewhere} images lie elsewhere, behind links that lead out of their folder", flush=True)
+        # For whoever runs this client, and nobody else, as all that is printed here.
+        print(describe(mine, 0, settings.data.fit, private=settings.privacy.epsilon > 0).line(), flush=True)
         if settings.privacy.epsilon:
             check_sizes(settings.privacy, [len(mine)])
             for line in uncovered([mine], settings.privacy.images_per_person):
-                print(line, flush=True)  # for whoever runs this client, and nobody else
+                print(line, flush=True)
     return Hello(site.client, site.token(), False, mine.classes, mine.images.shape[1])
 
 

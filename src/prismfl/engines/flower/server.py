@@ -72,7 +72,8 @@ def serve(grid: Grid, folder: RunFolder, settings: Settings, watcher: Watcher) -
     test, kit = None, None
     if all(hello.simulated for hello in hellos):  # by Flower: the data set is here, and there, as the settings name it
         ready = prepare(settings)
-        for line in ready.warnings:
+        runfolder.save_description(folder, ready.described)
+        for line in (ready.described.line(), *ready.warnings):
             watcher.note(line)
         agreement, test, kit = ready.agreement, ready.test, ready.kit
         if settings.federation.secure_sum:
@@ -131,7 +132,7 @@ def _gather(roster: Roster, settings: Settings, needed: int, watcher: Watcher, *
 
 def _stated(settings: Settings) -> tuple[tuple[str, ...], int] | None:
     """Classes and channels where the settings say both: then no site's word changes them."""
-    names, channels = named_classes(settings.data.classes), settings.generator.channels
+    names, channels = named_classes(settings.data.classes), settings.channels
     return (names, channels) if names and channels else None
 
 
