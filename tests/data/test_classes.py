@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prismfl.data.classes import select_classes
+from prismfl.data.classes import named_alike, present, select_classes
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import DataError, SettingError
 
@@ -70,3 +70,14 @@ def test_classes_that_do_not_exist_are_refused(whole, text):
 def test_classes_without_an_image_are_refused(whole):
     with pytest.raises(DataError, match="no image of classes 'ant'"):
         select_classes(whole.part(np.array([0])), "ant")
+
+
+def test_classes_without_images_go_and_others_follow_by_name(whole):
+    some = whole.part(np.flatnonzero(whole.labels != 2))
+    found = present(some)
+    assert found.classes == ("ant", "bee", "3", "0") and len(found) == 7
+    assert [found.classes[label] for label in found.labels] == [NAMES[label] for label in some.labels]
+    assert present(whole) is whole
+    alike = named_alike(whole, found.classes)
+    assert alike.classes == found.classes and np.array_equal(alike.labels, found.labels)
+    assert named_alike(whole, ("none",)) is None

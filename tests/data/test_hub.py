@@ -178,6 +178,24 @@ def test_what_is_no_image_is_named_by_its_row(library, what):
         load()
 
 
+def test_splits_have_their_usual_names_and_images_may_have_many_sizes(library):
+    wide = np.full((16, 32, 3), (1, 2, 3), np.uint8)
+    tables = {"Train": Table({"image": [*PICTURES[:5], wide]}), "valid": Table({"image": PICTURES[5:8]})}
+    library(tables)
+    assert len(load()) == 6 and len(load("test")) == 3 and load().reading.held_back == 3
+    library(tables | {"test": Table({"image": PICTURES[:2]})})
+    assert len(load("test")) == 2 and load().reading.oblong == 1
+
+
+def test_where_no_row_may_make_a_class_the_columns_type_names_them(library):
+    rows = {"image": PICTURES[:12], "label": [index % 2 for index in range(12)]}
+    library(Table(rows, ["a", "b", "c"]))
+    assert load_dataset("hf", "set", 16, "train", private=True).classes == ("a", "b", "c")
+    library(Table(rows))
+    with pytest.raises(DataError, match=r"column label of set with epsilon.*class_encode_column\('label'\)"):
+        load_dataset("hf", "set", 16, "train", private=True)
+
+
 @pytest.mark.parametrize(("value", "names"), [(None, None), (-1, ["a", "b"]), (2, ["a", "b"]), (0.5, None)])
 def test_what_is_no_label_is_named_by_its_row(library, value, names):
     library(Table({"image": PICTURES[:5], "label": [0, 1, 0, value, 0]}, names))

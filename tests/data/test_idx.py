@@ -47,6 +47,15 @@ def test_idx_files_are_read_back(tmp_path, pack, suffix, dot):
     assert train.classes == test.classes == tuple("0123456789") and train.owners is None and len(train) == 12
 
 
+def test_where_no_label_may_make_a_class_the_ten_are_all(tmp_path):
+    folder = write_idx(tmp_path / "idx")
+    assert load_dataset("mnist", folder, 16, "train", private=True).classes == tuple("0123456789")
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(TRAIN_LABELS + 8))
+    assert len(load_dataset("mnist", folder, 16, "train").classes) == 11
+    with pytest.raises(DataError, match=r"labels up to 10 .*class folders"):
+        load_dataset("mnist", folder, 16, "train", private=True)
+
+
 @pytest.mark.parametrize("name", ["fmnist", "kmnist"])
 def test_the_whole_idx_family_is_served(tmp_path, name):
     assert load_dataset(name, write_idx(tmp_path / "idx"), 16, "test").images.shape == (5, 1, 16, 16)

@@ -477,12 +477,13 @@ def test_moments_of_other_labels_are_computed_anew(engine_of, tmp_path, shared):
     assert not np.array_equal(blocks, moved)
 
 
-def test_moments_of_more_or_no_classes_are_computed_anew(engine_of):
+def test_moments_of_more_or_no_classes_are_computed_anew(engine_of, blobs):
     """The same images with the same labels, among three, four and no classes."""
-    entries = len(engine_of().target(0).moments)
-    held_back = LABELS.copy()
-    held_back[9] = 3
-    for labels, classes in ((LABELS, 3), (held_back, 4), (None, 1)):
+    engine = engine_of()
+    entries, mine = len(engine.target(0).moments), {image.tobytes() for image in engine.clients[0].images}
+    others = LABELS.copy()
+    others[next(row for row, image in enumerate(blobs) if image.tobytes() not in mine and row % 10 != 9)] = 3
+    for labels, classes in ((LABELS, 3), (others, 4), (None, 1)):
         found = engine_of(labels=labels).target(0)
         assert len(found.moments) == classes * entries and len(found.shares) == classes
 
@@ -513,7 +514,19 @@ def test_a_memory_of_an_uncommitted_round_is_not_recalled(tiny, blobs, tmp_path)
 def test_a_run_begins_with_what_is_to_be_warned_of(tiny, blobs, tmp_path):
     ready, watcher = replace(prepare(tiny(), blobs), warnings=("mind the overlap",)), Listen()
     inprocess._run(ready, runfolder.create(tmp_path / "run", ready.agreement.settings), watcher)
-    assert watcher.notes[0] == "mind the overlap"
+    assert watcher.notes[0].startswith("30 images, no classes, grey, 16 px, 3 held back")
+    assert watcher.notes[1] == "mind the overlap"
+
+
+def test_what_was_read_and_what_not_lies_in_the_run_folder(tiny, tmp_path, write_sites):
+    place = write_sites(tmp_path / "in", {"x": 30})
+    (place / "x" / "a" / "secret.cr2").write_text("")
+    settings = tiny(data={"dataset": "folder", "data_dir": str(place)})
+    folder = inprocess.train(settings, out=tmp_path / "run").folder
+    told = json.loads(folder.data.read_text())
+    assert told["line"].startswith("30 images, 2 classes (a 15, b 15), grey, 16 px, 3 held back, 1 file skipped (.cr2)")
+    assert told["counts"] == [15, 15] and "secret" not in folder.data.read_text()
+    assert folder.skipped.read_text() == ".cr2\t'x/a/secret.cr2'\n" and folder.skipped.stat().st_mode & 0o077 == 0
 
 
 def test_a_run_with_another_network_is_not_resumed(run_settings, blobs, tmp_path):

@@ -144,6 +144,32 @@ def test_labels_without_images_are_refused(tiny):
         prepare(tiny(), None, np.zeros(5, np.int64))
 
 
+def test_arrays_that_are_not_square_are_cropped_or_what_is_asked(tiny):
+    oblong = np.zeros((20, 1, 16, 48), np.uint8)
+    oblong[..., 16:32] = 255
+    crop, pad = (prepare(tiny(data={"fit": fit}), oblong) for fit in ("crop", "pad"))
+    assert (crop.clients[0].images == 255).all() and crop.described.line().endswith("centre-cropped, 2 held back")
+    assert pad.clients[0].images.mean() < 40 and "48×16 → 16 px, padded to squares" in pad.described.line()
+
+
+def test_test_images_of_classes_that_training_lacks_are_left_out_and_counted(tiny, tmp_path):
+    for name, count in (("train/a", 9), ("train/b", 3), ("test/b", 4), ("test/c", 2)):
+        (tmp_path / name).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(tmp_path / name / f"{index}.png")
+    ready = prepare(tiny(data={"dataset": "folder", "data_dir": str(tmp_path)}, running={"distance_samples": 9}))
+    assert ready.agreement.labels == ("a", "b") and ready.test.labels.tolist() == [1] * 4
+    assert ready.described.line().startswith("18 images, 2 classes (a 9, b 7), grey, 16 px, 4 held back, 2 of classes")
+
+
+def test_held_back_images_have_the_channels_of_those_trained_on(tiny, tmp_path):
+    for index in range(20):
+        colour = (1, 2, 3) if index % 10 == 9 else (9, 9, 9)
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{index:02}.png")
+    ready = prepare(tiny(data={"dataset": "folder", "data_dir": str(tmp_path)}))
+    assert ready.clients[0].images.shape[1] == ready.test.images.shape[1] == 1
+
+
 def test_more_labels_than_a_generator_takes_are_refused(tiny):
     with pytest.raises(SettingError, match="1001 labels; expected at most 1000"):
         prepare(tiny(), np.zeros((2002, 1, 16, 16), np.uint8), np.arange(2002) % 1001)

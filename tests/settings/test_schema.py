@@ -89,6 +89,12 @@ def test_settings_survive_toml(values):
             assert parsed[section] == asked
 
 
+def test_a_quiet_setting_is_written_where_it_is_no_default():
+    assert "fit" not in to_toml(Settings())
+    settings = settings_from({"data": {"fit": "pad"}})
+    assert settings_from(tomllib.loads(to_toml(settings))) == settings != Settings()
+
+
 def test_toml_on_disk_is_read_with_changes_over_it(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text(

@@ -1,6 +1,7 @@
 """Image files: which there are, and how each becomes the square that a generator learns from."""
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,7 +12,6 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from joblib import cpu_count
 from PIL import Image, UnidentifiedImageError
 
 from prismfl.data.images import Images, Reading, bordered, is_nearly, room, scale, squared
@@ -212,7 +212,7 @@ def gather(
     def some(chunk: Sequence[Job]) -> list[Picture]:
         return [job(tally.grey) for job in chunk]
 
-    with ThreadPoolExecutor(threads or min(_MOST_THREADS, cpu_count())) as pool:
+    with ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(jobs), _AT_A_TIME):
             now = jobs[start : start + _AT_A_TIME]
             chunks = [now[at : at + _TO_A_THREAD] for at in range(0, len(now), _TO_A_THREAD)]

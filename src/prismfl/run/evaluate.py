@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prismfl.data.classes import select_classes
+from prismfl.data.classes import named_alike, present, select_classes
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.data.files import check_writable, write_atomic
+from prismfl.data.images import in_channels
 from prismfl.errors import DataError, ModelFileError, SettingError
 from prismfl.features.inception import Inception, load_inception
 from prismfl.features.matched import sibling_note
@@ -322,11 +323,29 @@ def _judge(sampler: Sampler, trained: Data, name: str, data_dir: str, network: I
         raise DataError("a model of a caller's arrays", "a data set to judge against", "pass --dataset and --data-dir")
     layout, folder = sampler.model.layout, Path(data_dir) if data_dir else None
     splits = (load_dataset(name, folder, layout.size, split, settings=trained) for split in ("train", "test"))
-    train, test = (select_classes(part, trained.classes) if name == trained.dataset else part for part in splits)
+    if name == trained.dataset:
+        train, test = (_as_trained(select_classes(part, trained.classes), layout.channels) for part in splits)
+    else:
+        train, test = splits
+    train, test = _of_classes(train, test, sampler.model.labels)
     if test.images.shape[1] != layout.channels:
         got, expected = f"images of {test.images.shape[1]} channels", f"{layout.channels}, as the model makes"
         raise DataError(got, expected, "judge against another data set")
     return _Judge(train, test, network, sampler.device)
+
+
+def _as_trained(part: ImageSet, channels: int) -> ImageSet:
+    return replace(part, images=in_channels(part.images, channels))
+
+
+def _of_classes(train: ImageSet, test: ImageSet, labels: tuple[str, ...]) -> tuple[ImageSet, ImageSet]:
+    """Both splits with the classes that training images have; with the model's, where these are all of them."""
+    there = present(train).classes
+    names = labels if set(there) <= set(labels) else there
+    real, held_back = (named_alike(part, names) for part in (train, test))
+    if real is None or held_back is None:
+        raise DataError("no test image of a class that training has", "some", "judge against another data set")
+    return real, held_back
 
 
 def _settings(path: Path, text: str) -> Settings:

@@ -231,7 +231,8 @@ def _given(images: Any, labels: Any, settings: Settings) -> tuple[ImageSet, Imag
         raise DataError(f"labels {tags.dtype} {list(tags.shape)}", f"integers ≥ 0 [{len(images)}]", "convert them")
     names, tags = np.unique(tags, return_inverse=True)
     held, scratch = np.arange(len(images)) % _TEST_EVERY == _TEST_EVERY - 1, _scratch(settings)
-    raw = ImageSet(images, tags.astype(np.int64), tuple(map(str, names)))
+    classes = ("",) if labels is None else tuple(map(str, names))
+    raw = ImageSet(images, tags.astype(np.int64), classes)
     whole = scaled(raw, settings.pixels, scratch, settings.data.fit)
     train, test = deal(whole, [np.flatnonzero(~held), np.flatnonzero(held)], scratch)
     return train, test
