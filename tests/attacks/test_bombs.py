@@ -103,7 +103,7 @@ def mutated(raw, rng):
 def test_mutated_images_and_zips_are_read_or_refused(tmp_path, write_sites):
     rng, raws = np.random.default_rng(0), []
     image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
-    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000"):
         image.save(file := io.BytesIO(), kind)
         raws.append(file.getvalue())
     write_sites(tmp_path / "in", {"x": 4})

@@ -35,8 +35,8 @@ _TURNS = {
 }
 _SIDEWAYS = [_TURNS[value] for value in (5, 6, 7, 8)]
 
-# What Pillow opens and no picture comes of here: it runs programs, or knows a file's head alone.
-_NO_PICTURES = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
+# What Pillow opens and no picture comes of here: it runs programs, knows a file's head alone, or opens files in files.
+_NO_PICTURES = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "ICO", "ICNS", "CUR", "BLP", "FPX", "MIC"}
 _FIRST = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # looked for in this order, and the others after them
 _PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_avif": "", "pillow_jxl": ""}
 _WANTING = {  # pictures for certain, which not every installation reads
