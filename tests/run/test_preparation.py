@@ -148,6 +148,7 @@ def test_arrays_that_are_not_square_are_cropped_or_what_is_asked(tiny):
     oblong = np.zeros((20, 1, 16, 48), np.uint8)
     oblong[..., 16:32] = 255
     crop, pad = (prepare(tiny(data={"fit": fit}), oblong) for fit in ("crop", "pad"))
+    assert crop.described.reading.oblong == 20
     assert (crop.clients[0].images == 255).all() and crop.described.line().endswith("centre-cropped, 2 held back")
     assert pad.clients[0].images.mean() < 40 and "48×16 → 16 px, padded to squares" in pad.described.line()
 

@@ -97,7 +97,7 @@ class Description:
 
 
 def _counted(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def _sides(sides: tuple[int, int]) -> str:

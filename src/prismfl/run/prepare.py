@@ -13,7 +13,7 @@ from prismfl.data.classes import named_alike, present, select_classes, select_na
 from prismfl.data.datasets import load_dataset, scaled
 from prismfl.data.description import Description, describe
 from prismfl.data.folder import client_roots
-from prismfl.data.images import ImageSet, deal, in_channels
+from prismfl.data.images import ImageSet, Reading, deal, in_channels
 from prismfl.data.partition import partition, uncovered
 from prismfl.errors import DataError, PrivacyError, SettingError
 from prismfl.features.matched import load_matched, overlap_note, overlaps, sibling_note
@@ -235,7 +235,7 @@ def _given(images: Any, labels: Any, settings: Settings) -> tuple[ImageSet, Imag
     raw = ImageSet(images, tags.astype(np.int64), classes)
     whole = scaled(raw, settings.pixels, scratch, settings.data.fit)
     train, test = deal(whole, [np.flatnonzero(~held), np.flatnonzero(held)], scratch)
-    return train, test
+    return train, replace(test, reading=Reading())  # all were read at once
 
 
 def _check_images(images: Any) -> None:
