@@ -302,7 +302,14 @@ def read_both(path, data=None):
 
 @pytest.mark.parametrize(
     ("train", "held", "unused"),
-    [("train", "val", None), ("Train", "Test", None), ("TRAINING", "validation", None), ("train", "test", "valid")],
+    [
+        ("train", "val", None),
+        ("Train", "Test", None),
+        ("TRAINING", "validation", None),
+        ("train", "test", "valid"),
+        ("train2017", "val2017", None),
+        ("train_set", "test-images", "val data"),
+    ],
 )
 @pytest.mark.parametrize("top", ["", "pictures/"])
 def test_splits_are_known_by_their_usual_names_below_one_top_folder(tree, top, train, held, unused):
@@ -311,6 +318,12 @@ def test_splits_are_known_by_their_usual_names_below_one_top_folder(tree, top, t
     one, two = read_both(path)
     assert one.classes == two.classes == ("a", "b") and len(one) == len(two) == 4
     assert one.reading.held_back == 4 and one.reading.left_out == (4 if unused else 0)
+
+
+def test_a_folder_of_images_in_every_class_folder_says_nothing(tree):
+    path = tree.write(flat(["x/train/a/images/1.png", "x/train/b/images/1.png", "x/val/images/1.png"]))
+    found = load_folder(path, "train", False, 8)
+    assert [name for name in found.classes if name != "images"] == ["a", "b"] and len(found) == 2
 
 
 def test_a_train_folder_alone_holds_a_tenth_back(tree):

@@ -290,6 +290,17 @@ def test_a_model_is_judged_by_the_attribute_it_was_trained_on(tiny, tmp_path):
     assert found["fid_judge"] > 0 and "label_agreement" in found
 
 
+def test_a_model_of_a_folder_with_epsilon_is_judged_in_its_channels_and_classes(tiny, tmp_path):
+    place = tree(tmp_path / "grey", 1, ["a", "b"])
+    (tmp_path / "grey" / "empty").mkdir()
+    changes = {"data": {"dataset": "folder", "data_dir": place, "clients": 2}, "features": {"features": "vgg"}}
+    settings = tiny(**changes, privacy={"epsilon": 9.0, "delta": 1e-3, "noise": "fast"})
+    path = prismfl.train(settings, out=tmp_path / "run").folder.model
+    assert prismfl.load(path).model.labels == ("a", "b", "empty")
+    found = evaluate_model(path, data_dir=place, samples=20)
+    assert found["fid_judge"] > 0 and len(found["class_shares"]) == 3
+
+
 # ----------------------------------------------------------------- Inception, classes, warnings
 
 

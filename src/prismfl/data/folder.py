@@ -12,7 +12,7 @@ import numpy as np
 
 from prismfl.data.decoding import Picture, gather, read_picture
 from prismfl.data.images import ImageSet, Labels
-from prismfl.data.tree import SPLITS, Entry, Folder, Tree, look_into
+from prismfl.data.tree import Entry, Folder, Tree, look_into, split_of
 from prismfl.errors import DataError
 from prismfl.settings.schema import Data
 
@@ -172,9 +172,9 @@ def _classes(tree: Tree, *, private: bool) -> set[str]:
 def _without_top(tree: Tree) -> Tree:
     """What is in the one folder at the top that holds the class or split folders, as programs pack it."""
     tops = tree.tops
-    if len(tops) != 1 or () in tree.folders or tops[0].lower() in SPLITS:
+    if len(tops) != 1 or () in tree.folders or split_of(tops[0]):
         return tree
-    return tree.below(tops[0]) if any(len(folder) > 1 for folder in tree.folders) else tree
+    return tree.below(tops[0]) if any(len(folder) > 1 for folder in _without_images(tree).folders) else tree
 
 
 def _by_split(root: Path, tree: Tree) -> _Parts:
@@ -182,7 +182,7 @@ def _by_split(root: Path, tree: Tree) -> _Parts:
 
     Raises DataError where it is open what is what.
     """
-    named = {top: SPLITS[top.lower()] for top in tree.tops if top.lower() in SPLITS}
+    named = {top: split_of(top) for top in tree.tops if split_of(top)}
     others = [top for top in tree.tops if top not in named] + ["images"] * (() in tree.folders)
     deep = any(len(folder) > 1 and folder[0] in named for folder in tree.folders)
     if others and "train" in named.values() and deep:
@@ -193,10 +193,11 @@ def _by_split(root: Path, tree: Tree) -> _Parts:
             f"move what is neither elsewhere, or read {root}/{first} alone",
         )
     if others or not named:  # a class may be called train
-        return _Parts(tree, _NO_TREE)
+        return _Parts(_without_images(tree), _NO_TREE)
     train, test, val = (
         tree.below(*(top for top, split in named.items() if split == one)) for one in ("train", "test", "val")
     )
+    train, test, val = map(_without_images, (train, test, val))
     return _Parts(train, test, len(val.entries)) if test.entries else _Parts(train, val)
 
 
@@ -223,6 +224,15 @@ def _held_out(parts: _Parts, people: str) -> _Parts:
     return parts._replace(train=train, test=test)
 
 
+def _without_images(tree: Tree) -> Tree:
+    """The same where every class folder has its images in a folder `images`, which says nothing."""
+    inner = {folder[-1].lower() if len(folder) > 1 else "" for folder in tree.folders}
+    if inner not in ({"images"}, {"image"}, {"img"}):
+        return tree
+    entries = tuple(entry._replace(path=entry.path[:-2] + entry.path[-1:]) for entry in tree.entries)
+    return replace(tree, entries=entries, folders=frozenset(folder[:-1] for folder in tree.folders))
+
+
 def _check_sorted(root: Path, tree: Tree) -> None:
     """Raises DataError for files beside class folders: what class they are of, nobody says."""
     loose = sum(len(entry.path) == 1 for entry in tree.entries)
@@ -241,7 +251,7 @@ def _check_inner(root: Path, tree: Tree) -> None:
         """Folders in which one is called so."""
         found = set[Folder]()
         for folder in tree.folders:
-            found |= {folder[:at] for at, name in enumerate(folder) if at and SPLITS.get(name.lower()) in splits}
+            found |= {folder[:at] for at, name in enumerate(folder) if at and split_of(name) in splits}
         return found
 
     both = sorted(around("train") & around("test", "val"))

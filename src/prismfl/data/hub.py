@@ -12,7 +12,7 @@ from PIL import Image
 
 from prismfl.data.decoding import Picture, gather, picture_of, read_picture
 from prismfl.data.images import Images, ImageSet, Labels, Reading
-from prismfl.data.tree import SPLITS
+from prismfl.data.tree import split_of
 from prismfl.errors import DataError, DependencyError
 
 _IMAGE_COLUMNS = ("image", "img")
@@ -72,7 +72,7 @@ def _opened(name: str) -> Mapping[str, _Table]:
         ) from None
     if not isinstance(found, Mapping):
         return _parted(found)
-    named = {SPLITS[split.lower()]: table for split, table in found.items() if split.lower() in SPLITS}
+    named = {split_of(split): table for split, table in found.items()}
     if "train" not in named:
         raise DataError(f"{name} has splits {', '.join(found)}", "a split named train", "rename one")
     test = named.get("test", named.get("val"))

@@ -3,6 +3,7 @@
 import functools
 import lzma
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -16,13 +17,10 @@ from prismfl.data.decoding import is_picture
 from prismfl.data.images import is_bomb, read_file
 from prismfl.errors import DataError
 
-# What folders of splits are called, in small letters, and what they are.
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-}
-
+# What folders of splits are called, as `train`, `Testing`, `val2017` or `valid_set`.
+_SPLIT = re.compile(
+    r"(train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?)(?:[ _-]?(?:set|split|images?|data|\d{4}))?", re.I
+)
 _LONGEST_LINK = 1024  # bytes
 
 _ZIP_DAMAGE = (
@@ -70,6 +68,12 @@ class Tree:
 
 def _place(entry: Entry) -> Folder:
     return entry.path
+
+
+def split_of(name: str) -> str:
+    """Which split a folder's name says: `train`, `test` or `val`; nothing of any other name."""
+    match = _SPLIT.fullmatch(name)
+    return "" if match is None else next(one for one in ("train", "test", "val") if match[1].lower().startswith(one))
 
 
 class _Met(NamedTuple):
