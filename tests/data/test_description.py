@@ -51,5 +51,7 @@ def test_of_many_classes_some_are_named():
     labels = np.arange(40)
     many = ImageSet(np.zeros((40, 1, 8, 8), np.uint8), labels, tuple(f"c{label}" for label in labels))
     assert "40 classes (c0 1, c1 1," in describe(many, 0, "crop", private=False).line()
+    odd = replace(many, classes=("a\x1b[2J\udcff", *many.classes[1:]))
+    assert r"a\x1b[2J\udcff" in describe(odd, 0, "crop", private=False).line()
     one = replace(many, labels=labels * 0, classes=("",))
     assert describe(one, 0, "crop", private=False).line() == "40 images, no classes, grey, 8 px, none held back"

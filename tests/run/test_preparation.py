@@ -115,6 +115,7 @@ GOOD = np.zeros((20, 1, 16, 16), np.uint8)
     ("images", "labels", "says"),
     [
         (GOOD.astype(np.float32), None, r"images float32 \[20, 1, 16, 16\]; expected uint8.*images \* 255"),
+        (torch.zeros(20, 3, 8, 8, dtype=torch.bfloat16), None, "a tensor that is no array"),
         (torch.zeros(20, 3, 8, 8), None, r"images float32 .*images \* 255"),
         (GOOD[:, 0], None, r"\[20, 16, 16\].*images\[:, None\]"),
         (GOOD.transpose(0, 2, 3, 1), None, r"\[20, 16, 16, 1\].*transpose\(0, 3, 1, 2\)"),

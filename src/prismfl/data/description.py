@@ -53,7 +53,7 @@ class Description:
     def _classes(self) -> list[str]:
         if self.classes in ((), ("",)):
             return ["no classes"]
-        names = [name or "(none)" for name in self.classes[:_MOST_CLASSES]]
+        names = [_shown(name) for name in self.classes[:_MOST_CLASSES]]
         shown = [f"{name} {count}" for name, count in zip(names, self.counts, strict=False)] or names
         more = ", …" * (len(self.classes) > _MOST_CLASSES)
         return [f"{_counted(len(self.classes), 'class', 'classes')} ({', '.join(shown)}{more})"]
@@ -98,6 +98,11 @@ class Description:
 
 def _counted(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def _shown(name: str) -> str:
+    """A class's name on a terminal; one that is empty is of images beside others that have a class."""
+    return (name if name.isprintable() else ascii(name)) or "(none)"
 
 
 def _sides(sides: tuple[int, int]) -> str:

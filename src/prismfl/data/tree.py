@@ -116,7 +116,9 @@ def _is_hidden(name: str) -> bool:
 def _judged(path: Folder, read: Callable[[], bytes], elsewhere: bool = False) -> _Met:
     """A file, to be read where its suffix is a picture's."""
     suffix = PurePosixPath(path[-1]).suffix.lower()
-    return _Met(path, read, "", elsewhere) if is_picture(suffix) else _Met(path, None, suffix or "no suffix")
+    if is_picture(suffix):
+        return _Met(path, read, "", elsewhere)
+    return _Met(path, None, suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else "no suffix")
 
 
 def _hidden(path: Folder, *, is_folder: bool = False) -> Iterator[_Met]:

@@ -300,7 +300,7 @@ def save_description(folder: RunFolder, described: Description) -> None:
     """What was read of a simulated run's data; names of files that were not, for its owner alone.  Raises
     RunFolderError.
     """
-    write_atomic(folder.data, json.dumps(described.as_json(), ensure_ascii=False) + "\n")
+    write_atomic(folder.data, json.dumps(described.as_json()) + "\n")
     if skipped := described.reading.skipped:
         text = "".join(f"{why}\t{name!r}\n" for name, why in skipped)
         write_atomic(folder.skipped, text, private=True)

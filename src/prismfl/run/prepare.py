@@ -167,8 +167,13 @@ def _warnings(
 
 
 def as_array(images: Any) -> Any:
-    """A torch tensor as the array that it is, wherever it lies; all else as it came."""
-    return images.detach().cpu().numpy() if hasattr(images, "detach") else images
+    """A torch tensor as the array that it is, wherever it lies; all else as it came.  Raises DataError."""
+    if not hasattr(images, "detach"):
+        return images
+    try:
+        return images.detach().cpu().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise DataError(f"a tensor that is no array ({error})", "a dense one of uint8", "convert it") from None
 
 
 def for_arrays(settings: Settings, images: NDArray[np.uint8]) -> Settings:
