@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from prismfl.engines.simulator import resume, train
-from prismfl.errors import ClientError, RunFolderError, SettingError
-from prismfl.generator.sampling import load
+from prismfl.errors import ClientError, RunFolderError
 from prismfl.privacy.source import spent_of
 from prismfl.run.folder import alone_in, read_rounds, reopen
 from prismfl.run.loop import Silent
+from prismfl.run.prepare import prepare
 from prismfl.run.source import source_of
 
 ONE = {"epsilon": 1.0, "delta": 1e-3, "noise": "fast"}
@@ -139,13 +139,16 @@ def test_a_run_is_not_gone_on_with_twice(asked, tmp_path):
 
 def test_one_red_value_makes_no_other_generator(asked, pictures, tmp_path):
     """Grey or colour is said, not seen: one image must not decide the shape of the model."""
-    with pytest.raises(SettingError, match="one private image must not decide"):
-        asked(generator={"channels": 0})
-    path = pictures / "a" / "00.png"
+    path, found = pictures / "a" / "00.png", []
     red = np.asarray(Image.open(path).convert("RGB")).copy()
     red[0, 0, 0] ^= 1
-    Image.fromarray(red).save(path)
-    assert load(train(asked(), out=tmp_path / "run").folder.model).model.layout.channels == 1
+    for image in (Image.open(path).copy(), Image.fromarray(red)):
+        image.save(path)
+        found.append([prepare(asked(generator={"channels": said})) for said in (0, 1, 3)])
+    assert [one.agreement.layout.channels for one in found[0]] == [3, 1, 3], "colour, where nothing is said"
+    for before, after in zip(*found, strict=True):
+        assert before.agreement.run == after.agreement.run
+        assert before.described.as_json() == after.described.as_json()
 
 
 def test_a_ledger_does_not_lie_in_the_data(asked, pictures, tmp_path):
