@@ -144,6 +144,14 @@ def test_no_name_of_a_file_or_folder_leaves(asking, node, capfd):
     assert secret not in (Path(node["state-dir"]) / AUDIT).read_text()
 
 
+def test_what_a_site_read_is_told_to_its_owner_alone(asking, node, capfd):
+    (Path(node["data-dir"]) / "a" / "HIV.cr2").write_bytes(b"")
+    for privacy, classes in ((PRIVATE, "a, b"), ({}, "a 5, b 4")):
+        asking(greet=True, privacy=privacy)
+        out = capfd.readouterr().out
+        assert f"9 images, 2 classes ({classes}), grey," in out and "1 file skipped (.cr2)" in out and "HIV" not in out
+
+
 def test_what_was_answered_stands_in_a_log_that_cannot_be_changed_unseen(asking, node):
     asking(privacy=PRIVATE)
     asking(privacy=PRIVATE | {"epsilon": 1.6})
