@@ -176,6 +176,7 @@ class Federation(Section):
         False,
         "the server sees sums alone: with epsilon one release of all clients together, each with a share of its"
         " noise; without, counts of masks, for some log2(clients of a part + 1) bits a weight sent, not a tenth of one",
+        quiet=True,
     )
 
     @property

@@ -18,8 +18,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
+from prismfl.data.description import Description, describe
 from prismfl.data.files import check_writable
-from prismfl.data.folder import links_out
 from prismfl.data.images import ImageSet
 from prismfl.data.lock import is_held
 from prismfl.data.partition import uncovered
@@ -195,25 +195,24 @@ def look(asked: Checked) -> Iterator[str]:
     """What the images are, and what a run would take: for the site's own screen.  Raises PrismError subclasses."""
     settings, mine = asked.local, asked.images
     counts = np.bincount(mine.labels, minlength=len(mine.classes))
-    yield f"{len(mine)} images, {'grey' if mine.images.shape[1] == 1 else 'in colour'}"
+    described = describe(mine, 0, settings.data.fit, private=settings.privacy.epsilon > 0)
+    yield described.line()
     yield "classes: " + ", ".join(f"{name} {count}" for name, count in zip(mine.classes, counts, strict=True))
-    if asked.site.data_dir and (elsewhere := links_out(asked.site.data_dir)):
-        yield f"{elsewhere} of them lie elsewhere, behind links that lead out of their folder"
     if asked.settings is not None:
         asked.site.rules().check(asked.settings, asked.site.source())
         yield "this site's policy answers such a run"
     if settings.privacy.epsilon:
         check_sizes(settings.privacy, [len(mine)])
         yield from uncovered([mine], settings.privacy.images_per_person)
-    yield from _forecast(settings, mine, "such a run" if asked.settings else "a run of default settings")
+    yield from _forecast(settings, mine, described, "such a run" if asked.settings else "a run of default settings")
 
 
-def _forecast(settings: Settings, mine: ImageSet, what: str) -> Iterator[str]:
+def _forecast(settings: Settings, mine: ImageSet, described: Description, what: str) -> Iterator[str]:
     channels = mine.images.shape[1]
     agreement: Agreement = agree_on(settings, channels, mine.classes)
     members = len(cohort(agreement, 0))
     same = [conform(mine, agreement.settings, mine.classes, channels)] * members
-    found = forecast(Prepared(agreement, site_kit(agreement), same, None), members)
+    found = forecast(Prepared(agreement, site_kit(agreement), same, None, described), members)
     rounds = agreement.settings.federation.rounds
     wanted = f"{found.minutes:.0f} minutes" if found.minutes > 2 else f"{60 * found.minutes:.0f} seconds"
     yield f"{what} ({rounds} rounds) takes this machine about {wanted} and {found.memory_mb:.0f} MB of memory"
