@@ -111,6 +111,7 @@ def test_a_run_folder_has_all_its_files(run):
         assert grid.mode == "L" and min(grid.size) > 8 * 16
     assert "round 2/2" in out and str(root / "model.safetensors") in out and "no formal guarantee" in out
     assert not list(root.rglob("*.tmp"))
+    assert "2 of 2" in (root / "status.html").read_text()
 
 
 def test_bits_a_parameter_follow_from_bytes(run, model):
@@ -190,6 +191,14 @@ def test_a_report_that_fails_does_not_fail_the_run(run, tmp_path, monkeypatch, e
     code, out, err = call("train", *TINY[:-1], "--rounds", 1, "--out", tmp_path / "run")
     assert (code, err) == (0, "") and "report   not built (" in out and "prismfl report" in out
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_card_names_its_pages_and_reads_no_images_unasked(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    assert call("card", copy) == (0, f"{copy / 'card.html'}\n{copy / 'card.md'}\n", "")
+    assert "leave to read the training images was not given" in (copy / "card.md").read_text()
+    assert "--training-images as well" in refused("card", copy, "--data-dir", tmp_path)
 
 
 def test_report_names_the_page(run, tmp_path, monkeypatch):
@@ -429,7 +438,7 @@ def test_a_run_may_do_without_labels(tmp_path):
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    monkeypatch.setattr(evaluation, "Classifier", lambda train: Classifier(train, steps=2))
+    monkeypatch.setattr(evaluation, "Classifier", functools.partial(Classifier, steps=2))
 
 
 def test_evaluate_prints_text_and_json_alike(model, few_steps):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prismfl.data.datasets import ImageSet, load_dataset
 from prismfl.errors import DataError
-from prismfl.metrics.readability import Classifier, _rows, _shifted, readability, record
+from prismfl.metrics.readability import Classifier, _rows, _shifted, readability, record, steps_of
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +131,13 @@ def test_colour_and_other_sizes_are_classified(size):
 def test_one_class_cannot_be_read(digits):
     with pytest.raises(DataError, match="1 classes; expected at least 2"):
         Classifier(replace(digits[0], classes=("a",)))
+
+
+def test_large_images_are_seen_at_32_pixels_and_few_images_take_few_steps():
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (40, 1, 32, 32), np.uint8)
+    large = small.repeat(2, 2).repeat(2, 3)
+    judge = Classifier(ImageSet(large, np.arange(40) % 2, ("a", "b")), steps=2)
+    np.testing.assert_array_equal(judge.probabilities(large), judge.probabilities(small))
+    taken = [steps_of(ImageSet(large[:1].repeat(count, 0), np.zeros(count, np.int64), ("a",))) for count in (9, 600)]
+    assert taken == [200, 300]

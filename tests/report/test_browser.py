@@ -10,7 +10,13 @@ import sys
 
 import pytest
 
+import prismfl
+from prismfl.report import status
+from prismfl.report.card import build_card
 from prismfl.report.page import build_report
+from prismfl.report.status import Status
+from prismfl.run.folder import read_rounds
+from prismfl.run.loop import Silent
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -158,3 +164,53 @@ def test_nothing_is_fetched_and_nothing_complained_of(opened):
     assert sum(url.startswith("file://") for url in asked) == 1
     kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
     assert [event for event in opened.events if event.get("method") in kinds] == []
+
+
+def test_each_of_several_runs_has_its_own_slider_whatever_its_number_of_grids(browser, tmp_path, fabricate):
+    roots = [fabricate(tmp_path / name, grids=grids).root for name, grids in (("a", 1), ("b", 3), ("c", 2))]
+    browser.events.clear()
+    browser.open(build_report(roots, tmp_path / "page.html"))
+    assert browser.find(SHOWN) == ["after round 6"] * 3
+    seen = "[...document.querySelectorAll('.controls')].map(one => one.offsetParent !== null)"
+    assert browser.find(seen) == [True, True] and browser.find("document.querySelectorAll('.viewer').length") == 3
+    for index, others in ((0, ["after round 6", "after round 4", "after round 6"]), (1, None)):
+        browser.find(f"document.querySelectorAll('input[type=range]')[{index}].focus()")
+        browser.press("ArrowLeft", 37)
+        assert browser.find(SHOWN) == (others or ["after round 6", "after round 4", "after round 3"])
+    assert not [event for event in browser.events if event.get("method") == "Runtime.exceptionThrown"]
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_status_and_card_fit_any_width_and_complain_of_nothing(browser, tmp_path, tiny, width):
+    folder = prismfl.train(tiny(), out=tmp_path / "run").folder
+    with Status(Silent(), folder.root) as page:
+        page.started(0, 2)
+        for record in read_rounds(folder):
+            page.round_done(record, 2)
+        page.round_done(read_rounds(folder)[-1] | {"left_out": {"2": "a reason that is as long as reasons are"}}, 2)
+    browser.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+    try:
+        for path in (folder.root / "status.html", build_card(folder.root), build_report([folder.root])):
+            browser.events.clear()
+            browser.open(path)
+            assert browser.find("document.documentElement.scrollWidth") <= width, path.name
+            assert browser.find("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+            kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+            assert [event for event in browser.events if event.get("method") in kinds] == []
+    finally:
+        browser.ask("Emulation.clearDeviceMetricsOverride")
+
+
+def test_a_page_of_a_run_under_way_looks_again_by_itself(browser, tmp_path, fabricate, monkeypatch):
+    monkeypatch.setattr(status, "_REFRESH", 1)
+    folder = fabricate(tmp_path / "run", rounds=4, done=2, grids=0)
+    page = Status(Silent(), folder.root)
+    page.started(1, 4)
+    browser.events.clear()
+    browser.open(folder.root / "status.html")
+    assert "1 of 4" in browser.find("document.body.textContent")
+    page.started(2, 4)
+    browser.events.clear()
+    while not any(event.get("method") == "Page.loadEventFired" for event in browser.events):
+        browser.events.append(browser.receive())
+    assert "2 of 4" in browser.find("document.body.textContent")

@@ -12,8 +12,8 @@ from PIL import Image
 
 from prismfl.errors import PrismError, RunFolderError
 from prismfl.report import grids
-from prismfl.report.figures import OUTSIDE
 from prismfl.report.grids import read_grids, spread
+from prismfl.report.look import OUTSIDE
 from prismfl.report.page import ROOM, build_report
 from prismfl.report.runs import read_runs
 
@@ -56,6 +56,7 @@ def plain(tmp_path_factory, fabricate, evaluate_as):
     """The page of a finished run without ε that was evaluated."""
     folder = fabricate(tmp_path_factory.mktemp("page") / "digits")
     evaluate_as(folder, class_shares=[0.1] * 10, class_names=list("0123456789"), fid_judge=4.5, later_figure=0.25)
+    (folder.root / "data.json").write_text(json.dumps({"line": "17 images were read"}))
     return build_report([folder.root])
 
 
@@ -101,6 +102,7 @@ def test_what_is_said_is_there(plain):
     text = Page(plain.read_text()).text
     for words in ("12.50", "said of privacy", "9.9.9", "a processor", "Mean θ(1 - θ)", "Local divergence", "Flips"):
         assert words in text
+    assert "no promise" in text and "17 images were read" in text
     assert "known in simulation alone" in text and "later_figure" in text and OUTSIDE not in text
     assert "700 B were for choosing" in text and "19.5 kB" in text, "payload is frames less framing"
 
@@ -141,12 +143,30 @@ def test_the_script_is_the_one_that_the_page_allows(plain):
     assert f"script-src 'sha256-{digest}'" in text
 
 
+def test_a_distance_is_told_beside_that_of_two_halves_of_real_images(tmp_path, fabricate):
+    folder = fabricate(tmp_path / "run")
+    summary = json.loads(folder.summary.read_text()) | {"fid_judge_of_halves": 2.5, "cautions": ["few images"]}
+    folder.summary.write_text(json.dumps(summary))
+    text = Page(build_report([folder.root]).read_text()).text
+    assert "visibly different: 5.0 times as far as real images are from each other (2.50)" in text
+    assert "few images" in text
+
+
+def test_tables_have_their_numbers(plain):
+    labels, layers = (
+        re.search(rf'id="title-{name}".*?</svg>', plain.read_text(), re.S).group()
+        for name in ("labels-of-clients", "density-by-layer")
+    )
+    assert labels.count(">3<") == 11 and labels.count(">7<") >= 2, "images of each label, and the axis' own"
+    assert layers.count(">0.50<") + layers.count(">0.49<") + layers.count(">0.45<") >= 3
+
+
 # ---------------------------------------------------------------------------------------- privacy
 
 
 def test_what_is_outside_the_guarantee_is_marked(private):
     text = Page(private).text
-    assert "held-back images, outside the guarantee" in text and OUTSIDE in text
+    assert "0 is best; outside the guarantee" in text and OUTSIDE in text
     assert "Outside the guarantee" in text and "a warning" in text
     assert "gaussian" in text and "0.508" in text
 
@@ -191,7 +211,8 @@ def test_several_runs_share_a_page(tmp_path, fabricate, monkeypatch):
     page = build_report(roots)
     assert page.name == "comparison.html" and (tmp_path / "comparison-plots" / "loss.png").is_file()
     text = Page(page.read_text()).text
-    assert "unfinished: 4 of 9 rounds" in text and "federation.rounds" in text and "Density by layer: two" in text
+    assert "unfinished: 4 of 9 rounds" in text and "federation.rounds" in text
+    assert "Share of weights kept, by layer: two" in text
     assert not (roots[0] / "report.html").exists()
     (loss,) = re.findall(r'<h3 id="title-loss">.*?</svg>', page.read_text(), re.S)
     assert "_one" in loss and "two" in loss, "the legend names both, underscores and all"

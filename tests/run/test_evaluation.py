@@ -16,7 +16,7 @@ from prismfl.generator.modelfile import load_model, save_model
 from prismfl.generator.sampling import labels_like
 from prismfl.metrics.distances import JUDGE_FEATURES, balls, compare, frechet, judge_features, kernel_distance
 from prismfl.metrics.intervals import t_interval
-from prismfl.metrics.readability import Classifier, inception_score, readability, record
+from prismfl.metrics.readability import Classifier, inception_score, readability, record, steps_of
 from prismfl.metrics.synthetic import worth
 from prismfl.metrics.text import of_real
 from prismfl.metrics.tone import tone
@@ -98,10 +98,11 @@ ALL = {
 def test_what_is_asked_for_is_measured_and_nothing_else(model, metrics):
     found = evaluate_model(model, samples=20, metrics=metrics)
     asked = {name.strip() for name in metrics.split(",")} - {""}
-    head = {"samples", "repeats", "seed", "ledger", "privacy"} | ({"warnings"} if "fid" in asked else set())
+    head = {"samples", "repeats", "seed", "ledger", "privacy"} | (set() if "tone" in asked else {"warnings"})
     assert set(found) == head.union(*(ALL[name] for name in asked))
     if asked != {"readability"}:
         whole = evaluate_model(model, samples=20)
+        found.pop("warnings", None)
         assert {name: whole[name] for name in found} == found, "what else is measured changes nothing"
 
 
@@ -190,7 +191,8 @@ def test_no_repeats_are_refused(model, repeats):
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_the_text_has_every_figure_in_one_column_with_intervals_in_brackets(model, repeats):
     found = evaluate_model(model, samples=30, repeats=repeats)
-    rows = {line.split()[0]: line for line in as_text(found).splitlines() if line.startswith("  ")}
+    lines = as_text(found).splitlines()
+    rows = {line.split()[0]: line for line in lines if line.startswith("  ") and line[2] != " "}
     figures = {n for n in found if not n.endswith(("_interval", "_of_real")) and "_over_" not in n}
     told = {"samples", "repeats", "seed", "real_samples", "ledger", "privacy", "class_names", "warnings"}
     assert set(rows) == {name for name in figures if found[name] is not None} - told
@@ -199,6 +201,8 @@ def test_the_text_has_every_figure_in_one_column_with_intervals_in_brackets(mode
     beside = f"[{shown[0]:.4f}, {shown[1]:.4f}]  (real images {found['kid_judge_of_real']:.4f})"
     assert rows["kid_judge"].endswith(beside)
     assert ("[" in rows["fid_judge"]) == (repeats > 1)
+    words = lines[lines.index(rows["fid_judge"]) + 1]
+    assert f"times as far as real images are from each other ({found['fid_judge_of_real']:.2f})" in words
     assert "[" not in rows["class_shares"] and "[" not in rows["test_accuracy"]
 
 
@@ -330,7 +334,7 @@ def test_fid_is_reported_where_its_network_is_given(model, monkeypatch, tmp_path
     )
     wanted = inception_score(torch.from_numpy(Stub().features(images)).double().softmax(1).numpy())
     assert (found["is"], found["is_over_splits"]) == (wanted.mean, wanted.interval)
-    assert not {"fid", "is"} & set(evaluate_model(model, samples=20))
+    assert not {"fid", "is"} & set(evaluate_model(model, samples=20)) and found["fid_of_real"] < found["fid"]
 
 
 def test_an_unusable_inception_is_refused_first(model, tmp_path):
@@ -365,6 +369,32 @@ def test_a_distance_of_fewer_images_than_features_is_warned_of(model):
     (note,) = evaluate_model(model, samples=JUDGE_FEATURES - 1, metrics="fid")["warnings"]
     assert "fid_judge of 271 images, fewer than the judge's 272 features" in note
     assert "warnings" not in evaluate_model(model, samples=JUDGE_FEATURES, metrics="fid")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"), [("kid", "kid and prdc of 99 images say little"), ("readability", "known to ± 0.10 at best")]
+)
+def test_other_figures_of_few_images_are_warned_of(model, metrics, said):
+    assert said in " ".join(evaluate_model(model, samples=99, metrics=metrics)["warnings"])
+    assert "warnings" not in evaluate_model(model, samples=100, metrics=metrics)
+
+
+def test_every_part_is_told_of_and_comes_to_its_end(model, tmp_path):
+    told = {}
+
+    def part(name, steps):
+        counted = told.setdefault(name, [steps, 0])
+
+        def advance(more):
+            counted[1] += more
+
+        return advance
+
+    evaluate_model(model, samples=20, pairs=tmp_path / "pairs.png", part=part)
+    reading = told.pop("readability: training a classifier")
+    assert reading[0] == steps_of(load_dataset("digits", None, 16, "train")) and reading[1] == 2, "as few_steps has it"
+    assert {"reading images", "making samples", "judge looks at samples", "nearest training images"} < set(told)
+    assert all(done == steps for steps, done in told.values())
 
 
 def test_beside_a_distance_stands_that_of_as_many_real_images(model):

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from prismfl.run.progress import LiveWatcher, PlainWatcher, figures, sized
+from prismfl.run.progress import LiveWatcher, PlainWatcher, figures, lasting, shown_parts, sized
 
 RECORD = {"round": 0, "loss": 0.63459, "uplink_bytes": 502, "downlink_bytes": 6584}
 
@@ -57,6 +57,38 @@ def test_a_resumed_run_reckons_with_its_own_rounds_only(capsys, monkeypatch):
     first, second = capsys.readouterr().out.splitlines()
     assert first == "going on after 6 of 10 rounds"
     assert second.startswith("round 7/10") and second.endswith("  15 s left")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (99.4, "99 s"), (99.6, "2 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min")]
+)
+def test_times_for_people(seconds, text):
+    assert lasting(seconds) == text
+
+
+def test_parts_of_a_command_are_told_every_ten_seconds_where_there_is_no_terminal(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with shown_parts() as part:
+        done = part("judge looks at samples", 40)
+        for _ in range(30):
+            now[0] += 1
+            done(1)
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.splitlines() == [
+        "judge looks at samples  10/40  30 s left",
+        "judge looks at samples  20/40  20 s left",
+        "judge looks at samples  30/40  10 s left",
+    ]
+
+
+def test_parts_of_a_command_are_bars_on_a_terminal(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", screen)
+    with shown_parts() as part:
+        part("judge [looks] at samples", 40)(40)
+    assert "judge [looks] at samples" in screen.getvalue() and "40/40" in screen.getvalue()
 
 
 def test_the_live_bar_counts_rounds_and_prints_notes_as_they_are():

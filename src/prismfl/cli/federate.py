@@ -38,9 +38,12 @@ def _folder_of(changes: dict[str, Any], config: Path | None, out: Path | None, r
 def _run(how: str, folder: Any, link: Any, more: list[str]) -> None:
     """A run on a SuperLink of its own, shown as it goes."""
     from prismfl.engines.flower.processes import run_server
+    from prismfl.report.status import Status
 
-    def go(watcher: Any) -> Any:
-        return run_server(folder.root, link, watcher, watcher.note, more=more), reported(folder.root, watcher)
+    def go(display: Any) -> Any:
+        with Status(display, folder.root) as page:
+            summary = run_server(folder.root, link, page, display.note, more=more)
+        return summary, reported(folder.root, display)
 
     summary, page = watched(go, f"prismfl federate {how} --resume {folder.root}")
     closing(folder, summary, page)

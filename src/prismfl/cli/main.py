@@ -32,7 +32,7 @@ def _add(panel: str, *commands: Callable[..., Any], to: typer.Typer = app, cls: 
 _TRAIN, _MODELS, _DATA = "Train", "Finished models and runs", "Data and networks"
 _add(_TRAIN, with_settings(train), cls=SettingsCommand)
 app.add_typer(_flower, name="federate", rich_help_panel=_TRAIN)
-_add(_MODELS, model.sample, model.evaluate, model.export, model.report)
+_add(_MODELS, model.sample, model.evaluate, model.export, model.report, model.card)
 app.add_typer(_privacy, name="privacy", rich_help_panel="Privacy")
 _add("Privacy", privacy.audit)
 _add(_DATA, model.fetch, model.fetch_weights, model.pretrain)

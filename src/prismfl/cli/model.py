@@ -1,6 +1,7 @@
 """Commands on finished models and their runs, and on what they are made of."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ from typing import Annotated
 import typer
 
 from prismfl.errors import SettingError
-from prismfl.run.progress import sized
+from prismfl.run.progress import shown_parts, sized
 
 _MODEL = "A model file, or a run's folder."
 _PICTURES = [".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".svg", ".pdf"]
@@ -82,10 +83,12 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a finished model beside real images: distance, fidelity, diversity, tone and colour, readability."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin for each other starve on a busy machine
     from prismfl.run.evaluate import as_text, evaluate_model, save_evaluation
 
     asked = (model, dataset, data_dir, samples, seed, inception, device)
-    found = evaluate_model(*asked, repeats=repeats, metrics=metrics, pairs=pairs, pairs_by=pairs_by)
+    with shown_parts() as part:
+        found = evaluate_model(*asked, repeats=repeats, metrics=metrics, pairs=pairs, pairs_by=pairs_by, part=part)
     print(json.dumps(found, indent=1) if as_json else as_text(found))
     if save:
         print(f"saved {save_evaluation(model, found)}", file=sys.stderr)
@@ -102,6 +105,29 @@ def report(
     from prismfl.report.page import build_report
 
     print(build_report(runs, out))
+
+
+def card(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    audit: Annotated[Path | None, typer.Option(help="Result of `prismfl audit --json`, in a file.")] = None,
+    training_images: Annotated[
+        bool,
+        typer.Option("--training-images", help="The run's training images may be read: test for membership, copies."),
+    ] = False,
+    dataset: Annotated[str, typer.Option(help="Their data set [the run's].")] = "",
+    data_dir: Annotated[str, typer.Option(help="Its folder [the run's].")] = "",
+    samples: Annotated[int, typer.Option(help="Samples that these tests are of.")] = 1000,
+) -> None:
+    """Write a page for a data-protection officer, as HTML and Markdown: what was released, ε and for whom, limits."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from prismfl.report.card import Reading, build_card
+
+    reading = Reading(dataset, data_dir, samples) if training_images else None
+    if reading is None and (dataset or data_dir):
+        raise SettingError("--dataset or --data-dir alone", "--training-images as well", "say that they may be read")
+    with shown_parts() as part:
+        page = build_card(run, audit, reading, part)
+    print(f"{page}\n{page.with_suffix('.md')}")
 
 
 def fetch(

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from prismfl.cli.options import asked
 from prismfl.errors import SettingError
+from prismfl.metrics.text import in_words
 from prismfl.run.progress import LiveWatcher, PlainWatcher, on_terminal, sized
 from prismfl.settings.schema import Settings
 
@@ -39,6 +40,7 @@ def train(
         return
     from prismfl.engines import simulator
     from prismfl.engines.processes import keep_freed_memory
+    from prismfl.report.status import Status
     from prismfl.run.loggers import Logged, make_logs
 
     root = resume or out or Path("runs") / f"{settings.data.dataset}-{settings.seed}"
@@ -47,7 +49,7 @@ def train(
     keep_freed_memory()
 
     def go(display: Any) -> Any:
-        with Logged(display, logs) as watcher:
+        with Status(display, root) as page, Logged(page, logs) as watcher:
             if resume is not None:
                 finished = simulator.resume(root, watcher=watcher, changes=changes)
             else:
@@ -91,8 +93,11 @@ def closing(folder: Any, found: Any, report: str) -> None:
     if "fid_judge" in found:
         outside = ", outside the guarantee" if found.get("outside_guarantee") else ""
         halves = found.get("fid_judge_of_halves")
-        beside = "" if halves is None else f"; one half of the real test images from the other: {halves:.2f}"
-        print(f"fid_judge {found['fid_judge']:.2f} (Fréchet distance in the judge network{outside}{beside})")
+        print(f"fid_judge {found['fid_judge']:.2f} (Fréchet distance in the judge network{outside})")
+        if words := in_words(found["fid_judge"], halves):
+            print(f"          {words}")
+        for caution in found.get("cautions", ()):
+            print(f"          caution: {caution}")
     print(
         f"model    {folder.model} ({found['model_bytes']} bytes, {found['model_bits_per_parameter']:.3f} bits a weight)"
     )

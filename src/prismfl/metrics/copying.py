@@ -1,5 +1,7 @@
 """Whether samples lie nearer to images that trained the model than to images that did not."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu, norm
@@ -37,13 +39,17 @@ def membership(members: NDArray[np.float32], others: NDArray[np.float32], sample
 
 
 def nearest_images(
-    members: NDArray[np.uint8], samples: NDArray[np.uint8], space: str = "judge", device: str = "cpu"
+    members: NDArray[np.uint8],
+    samples: NDArray[np.uint8],
+    space: str = "judge",
+    device: str = "cpu",
+    after: Callable[[int], object] = int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Of each sample the nearest member: its row, int64 `[n]`, and the Euclidean distance, float64 `[n]`.
 
     members, samples: uint8 `[m, C, H, W]` and `[n, C, H, W]`; space: `judge` (its features) or `pixels` (0 … 1).
-    Members are taken a block at a time, so that memory does not grow with their number.  Raises SettingError for
-    another space, DataError for no images.
+    after: told the number of members of each block that is done: they are taken a block at a time, so that memory does
+    not grow with their number.  Raises SettingError for another space, DataError for no images.
     """
     if space not in SPACES:
         raise SettingError(f"space {space!r}", f"one of {', '.join(SPACES)}", "name one of these")
@@ -56,6 +62,7 @@ def nearest_images(
         found, distances = pairwise_distances_argmin_min(mine, theirs)
         nearer = distances < far
         rows[nearer], far[nearer] = found[nearer] + start, distances[nearer]
+        after(len(theirs))
     return rows, far
 
 

@@ -8,7 +8,7 @@ more images.  Each map's features vary by one in the mean on natural images, so 
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -63,12 +63,30 @@ def embed(net: FeatureNet, images: Tensor) -> Tensor:
     return torch.cat((early.mean((2, 3)) / _EARLY_UNIT, means / _LAST_UNIT), 1)
 
 
-def judge_features(images: NDArray[np.uint8], batch: int = BATCH, device: str = "cpu") -> NDArray[np.float32]:
-    """Judge features of uint8 `[n, C, H, W]`: float32 `[n, 272]`.  Raises DataError for no images."""
+def judge_features(
+    images: NDArray[np.uint8], batch: int = BATCH, device: str = "cpu", after: Callable[[int], object] = int
+) -> NDArray[np.float32]:
+    """Judge features of uint8 `[n, C, H, W]`: float32 `[n, 272]`.  Raises DataError for no images.
+
+    after: told the size of each batch that is done.
+    """
     if not len(images):
         raise DataError("no images", "at least one", "give more images")
     net = load_judge().net.to(device)
-    return in_batches(lambda some: embed(net, some.to(device)), images, batch).numpy()
+
+    def one(some: Tensor) -> Tensor:
+        found = embed(net, some.to(device))
+        after(len(some))
+        return found
+
+    return in_batches(one, images, batch).numpy()
+
+
+def few(count: int, what: str = "fid_judge") -> list[str]:
+    """A caution where a Fréchet distance is of so few images that it is mostly bias, else none."""
+    if count >= JUDGE_FEATURES:
+        return []
+    return [f"{what} of {count} images, fewer than the judge's {JUDGE_FEATURES} features, is mostly bias: take more"]
 
 
 def enough(real: NDArray[np.generic], fake: NDArray[np.generic], least: int) -> None:

@@ -1,7 +1,7 @@
 """How readable samples are: a classifier of real labelled images says how sure it is of them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,13 +12,25 @@ from torch import Tensor, nn
 
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import DataError
-from prismfl.features.classifier import POOL, Batch, pixels_of, scaled, scores, small_network, train_classifier
+from prismfl.features.classifier import (
+    POOL,
+    Batch,
+    one_thread,
+    pixels_of,
+    scaled,
+    scores,
+    small_network,
+    train_classifier,
+)
 from prismfl.metrics.intervals import Estimate, estimate
 from prismfl.seeding.philox import Purpose, Stream
 
 SURE = 0.9
 _ROUNDING = 1e-3  # how far a row of float32 probabilities may sum from 1
 _RATE = 5e-3
+_LEAST_STEPS, _MOST_STEPS = 200, 1400
+_SIDE = 32  # pixels
+_BLOCK = 1000  # images made smaller at a time
 _UNITS = ((32, 5, 2), (64, 3, 2), (128, 3, 1), POOL, (128, 3, 1))
 LEAST = 4  # samples: two splits of two
 
@@ -46,25 +58,50 @@ class Readability:
 
 
 class Classifier:
-    """A small convolutional classifier, trained once on real labelled images.
+    """A small convolutional classifier, trained once on real labelled images, that sees 32 pixels a side at most.
 
-    The same seed gives the same classifier on one machine with one number of threads.
+    The same seed gives the same classifier on one machine.
     """
 
-    def __init__(self, train: ImageSet, seed: int = 0, steps: int = 1400, batch: int = 128) -> None:
-        """Raises DataError for images of fewer than two classes."""
+    def __init__(
+        self,
+        train: ImageSet,
+        seed: int = 0,
+        steps: int = 0,
+        batch: int = 128,
+        after: Callable[[float], object] = float,
+    ) -> None:
+        """Raises DataError for images of fewer than two classes.
+
+        steps: of `batch` images; 0 for `steps_of`; after: told the loss of every step.
+        """
         if len(train.classes) < 2:
             raise DataError(f"{len(train.classes)} classes", "at least 2", "readability needs labelled images")
         self.classes = len(train.classes)
+        train, steps = replace(train, images=_small(train.images)), steps or steps_of(train)
         channels, size = train.images.shape[1], train.images.shape[-1]
         self.net = small_network(_UNITS, nn.BatchNorm2d, channels, size, self.classes, seed)
         draws = Stream(seed, Purpose.CLASSIFIER).torch_generator()
         optimiser = torch.optim.Adam(self.net.parameters(), _RATE)
-        train_classifier(self.net, optimiser, _batches(train, batch, steps, draws), steps)
+        with one_thread():
+            train_classifier(self.net, optimiser, _batches(train, batch, steps, draws), steps, after=after)
 
     def probabilities(self, images: NDArray[np.uint8], batch: int = 500) -> NDArray[np.float64]:
         """Class probabilities of uint8 `[n, C, H, W]`: float64 `[n, classes]`."""
-        return np.asarray(scores(self.net, images, batch).double().softmax(1).numpy(), np.float64)
+        return np.asarray(scores(self.net, _small(images), batch).double().softmax(1).numpy(), np.float64)
+
+
+def steps_of(train: ImageSet) -> int:
+    """Steps that a classifier of images takes: one for two images (64 passes), 200 at least and 1,400 at most."""
+    return min(_MOST_STEPS, max(_LEAST_STEPS, len(train) // 2))
+
+
+def _small(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images uint8 `[n, C, H, W]`, larger ones averaged down to 32 pixels a side: as much is read, in a quarter."""
+    if images.shape[-1] <= _SIDE:
+        return images
+    parts = (torch.from_numpy(images[start : start + _BLOCK]) for start in range(0, len(images), _BLOCK))
+    return np.concatenate([F.interpolate(part.float(), (_SIDE, _SIDE), mode="area").round().byte() for part in parts])
 
 
 def readability(

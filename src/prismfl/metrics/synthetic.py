@@ -5,7 +5,7 @@ trains it, and none chooses anything.  Its accuracy on real test images says wha
 somebody who has no others (Esteban, Hyland, Rätsch 2017).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prismfl.data.datasets import ImageSet
 from prismfl.errors import DataError
-from prismfl.features.classifier import POOL, Batch, scaled, scores, small_network, train_classifier
+from prismfl.features.classifier import POOL, Batch, one_thread, scaled, scores, small_network, train_classifier
 from prismfl.metrics.distances import enough
 from prismfl.seeding.philox import Purpose, Stream
 
@@ -52,10 +52,17 @@ class Worth:
     class_accuracies: tuple[float | None, ...]
 
 
-def worth(images: NDArray[np.uint8], labels: NDArray[np.int64], test: ImageSet, seed: int = 0, steps: int = 0) -> Worth:
+def worth(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    test: ImageSet,
+    seed: int = 0,
+    steps: int = 0,
+    after: Callable[[float], object] = float,
+) -> Worth:
     """Train on images uint8 `[n, C, H, W]` with labels int64 `[n]`, test on real ones.
 
-    steps: of 128 images; 0 for 800 of grey images, 2,000 of colour ones.
+    steps: of 128 images; 0 for `steps_of`; after: told the loss of every step.
     The same seed gives the same figures on one machine with one number of threads.
     Raises DataError for fewer than ten images, or labels that are none of the test images' classes.
     """
@@ -72,10 +79,17 @@ def worth(images: NDArray[np.uint8], labels: NDArray[np.int64], test: ImageSet, 
     )
     optimiser = torch.optim.AdamW(net.parameters(), _RATE, weight_decay=_DECAY)
     steps = steps or plan.steps
-    train_classifier(net, optimiser, _batches(images, labels, plan, steps, draws), steps, smoothing=_SMOOTHING)
+    batches = _batches(images, labels, plan, steps, draws)
+    with one_thread():
+        train_classifier(net, optimiser, batches, steps, smoothing=_SMOOTHING, after=after)
     right = scores(net, test.images).argmax(1).numpy() == test.labels
     parts = (right[test.labels == one] for one in range(classes))
     return Worth(float(right.mean()), tuple(float(part.mean()) if len(part) else None for part in parts))
+
+
+def steps_of(images: NDArray[np.uint8]) -> int:
+    """Steps that a classifier of images uint8 `[n, C, H, W]` takes: 800 of grey ones, 2,000 of colour ones."""
+    return (_GREY if images.shape[1] == 1 else _COLOUR).steps
 
 
 def _batches(

@@ -34,6 +34,7 @@ WITHIN = {
 _BY_CLASS = ("class_shares", "synthetic_by_class", "real_by_class")
 _NO_FIGURES = ("samples", "repeats", "seed", "real_samples")
 _REAL = "_of_real"
+_FRECHET = ("fid_judge", "fid")
 
 
 def of_real(figures: Mapping[str, float]) -> dict[str, float]:
@@ -41,14 +42,38 @@ def of_real(figures: Mapping[str, float]) -> dict[str, float]:
     return {f"{name}{_REAL}": value for name, value in figures.items() if name not in WITHIN.values()}
 
 
+# Distances in words: up to how many times the yardstick, and what that is.
+_BANDS = ((1.5, "hardly to be told from real images"), (3.0, "near"), (10.0, "visibly different"))
+_BEYOND = "far from real images"
+
+
+def in_words(distance: float, yardstick: float | None) -> str:
+    """A distance held against the same distance between real images, in words; empty without that.
+
+    Examples:
+        >>> in_words(12.0, 6.0)
+        'near: 2.0 times as far as real images are from each other (6.00)'
+    """
+    if not yardstick or yardstick < 0 or distance < 0:
+        return ""
+    times = distance / yardstick
+    often = f"{times:.0f}" if times >= 10 else f"{times:.1f}"
+    told = next((words for most, words in _BANDS if times <= most), _BEYOND)
+    return f"{told}: {often} times as far as real images are from each other ({yardstick:.2f})"
+
+
 @dataclass(frozen=True)
 class Figure:
-    """A figure's name, its value, its interval and what real images come to as text, these empty where it has none."""
+    """A figure's name, its value, its interval, what real images come to and the distance in words, as text.
+
+    The last three are empty where it has none.
+    """
 
     name: str
     value: str
     interval: str
     real: str = ""
+    words: str = ""
 
 
 def grouped(found: Mapping[str, Any]) -> Iterator[tuple[str, list[Figure]]]:
@@ -78,6 +103,7 @@ def _figure(name: str, found: Mapping[str, Any]) -> Figure:
         value,
         "[" + ", ".join(map(shown, interval)) + "]" if interval else "",
         "" if real is None else f"(real images {shown(real)})",
+        in_words(found[name], real) if name in _FRECHET else "",
     )
 
 

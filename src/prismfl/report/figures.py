@@ -10,22 +10,17 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
 
+from prismfl.report.look import INK, LINE, OUTSIDE, SERIES, style_variables
 from prismfl.report.runs import WAYS, Curve, Run
 from prismfl.run.progress import sized
 
-# What PNGs are drawn in; the page's style has one variable for each, with a dark value too.
-SERIES = (
-    *("#2a6fbb", "#d1662c", "#2e8b61", "#a5499c", "#b8860b"),
-    *("#3a9aa8", "#c0415f", "#6a62c4", "#6f8f2d", "#7d6a58"),
-)
-INK, LINE = "#3f4752", "#d9dee5"
-OUTSIDE = "Measured on private images: outside the guarantee."
 _WIDE, _HIGH = 5.2, 2.6  # inches
-_ACROSS = 4  # names in a row of a legend beneath its axes
+_MOST_WRITTEN = (30, 12)  # rows and columns of a table whose numbers can be read
 _MANY_POINTS = 40  # from here on, points have no marks of their own
 _STYLE: Any = {
     "svg.fonttype": "none",  # the page's font, and small files
@@ -76,8 +71,7 @@ class Line:
 class Chart:
     """Curves over rounds that share an axis.
 
-    low: where the axis begins, None to fit the curves; show: how the axis writes values; below: the legend, of many
-    lines, stands under the axis.
+    low: where the axis begins, None to fit the curves; show: how the axis writes values.
     """
 
     name: str
@@ -87,7 +81,6 @@ class Chart:
     note: str = ""
     low: float | None = 0.0
     show: Callable[[float], str] | None = None
-    below: bool = False
 
 
 # Figures of the log that all runs share an axis for: title, and what it shows.
@@ -126,18 +119,7 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
         note = OUTSIDE if key == "distance" and any(run.private for run in runs) else ""
         if any(len(set(curve.values)) > 1 for curve in curves):
             shared.append(Chart(key, title, about, _drawn(lines), note, low=None if key == "density" else 0.0))
-    layers = [_layers(run, "" if len(runs) == 1 else f"-{index + 1}") for index, run in enumerate(runs)]
-    return [*shared, *(chart for chart in layers if chart.lines)]
-
-
-def _layers(run: Run, end: str) -> Chart:
-    names = run.layers()
-    tones = LinearSegmentedColormap.from_list("layers", [SERIES[0], SERIES[3], SERIES[1]])
-    shades = [to_hex(tones(place)) for place in np.linspace(0, 1, max(2, len(names)))]
-    lines = [Line(run.curve(f"theta_by_layer.{name}"), name, shade) for name, shade in zip(names, shades, strict=False)]
-    about = "Mean θ of each layer after a round, first layers blue, last ones orange."
-    title = f"Density by layer: {run.name}" if end else "Density by layer"
-    return Chart(f"density-by-layer{end}", title, about, _drawn(lines), low=None, below=True)
+    return shared
 
 
 def traffic_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -166,8 +148,7 @@ def _drawn(lines: Sequence[Line]) -> list[Line]:
 @rc_context(_STYLE)
 def draw(chart: Chart) -> Plot:
     """A chart as a plot."""
-    rows = -(-len(chart.lines) // _ACROSS) if chart.below else 0
-    figure, axes = _axes(beneath=0.48 + 0.19 * rows)
+    figure, axes = _axes()
     for line in chart.lines:
         axes.plot(
             *(line.curve.rounds, line.curve.values),
@@ -187,10 +168,7 @@ def draw(chart: Chart) -> Plot:
         top = top if top > 0 else 1
         axes.set_ylim(chart.low - 0.02 * top, 1.06 * top)
     if sum(bool(line.label) for line in chart.lines) > 1:
-        if chart.below:
-            figure.legend(loc="lower center", ncols=_ACROSS, fontsize=7.5)
-        else:
-            axes.legend(loc="best")
+        axes.legend(loc="best")
     return _plot(figure, chart.name, chart.title, chart.about, chart.note)
 
 
@@ -217,44 +195,94 @@ def client_labels(run: Run, name: str) -> Plot | None:
     """Labels at the simulated clients as a table of tints; never of a run with ε."""
     if run.labels is None or run.private:
         return None
-    classes, counts = run.labels[0], np.array(run.labels[1], np.float64)
+    classes, counts = run.labels[0], np.array(run.labels[1], np.int64)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    # From nothing to the first series' colour: it reads on a light page as on a dark one.
-    tint = LinearSegmentedColormap.from_list("tint", [(*to_rgb(SERIES[0]), 0.04), (*to_rgb(SERIES[0]), 1.0)])
-    figure, axes = _axes(high=min(6.0, max(_HIGH, 0.6 + 0.17 * len(shares))))
-    axes.imshow(shares, cmap=tint, vmin=0, vmax=max(shares.max(), 0.01), aspect="auto", interpolation="nearest")
-    axes.grid(visible=False)
+    figure, axes = _axes(high=_high_of(len(shares)))
+    _tinted(axes, shares, (0, max(shares.max(), 0.01)))
+    shown = f"shares of the client's images, the darkest {shares.max():.2f}"
+    if counts.shape[0] <= _MOST_WRITTEN[0] and counts.shape[1] <= _MOST_WRITTEN[1]:
+        _write_counts(axes, counts, shares > 0.6 * shares.max())
+        shown = "numbers of images, tinted by their share of the client's"
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     _name_ticks(axes, classes)
     axes.set_ylabel("client")
     told = "known in simulation alone: no server of a real federation sees this"
-    about = f"Each client's images by label, as shares of its own, up to {shares.max():.2f}; {told}."
-    return _plot(figure, name, "Labels of clients (simulation)", about, "")
+    return _plot(figure, name, "Labels of clients (simulation)", f"Rows are clients, columns labels: {shown}; {told}.")
 
 
-def style_variables() -> dict[str, str]:
-    """The page's colour variables: what stands for each in an SVG, by its name."""
-    return {"ink": INK, "line": LINE} | {f"series-{index}": colour for index, colour in enumerate(SERIES)}
+def _write_counts(axes: Axes, counts: NDArray[np.int64], dark: NDArray[np.bool_]) -> None:
+    """Each number in its place of a table, white where the tint is dark."""
+    size = 8 if counts.max() < 1000 else 6.5
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "#ffffff" if dark[row, column] else INK
+        axes.text(column, row, str(count), color=colour, fontsize=size, ha="center", va="center")
 
 
-def _axes(high: float = _HIGH, beneath: float = 0.48) -> tuple[Figure, Axes]:
-    """Axes of one size in a figure with so many inches beneath them: fixed margins, for fitting them takes long."""
-    whole = high - 0.48 + beneath
-    figure = Figure(figsize=(_WIDE, whole))
-    return figure, figure.add_axes((0.62 / _WIDE, beneath / whole, 1 - 0.78 / _WIDE, 1 - (beneath + 0.12) / whole))
+@rc_context(_STYLE)
+def layer_table(run: Run, name: str, of: str = "") -> Plot | None:
+    """What share of each layer's weights is kept, round by round, as a table of tints.
+
+    of: the run's name, where several share a page.
+    """
+    layers, done = run.layers(), [line["round"] + 1 for line in run.rounds]
+    if not layers:
+        return None
+    curves = [run.curve(f"theta_by_layer.{layer}") for layer in layers]
+    found = [dict(zip(curve.rounds, curve.values, strict=True)) for curve in curves]
+    means = np.array([[one.get(after, np.nan) for after in done] for one in found])
+    figure, axes = _axes(_high_of(len(layers)), left=1.0, right=0.5)
+    low, high = np.nanmin(means), np.nanmax(means)
+    _tinted(axes, means, (low, max(high, low + 0.01)), (done[0] - 0.5, done[-1] + 0.5))
+    axes.set_yticks(range(len(layers)), [_short(layer) for layer in layers], fontsize=7.5)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("rounds done", fontsize=8)
+    for row, mean in enumerate(means[:, -1]):
+        axes.annotate(f"{mean:.2f}", (1, row), (4, 0), ("axes fraction", "data"), "offset points", va="center", size=8)
+    about = "Mean θ of each layer after each round, the first layer on top; numbers: after the last."
+    return _plot(figure, name, "Share of weights kept, by layer" + f": {of}" * bool(of), about)
+
+
+def _high_of(rows: int) -> float:
+    """Inches of a table of so many rows, its axis included."""
+    return min(6.0, max(_HIGH, 0.6 + 0.17 * rows))
+
+
+def _tinted(
+    axes: Axes,
+    values: NDArray[np.float64],
+    limits: tuple[float, float],
+    columns: tuple[float, float] | None = None,
+) -> None:
+    """Values `[rows, columns]` as tints between two limits; columns: where the axis has them."""
+    # From nothing to the first series' colour: it reads on a light page as on a dark one.
+    tint = LinearSegmentedColormap.from_list("tint", [(*to_rgb(SERIES[0]), 0.04), (*to_rgb(SERIES[0]), 1.0)])
+    extent = (*(columns or (-0.5, values.shape[1] - 0.5)), len(values) - 0.5, -0.5)
+    ways: Any = {"vmin": limits[0], "vmax": limits[1], "aspect": "auto", "interpolation": "nearest"}
+    axes.imshow(values, cmap=tint, extent=extent, **ways)
+    axes.grid(visible=False)
+
+
+def _axes(high: float = _HIGH, left: float = 0.62, right: float = 0.16) -> tuple[Figure, Axes]:
+    """Axes in a figure with so many inches around them: fixed margins, for fitting them takes long."""
+    figure = Figure(figsize=(_WIDE, high))
+    return figure, figure.add_axes((left / _WIDE, 0.48 / high, 1 - (left + right) / _WIDE, 1 - 0.6 / high))
 
 
 def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
     """Names under an axis of classes, as far as they fit."""
     step = -(-len(names) // 20)
-    shown = [name if len(name) <= 12 else name[:11] + "…" for name in names[::step]]
+    shown = [_short(name) for name in names[::step]]
     slanted = max(map(len, shown)) * len(shown) > 50
     axes.set_xticks(range(0, len(names), step), shown, fontsize=7 if slanted else 9)
     if slanted:
         axes.tick_params(axis="x", labelrotation=35)
 
 
-def _plot(figure: Figure, name: str, title: str, about: str, note: str) -> Plot:
+def _short(name: str) -> str:
+    return name if len(name) <= 13 else name[:12] + "…"
+
+
+def _plot(figure: Figure, name: str, title: str, about: str, note: str = "") -> Plot:
     vector, pixels = io.StringIO(), io.BytesIO()
     with warnings.catch_warnings():
         # A name in letters that matplotlib's font lacks: the page's font has them, and the PNG shows boxes.

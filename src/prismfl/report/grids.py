@@ -14,7 +14,7 @@ from prismfl.errors import RunFolderError
 
 MOST_GRIDS = 60  # of a run
 Item = TypeVar("Item")
-_COLUMN = 700  # CSS pixels
+_COLUMN, _SCREEN = 700, 1100  # CSS pixels
 _TEXT = 4 / 3  # bytes of base64 a byte
 
 
@@ -52,7 +52,8 @@ def read_grids(files: Mapping[int, Path], room: int) -> Grids:
     kind = "webp" if lossy else "png"
     shown = []
     for rounds, picture, raw in coded:
-        factor = max(1, min(4, _COLUMN // picture.width))  # enlarged by a whole number, as far as it fits a column
+        # Enlarged by a whole number, as far as it fits a column and, of few columns, a screen.
+        factor = max(1, min(4, _COLUMN // picture.width, _SCREEN // picture.height))
         shown.append(Grid(rounds, data_uri(raw, kind), factor * picture.width, factor * picture.height))
     return Grids(shown, len(files), lossy)
 

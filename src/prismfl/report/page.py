@@ -1,37 +1,25 @@
 """One HTML page of run folders: nothing in it is fetched, and whatever names it shows are escaped."""
 
-import base64
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from prismfl import __version__
 from prismfl.data.files import write_atomic
-from prismfl.metrics.text import grouped
-from prismfl.report.figures import (
-    OUTSIDE,
-    Plot,
-    charts,
-    client_labels,
-    draw,
-    label_bars,
-    style_variables,
-    traffic_charts,
-)
+from prismfl.metrics.text import grouped, in_words
+from prismfl.privacy.ledger import compose
+from prismfl.report.figures import Plot, charts, client_labels, draw, label_bars, layer_table, traffic_charts
 from prismfl.report.grids import data_uri, read_grids, read_real
+from prismfl.report.look import rendered
 from prismfl.report.runs import WAYS, Run, read_runs
-from prismfl.run.progress import sized
+from prismfl.run.progress import lasting, sized
 from prismfl.settings.schema import SECTIONS, Settings
 
 ROOM = 3_500_000  # bytes of a page that its sample grids may take together
 _REAL_ROOM = 500_000  # and that its grids of real images may take
 MOST_ROWS = 30  # of releases and of clients left out
 _PAIRS_ROOM = 2_000_000
-_Fact = tuple[str, str, str]  # a closing figure: what it is, its value, and a note beneath
+_Fact = tuple[str, str, str]  # what it is, its value, and a note beneath
 
 
 def build_report(roots: Sequence[Path], out: Path | None = None) -> Path:
@@ -45,6 +33,9 @@ def build_report(roots: Sequence[Path], out: Path | None = None) -> Path:
     page = out or (runs[0].folder.report if len(runs) == 1 else Path("comparison.html"))
     blocks = [_block(run, index, len(runs)) for index, run in enumerate(runs)]
     training, traffic = ([draw(chart) for chart in made(runs)] for made in (charts, traffic_charts))
+    for index, run in enumerate(runs):
+        end, of = (f"-{index + 1}", run.name) if len(runs) > 1 else ("", "")
+        training += [plot] if (plot := layer_table(run, f"density-by-layer{end}", of)) else []
     text = _rendered(blocks, training, traffic)
     plots = page.parent / ("plots" if page == runs[0].folder.report else f"{page.stem}-plots")
     for plot in (*training, *traffic, *(one for block in blocks for one in block["labels"])):
@@ -59,7 +50,7 @@ def _block(run: Run, index: int, count: int) -> dict[str, Any]:
     summary, evaluation = run.summary or {}, run.evaluation or {}
     labels = (label_bars(run, f"labels-of-samples{end}"), client_labels(run, f"labels-of-clients{end}"))
     made_with = [part for name in ("versions", "hardware") if isinstance(part := summary.get(name), Mapping)]
-    closing, warnings = summary.get("closing_bytes"), evaluation.get("warnings")
+    closing = summary.get("closing_bytes")
     return {
         "run": run,
         "grids": read_grids(run.grids, ROOM // count),
@@ -67,15 +58,21 @@ def _block(run: Run, index: int, count: int) -> dict[str, Any]:
         "labels": [one for one in labels if one],
         "pairs": _pairs(run),
         "facts": list(_facts(run)),
+        "details": list(_details(run)),
+        "cautions": _texts(summary.get("cautions")),
         "traffic": [_traffic_row(run, way) for way in WAYS],
         "closing": sized(closing) if type(closing) is int and closing else "",
         "settings": _settings(run.settings),
         "evaluation": list(grouped(evaluation)),
         "samples": evaluation.get("samples", "?"),
         "repeats": evaluation.get("repeats", 1),
-        "warnings": warnings if isinstance(warnings, list) else [],
+        "warnings": _texts(evaluation.get("warnings")),
         "made_with": [row for part in made_with for row in part.items()],
     }
+
+
+def _texts(found: Any) -> list[str]:
+    return [str(one) for one in found] if isinstance(found, list) else []
 
 
 def _pairs(run: Run) -> str:
@@ -90,26 +87,16 @@ def _pairs(run: Run) -> str:
 
 
 def _rendered(blocks: Sequence[Mapping[str, Any]], training: Sequence[Plot], traffic: Sequence[Plot]) -> str:
-    pages = Environment(
-        loader=PackageLoader("prismfl.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = pages.get_template("page.js").render()
-    return pages.get_template("page.html").render(
+    return rendered(
+        "page.html",
+        "report",
+        " · ".join(block["run"].name for block in blocks),
+        script="page.js",
         blocks=blocks,
         training=training,
         traffic=traffic,
-        title=" · ".join(block["run"].name for block in blocks),
-        colours=style_variables(),
         differing=_differing([block["settings"] for block in blocks]),
-        outside=OUTSIDE,
         most_rows=MOST_ROWS,
-        script=script,
-        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        version=__version__,
     )
 
 
@@ -117,33 +104,67 @@ def _rendered(blocks: Sequence[Mapping[str, Any]], training: Sequence[Plot], tra
 
 
 def _facts(run: Run) -> Iterator[_Fact]:
-    yield "rounds", f"{len(run.rounds)} of {run.planned}", "" if run.finished else _UNFINISHED
-    yield "training", f"{sum(run.curve('seconds').values):.0f} s", "rounds alone, without closing figures"
+    """What anybody asks of a run first."""
+    yield "Rounds", f"{len(run.rounds)} of {run.planned}", "" if run.finished else _UNFINISHED
+    lost = sum(1 for _ in run.left_out())
+    told = f"{lost} replies did not count" if lost else "every reply counted"
+    yield "Organisations", str(run.settings.data.clients), told
+    yield "Time", lasting(sum(run.curve("seconds").values)), "of the rounds"
     yield _distance_fact(run)
-    yield "loss, last round", _last(run, "loss", ".4f"), ""
-    yield "mean θ(1 - θ), last round", _last(run, "theta_variance", ".3f"), f"λ {_last(run, 'lambda', '.3f')}"
-    for way, told in WAYS.items():
-        name = f"bytes {told.partition(':')[0]}"
-        yield name, sized(run.total(f"{way}_bytes")), f"{_bits(run, way)} bits a parameter and client"
+    yield _privacy_fact(run)
+    for way, told in _SENT.items():
+        yield told, sized(run.total(f"{way}_bytes")), "in the whole run"
     yield _model_fact(run.summary or {})
 
 
+_SENT = {"uplink": "Sent by all organisations", "downlink": "Sent to all organisations"}
 _UNFINISHED = "unfinished: figures are of the rounds so far"
 
 
 def _distance_fact(run: Run) -> _Fact:
-    found = (run.summary or {}).get("fid_judge")
-    if type(found) not in (int, float):
-        return "fid_judge", "–", "not measured" if run.finished else "measured at the end"
-    told = "finished model against held-back images"
-    return "fid_judge", f"{found:.2f}", told + (", outside the guarantee" if run.private else "")
+    summary, name = run.summary or {}, "Distance to real images"
+    found, halves = (_number(summary.get(key)) for key in ("fid_judge", "fid_judge_of_halves"))
+    if found is None:
+        return name, "–", "not measured" if run.finished else "measured at the end"
+    told = in_words(found, halves) or "0 is best"
+    return name, f"{found:.2f}", told + ("; outside the guarantee" if run.private else "")
+
+
+def _privacy_fact(run: Run) -> _Fact:
+    if not run.ledger:
+        return "Privacy", "no promise", "nothing bounds what the model tells of single images"
+    found = compose(run.ledger)
+    told = "the smaller, the less anybody can learn of one person's images"
+    return "Privacy", f"ε = {found.epsilon:.3g}", f"δ = {found.delta:g}; {told}"
 
 
 def _model_fact(found: Mapping[str, Any]) -> _Fact:
-    size, bits = found.get("model_bytes"), found.get("model_bits_per_parameter")
-    if type(size) is not int or type(bits) not in (int, float):
-        return "model file", "–", "made at the end"
-    return "model file", sized(size), f"{bits:.2f} bits a weight, {found.get('parameters', '?')} weights"
+    size = found.get("model_bytes")
+    if type(size) is not int:
+        return "Model file", "–", "made at the end"
+    return "Model file", sized(size), "all that makes the images"
+
+
+def _details(run: Run) -> Iterator[tuple[str, str]]:
+    """What who knows the method asks: name and value."""
+    yield "loss, last round", _last(run, "loss", ".4f")
+    yield "mean θ(1 - θ), last round", _last(run, "theta_variance", ".3f")
+    yield "share of the old θ kept (λ), last round", _last(run, "lambda", ".3f")
+    for way, told in WAYS.items():
+        yield f"bits a parameter and client, {told.partition(':')[0]}", _bits(run, way)
+    summary = run.summary or {}
+    yield "weights", str(summary.get("parameters", "–"))
+    closing = {
+        "bits a weight in the model file": "model_bits_per_parameter",
+        "fid_judge of two halves of the real images": "fid_judge_of_halves",
+    }
+    for name, key in closing.items():
+        value = _number(summary.get(key))
+        yield name, "–" if value is None else f"{value:.2f}"
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) else None
 
 
 def _last(run: Run, key: str, style: str) -> str:

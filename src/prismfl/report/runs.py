@@ -34,7 +34,7 @@ class Run:
     name: of the folder; rounds: lines of the log; summary, evaluation: None where not there (yet); labels: the names
     of all, and images of each at each simulated client, `[client][label]`; classes: names of the labels that grids
     have columns of, empty where unknown; grids: files by number of rounds done; real: grid of held-back real images,
-    None where there is none to show.
+    None where there is none to show; read: what data were read, in one line, where the run says so.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Run:
     classes: tuple[str, ...]
     grids: Mapping[int, Path]
     real: Path | None
+    read: str = ""
 
     @property
     def planned(self) -> int:
@@ -142,7 +143,14 @@ def _read(root: Path, name: str) -> Run:
         classes=model.labels if model else conditional,
         grids=runfolder.grids(folder),
         real=folder.real if shown else None,
+        read=read_line(folder),
     )
+
+
+def read_line(folder: RunFolder) -> str:
+    """What data were read, in one line; empty where the run folder does not say.  Raises RunFolderError."""
+    line = (runfolder.read_json(folder.root / "data.json") or {}).get("line", "")
+    return line if isinstance(line, str) else ""
 
 
 def _rounds(folder: RunFolder) -> list[dict[str, Any]]:

@@ -22,12 +22,13 @@ from prismfl.generator.modelfile import model_file
 from prismfl.generator.network import check_device
 from prismfl.generator.sampling import Sampler, image_grid, labels_like, load, save_picture
 from prismfl.metrics import copying, distances, readability, synthetic, tone
-from prismfl.metrics.distances import JUDGE_FEATURES, frechet, judge_features
+from prismfl.metrics.distances import frechet, judge_features
 from prismfl.metrics.intervals import t_interval
 from prismfl.metrics.readability import Classifier, inception_score
 from prismfl.metrics.text import WITHIN, grouped, of_real
 from prismfl.privacy.ledger import from_json, summary_of
 from prismfl.run.folder import RunFolder
+from prismfl.run.progress import Part, no_parts
 from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.schema import Data, Settings
 from prismfl.settings.toml import images_of, toml_from
@@ -50,6 +51,7 @@ _PAIRS_OUTSIDE = "the picture of pairs shows training images: no guarantee cover
 _PAIRS, _PAIRS_ACROSS = 40, 5
 _MOST_RELEASES = 20  # in text
 _LEAST_FOR_SCORE = 20  # two images in each of ten parts
+_FEW = 100  # images: of fewer, shares are known to a tenth at best
 
 
 def evaluate_model(
@@ -65,6 +67,7 @@ def evaluate_model(
     metrics: str = "",
     pairs: Path | None = None,
     pairs_by: str = "judge",
+    part: Part = no_parts,
 ) -> dict[str, Any]:
     """Figures of a model file against a data set's test images, by name of the figure.
 
@@ -79,6 +82,7 @@ def evaluate_model(
     readability wants images of two classes or more, synthetic a model that makes images by these, and each
     wants a few images.  Beside each distance, and beside tone, stands `NAME_of_real`: distances of `real_samples`
     training images (as many as samples, where there are enough) from the test images, and the test images' own tone.
+    part: is told what is under way, and how far it is.
     pairs: a PNG to write, of samples beside the training images nearest to them, in the space `pairs_by`: see
     `show_pairs`.  `warnings` are there where a figure misleads or is outside a guarantee.
     Raises PrismError subclasses for unusable files, data and numbers.
@@ -97,13 +101,15 @@ def evaluate_model(
     sampler = load(path, device)
     trained, ledger = _settings(path, sampler.model.settings), sampler.model.ledger
     name = dataset or trained.data.dataset
-    judge = _judge(sampler, trained.data, name, data_dir, network)
+    judge = _judge(sampler, trained.data, name, data_dir, network, part)
     labels = labels_like(judge.test.labels, samples) if sampler.model.labels == judge.train.classes else None
     wanted = judge.applying(asked, samples, labels is not None)
-    found = [
-        judge.figures(wanted, sampler.sample(samples, seed=turn, labels=labels), labels, turn)
-        for turn in range(seed, seed + repeats)
-    ]
+    found = []
+    for turn in range(seed, seed + repeats):
+        made = part("making samples", 1)
+        images = sampler.sample(samples, seed=turn, labels=labels)
+        made(1)
+        found.append(judge.figures(wanted, images, labels, turn))
     record = judge.record(wanted, samples)
     if pairs is not None:
         record |= show_pairs(sampler, judge, pairs, pairs_by, seed)
@@ -112,14 +118,22 @@ def evaluate_model(
         head["inception_sha256"] = network.sha256
     tail = {"ledger": list(ledger), "privacy": summary_of(from_json(ledger))}
     notes = sibling_note(trained.features.features)
-    if "fid" in wanted and (fewest := min(samples, len(judge.test))) < JUDGE_FEATURES:
-        few = f"fid_judge of {fewest} images, fewer than the judge's {JUDGE_FEATURES} features, is mostly bias"
-        notes.append(f"{few}: take more")
+    notes += _cautions(wanted, min(samples, len(judge.test)), samples)
     if ledger and name == trained.data.dataset:
         notes.append(_OUTSIDE)
     if pairs is not None:
         notes.append(_PAIRS_OUTSIDE)
     return head | over_seeds(found) | record | tail | ({"warnings": notes} if notes else {})
+
+
+def _cautions(wanted: Sequence[str], fewest: int, samples: int) -> list[str]:
+    """Where figures are of too few images; fewest: on the side of which there are fewer."""
+    found = distances.few(fewest) if "fid" in wanted else []
+    if fewest < _FEW and {"kid", "prdc"}.intersection(wanted):
+        found.append(f"kid and prdc of {fewest} images say little: take {_FEW} at least")
+    if samples < _FEW and "readability" in wanted:
+        found.append(f"shares of {samples} samples are known to ± {0.98 / samples**0.5:.2f} at best")
+    return found
 
 
 def save_evaluation(model: Path, found: Mapping[str, Any]) -> Path:
@@ -147,7 +161,8 @@ def show_pairs(sampler: Sampler, judge: "_Judge", path: Path, space: str, seed: 
     are suspicious.  The picture and the figures are outside any guarantee: they are of training images.
     """
     samples, known = sampler.sample(_PAIRS, seed=seed), judge.train.images
-    rows, far = copying.nearest_images(known, samples, space, sampler.device)
+    after = judge.part("nearest training images", len(known))
+    rows, far = copying.nearest_images(known, samples, space, sampler.device, after)
     others = copying.nearest_images(known, judge.test.images[:_PAIRS], space, sampler.device)[1]
     side_by_side = np.concatenate((samples, np.asarray(known[rows])), axis=3)
     save_picture(image_grid(side_by_side, _PAIRS_ACROSS), path)
@@ -166,10 +181,15 @@ class _Judge:
     test: ImageSet
     inception: Inception | None
     device: str
+    part: Part
 
     @cached_property
     def features(self) -> NDArray[np.float32]:
-        return judge_features(self.test.images, device=self.device)
+        return self.seen(self.test.images, "test images")
+
+    def seen(self, images: NDArray[np.uint8], what: str) -> NDArray[np.float32]:
+        """Judge features of images: float32 `[n, d]`."""
+        return judge_features(images, device=self.device, after=self.part(f"judge looks at {what}", len(images)))
 
     @cached_property
     def members(self) -> NDArray[np.float32]:
@@ -187,11 +207,19 @@ class _Judge:
 
     @cached_property
     def classifier(self) -> Classifier:
-        return Classifier(self.train)
+        done = self.part("readability: training a classifier", readability.steps_of(self.train))
+        return Classifier(self.train, after=lambda _: done(1))
+
+    def worth(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], seed: int = 0, what: str = "samples"
+    ) -> synthetic.Worth:
+        """What a classifier of these images does on the test images."""
+        done = self.part(f"synthetic: training on {what}", synthetic.steps_of(images))
+        return synthetic.worth(images, labels, self.test, seed, after=lambda _: done(1))
 
     def trained(self, count: int) -> NDArray[np.float32]:
         """Features of `count` training images, or of all where there are fewer: float32 `[n, d]`."""
-        return judge_features(self.train.images[np.sort(self.chosen(count))], device=self.device)
+        return self.seen(self.train.images[np.sort(self.chosen(count))], "training images")
 
     def chosen(self, count: int) -> NDArray[np.int64]:
         return Stream(0, Purpose.SUBSETS).permutation(len(self.train))[:count]
@@ -221,6 +249,9 @@ class _Judge:
             others = self.trained(samples)
             asked = [name for name in wanted if name in _DISTANCES and len(others) >= METRICS[name]]
             found |= {"real_samples": len(others)} | of_real(self._distances(asked, others))
+        if self.inception is not None:
+            rows = np.sort(self.chosen(samples))
+            found["fid_of_real"] = frechet(self.pooled, self.inception.features(self.train.images[rows]))
         if "tone" in wanted:
             found |= of_real(vars(tone.tone(self.test.images)))
         if "readability" in wanted:
@@ -229,7 +260,7 @@ class _Judge:
             found["class_names"] = list(self.train.classes)  # that shares are of
         if "synthetic" in wanted:
             rows = self.chosen(samples)
-            real = synthetic.worth(self.train.images[rows], self.train.labels[rows], self.test)
+            real = self.worth(self.train.images[rows], self.train.labels[rows], what="real images")
             found |= {"real_accuracy": real.accuracy, "real_by_class": real.class_accuracies}
         return found
 
@@ -242,7 +273,7 @@ class _Judge:
         """
         found: dict[str, Any] = {}
         if (_DISTANCES | {"membership"}).intersection(wanted):
-            found |= self._distances(wanted, judge_features(images, device=self.device))
+            found |= self._distances(wanted, self.seen(images, "samples"))
         if self.inception is not None:
             found |= self._by_inception(self.inception, images)
         if "tone" in wanted:
@@ -250,7 +281,7 @@ class _Judge:
         if "readability" in wanted:
             found |= vars(readability.readability(self.classifier, images, self.test, labels))
         if "synthetic" in wanted and labels is not None:
-            made = synthetic.worth(images, labels, self.test, seed)
+            made = self.worth(images, labels, seed)
             found |= {"synthetic_accuracy": made.accuracy, "synthetic_by_class": made.class_accuracies}
         return found
 
@@ -308,6 +339,7 @@ def as_text(found: dict[str, Any]) -> str:
         lines += ["", title]
         for one in figures:
             lines.append(f"  {one.name:20} " + "  ".join(part for part in (one.value, one.interval, one.real) if part))
+            lines += [f"  {'':20} {one.words}"] if one.words else []
     ledger = found["ledger"]
     lines += ["", "Ledger"] if ledger else []
     for one in ledger[:_MOST_RELEASES]:
@@ -318,20 +350,22 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *warnings, f"Privacy: {found['privacy']}"])
 
 
-def _judge(sampler: Sampler, trained: Data, name: str, data_dir: str, network: Inception | None) -> _Judge:
+def _judge(sampler: Sampler, trained: Data, name: str, data_dir: str, network: Inception | None, part: Part) -> _Judge:
     if name == "arrays":
         raise DataError("a model of a caller's arrays", "a data set to judge against", "pass --dataset and --data-dir")
     layout, folder = sampler.model.layout, Path(data_dir) if data_dir else None
-    splits = (load_dataset(name, folder, layout.size, split, settings=trained) for split in ("train", "test"))
+    done, splits = part("reading images", 2), []
+    for split in ("train", "test"):
+        splits.append(load_dataset(name, folder, layout.size, split, settings=trained))
+        done(1)
+    train, test = splits
     if name == trained.dataset:
-        train, test = (_as_trained(select_classes(part, trained.classes), layout.channels) for part in splits)
-    else:
-        train, test = splits
+        train, test = (_as_trained(select_classes(one, trained.classes), layout.channels) for one in splits)
     train, test = _of_classes(train, test, sampler.model.labels)
     if test.images.shape[1] != layout.channels:
         got, expected = f"images of {test.images.shape[1]} channels", f"{layout.channels}, as the model makes"
         raise DataError(got, expected, "judge against another data set")
-    return _Judge(train, test, network, sampler.device)
+    return _Judge(train, test, network, sampler.device, part)
 
 
 def _as_trained(part: ImageSet, channels: int) -> ImageSet:

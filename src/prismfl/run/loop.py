@@ -16,7 +16,7 @@ from prismfl.federation.record import RoundRecord, Traffic
 from prismfl.generator.layout import Mask
 from prismfl.generator.modelfile import Model, save_model
 from prismfl.generator.sampling import Sampler, finish, grid_of, grid_of_real, labels_like, save_picture
-from prismfl.metrics.distances import Reference
+from prismfl.metrics.distances import Reference, few
 from prismfl.privacy.ledger import from_json, summary_of
 from prismfl.run import folder as runfolder
 from prismfl.run.course import Course, course_of
@@ -174,6 +174,11 @@ class _Run:
         labels = labels_like(real.test.labels, count) if self.agreement.labels else None
         return real.distance(sampler.sample(count, labels=labels))
 
+    def _cautions(self, real: int) -> list[str]:
+        """Where the closing distances are of too few of the real images."""
+        count = min(self.agreement.settings.running.distance_samples, real)
+        return few(count) or few(real // 2, "the distance of the real images' two halves")
+
     def finish(self, state: ServerState) -> Finished:
         """The finished model and its figures."""
         self.watcher.note("choosing the finished model's mask")
@@ -189,6 +194,7 @@ class _Run:
             self.watcher.note(f"measuring the distance on {settings.running.distance_samples} samples")
             summary["fid_judge"] = self._distance(sampler, self.real)
             summary["fid_judge_of_halves"] = self.real.halves
+            summary["cautions"] = self._cautions(len(self.real.test))
             summary |= {"outside_guarantee": ["fid_judge", "fid_judge_of_halves"]} if ledger else {}
         write_atomic(folder.summary, json.dumps(summary, indent=1) + "\n")
         return Finished(folder, summary)

@@ -2,8 +2,10 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
+
+_EVERY = 10.0  # seconds between plain lines
 
 
 def sized(count: float) -> str:
@@ -20,6 +24,60 @@ def sized(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
+
+
+def lasting(seconds: float) -> str:
+    """A time for people: `45 s`, `3 min`, `2 h 05 min`.
+
+    Examples:
+        >>> lasting(45), lasting(200), lasting(7500)
+        ('45 s', '3 min', '2 h 05 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+# Begins a part of so many steps; what it gives is told of each number of steps done.
+Part = Callable[[str, int], Callable[[int], object]]
+
+
+def no_parts(_name: str, _steps: int) -> Callable[[int], object]:
+    """Shows nothing."""
+    return int
+
+
+@contextmanager
+def shown_parts() -> Iterator[Part]:
+    """Parts of a command on standard error: a bar each on a terminal, elsewhere a line now and then."""
+    if not sys.stderr.isatty():
+        yield PlainParts()
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        yield lambda name, steps: partial(bars.advance, bars.add_task(name, total=steps))
+
+
+class PlainParts:
+    """A line at most every ten seconds: what is under way, how far it is, and the time that is left of it."""
+
+    def __init__(self) -> None:
+        self.told = time.monotonic()
+
+    def __call__(self, name: str, steps: int) -> Callable[[int], object]:
+        """Begin a part."""
+        begun, done = time.monotonic(), 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            if (now := time.monotonic()) - self.told >= _EVERY:
+                self.told = now
+                left = (now - begun) / max(1, done) * (steps - done)
+                print(f"{name}  {done}/{steps}  {lasting(left)} left", file=sys.stderr, flush=True)
+
+        return advance
 
 
 class PlainWatcher:
