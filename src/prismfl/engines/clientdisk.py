@@ -152,10 +152,13 @@ class ClientDisk:
             arrays = {"first": memory.first, "second": memory.second, "steps": np.array([memory.steps])}
             runfolder.save_arrays(self._memory(client, round_index), arrays)
 
-    def forget_after(self, client: int, counted: int) -> None:
-        """Remove memories of rounds after the last one in which the client counted (-1: none did)."""
+    def forget_after(self, client: int, counted: int, round_index: int) -> None:
+        """Remove memories of rounds after the last one in which the client counted (-1: none did), and before this one.
+
+        That of this round stays: a round may have more than one message.
+        """
         for path in self._memories(client):
-            if path > self._memory(client, counted):
+            if self._memory(client, counted) < path < self._memory(client, round_index):
                 path.unlink()
 
     def _memories(self, client: int) -> list[Path]:

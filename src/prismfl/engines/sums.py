@@ -92,6 +92,7 @@ def answer_sum(
     work = Work(lambda name, own, adverts: disk.sums(client, images(), name, own, adverts), target, recalled, held)
     before = dict(state)
     found = client_sum(agreement, disk.kit, site, frame, place, of, work)
+    disk.remember(client, round_index, found.memory)  # first: with the answer kept, nothing is searched again
     if state != before:
         disk.keep_sum_state(client, of.purpose, state)
     return found

@@ -26,7 +26,7 @@ from prismfl.search import Memory as AdamMemory
 from prismfl.server import ServerState, empty_tally
 from prismfl.sums.frames import Advert, Purpose, Sum
 from prismfl.sums.ring import Digits, Ring, signed
-from prismfl.sums.server import Memory, Opened, Replies, SumServer
+from prismfl.sums.server import Enough, Memory, Opened, Replies, SumServer
 from prismfl.sums.site import SumSite, Vector
 from prismfl.wire import frames as message
 
@@ -224,16 +224,14 @@ class Sums:
     """What a server sums by.
 
     Attributes:
-        exchange: for a round and the number of replies that are enough, what carries frames to clients.
+        exchange: for a round, and what says how many replies are enough, what carries frames to clients.
         memory: of the sum of a purpose and round, as far as it got.
         note: is told what is worth a line.
-        dropouts: of the sites, once they have said it.
     """
 
-    exchange: Callable[[int, int], Exchange]
+    exchange: Callable[[int, Enough], Exchange]
     memory: Callable[[Purpose, int], Memory]
     note: Callable[[str], None] = lambda _: None
-    dropouts: int = 0
 
     def run(
         self,
@@ -252,28 +250,27 @@ class Sums:
 
         memory = self.memory(purpose, round_index)
         of = Sum(agreement.place(round_index, 0), purpose, memory.name)
-        carried = _counted(lambda least: self.exchange(round_index, least), traffic)
+        carried = _counted(lambda enough: self.exchange(round_index, enough), traffic)
         least = agreement.settings.running.least_cohort
-        opened = SumServer(of, groups, rings, carried, memory, rests, lost, self.dropouts, least).run()
-        self.dropouts = min(advert.dropouts for advert in opened.adverts.values())
+        opened = SumServer(of, groups, rings, carried, memory, rests, lost, least).run()
         for text in opened.wrong.values():
             self.note(text)
         return opened
 
 
-def _counted(exchange: Callable[[int], Exchange], traffic: Traffic) -> Callable[[int], Replies]:
+def _counted(exchange: Callable[[Enough], Exchange], traffic: Traffic) -> Callable[[Enough], Replies]:
     """The same exchanges, with their bytes added up."""
 
-    def enough(least: int) -> Replies:
+    def counted(enough: Enough) -> Replies:
         def carried(frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
             traffic.down(frames)
-            for client, reply in exchange(least)(frames):
+            for client, reply in exchange(enough)(frames):
                 traffic.up(reply)
                 yield client, reply
 
         return carried
 
-    return enough
+    return counted
 
 
 def gather_sum(agreement: Agreement, features: FeatureMap, sums: Sums) -> Gathered:

@@ -24,6 +24,7 @@ from prismfl.run.environment import hardware, versions
 from prismfl.run.folder import RunFolder
 from prismfl.server import ServerState
 from prismfl.settings.toml import to_toml
+from prismfl.sums.server import Enough
 from prismfl.wire.frames import HEADER_BYTES
 
 _GRIDS = 5  # of a run, to be looked at one after another
@@ -44,8 +45,8 @@ class Engine(Protocol):
     def compare(self) -> Exchange:
         """Carry the final θ for the comparison of candidate masks."""
 
-    def sum(self, round_index: int, least: int) -> Exchange:
-        """Carry messages of a secure sum, of which so many replies are enough."""
+    def sum(self, round_index: int, enough: Enough) -> Exchange:
+        """Carry messages of a secure sum; `enough` says how many replies are."""
 
     def keep(self, round_index: int, clients: Iterable[int]) -> None:
         """Have these clients keep what they remember of a round that counts."""

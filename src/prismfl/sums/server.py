@@ -16,6 +16,7 @@ from prismfl.sums.secrets import SECRET, join, public_of
 from prismfl.sums.site import own_key, own_tag, pair_key, pair_sign, share_tag
 
 Replies = Callable[[Mapping[int, bytes]], Iterator[tuple[int, bytes | PrismError]]]
+Enough = Callable[[], int]  # replies that are enough, as far as is known by now
 # What follows the shares in each site's INBOX message; the argument: sites that have lost their way, None for all.
 Rests = Callable[[Collection[int] | None], Mapping[int, bytes]]
 
@@ -62,11 +63,10 @@ class SumServer:
         of: the sum, with any client in its place; its name is the memory's.
         groups: the group of each member of the cohort: vectors of one group are added up.
         rings: where the vectors of each group live, once the sites' keys are known.
-        exchange: carries frames to sites and yields their replies; told how many of them are enough.
+        exchange: carries frames to sites and yields their replies; it may ask how many of them are enough.
         memory: of the sum as far as it got.
         rests: see `Rests`.
         lost: whether a reply says that its sender has lost its way.
-        dropouts: d of an earlier sum of these sites: how many are not waited for before they have said it anew.
         at_least: survivors that whoever runs the server wants besides.
     """
 
@@ -75,16 +75,14 @@ class SumServer:
         of: Sum,
         groups: Mapping[int, int],
         rings: Callable[[Mapping[int, Advert]], Mapping[int, Ring]],
-        exchange: Callable[[int], Replies],
+        exchange: Callable[[Enough], Replies],
         memory: Memory,
         rests: Rests = lambda _: {},
         lost: Callable[[int, bytes], bool] = lambda *_: False,
-        dropouts: int = 0,
         at_least: int = 1,
     ) -> None:
         self.of, self.groups, self._made_rings, self.exchange = of, groups, rings, exchange
-        self.memory, self.rests, self.lost = memory, rests, lost
-        self.dropouts, self.at_least = dropouts, at_least
+        self.memory, self.rests, self.lost, self.at_least = memory, rests, lost, at_least
         self.left_out, self.wrong = dict[int, str](), dict[int, str]()
 
     def run(self) -> Opened:
@@ -113,11 +111,10 @@ class SumServer:
         if step in self.memory.steps:
             return self.memory.steps[step]
         found = checked(self._replies(step, ask()))
-        least = self._rules(found)[0] if step == Step.KEYS and found else self._least(step)
+        least = self._least(step, found)
         if len(found) < least:
-            why = "; ".join(dict.fromkeys(self.left_out.values())) or "none came"
             raise ClientError(
-                f"{len(found)} of {len(self.groups)} sites in a secure sum ({why})",
+                f"{len(found)} of {len(self.groups)} sites in a secure sum ({self._why()})",
                 f"at least {least}, by the sites' own policies",
                 "start those that are missing, and resume the run",
             )
@@ -125,16 +122,24 @@ class SumServer:
         self.memory.keep(self.memory)
         return found
 
+    def _why(self) -> str:
+        """Who is left out, and why: a word for those of whom it is the same."""
+        same = dict[str, list[str]]()
+        for client, why in sorted(self.left_out.items()):
+            same.setdefault(why, []).append(str(client))
+        return "; ".join(f"client {', '.join(clients)}: {why}" for why, clients in same.items()) or "none came"
+
     def _replies(self, step: Step, frames: Mapping[int, bytes]) -> dict[int, bytes]:
         found, lost = dict[int, bytes](), list[int]()
-        for client, reply in self.exchange(self._least(step))(frames):
+        for client, reply in self.exchange(lambda: self._least(step, found))(frames):
             if isinstance(reply, bytes) and step == Step.MASKED and client in frames and self.lost(client, reply):
                 lost.append(client)
             elif client in frames and client not in found:
                 self._hear(step, client, reply, found)
         if lost:
             again = self._inboxes(self.memory.steps[Step.SHARES], lost)
-            for client, reply in self.exchange(self._least(step) - len(found))(again):
+            there = len(found)
+            for client, reply in self.exchange(lambda: self._least(step, found) - there)(again):
                 if client in again and client not in found:
                     self._hear(step, client, reply, found)
         return dict(sorted(found.items()))
@@ -174,17 +179,16 @@ class SumServer:
                 self.left_out[client] = "its policy has other keys, colluders or drop-outs than most"
         return {client: row for client, row in keys.items() if adverts[client].rules == usual}
 
-    def _least(self, step: Step) -> int:
-        """Sites that are enough for a step."""
-        keys = self.memory.steps.get(Step.KEYS)
-        if not keys:
-            return max(len(self.groups) - self.dropouts, self.at_least)
-        return self._rules(keys)[step == Step.UNMASK]
+    def _least(self, step: Step, found: Mapping[int, bytes]) -> int:
+        """Sites that are enough for a step: all, until the first of them has said how many may be missing."""
+        keys = found if step == Step.KEYS else self.memory.steps[Step.KEYS]
+        return self._rules(keys)[step == Step.UNMASK] if keys else len(self.groups)
 
     def _rules(self, keys: Mapping[int, bytes]) -> tuple[int, int]:
         """Survivors and shares that are needed."""
-        first, members = Advert.from_bytes(next(iter(keys.values()))), len(self.groups)
-        return max(members - first.dropouts, self.at_least), (members + first.colluders) // 2 + 1
+        adverts, members = [Advert.from_bytes(row) for row in keys.values()], len(self.groups)
+        dropouts, colluders = min(one.dropouts for one in adverts), max(one.colluders for one in adverts)
+        return max(members - dropouts, self.at_least), (members + colluders) // 2 + 1
 
     def _each(self, step: Step, to: Collection[int], rows: Mapping[int, bytes]) -> dict[int, bytes]:
         return {client: seal_step(step, self.of.of(client), rows) for client in to}

@@ -4,17 +4,21 @@ import contextlib
 import itertools
 import json
 import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from prismfl.data.files import write_atomic
 from prismfl.errors import DependencyError
 from prismfl.privacy.policy import Policy, policy_text
 from prismfl.run import folder as runfolder
 from prismfl.run.loop import Silent
 from prismfl.settings.toml import to_toml
+from prismfl.sums.secrets import Identity
 
 with contextlib.suppress(ImportError, DependencyError):  # without Flower, each module here skips itself by name
     from flwr.app import Context, RecordDict
@@ -154,8 +158,9 @@ def serve():
 class Deployment:
     """A SuperLink and SuperNodes as processes on loopback, on free ports."""
 
-    def __init__(self, root, sites, exits):
+    def __init__(self, root, sites, exits, config=None):
         self.root, self.sites, self.exits = root, sites, exits
+        self.config = config or (lambda _: {})
         self.link = Link("127.0.0.1", free_port())
         self.place, self.nodes, self.said = root / "flower", {}, []
         self.process = exits.enter_context(superlink(self.link, self.place, self.said.append))
@@ -163,8 +168,9 @@ class Deployment:
     def start(self, number, name="", state="", prefix=()):
         """A client's SuperNode; prefix: words before its command."""
         state = self.root / (state or f"state-{number}")
-        config = {"partition-id": number, "data-dir": str(self.sites / "abc"[number]), "state-dir": str(state)}
+        config = {"partition-id": number, "data-dir": str(self.sites / "abcde"[number]), "state-dir": str(state)}
         config |= {"ledger": str(state / "ledger.jsonl"), "budget-epsilon": 20.0, "budget-delta": 1e-2}
+        config |= self.config(number)
         node = Node(self.link.address, state, config)
         log = self.exits.enter_context((self.root / f"node-{name or number}.log").open("ab"))
         # As the command does it; with a prefix, as Flower does.
@@ -181,6 +187,18 @@ class Deployment:
             process.kill()
             process.wait()
 
+    def fell(self, number):
+        """Kill a client's machine once a fault says that it is to die."""
+        dying = self.root / f"state-{number}" / "dying"
+        end = time.monotonic() + 300
+        while not (dying.exists() and dying.read_text()):
+            assert time.monotonic() < end, f"client {number} was never asked"
+            time.sleep(0.1)
+        self.kill(number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(dying.read_text()), signal.SIGKILL)
+        dying.unlink()
+
     def faults(self, number, **faults):
         """What a client is to do wrong, by round."""
         path = self.root / f"state-{number}" / "faults.json"
@@ -194,9 +212,15 @@ class Deployment:
         submit(out, self.place, self.said.append, app)
         return out
 
-    def finish(self, out, watcher=None):
+    def resume(self, out, app=HERE / "faulty"):
+        """Go on with a run that stopped, and what its events begin with."""
+        start = (out / "events.jsonl").stat().st_size
+        submit(out, self.place, self.said.append, app)
+        return start
+
+    def finish(self, out, watcher=None, start=0):
         """The run's summary."""
-        return follow(out, 0, self.process, watcher or Silent())
+        return follow(out, start, self.process, watcher or Silent())
 
     def notes(self, out):
         """What the log says."""
@@ -204,15 +228,39 @@ class Deployment:
         return [line["text"] for line in lines if line["event"] == "note"]
 
 
+@contextlib.contextmanager
+def deployed(root, sites, clients, config=None):
+    """So many clients, connected."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PRISMFL_CLIENT_APP"] = str(HERE / "faulty" / "client_app.py")
+    with contextlib.ExitStack() as exits:
+        made = Deployment(root, sites, exits, config)
+        for number in range(clients):
+            made.start(number)
+        yield made
+
+
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory, write_sites):
     """Three clients, connected, for a module's tests one after another."""
     root = tmp_path_factory.mktemp("deployment")
-    sites = write_sites(root / "sites", {"a": 9, "b": 8, "c": 8})
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["PRISMFL_CLIENT_APP"] = str(HERE / "faulty" / "client_app.py")
-    with contextlib.ExitStack() as exits:
-        made = Deployment(root, sites, exits)
-        for number in range(3):
-            made.start(number)
+    with deployed(root, write_sites(root / "sites", {"a": 9, "b": 8, "c": 8}), 3) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def summing(tmp_path_factory, write_sites):
+    """Five clients that pin each other's keys; of them one may collude and one drop out."""
+    root = tmp_path_factory.mktemp("summing")
+    sites = write_sites(root / "sites", {"a": 9, "b": 8, "c": 8, "d": 7, "e": 10})
+    members, policy = [Identity.made() for _ in range(5)], root / "policy.toml"
+    pinned = tuple(member.public for member in members)
+    policy.write_text(policy_text(Policy(20.0, 1e-5, without_epsilon="always", sites=pinned, colluders=1, dropouts=1)))
+    for number, member in enumerate(members):
+        write_atomic(root / f"client-{number}.key", member.private(), private=True)
+
+    def config(number):
+        return {"key": str(root / f"client-{number}.key"), "policy": str(policy), "budget-delta": 1e-5}
+
+    with deployed(root, sites, 5, config) as made:
         yield made

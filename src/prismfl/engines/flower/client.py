@@ -38,7 +38,7 @@ from prismfl.run.folder import RunFolder, read_json
 from prismfl.run.prepare import Prepared, agree_on, prepare, site_kit
 from prismfl.settings.schema import Settings
 from prismfl.settings.toml import settings_from, toml_from
-from prismfl.sums.frames import Step, step_of
+from prismfl.sums.frames import step_of
 from prismfl.sums.site import SumSite
 
 _GRACE = 20.0  # seconds after which a search that cannot be interrupted is ended with its process
@@ -178,8 +178,10 @@ def respond(site: Site, request: Request) -> Response:
         frame = client_distances(world.agreement, world.kit, request.frame, client, target, held)
     private = world.agreement.settings.privacy
     if not site.simulated:
-        print(f"round {request.round}: answered with {len(frame)} bytes", flush=True)
-        said = asked_of(terms.settings) | {"run": request.run.hex(), "asked": str(request.ask)}
+        step = step_of(request.frame)
+        what = str(request.ask) if step is None else f"{request.ask}, {step.name.lower()}"
+        print(f"round {request.round}, {what}: answered with {len(frame)} bytes", flush=True)
+        said = asked_of(terms.settings) | {"run": request.run.hex(), "asked": what}
         site.note(**said, round=request.round, bytes=len(frame), epsilon=private.epsilon)
     ledger = read_json(disk.folder.client(client) / "ledger.json") if private.epsilon else None
     return Response(frame, ledger=json.dumps(ledger["releases"]) if ledger else "")
@@ -200,11 +202,9 @@ class _World:
 def _summed(client: int, world: _World, request: Request) -> bytes:
     """An answer to a message of a secure sum."""
     disk = world.disk
-    if step_of(request.frame) == Step.OPEN:  # later ones come before this round counts
-        disk.forget_after(client, request.counted)
+    disk.forget_after(client, request.counted, request.round)
     held, asked = disk.held(client), (request.frame, request.round)
     made = answer_sum(disk, world.member(), client, *asked, world.images, world.target, held)
-    disk.remember(client, request.round, made.memory)
     disk.hold(client, made.held)
     return made.frame
 
@@ -220,7 +220,7 @@ def _searched(client: int, world: _World, request: Request) -> bytes:
         if disk.handed(client) is None:
             return wanted(place)
     target = world.target()
-    disk.forget_after(client, request.counted)
+    disk.forget_after(client, request.counted, request.round)
     memory, held = disk.recall(client, request.round), disk.held(client)
     made = client_update(world.agreement, world.kit, request.frame, request.round, client, target, memory, held)
     # It counts only once the next message says so: until then the memory of an earlier round stays beside it.

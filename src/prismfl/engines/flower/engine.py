@@ -16,6 +16,7 @@ from prismfl.privacy.ledger import as_asked, from_json, to_json
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder
 from prismfl.sums.frames import Step, step_of
+from prismfl.sums.server import Enough
 
 _WAIT = 0.1  # seconds between looks for replies
 _SPARE = 60.0  # seconds that a message lives beyond the deadline: clocks differ
@@ -55,9 +56,9 @@ class Flower:
         """Carry a round's broadcasts to the clients and yield their updates as they come."""
         return lambda frames: self._carry(Ask.TRAIN, round_index, frames)
 
-    def sum(self, round_index: int, least: int) -> Exchange:
-        """Carry messages of a secure sum to the clients and yield their answers, `least` of them at least."""
-        return lambda frames: self._carry(Ask.SUM, round_index, frames, least)
+    def sum(self, round_index: int, enough: Enough) -> Exchange:
+        """Carry messages of a secure sum to the clients and yield their answers: `enough` of them at least."""
+        return lambda frames: self._carry(Ask.SUM, round_index, frames, enough)
 
     def compare(self) -> Exchange:
         """Carry the final θ to the clients and yield their distances."""
@@ -68,11 +69,11 @@ class Flower:
         self.counted |= dict.fromkeys(clients, round_index)
 
     def _carry(
-        self, ask: Ask, round_index: int, frames: Mapping[int, bytes], least: int = 0
+        self, ask: Ask, round_index: int, frames: Mapping[int, bytes], enough: Enough | None = None
     ) -> Iterator[tuple[int, Reply]]:
         running = self.agreement.settings.running
         seconds = running.deadline
-        post = _Post(self, ask, round_index, dict(frames), seconds, least or running.least_cohort)
+        post = _Post(self, ask, round_index, dict(frames), seconds, enough or (lambda: running.least_cohort))
         end = time.monotonic() + seconds if seconds else float("inf")
         while post.frames and time.monotonic() < end:
             self.roster.poll()
@@ -132,7 +133,7 @@ class _Post:
     round: int
     frames: dict[int, bytes]
     seconds: float
-    least: int
+    enough: Enough
     out: dict[str, int] = field(default_factory=dict)
     lines: dict[int, Line] = field(default_factory=dict)
     strangers: set[int] = field(default_factory=set)
@@ -181,4 +182,4 @@ class _Post:
         """Whether nobody who could still answer is connected, and the round has enough without them."""
         roster = self.engine.roster
         absent = not roster.greeting_out and len(roster.missing(self.frames)) == len(self.frames)
-        return absent and self.answered >= self.least
+        return absent and self.answered >= self.enough()

@@ -1,4 +1,7 @@
-"""The real client, but for what `faults.json` in its state folder says of a round: each fault happens once."""
+"""The real client, but for what `faults.json` in its state folder says of a round: each fault happens once.
+
+A round's name is its number, and in a secure sum the message's besides: "0 INBOX".
+"""
 
 import json
 import os
@@ -12,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from prismfl.engines.flower import client
 from prismfl.engines.flower.envelope import Response, request_from, to_records
+from prismfl.sums.frames import step_of
 
 app = ClientApp()
 
@@ -34,11 +38,14 @@ def query(message, context):
 @app.train()
 def train(message, context):
     request = request_from(message.content)
-    fault = take(context, str(request.round))
+    step = step_of(request.frame)
+    fault = take(context, f"{request.round} {step.name}" if step else str(request.round))
     if fault == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    if fault == "die with the node":
-        Path(context.node_config["state-dir"], "dying").touch()
+    if fault in ("die with the node", "answer and die with the node"):
+        if fault.startswith("answer"):
+            client.answer(message, context)
+        Path(context.node_config["state-dir"], "dying").write_text(str(os.getpid()))
         time.sleep(600)
     if fault == "hang":
         original = client.respond
