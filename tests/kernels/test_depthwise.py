@@ -1,13 +1,16 @@
 """Blocks in one kernel compute what plain torch does, in every precision and on every kind of processor."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from prismfl.features.efficientnet import EfficientNetLite, Stage
 from prismfl.features.networks import averaged
-from prismfl.kernels import fused
+from prismfl.kernels import depthwise, fused
 from prismfl.kernels.depthwise import Unit, before_and_after, matrix, passed
+from prismfl.kernels.routes import Route, route
 
 pytestmark = [
     pytest.mark.skipif(fused._fast is None, reason="kernels were not compiled"),
@@ -178,3 +181,25 @@ def test_the_kernels_follow_the_weights_and_leave_those_that_learn_to_torch():
     learning = net.stages(x)[-1]
     torch.testing.assert_close(learning.detach(), after, rtol=1e-4, atol=1e-4)
     assert torch.autograd.grad(learning.sum(), net.stem.conv.weight)[0].any()
+
+
+def test_what_two_threads_work_out_at_once_is_held_while_the_kernel_runs(monkeypatch):
+    """The cache keeps what one of two threads has worked out; the other's is its own to hold."""
+    unit, x = a_unit(torch.float32), images(16, 24, 16, 16).requires_grad_()
+    gone, held = [], []
+
+    class Alone(Route):
+        """What nobody else holds."""
+
+        def __del__(self):
+            gone.append(self.told)
+
+    def each(maps, ends, told, *more):
+        held.append(told not in gone)
+        real(maps, ends, told, *more)
+
+    real, plain = fused._fast.each, route.__wrapped__
+    monkeypatch.setattr(depthwise, "route", lambda *asked: Alone(*plain(*asked)))
+    monkeypatch.setattr(fused, "_fast", SimpleNamespace(each=each))
+    passed(x, unit, 0)[1].sum().backward()
+    assert held == [True, True] and len(gone) == 2

@@ -224,10 +224,11 @@ def _each(unit: Unit, sizes: _Sizes, work: _Work, together: int, *, back: bool) 
     made, goes = (none if one is None else one.sizes for one in (work.made, work.goes))
     ends = (*made, *goes, _place(work.plus), _place(out))
     top, left = (before_and_after(side, unit.kernel, unit.stride)[0] for side in sizes.read)
-    lies = route(sizes.read, sizes.written, (top, left), sizes.factor, unit.kernel, unit.stride, together, back).told
+    # Held to the end: of two threads that work out the same at once, the cache keeps one's arrays alone.
+    way = route(sizes.read, sizes.written, (top, left), sizes.factor, unit.kernel, unit.stride, together, back)
     sources, results = (math.prod(sides) for sides in (sizes.read, sizes.written))
     if back:
         sources, results = results, sources
     counts = (len(out), together, sources, results, unit.channels, sizes.factor**2)
     half, threads = fused._half(out), fused._threads(len(out) * unit.channels * sources)
-    fused._fast.each((*maps, *weights), ends, lies, counts, half, back, threads)  # type: ignore[attr-defined]
+    fused._fast.each((*maps, *weights), ends, way.told, counts, half, back, threads)  # type: ignore[attr-defined]
