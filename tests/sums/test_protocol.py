@@ -79,6 +79,16 @@ def test_a_server_that_was_started_again_goes_on(make_world, step):
     assert world.made == 5
 
 
+def test_a_site_that_was_gone_when_the_others_signed_signs_later_and_opens_the_sum(make_world):
+    world = make_world(sites=5, dropouts=1, dead={1: Step.SURVIVORS, 2: Step.SIGNATURES, 3: Step.SIGNATURES})
+    with pytest.raises(ClientError, match="2 of 5 sites"):
+        world.server().run()
+    world.dead = {2: Step.SIGNATURES}  # of those that had signed one stays away
+    world.memory = Memory(world.memory.name, dict(world.memory.steps))
+    opened = world.server().run()
+    assert np.array_equal(world.total(opened), plain(world, range(5)))
+
+
 def test_an_answer_that_comes_twice_or_late_enters_no_sum_twice(make_world):
     world = make_world()
     carried = world.exchange
@@ -231,7 +241,7 @@ def test_a_site_with_another_key_than_the_pinned_one_is_no_site(make_world, iden
         SumSite(world.rules, identities[2], 1, {})
 
 
-@pytest.mark.parametrize("step", [Step.LIST, Step.INBOX, Step.SURVIVORS, Step.SIGNATURES])
+@pytest.mark.parametrize("step", [Step.LIST, Step.INBOX, Step.SURVIVORS])
 def test_another_request_in_place_of_the_first_is_refused(make_world, step):
     world = make_world(sites=5, colluders=0, dropouts=2)
     found = []

@@ -24,7 +24,7 @@ from prismfl.privacy.pooled import plan, pooled_target, width_of
 from prismfl.privacy.release import grid_of
 from prismfl.search import Memory as AdamMemory
 from prismfl.server import ServerState, empty_tally
-from prismfl.sums.frames import Advert, Purpose, Sum
+from prismfl.sums.frames import Advert, Purpose, Step, Sum, step_of
 from prismfl.sums.ring import Digits, Ring, signed
 from prismfl.sums.server import Enough, Memory, Opened, Replies, SumServer
 from prismfl.sums.site import SumSite, Vector
@@ -158,6 +158,8 @@ def client_sum(
         return found
 
     _check_asked(agreement, of)
+    if step_of(frame) == Step.OPEN:
+        _check_groups(agreement, site, of)
     reply = site.answer(frame, place, tuple(cohort(agreement, place.round)), vector)
     return replace(made, frame=reply)
 
@@ -176,6 +178,17 @@ def _check_asked(agreement: Agreement, of: Sum) -> None:
             "one that the run's settings ask for",
             "ask whoever runs the server",
         )
+
+
+def _check_groups(agreement: Agreement, site: SumSite, of: Sum) -> None:
+    """Raises PolicyError, before anything is searched, for a sum without noise that would hide too little."""
+    members = cohort(agreement, of.place.round)
+    if of.purpose == Purpose.MASKS:
+        groups = list(MaskSums(agreement, of.place.round).groups.values())
+        site.rules.check(len(members), group=min(map(groups.count, groups)))
+    else:
+        hidden = of.purpose == Purpose.RELEASE and agreement.settings.privacy.epsilon > 0
+        site.rules.check(len(members), group=None if hidden else len(members))
 
 
 def _release_vector(agreement: Agreement, kit: ClientKit, site: SumSite, of: Sum, work: Work) -> Vector:

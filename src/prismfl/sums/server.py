@@ -90,7 +90,7 @@ class SumServer:
         keys = self._step(Step.KEYS, lambda: self._each(Step.OPEN, self.groups, {}), self._alike)
         shares = self._step(Step.SHARES, lambda: self._each(Step.LIST, keys, keys))
         masked = self._step(Step.MASKED, lambda: self._inboxes(shares))
-        signed = self._step(Step.SIGNED, lambda: self._each(Step.SURVIVORS, masked, dict.fromkeys(masked, b"")))
+        signed = self._signed(masked)
         told = self._step(Step.UNMASK, lambda: self._each(Step.SIGNATURES, masked, signed))
         return self._opened(masked, told)
 
@@ -98,6 +98,24 @@ class SumServer:
     def rings(self) -> Mapping[int, Ring]:
         """Where the vectors of each group live."""
         return self._made_rings(self.memory.adverts())
+
+    def _signed(self, masked: Mapping[int, bytes]) -> dict[int, bytes]:
+        """Signatures of the survivors, and once a sum goes on those of sites that had vanished before they signed.
+
+        For a site unmasks only after it has signed, and without it there may be too few.
+        """
+
+        def asked(clients: Collection[int]) -> dict[int, bytes]:
+            return self._each(Step.SURVIVORS, clients, dict.fromkeys(masked, b""))
+
+        before = self.memory.steps.get(Step.SIGNED)
+        if before is None or Step.UNMASK in self.memory.steps:
+            return self._step(Step.SIGNED, lambda: asked(masked))
+        late = [client for client in masked if client not in before]
+        more = self._replies(Step.SIGNED, asked(late), lambda: 0) if late else {}
+        self.memory.steps[Step.SIGNED] = dict(sorted({**before, **more}.items()))
+        self.memory.keep(self.memory)
+        return self.memory.steps[Step.SIGNED]
 
     # ------------------------------------------------------------------------------------ steps
 
@@ -129,9 +147,9 @@ class SumServer:
             same.setdefault(why, []).append(str(client))
         return "; ".join(f"client {', '.join(clients)}: {why}" for why, clients in same.items()) or "none came"
 
-    def _replies(self, step: Step, frames: Mapping[int, bytes]) -> dict[int, bytes]:
+    def _replies(self, step: Step, frames: Mapping[int, bytes], enough: Enough | None = None) -> dict[int, bytes]:
         found, lost = dict[int, bytes](), list[int]()
-        for client, reply in self.exchange(lambda: self._least(step, found))(frames):
+        for client, reply in self.exchange(enough or (lambda: self._least(step, found)))(frames):
             if isinstance(reply, bytes) and step == Step.MASKED and client in frames and self.lost(client, reply):
                 lost.append(client)
             elif client in frames and client not in found:

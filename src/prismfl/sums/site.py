@@ -105,6 +105,8 @@ class SumSite:
             case Step.SURVIVORS:
                 return self._answered("survivors", frame, lambda: self._signed(frame, of, members))
             case Step.SIGNATURES:
+                if "signatures" in self.state:  # what was told of these survivors, whoever else has signed them since
+                    return self.state["signatures"]
                 told = self._answered("signatures", frame, lambda: self._unmasked(frame, of, members))
                 self._forget()
                 return told

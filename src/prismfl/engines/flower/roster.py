@@ -46,6 +46,7 @@ class Roster:
         self.grid, self.clients, self.greeting, self.note = grid, clients, greeting, note
         self.seats: dict[int, Seat] = {}
         self.refused: set[Line] = set()
+        self.reasons: dict[str, None] = {}  # why nodes were refused, in the order in which it was first said
         self._names: dict[Line, str] = {}
         self._asked: dict[str, Line] = {}
         self._next, self._reminded, self._doing = 0.0, 0.0, ""
@@ -90,6 +91,7 @@ class Roster:
             self._check(line, hello)
         except PrismError as error:
             self.refused.add(line)
+            self.reasons[str(error)] = None
             self.note(f"node {line[0]} is refused: {error}")
             return
         before = self.seats.get(hello.client)

@@ -27,6 +27,7 @@ from prismfl.settings.toml import settings_from, to_toml, toml_from
 
 _WAIT = 0.2  # seconds between looks at who is connected
 _OTHER = 20.0  # seconds that another server, just killed, may still hold the run folder
+_REASONS = 3  # of nodes that were refused, in the error of a run that does not begin
 _SETTLE = 60.0  # seconds that a resumed run waits for all of its clients, once some are there
 
 app = ServerApp()
@@ -122,8 +123,9 @@ def _gather(roster: Roster, settings: Settings, needed: int, watcher: Watcher, *
             return
         if wait and now - begun > wait and here < needed:
             missing = ", ".join(map(str, roster.missing(range(settings.data.clients))[:20]))
+            refused = "; refused: " + "; ".join(list(roster.reasons)[-_REASONS:]) if roster.reasons else ""
             raise ClientError(
-                f"{here} clients after {wait:g} s, without {missing}",
+                f"{here} clients after {wait:g} s, without {missing}{refused}",
                 f"{needed}",
                 "start the missing clients and resume the run",
             )
