@@ -105,7 +105,6 @@ def test_a_picture_of_another_kind_is_no_folder(call, home, name):
         ("train --size 28", "--size 28; expected one of 0, 16, 32, 64; change --size"),
         ("federate server --clients 3 --least-cohort 4", "--least-cohort 4; expected 1 … 3, the clients of a round"),
         ("train --mode one-shot --screen 1.5", "--screen 1.5 with --mode one-shot"),
-        ("train --dataset folder --epsilon 3", "--channels 0 with --epsilon and --dataset folder"),
         ("train --people '(' --dataset folder", "--people '(' (missing )"),
         ("privacy --sizes 100 --epsilon -1", "--epsilon -1.0; expected"),
         ("sample ~/run --count 0", "--count 0; expected"),

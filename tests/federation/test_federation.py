@@ -1086,8 +1086,9 @@ def test_what_masks_are_drawn_with_is_shared_where_the_fewest_bits_travel_and_no
     masks, latents = {}, {}
     for turn, client in ((0, 0), (0, 1), (1, 1)):
         place, asked = agreement.place(turn, client), []
-        seen = replace(kit, search=lambda *given, asked=asked: asked.append(given))
-        clients._found(agreement, seen, place, init(agreement).q, None, None)
+        q = init(agreement).q
+        seen = replace(kit, search=lambda *given, asked=asked, q=q: asked.append(given) or SearchResult(q, 0.0, None))
+        clients.searched(agreement, seen, place, q, None, None)
         draws = asked[0][7]
         masks[turn, client], latents[turn, client] = draws.masks(500), draws.normals(500)
     assert torch.equal(masks[0, 0], masks[0, 1]) == (uplink == "fewest")

@@ -360,7 +360,7 @@ def test_a_forecast_counts_one_exchange(tiny):
 def test_a_server_that_cannot_search_says_so(tiny, tmp_path):
     ready = prepare(tiny(**ONE_SHOT))
     engine = InProcess(ready.agreement, ready.kit, ready.clients, create(tmp_path / "run", ready.agreement.settings))
-    with pytest.raises(SettingError, match="search"):
+    with pytest.raises(SettingError, match="no kit"):
         coordinator.run(ready.agreement, engine, engine.folder, Silent())
     engine.close()
 

@@ -199,7 +199,7 @@ def test_what_may_be_mailed_holds_nothing_of_the_images(place, tls):
         assert secret not in text
     assert (tls / "client-0.pub").read_text().split()[1] in text, "the key's public half"
     assert "ok     data           they read" in text and "decoded alike" in text and "nothing was sent" in text
-    assert "7 images, grey" in screen and "melanoma 3, naevus 4" in screen and "MB of memory" in screen
+    assert "7 images, 2 classes" in screen and "melanoma 3, naevus 4" in screen and "MB of memory" in screen
     assert not (place / "ledger.jsonl").exists(), "nothing was released"
 
 

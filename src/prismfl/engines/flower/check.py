@@ -194,10 +194,11 @@ def _made_up_round(settings: Settings) -> str:
 def look(asked: Checked) -> Iterator[str]:
     """What the images are, and what a run would take: for the site's own screen.  Raises PrismError subclasses."""
     settings, mine = asked.local, asked.images
-    counts = np.bincount(mine.labels, minlength=len(mine.classes))
     described = describe(mine, 0, settings.data.fit, private=settings.privacy.epsilon > 0)
     yield described.line()
-    yield "classes: " + ", ".join(f"{name} {count}" for name, count in zip(mine.classes, counts, strict=True))
+    if described.private:  # the line leaves them out, for it stands in files as well; this is the site's own screen
+        counts = np.bincount(mine.labels, minlength=len(mine.classes))
+        yield "classes: " + ", ".join(f"{name} {count}" for name, count in zip(mine.classes, counts, strict=True))
     if asked.settings is not None:
         asked.site.rules().check(asked.settings, asked.site.source())
         yield "this site's policy answers such a run"
