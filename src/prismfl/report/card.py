@@ -11,7 +11,7 @@ from typing import Any
 from prismfl.data.files import write_atomic
 from prismfl.errors import RunFolderError
 from prismfl.generator.modelfile import load_model
-from prismfl.privacy.ledger import ADJACENCY, SAMPLERS, UNIT, Entry, compose
+from prismfl.privacy.ledger import ADJACENCY, SAMPLERS, UNIT, Entry, against_text, compose
 from prismfl.report.grids import Grid, read_grids
 from prismfl.report.look import rendered
 from prismfl.report.runs import Run, read_runs
@@ -123,11 +123,13 @@ def _model(run: Run) -> Section:
 
 def _released(run: Run) -> Section:
     one_shot, size = run.settings.federation.mode == "one-shot", run.folder.model.stat().st_size
+    summed = run.settings.federation.secure_sum
     text = [
         f"To be given away: the file model.safetensors ({sized(size)}), and images that it makes. Nothing else of the "
         "run folder is meant to leave.",
         "What each organisation sent to the server: "
         + ("means of features of its images, once. " if one_shot else "a coded mask of its own and one loss a round. ")
+        + ("Of its images it sent a part of a sum under secrecy: the server saw the sum alone. " if summed else "")
         + ("It follows from the noisy releases below." if run.ledger else "It was computed of its images as they are."),
     ]
     facts = {
@@ -161,6 +163,7 @@ def _promise(run: Run) -> Section:
         "compared with (adjacency)": ADJACENCY,
         "noise (sampler)": ", ".join(sorted({f"{one.sampler}: {SAMPLERS[one.sampler]}" for one in run.ledger})),
         "weakest client": f"{whole.weakest}, of {whole.clients}",
+        **{"against whom": text for text in sorted({against_text(one) for one in run.ledger if one.sites})},
         "for how long": "this run alone; prismfl privacy ledger tells what all runs on the same data come to",
     }
     rows = [_row(entry) for entry in run.ledger[:MOST_RELEASES]]
@@ -258,7 +261,10 @@ def _limits(run: Run) -> Iterator[str]:
         yield "What holds of a whole group: a model shows what the images have in common."
     else:
         yield "Single images: masks, losses, the model and its samples may reveal something of them."
-    yield "The server sees each organisation's messages, unless they were summed under secrecy."
+    if run.settings.federation.secure_sum:
+        yield "More organisations that collude with the server than their policies allow for."
+    else:
+        yield "The server sees each organisation's messages: they were not summed (see --secure-sum)."
     yield "Files of the run folder other than the model: some hold real images or what was computed of them."
     yield "Use of the images outside of this program, and how they were collected."
 
