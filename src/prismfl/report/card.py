@@ -158,12 +158,13 @@ def _promise(run: Run) -> Section:
     ]
     if whole.epsilon > _WEAK:
         text.append("By itself so large an ε bounds little: look at the tests and the attack below as well.")
+    against = sorted({against_text(one) for one in run.ledger if one.sites})
     facts = {
         "for whom (unit)": f"{UNIT}: {most} here",
         "compared with (adjacency)": ADJACENCY,
         "noise (sampler)": ", ".join(sorted({f"{one.sampler}: {SAMPLERS[one.sampler]}" for one in run.ledger})),
         "weakest client": f"{whole.weakest}, of {whole.clients}",
-        **{"against whom": text for text in sorted({against_text(one) for one in run.ledger if one.sites})},
+        **({"against whom": "; ".join(against)} if against else {}),
         "for how long": "this run alone; prismfl privacy ledger tells what all runs on the same data come to",
     }
     rows = [_row(entry) for entry in run.ledger[:MOST_RELEASES]]
