@@ -83,14 +83,18 @@ class Flower:
                 break
             left = end - time.monotonic() if seconds else None
             if post.frames:
-                self.roster.remind(
-                    f"round {round_index}" if ask == Ask.TRAIN else "choice of the mask", post.frames, left
-                )
+                self.roster.remind(self._what(ask, round_index), post.frames, left)
             time.sleep(_WAIT)
         for client in sorted(post.frames):
             late = ClientError(f"no reply within {seconds:g} s", "one in time", "raise --deadline if it is only slow")
             gone = ClientError("it is not connected", "a connection", "start its `prismfl federate client`")
             yield client, late if client in self.roster.seats else gone
+
+    def _what(self, ask: Ask, round_index: int) -> str:
+        """What clients are asked for, in the words of a note."""
+        if ask == Ask.COMPARE or round_index == self.agreement.settings.federation.rounds:
+            return "choice of the mask"
+        return f"secure sum of round {round_index}" if ask == Ask.SUM else f"round {round_index}"
 
     def heard(self, client: int, message: Message) -> Response:
         """A client's response, its releases entered in the run's ledger.  Raises PrismError."""
