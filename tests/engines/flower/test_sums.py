@@ -52,7 +52,7 @@ def summed(site_settings):
     """Settings of a run of five sites whose vectors are summed."""
 
     def make(deadline=40.0, rounds=1, **changes):
-        federation = {"rounds": rounds, "secure_sum": True, "uplink": "whole"} | changes.pop("federation", {})
+        federation = {"rounds": rounds, "secure_sum": True} | changes.pop("federation", {})
         return site_settings(
             data={"clients": 5}, federation=federation, running={"deadline": deadline}, seed=next(SEEDS), **changes
         )
