@@ -95,6 +95,14 @@ def test_one_release_of_all_clients_is_all_that_a_private_run_computes(settings,
     assert load_model(finished.folder.model).ledger[0]["sites"] == 5
 
 
+def test_all_clients_share_the_noise_also_where_few_take_part_in_a_round(settings, blobs, tmp_path):
+    made = settings(privacy=PRIVATE, federation={"cohort": 3})
+    finished = simulator.train(made, blobs, out=tmp_path / "run")
+    ledger = json.loads(finished.folder.ledger.read_text())["releases"]
+    assert [entry["client"] for entry in ledger] == [0, 1, 2, 3, 4] and {entry["sites"] for entry in ledger} == {5}
+    assert all(len(line[0]) == 3 for line in lines_of(finished.folder.root, "cohort"))
+
+
 def test_every_client_searches_towards_the_sum(settings, blobs, tmp_path, monkeypatch):
     targets, real = [], simulator.client_update
 

@@ -312,11 +312,23 @@ def test_of_masks_a_round_is_summed_once_and_of_images_another_sum_is_another_ve
     world.memory = Memory()
     assert "a second sum of round 0" in errors_of(world)
     assert world.made == 5
+    world = make_world(purpose=Purpose.RELEASE, hidden=False)  # exact sums of images are as masks
+    world.server().run()
+    world.memory = Memory()
+    assert "a second sum of round 0" in errors_of(world)
     world = make_world(purpose=Purpose.RELEASE)
     world.server().run()
     world.memory = Memory()
     opened = world.server().run()
     assert world.made == 10 and np.array_equal(world.total(opened), plain(world, range(5)))
+
+
+def test_noise_is_shared_by_all_sites_of_the_policy_or_nothing_is_added(make_world, identities):
+    world = make_world(sites=5, colluders=1, dropouts=0)
+    rules = Rules(tuple(one.public for one in identities[:7]), 1, 0)  # each site would add a share for seven
+    world.sites = [SumSite(rules, one, client, {}) for client, one in enumerate(identities[:5])]
+    assert "noise shared by 5 sites" in errors_of(world)
+    assert Step.MASKED not in world.seen
 
 
 def test_a_sum_without_noise_is_of_two_honest_vectors_at_least(make_world):

@@ -82,6 +82,13 @@ class MaskSums:
         return Ring(((digits.words(int(self.entries(group).sum())), digits.width), (3, _WIDE)))
 
 
+def summed_clients(agreement: Agreement, purpose: Purpose, round_index: int) -> tuple[int, ...]:
+    """Whose vectors a sum is of, ascending: of images all clients', for all share its noise; else the cohort's."""
+    if purpose == Purpose.RELEASE:
+        return tuple(range(agreement.settings.data.clients))
+    return tuple(cohort(agreement, round_index))
+
+
 def _release_ring(entries: int, adverts: Mapping[int, Advert], own: int) -> Ring:
     images = sum(advert.images for advert in adverts.values())
     return Ring(((entries, width_of(images, len(adverts), own)),))
@@ -160,7 +167,7 @@ def client_sum(
     _check_asked(agreement, of)
     if step_of(frame) == Step.OPEN:
         _check_groups(agreement, site, of)
-    reply = site.answer(frame, place, tuple(cohort(agreement, place.round)), vector)
+    reply = site.answer(frame, place, summed_clients(agreement, of.purpose, place.round), vector)
     return replace(made, frame=reply)
 
 
@@ -182,7 +189,7 @@ def _check_asked(agreement: Agreement, of: Sum) -> None:
 
 def _check_groups(agreement: Agreement, site: SumSite, of: Sum) -> None:
     """Raises PolicyError, before anything is searched, for a sum without noise that would hide too little."""
-    members = cohort(agreement, of.place.round)
+    members = summed_clients(agreement, of.purpose, of.place.round)
     if of.purpose == Purpose.MASKS:
         groups = list(MaskSums(agreement, of.place.round).groups.values())
         site.rules.check(len(members), group=min(map(groups.count, groups)))
@@ -196,7 +203,8 @@ def _release_vector(agreement: Agreement, kit: ClientKit, site: SumSite, of: Sum
     own = _shared_noise(agreement, kit.features, adverts)
     numbers = work.sums(of.name, own, adverts)
     ring = _release_ring(len(numbers), adverts, own)
-    return Vector(ring, [numbers.view(np.uint64)], frozenset(cohort(agreement, 0)), hidden=own > 0)
+    peers = frozenset(summed_clients(agreement, Purpose.RELEASE, 0))
+    return Vector(ring, [numbers.view(np.uint64)], peers, hidden=own > 0)
 
 
 def _masks_vector(
@@ -299,7 +307,7 @@ def gather_sum(agreement: Agreement, features: FeatureMap, sums: Sums) -> Gather
     Raises:
         ClientError: where too few sites are left.
     """
-    members, traffic = cohort(agreement, 0), Traffic()
+    members, traffic = summed_clients(agreement, Purpose.RELEASE, 0), Traffic()
     grid = grid_of(features, agreement.layout.classes)
 
     def rings(adverts: Mapping[int, Advert]) -> dict[int, Ring]:

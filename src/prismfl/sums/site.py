@@ -8,11 +8,10 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prismfl.errors import ClientError, MessageError
+from prismfl.errors import ClientError, MessageError, PolicyError
 from prismfl.sums.frames import (
     TAG,
     Advert,
-    Purpose,
     Step,
     Sum,
     open_step,
@@ -40,7 +39,8 @@ class Vector:
         ring: where it lives.
         words: it itself.
         peers: sites whose vectors are added to the same sum, the site itself among them.
-        hidden: whether noise hides it; else the sum must be of two honest vectors at least.
+        hidden: whether noise hides it, of which all sites of the policy must add a share; else the sum must be of two
+            honest vectors at least, and the vector enters no other.
     """
 
     ring: Ring
@@ -135,8 +135,8 @@ class SumSite:
         self.rules.check(len(members))
         if self.client not in members:
             raise ClientError(f"client {self.client} outside the round's cohort", "its members", "resume the run")
-        summed = self.state.get("summed", b"")
-        if of.purpose != Purpose.RELEASE and summed and of.place.round <= int.from_bytes(summed, "little"):
+        summed, hidden = self.state.get("summed", b""), self.state.get("hidden", b"")
+        if summed and not hidden and of.place.round <= int.from_bytes(summed, "little"):
             raise ClientError(
                 f"a second sum of round {of.place.round}",
                 "a later round: of two sums the difference would tell of one site",
@@ -149,7 +149,7 @@ class SumSite:
         signature = self.identity.sign(advert.signed_text(of))
         row = advert.to_bytes()[: -len(signature)] + signature
         self.state.clear()
-        self.state |= {"name": of.name, "round": _number(of.place.round), "summed": summed}
+        self.state |= {"name": of.name, "round": _number(of.place.round), "summed": summed, "hidden": hidden}
         self.state |= {"sealing": sealing, "masking": masking, "own": own, "advert": row}
         self.state["keys"] = seal_step(Step.KEYS, of, {self.client: row})
 
@@ -217,6 +217,7 @@ class SumSite:
         self.state |= {f"share-{site}": share for site, share in shares.items()}
         self.state["peers"] = site_bytes(*sorted(made.peers))
         self.state |= {"dealers": site_bytes(*sorted(shares)), "summed": _number(of.place.round)}
+        self.state["hidden"] = b"noise" if made.hidden else b""
         return self._answered("masked", inbox, lambda: seal_step(Step.MASKED, of, {}, self._hidden(of, made, shares)))
 
     def _inbox(self, rows: dict[int, bytes], of: Sum, members: tuple[int, ...]) -> dict[int, bytes]:
@@ -236,6 +237,10 @@ class SumSite:
 
     def _check_group(self, made: Vector, present: list[int], members: tuple[int, ...]) -> None:
         group = [site for site in members if site in made.peers]
+        if made.hidden and len(group) != len(self.rules.keys):
+            raise PolicyError(
+                f"noise shared by {len(group)} sites", f"{len(self.rules.keys)}, all that the policy pins", _ASK
+            )
         self.rules.check(len(members), group=None if made.hidden else len(group))
         self._check_left(set(present) & made.peers, len(group))
 
