@@ -57,6 +57,7 @@ class SumSite:
     """A site in one sum after another; `state` is all that it keeps, to be stored before an answer leaves.
 
     Examples:
+        >>> from prismfl.sums.frames import Purpose
         >>> identities = [Identity.made() for _ in range(2)]
         >>> rules = Rules(tuple(one.public for one in identities), colluders=0, dropouts=0)
         >>> site = SumSite(rules, identities[0], 0, {})
