@@ -14,14 +14,15 @@ it differs from rounded Gaussian noise by is `rounding_distance` of √m s.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.errors import PrivacyError
 from prismfl.moments import FeatureMap, Target
-from prismfl.privacy.ledger import Entry, calibrate, rounding_distance, versions
-from prismfl.privacy.release import NORM, Grid, check_sizes, integer_sums, noisy, to_target
+from prismfl.privacy.ledger import Entry, calibrate, rounding_distance
+from prismfl.privacy.release import NORM, Grid, check_sizes, entry_at, integer_sums, noisy, to_target
 from prismfl.settings.schema import Privacy
 
 _TAIL = 40  # σ of noise that the ring has room for: beyond is what no run will ever see
@@ -66,28 +67,11 @@ def plan(
     check_sizes(privacy, [images])
     if privacy.noise != "exact":
         raise PrivacyError(f"a secure sum by the {privacy.noise} sampler", "exact noise", "leave --noise out")
-    steps, one, noises = grid.sensitivity * privacy.images_per_person, images * grid.scale, sites - colluders - dropouts
+    steps, noises = grid.sensitivity * privacy.images_per_person, sites - colluders - dropouts
     mine = share(calibrate(privacy.epsilon, privacy.delta, grid.entries, steps) * steps, noises)
-    scale = mine * math.sqrt(noises)
-    entry = Entry(
-        client=client,
-        mechanism="distributed-gaussian",
-        sampler=privacy.noise,
-        epsilon=privacy.epsilon,
-        delta=privacy.delta,
-        noise_multiplier=scale / steps,
-        sigma=scale / one,
-        sensitivity=steps / one,
-        slack=rounding_distance(grid.entries, scale),
-        images=images,
-        images_per_person=privacy.images_per_person,
-        dimension=grid.entries,
-        versions=versions(),
-        sites=sites,
-        colluders=colluders,
-        dropouts=dropouts,
-    )
-    return entry, mine
+    alone = entry_at(grid, privacy, images, client, mine * math.sqrt(noises))
+    mechanism = "distributed-gaussian"
+    return replace(alone, mechanism=mechanism, sites=sites, colluders=colluders, dropouts=dropouts), mine
 
 
 # --------------------------------------------------------------------------------- numbers of the sum

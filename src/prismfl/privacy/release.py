@@ -260,10 +260,18 @@ def entry_of(features: FeatureMap, classes: int, privacy: Privacy, images: int, 
 def _planned(grid: Grid, privacy: Privacy, images: int, client: int) -> tuple[Entry, int]:
     """The ledger's entry, and σ in whole steps."""
     check_sizes(privacy, [images])
-    steps, one = grid.sensitivity * privacy.images_per_person, images * grid.scale
+    steps = grid.sensitivity * privacy.images_per_person
     scale = math.ceil(calibrate(privacy.epsilon, privacy.delta, grid.entries, steps) * steps)
-    slack = rounding_distance(grid.entries, scale) if privacy.noise == "exact" else 0.0
-    entry = Entry(
+    return entry_at(grid, privacy, images, client, scale), scale
+
+
+def entry_at(grid: Grid, privacy: Privacy, images: int, client: int, scale: float) -> Entry:
+    """The ledger's entry of a release of n = `images` with noise of σ = `scale` steps.  Raises PrivacyError.
+
+    Unit: the images of one person at one client; adjacency: replace-one.
+    """
+    steps, one = grid.sensitivity * privacy.images_per_person, images * grid.scale
+    return Entry(
         client=client,
         mechanism="gaussian",
         sampler=privacy.noise,
@@ -272,13 +280,12 @@ def _planned(grid: Grid, privacy: Privacy, images: int, client: int) -> tuple[En
         noise_multiplier=scale / steps,
         sigma=scale / one,
         sensitivity=steps / one,
-        slack=slack,
+        slack=rounding_distance(grid.entries, scale) if privacy.noise == "exact" else 0.0,
         images=images,
         images_per_person=privacy.images_per_person,
         dimension=grid.entries,
         versions=versions(),
     )
-    return entry, scale
 
 
 def to_target(drawn: NDArray[np.int64], grid: Grid, scale: int, images: int) -> Target:

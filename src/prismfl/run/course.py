@@ -44,11 +44,9 @@ def course_of(
     """
     federation = agreement.settings.federation
     if federation.mode != "one-shot" and not agreement.pooled:
-        return (
-            _by_sums(agreement, engine, folder, watcher)
-            if federation.secure_sum
-            else _by_masks(agreement, engine, watcher)
-        )
+        if federation.secure_sum:
+            return _by_sums(agreement, engine, folder, watcher)
+        return _by_masks(agreement, engine, watcher)
     if kit is None:
         raise SettingError("a server with a target and no kit", "what it computes with", "pass it")
     gathered = _gathered(agreement, engine, folder, watcher, kit)

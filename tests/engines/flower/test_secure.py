@@ -71,8 +71,6 @@ def test_the_model_is_the_simulators(mode, private, fake, nodes, site_settings, 
 
 def asked(node, fake, settings):
     """What a site says to a server's greeting."""
-    from types import SimpleNamespace
-
     from flwr.app import Context, Message, RecordDict
 
     from prismfl.engines.flower import client
@@ -81,7 +79,6 @@ def asked(node, fake, settings):
     request = Request(Ask.HELLO, terms=Terms(to_toml(settings.public())))
     message = Message(to_records(request), dst_node_id=1, message_type="query")
     message.metadata.__dict__["_message_id"] = "m"
-    del SimpleNamespace
     return str(response_from(client.answer(message, Context(1, 1, node, RecordDict(), {})).content, 10**6).error)
 
 
