@@ -113,6 +113,15 @@ def test_each_rule_of_a_policy_holds(rule, changes, asking, node):
     assert "this site's policy" in str(asking(**changes).error)
 
 
+def test_a_site_that_knows_its_persons_needs_no_number_of_their_images(asking, node):
+    rules = asdict(RULES) | {"images_per_person": 3}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in rules.items()}
+    Path(node["policy"]).write_text(policy_text(policy_from(values)))
+    assert "images_per_person = 1" in str(asking(privacy=PRIVATE).error)
+    node["people"] = r"(\d+)\.png"
+    assert asking(privacy=PRIVATE).frame
+
+
 def test_runs_without_epsilon_end_with_the_first_release(asking):
     assert asking().frame
     assert asking(privacy=PRIVATE).frame

@@ -10,9 +10,9 @@ from made import Tree, pixels, png
 
 from prismfl.data import images as images_module
 from prismfl.data.datasets import ImageSet, load_dataset
-from prismfl.data.folder import people_of
 from prismfl.data.images import deal
 from prismfl.data.partition import partition
+from prismfl.data.persons import people_of
 from prismfl.errors import DataError, SettingError
 from prismfl.run.prepare import prepare
 from prismfl.settings.schema import Data
@@ -151,14 +151,82 @@ def test_a_run_deals_whole_persons(pictured):
     assert sum(map(len, homes)) == len(set.union(*homes)) == 18 and len(set(ready.test.people.tolist())) == 2
 
 
-def test_more_images_of_a_person_than_epsilon_covers_are_warned_of(pictured):
-    def warned(covered):
-        privacy = {"epsilon": 5.0, "delta": 1e-3, "images_per_person": covered}
-        return prepare(pictured(privacy=privacy, generator={"channels": 1})).warnings
+def test_with_epsilon_persons_are_counted_and_images_are_nobodys_business(pictured):
+    def made(**data):
+        privacy = {"epsilon": 5.0, "delta": 1e-3, "images_per_person": data.pop("most", 1)}
+        return prepare(pictured(privacy=privacy, generator={"channels": 1}, **data))
 
-    (line,) = warned(8)
-    assert re.search(r"covers 8 of .* one person has 9: privacy\.images_per_person = 9", line)
-    assert warned(9) == () and prepare(pictured()).warnings == ()
+    ready = made()
+    assert sum(mine.units for mine in ready.clients) == 18 and not ready.warnings
+    assert ready.described.line().startswith("images of 20 persons, no classes, grey, 16 px")
+    assert "2 of them held back" in ready.described.line()
+    assert not {"images", "held_back", "left_out", "counts"} & set(ready.described.as_json())
+    (line,) = made(most=8).warnings
+    assert re.search(r"all of its images are covered: privacy\.images_per_person = 8 changes nothing", line)
+    plain = prepare(pictured()).described.line()
+    assert plain.startswith("47 images of 20 persons") and "4 held back" in plain
+
+
+# ------------------------------------------------------------------------------------- tables
+
+
+NAMES = ["a/1.png", "a/2.png", "b/1.png", "b/3.png"]
+TABLE = b"file,person\na/1.png,ann\na/2.png,bob\nb/1.png,ann\nb/3.png,cy\n"
+
+
+def tabled(tree, table, people="", name="people.csv", private=False):
+    files = {one: png(image) for one, image in zip(NAMES, pixels(4, grey=True), strict=True)}
+    path = tree.write({f"train/{one}": raw for one, raw in files.items()} | {f"test/{one}": raw for one, raw in
+                      files.items()} | ({name: table} if name else {}))  # fmt: skip
+    return load_dataset("folder", path, 16, "train", settings=Data(dataset="folder", people=people), private=private)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        TABLE.replace(b"\n", b"\r\n"),
+        b"\xef\xbb\xbfPerson;File\nann;b/1.png\nann;a/1.png\nbob;a\\2.png\ncy;b/3.png\n",
+        b"a/1.png\tann\na/2.png\tbob\nb/1.png\tann\nb/3.png\tcy\n",
+        b"2.png,bob\n3.png,cy\n1.png,ann\n",
+    ],
+    ids=["windows", "head", "tabs", "names"],
+)
+def test_a_table_says_whose_images_are(tree, table):
+    found = tabled(tree, table, name="train/people.csv" if b"2.png,bob\n3" not in table else "people.csv")
+    assert found.people.tolist() == [0, 1, 0, 2] and not found.reading.skipped
+
+
+def test_a_table_elsewhere_is_named_and_a_pattern_goes_before_one(tmp_path):
+    place = tmp_path / "who.csv"
+    place.write_bytes(TABLE.replace(b"a/", b"train/a/").replace(b"b/", b"train/b/") + TABLE.replace(b"a/", b"test/a/")
+                      .replace(b"b/", b"test/b/").split(b"\n", 1)[1])  # fmt: skip
+    found = tabled(Tree(tmp_path / "1", False), b"", str(place), name="")
+    assert found.people.tolist() == [0, 1, 0, 2]
+    assert tabled(Tree(tmp_path / "2", False), TABLE, "[ab]/").people.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (b"file,person\na/1.png,ann\n", "images that the table of persons does not name"),
+        (b"file,person\na/1.png,\n", "line 2 of the table of persons, without a file and a person"),
+        (b"\xff\xfe\x00", "a table of persons that does not read"),
+    ],
+)
+def test_a_table_that_leaves_somebody_out_is_refused_without_names(tree, table, says):
+    with pytest.raises(DataError, match=says) as caught:
+        tabled(tree, table, name="train/people.csv")
+    assert "ann" not in str(caught.value) and "1.png" not in str(caught.value)
+
+
+def test_with_epsilon_persons_that_a_table_tells_are_not_dealt_by_label(tmp_path, tiny):
+    files = {f"{'ab'[i % 2]}/{i}.png": png(image) for i, image in enumerate(pixels(40, grey=True))}
+    table = "".join(f"{name},p{i // 2}\n" for i, name in enumerate(files))
+    path = Tree(tmp_path / "images", False).write(files | {"people.csv": table.encode()})
+    data = {"dataset": "folder", "data_dir": str(path), "partition": "shards"}
+    assert prepare(tiny(data=data)).clients[0].people is not None
+    with pytest.raises(SettingError, match="'shards' with epsilon and images whose persons are known; expected iid"):
+        prepare(tiny(data=data, privacy={"epsilon": 1.0, "delta": 1e-3}))
 
 
 def test_of_unlabelled_images_shards_are_cuts_in_name_order(tiny):

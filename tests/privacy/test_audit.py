@@ -37,14 +37,14 @@ def scaled(factor):
     """Noise of another size, where a client's release is one that `factor` speaks of: (images, client) → factor."""
 
     def plant(patch, real=release.release):
-        def released(features, images, labels, classes, privacy, client=0):
+        def released(features, images, labels, classes, privacy, client=0, people=None):
             with pytest.MonkeyPatch.context() as inner:
                 times = factor(len(images), client)
                 noisy = release.noisy
                 inner.setattr(
                     release, "noisy", lambda sums, scale, sampler: noisy(sums, max(1, int(scale * times)), sampler)
                 )
-                return real(features, images, labels, classes, privacy, client)
+                return real(features, images, labels, classes, privacy, client, people)
 
         patch.setattr(store, "release", released)
 
@@ -130,7 +130,7 @@ def labels_dropped_by_true_counts(patch, real=release.to_target):
 
 
 def an_image_counted_twice(patch, real=release.integer_sums):
-    def sums(features, grid, images, labels):
+    def sums(features, grid, images, labels, _people):
         twice = np.concatenate((images, images[:1])), np.concatenate((labels, labels[:1]))
         return real(features, grid, *twice)
 
@@ -196,7 +196,9 @@ def test_noise_for_one_image_where_a_person_has_three_is_found(monkeypatch):
     assert not audit_release(three, RUNS, CANARIES).broken
     real = release._planned
     monkeypatch.setattr(
-        release, "_planned", lambda grid, asked, *rest: real(grid, replace(asked, images_per_person=1), *rest)
+        release,
+        "_planned",
+        lambda grid, asked, *rest, **how: real(grid, replace(asked, images_per_person=1), *rest, **how),
     )
     assert audit_release(three, RUNS, CANARIES).broken
 

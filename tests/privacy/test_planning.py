@@ -20,7 +20,7 @@ def test_a_plan_is_what_a_release_then_does():
 
     (found,) = plans([600], DELTA, 1000, epsilon=3.0, images_per_person=2)
     grid = Grid(1000, float(NORM), 0.0, 0)
-    entry, _ = _planned(grid, Privacy(epsilon=3.0, images_per_person=2), 600, 0)
+    entry, _ = _planned(grid, Privacy(epsilon=3.0, images_per_person=2), 600, 0, persons=False)
     assert entry.sigma == pytest.approx(found.sigma, rel=1e-6)
     assert entry.sensitivity == pytest.approx(found.sensitivity) == pytest.approx(2 * math.sqrt(2) / 600)
     assert compose([entry]).epsilon == pytest.approx(found.epsilon, rel=1e-6)

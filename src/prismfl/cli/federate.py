@@ -13,7 +13,7 @@ from prismfl.cli.options import asked
 from prismfl.cli.train import closing, reported, watched
 from prismfl.data.files import make_folder, write_atomic
 from prismfl.errors import ClientError, PrismError, SettingError
-from prismfl.settings.check import check_pattern
+from prismfl.settings.check import check_people
 from prismfl.settings.toml import read_toml, settings_from
 
 _Resume = Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")]  # noqa: UP045
@@ -106,7 +106,7 @@ _Device = Annotated[str, typer.Option(help="Torch device.", rich_help_panel=_FIL
 _People = Annotated[
     str,
     typer.Option(
-        help="Pattern in its file names that tells whose image each is: checks --images-per-person.",
+        help="Whose image each is: a pattern in file names, or a table of files and persons (.csv). Each counts once.",
         rich_help_panel=_FILES,
     ),
 ]
@@ -222,7 +222,7 @@ def _node(
     client: int, server: str, state: Path | None, files: Mapping[str, str], device: str, people: str, key: Path | None
 ) -> dict[str, str | int | float | bool]:
     """What a client's node is told of its place, which is made."""
-    check_pattern(people)
+    check_people(people)
     place = (state or Path(f"client-{client}")).resolve()
     make_folder(place, private=True)
     return {

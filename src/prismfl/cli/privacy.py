@@ -68,6 +68,9 @@ def audit(
     canaries: Annotated[int, typer.Option(help="Canaries of the attack on one release.")] = 5_000,
     noise: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
     images_per_person: Annotated[int, typer.Option(help="Most images of one person at one client.")] = 1,
+    whole_persons: Annotated[
+        int, typer.Option(help="Attack releases that know whose each image is, of so many images a person.", min=0)
+    ] = 0,
     training_runs: Annotated[int, typer.Option(help="Also attack so many small training runs of each kind.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -80,7 +83,7 @@ def audit(
     values = {"epsilon": epsilon, "delta": delta, "noise": noise, "images_per_person": images_per_person}
     asked = settings_from({"privacy": values}).privacy
     check_sizes(asked, [100, canaries])
-    found = audit_release(asked, runs, canaries)
+    found = audit_release(asked, runs, canaries, whole_persons=whole_persons)
     real = _noise_at_default_size(asked)
     trained = _audited_training(epsilon, delta, training_runs) if training_runs else None
     broken = found.broken or real < ROUNDED

@@ -44,6 +44,7 @@ _WANTING = {  # pictures for certain, which not every installation reads
     **dict.fromkeys((".avif", ".avifs"), "pip install 'pillow>=11.3'"),
     ".jxl": "pip install pillow-jxl-plugin",
 }
+_DICOM = {".dcm", ".dicom", ".dic", ".ima"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,16 @@ def _kinds() -> tuple[str, ...]:
 def is_picture(suffix: str) -> bool:
     """Whether a file of this suffix is taken for a picture; one that does not decode is an error then."""
     return suffix.lower() in _WANTING or suffix.lower() in _formats()
+
+
+def is_nifti(name: str) -> bool:
+    """Whether a file of this name is a NIfTI volume."""
+    return name.lower().endswith((".nii", ".nii.gz"))
+
+
+def is_dicom(name: str) -> bool:
+    """Whether a file's name says that it is DICOM; files without a suffix may be as well, by what is in them."""
+    return PurePosixPath(name).suffix.lower() in _DICOM
 
 
 def read_picture(raw: bytes, name: str, size: int, how: str = "crop", *, middle: int = 0, look: bool = True) -> Picture:

@@ -19,6 +19,8 @@ class Description:
     Attributes:
         images: all of them, those held back included.
         held_back: images that are not trained on, for measuring.
+        persons: whose they are, where that is known, those held back included; 0 where it is not.
+        persons_held_back: whose images are not trained on.
         classes: their names; one that is empty where there are none.
         counts: images of each class; none with epsilon, for then they are private.
         channels: 1 or 3.
@@ -39,16 +41,31 @@ class Description:
     reading: Reading
     private: bool = False
     untrained: int = 0
+    persons: int = 0
+    persons_held_back: int = 0
+
+    @property
+    def of_persons(self) -> bool:
+        """Whether epsilon protects whole persons: then how many images there are is private, and these are counted."""
+        return self.private and self.persons > 0
 
     def line(self) -> str:
         """One line, as `402 images, 3 classes (cat 134, dog 134, ship 134), colour, 48 → 32 px, 40 held back`."""
-        parts = [_counted(self.images, "image"), *self._classes(), "grey" if self.channels == 1 else "colour"]
-        parts += [self._pixels(), *self._done(), f"{self.held_back or 'none'} held back"]
+        parts = [self._counts(), *self._classes(), "grey" if self.channels == 1 else "colour"]
+        parts += [self._pixels(), *self._done()]
+        if self.of_persons:
+            return ", ".join([*parts, f"{self.persons_held_back or 'none'} of them held back", *self._skipped()])
+        parts.append(f"{self.held_back or 'none'} held back")
         if self.untrained:
             parts.append(f"{self.untrained} of classes that training lacks left out")
         if self.reading.left_out:
             parts.append(f"{self.reading.left_out} of other splits left out")
         return ", ".join([*parts, *self._skipped()])
+
+    def _counts(self) -> str:
+        if self.of_persons:
+            return f"images of {_counted(self.persons, 'person')}"
+        return _counted(self.images, "image") + f" of {_counted(self.persons, 'person')}" * (self.persons > 0)
 
     def _classes(self) -> list[str]:
         if self.classes in ((), ("",)):
@@ -84,10 +101,15 @@ class Description:
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON, names of files left out; with epsilon without what is private."""
-        found: dict[str, Any] = {"line": self.line(), "images": self.images, "held_back": self.held_back}
+        found: dict[str, Any] = {"line": self.line()}
+        if not self.of_persons:
+            found |= {"images": self.images, "held_back": self.held_back}
+        if self.persons:
+            found |= {"persons": self.persons, "persons_held_back": self.persons_held_back}
         found |= {"classes": list(self.classes), "channels": self.channels, "size": self.size, "fit": self.fit}
         reading = self.reading
-        found |= {"left_out": reading.left_out + self.untrained}
+        if not self.of_persons:
+            found |= {"left_out": reading.left_out + self.untrained}
         found |= {"skipped": dict(Counter(why for _, why in reading.skipped).most_common())}
         if self.private:
             return found
@@ -120,6 +142,7 @@ def describe(
     counts = np.bincount(train.labels, minlength=len(train.classes))
     if test is not None:
         counts = counts + np.bincount(test.labels, minlength=len(train.classes))
+    tested = test.units if test is not None and test.people is not None else 0
     return Description(
         images=len(train) + held_back + untrained,
         held_back=held_back,
@@ -131,6 +154,8 @@ def describe(
         reading=merged(train.reading, test.reading if test is not None else Reading()),
         private=private,
         untrained=untrained,
+        persons=train.units + tested if train.people is not None else 0,
+        persons_held_back=tested,
     )
 
 

@@ -1,7 +1,6 @@
 """Image folders and zips: class folders or no classes, one folder a client, or one image folder a client."""
 
 import glob
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,12 +11,15 @@ import numpy as np
 
 from prismfl.data.decoding import Picture, gather, read_picture
 from prismfl.data.images import ImageSet, Labels
+from prismfl.data.medical import opened
+from prismfl.data.persons import numbered, told_by_tables
 from prismfl.data.tree import Entry, Folder, Tree, look_into, split_of
 from prismfl.errors import DataError
 from prismfl.settings.schema import Data
 
 _HOLD_OUT = 10  # every so many images, or persons, one is kept for measuring
 _NO_TREE = Tree((), frozenset())
+NO_CLASSES = "none"  # what data.attribute says of folders that are no classes
 
 
 class _Parts(NamedTuple):
@@ -41,23 +43,21 @@ def load_folder(
     """An image folder or zip: `[TOP/][train|val|test/][CLASS/]*.png`, or one folder of these a client, as given.
 
     Classes are numbered over all splits together, so that a label means one thing; images without class
-    folders are one class.  data: pattern of `people_of`, what is made of images that are not square, and the number of
-    clients; private: empty class folders are classes too, for one image must not make a class.  Gives uint8 images
-    `[N, 1 or 3, size, size]`.  Raises DataError naming what is missing, damaged or ambiguous.
+    folders are one class.  data: who is in which image, what is made of images that are not square, how medical ones
+    are read, and the number of clients; private: empty class folders are classes too, for one image must not make a
+    class.  Gives uint8 images `[N, 1 or 3, size, size]`.  Raises DataError for what is missing, damaged or ambiguous.
     """
-    data, tree = data or Data(), look_into(root)
+    data = data or Data()
+    tree = _tree(root, data)
     if per_client:
         return _of_clients(root, tree, split, size, scratch, data, private=private)
-    whole = _without_top(tree)
-    _check_inner(root, whole)
-    parts = _held_out(_by_split(root, whole), data.people)
-    _check_sorted(root, parts.train + parts.test)
-    _check_no_clients(root, parts.train)
+    parts = _held_out(_parts(root, tree, data), data.people, private=private)
     entries = list((parts.train if split == "train" else parts.test).entries)
     if not entries:
         raise _nothing(root, split, tree)
     classes = _classes(parts.train + parts.test, private=private)
-    found = _image_set(entries, [_class_of(entry) for entry in entries], classes, None, size, scratch, data)
+    names = [_class_of(entry) for entry in entries]
+    found = _image_set(entries, names, classes, None, size, scratch, data, private=private)
     reading = replace(found.reading, left_out=parts.left_out, skipped=tree.skipped, held_back=len(parts.test.entries))
     return replace(found, reading=reading)
 
@@ -84,8 +84,34 @@ def load_clients(
     Each is an image folder of its own, as of `load_folder`; classes of one name are one class.
     Gives uint8 images `[N, 1 or 3, size, size]` with owners, and people as `load_folder`.  Raises DataError as that.
     """
-    roots = [(root, look_into(root)) for root in client_roots(pattern)]
-    return _shared(roots, size, scratch, data or Data(), private=private)
+    data = data or Data()
+    roots = [(root, _tree(root, data)) for root in client_roots(pattern)]
+    return _shared(roots, size, scratch, data, private=private)
+
+
+def _parts(root: Path, tree: Tree, data: Data) -> _Parts:
+    """The images of each split, whose folders are classes unless `data` says that they are none.  Raises DataError."""
+    whole = _without_top(tree)
+    if data.attribute == NO_CLASSES:
+        parts = _by_split(root, whole)
+        return parts._replace(train=_flat(parts.train), test=_flat(parts.test))
+    _check_inner(root, whole)
+    parts = _by_split(root, whole)
+    _check_sorted(root, parts.train + parts.test)
+    _check_no_clients(root, parts.train)
+    _check_no_persons(root, parts.train)
+    return parts
+
+
+def _flat(tree: Tree) -> Tree:
+    """The same images in no folder; their order stays."""
+    entries = tuple(entry._replace(path=("/".join(entry.path),)) for entry in tree.entries)
+    return replace(tree, entries=entries, folders=frozenset({()}))
+
+
+def _tree(root: Path, data: Data) -> Tree:
+    """What lies there, an entry an image, with the persons that files or tables tell."""
+    return told_by_tables(root, opened(look_into(root), data.slices, data.window), data.people)
 
 
 def _of_clients(
@@ -114,18 +140,15 @@ def _shared(
     """The training images of clients, each with a tree of its own."""
     entries, owners, classes, left_out = list[Entry](), list[int](), set[str](), 0
     for client, (root, tree) in enumerate(roots):
-        whole = _without_top(tree)
-        _check_inner(root, whole)
-        parts = _by_split(root, whole)
+        parts = _parts(root, tree, data)
         if not parts.train.entries:
             raise DataError(f"no train images in {root}", "a client's images", "remove it, or mend data.clients_from")
-        _check_sorted(root, parts.train)
         entries += parts.train.entries
         owners += [client] * len(parts.train.entries)
         classes |= _classes(parts.train, private=private)
         left_out += parts.left_out + len(parts.test.entries)
     names = [_class_of(entry) for entry in entries]
-    found = _image_set(entries, names, classes, np.array(owners, np.int64), size, scratch, data)
+    found = _image_set(entries, names, classes, np.array(owners, np.int64), size, scratch, data, private=private)
     skipped = tuple((f"{root}/{path}", why) for root, tree in roots for path, why in tree.skipped)
     return replace(found, reading=replace(found.reading, left_out=left_out, skipped=skipped, held_back=0))
 
@@ -138,9 +161,11 @@ def _image_set(
     size: int,
     scratch: Path | None,
     data: Data,
+    *,
+    private: bool,
 ) -> ImageSet:
     """Images of entries whose classes have these names, some of all `classes`."""
-    persons = _people(entries, data.people)
+    persons = numbered(entries, data.people, private=private)
     images, reading = gather([partial(_picture, entry, size, data.fit) for entry in entries], size, scratch)
     labels = np.searchsorted(sorted(classes), names).astype(np.int64)
     reading = replace(reading, elsewhere=sum(entry.elsewhere for entry in entries))
@@ -148,11 +173,9 @@ def _image_set(
 
 
 def _picture(entry: Entry, size: int, how: str, look: bool) -> Picture:
+    if entry.picture is not None:
+        return entry.picture(size, how, look)
     return read_picture(entry.read(), entry.name, size, how, look=look)
-
-
-def _people(entries: Sequence[Entry], pattern: str) -> Labels | None:
-    return people_of(["/".join(entry.path) for entry in entries], pattern)
 
 
 # --------------------------------------------------------------------------------- what folders mean
@@ -201,7 +224,7 @@ def _by_split(root: Path, tree: Tree) -> _Parts:
     return _Parts(train, test, len(val.entries)) if test.entries else _Parts(train, val)
 
 
-def _held_out(parts: _Parts, people: str) -> _Parts:
+def _held_out(parts: _Parts, people: str, *, private: bool) -> _Parts:
     """Where no folder of a split holds images back, every tenth in name order; of fewer than ten, none.
 
     With people, all images of every tenth person; of fewer than ten, of the last.
@@ -209,14 +232,16 @@ def _held_out(parts: _Parts, people: str) -> _Parts:
     entries = parts.train.entries
     if parts.test.entries or not entries:
         return parts
-    persons = _people(entries, people)
-    if persons is None:
+    persons = numbered(entries, people, private=private)
+    count = 0 if persons is None else int(persons.max()) + 1
+    if persons is None or (count == 1 and not people and not private):  # one scan is a data set too
         held = np.arange(len(entries)) % _HOLD_OUT == _HOLD_OUT - 1
+    elif count == 1:
+        raise DataError(
+            "images of one person", "of two at least, for one is held back", "mend --people, or add persons"
+        )
     else:
-        every = min(_HOLD_OUT, int(persons.max()) + 1)
-        if every == 1:
-            raise DataError("images of one person", "of two at least, for one is held back", "mend --people")
-        held = persons % every == every - 1
+        held = persons % min(_HOLD_OUT, count) == min(_HOLD_OUT, count) - 1
     train, test = (
         replace(parts.train, entries=tuple(entry for entry, out in zip(entries, held, strict=True) if out == wanted))
         for wanted in (False, True)
@@ -279,6 +304,20 @@ def _check_no_clients(root: Path, tree: Tree) -> None:
         )
 
 
+def _check_no_persons(root: Path, tree: Tree) -> None:
+    """Raises DataError for folders of scans of one person each, whose names would be classes: some are who they are."""
+    inside: dict[Folder, set[str]] = {}
+    for entry in tree.entries:
+        if entry.picture is not None and entry.person:
+            inside.setdefault(entry.path[:-1], set()).add(entry.person)
+    if len(inside) > 1 and all(len(persons) == 1 for persons in inside.values()):
+        raise DataError(
+            f"{len(inside)} folders in {root} with scans of one person each",
+            "class folders, of several persons each",
+            "pass --attribute none where folders are no classes",
+        )
+
+
 def _nothing(root: Path, split: str, tree: Tree) -> DataError:
     kinds = sorted({why for _, why in tree.skipped})
     others = f", but {len(tree.skipped)} other files ({', '.join(kinds[:5])})" if kinds else ""
@@ -286,29 +325,3 @@ def _nothing(root: Path, split: str, tree: Tree) -> DataError:
         kept = "a folder test or val, or at least ten images, of which one is held back"
         return DataError(f"no test images in {root}", kept, "add some")
     return DataError(f"no {split} images in {root}{others}", "image files, in class folders or not", "check --data-dir")
-
-
-def people_of(names: Sequence[str], pattern: str) -> Labels | None:
-    """The number of each name's person: int64 `[N]`, by sorted distinct match; None without a pattern.
-
-    names: paths within a folder or zip; pattern: its one group, or else the whole match, is who it is.
-    Raises DataError with how many names have no match, and none of them.
-    """
-    if not pattern:
-        return None
-    found = [_person(re.search(pattern, name)) for name in names]
-    missing = sum(not person for person in found)
-    if missing:
-        raise DataError(
-            f"{missing} of {len(names)} file names in which data.people finds nobody",
-            "a match in the name of every image",
-            "change --people, or move these images elsewhere",
-        )
-    return np.asarray(np.unique(np.array(found), return_inverse=True)[1], np.int64).reshape(-1)
-
-
-def _person(match: re.Match[str] | None) -> str:
-    """Who a match names; "" for nobody, as where a group took no part."""
-    if match is None:
-        return ""
-    return (match[1] if match.re.groups else match[0]) or ""

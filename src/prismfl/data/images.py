@@ -66,6 +66,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def units(self) -> int:
+        """How many there are of what epsilon protects one of: persons where they are known, and else images."""
+        return len(self.images) if self.people is None else len(np.unique(self.people))
+
     def part(self, rows: NDArray[np.int64], images: Images | None = None) -> "ImageSet":
         """The images of some rows, int64 `[n]`, with what is known of them; all stay numbered as they are.
 

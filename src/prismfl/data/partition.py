@@ -1,7 +1,6 @@
 """Spread a data set over clients: every image, or every person, goes to exactly one, and none is empty."""
 
 import heapq
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,14 +142,3 @@ def _clients_of_labels(counts: list[int], clients: int) -> list[int]:
         if shares[label] < counts[label]:
             heapq.heappush(heap, (-weights[label] / (shares[label] + 1), -counts[label], label))
     return shares
-
-
-def uncovered(sets: Iterable[ImageSet], covered: int) -> list[str]:
-    """A warning where a person has more images at one client than ε covers; none where nobody is known."""
-    most = max((int(np.bincount(one.people).max()) for one in sets if one.people is not None), default=0)
-    if most <= covered:
-        return []
-    return [
-        f"warning: epsilon covers {covered} of a person's images at one client, and one person has {most}: "
-        f"privacy.images_per_person = {most} covers all of them, with more noise"
-    ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from prismfl.data.decoding import is_picture
+from prismfl.data.decoding import Picture, is_dicom, is_nifti, is_picture
 from prismfl.data.images import is_bomb, read_file
 from prismfl.errors import DataError
 
@@ -22,6 +22,9 @@ _SPLIT = re.compile(
     r"(train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?)(?:[ _-]?(?:set|split|images?|data|\d{4}))?", re.I
 )
 _LONGEST_LINK = 1024  # bytes
+_DICOM_AT, _DICOM_MARK = 128, b"DICM"
+_HEAD = _DICOM_AT + len(_DICOM_MARK)  # bytes
+_TABLE = "people.csv"  # says whose image each file is
 
 _ZIP_DAMAGE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
@@ -32,24 +35,34 @@ Folder = tuple[str, ...]  # a folder's path, from the root
 
 
 class Entry(NamedTuple):
-    """An image file: its path from the root, what it is called, how it is read, and whether it lies elsewhere."""
+    """An image file: its path from the root, what it is called, how it is read, and whether it lies elsewhere.
+
+    medical: whether it is DICOM or NIfTI, and not opened yet; of one that was, an entry an image: picture gives it, and
+    file is the path; person: whose it is, where that is known.
+    """
 
     path: Folder
     name: str
     read: Callable[[], bytes]
     elsewhere: bool = False
+    medical: bool = False
+    picture: Callable[[int, str, bool], Picture] | None = None
+    file: Folder = ()
+    person: str = ""
 
 
 @dataclass(frozen=True)
 class Tree:
     """Images below a point, in name order, which is one order on every machine.
 
-    folders: those that hold images, or nothing at all; skipped: files that are not read, and why.
+    folders: those that hold images, or nothing at all; skipped: files that are not read, and why; tables: files that
+    say whose images these are.
     """
 
     entries: tuple[Entry, ...]
     folders: frozenset[Folder]
     skipped: tuple[tuple[str, str], ...] = ()
+    tables: tuple[Entry, ...] = ()
 
     @property
     def tops(self) -> list[str]:
@@ -83,6 +96,7 @@ class _Met(NamedTuple):
     read: Callable[[], bytes] | None = None
     why: str = ""
     elsewhere: bool = False
+    medical: bool = False
 
 
 def look_into(root: Path) -> Tree:
@@ -97,6 +111,7 @@ def look_into(root: Path) -> Tree:
     else:
         raise DataError(f"{root} does not exist", "an image folder or a zip", "check --data-dir")
     entries, folders, filled, skipped = list[Entry](), set[Folder](), set[Folder](), list[tuple[str, str]]()
+    tables = list[Entry]()
     for one in met:
         filled |= {one.path[:-1]} if one.why != "hidden" else set()
         if one.read is None and not one.why:
@@ -104,21 +119,34 @@ def look_into(root: Path) -> Tree:
         elif one.read is None:
             skipped.append(("/".join(one.path), one.why))
         else:
-            entries.append(Entry(one.path, f"{root}/{'/'.join(one.path)}", one.read, one.elsewhere))
+            among = tables if one.path[-1].lower() == _TABLE else entries
+            among.append(Entry(one.path, f"{root}/{'/'.join(one.path)}", one.read, one.elsewhere, one.medical))
     hold = {entry.path[:-1] for entry in entries}
-    return Tree(tuple(sorted(entries, key=_place)), frozenset(hold | (folders - filled)), tuple(sorted(skipped)))
+    return Tree(
+        tuple(sorted(entries, key=_place)), frozenset(hold | (folders - filled)), tuple(sorted(skipped)), tuple(tables)
+    )
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _judged(path: Folder, read: Callable[[], bytes], elsewhere: bool = False) -> _Met:
-    """A file, to be read where its suffix is a picture's."""
+def _judged(path: Folder, read: Callable[[], bytes], head: Callable[[], bytes], elsewhere: bool = False) -> _Met:
+    """A file, to be read where its suffix is a picture's; head: gives its first bytes."""
     suffix = PurePosixPath(path[-1]).suffix.lower()
-    if is_picture(suffix):
+    if is_picture(suffix) or path[-1].lower() == _TABLE:
         return _Met(path, read, "", elsewhere)
+    nameless = not suffix or suffix[1:].isdigit()  # as of files whose name is a number with points
+    if is_nifti(path[-1]) or is_dicom(path[-1]) or (nameless and _begins_as_dicom(head)):
+        return _Met(path, read, "", elsewhere, medical=True)
     return _Met(path, None, suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else "no suffix")
+
+
+def _begins_as_dicom(head: Callable[[], bytes]) -> bool:
+    try:
+        return head()[_DICOM_AT:] == _DICOM_MARK
+    except (OSError, DataError):  # it was not going to be read
+        return False
 
 
 def _hidden(path: Folder, *, is_folder: bool = False) -> Iterator[_Met]:
@@ -158,7 +186,8 @@ def _inside(place: Path, path: Folder, root: Path, above: frozenset[Path], *, el
             yield from _inside(Path(one.path), below, root, above, elsewhere=outside)
         elif one.is_file():
             _check_no_text(Path(one.path))
-            yield _judged(below, functools.partial(read_file, Path(one.path)), outside)
+            place = Path(one.path)
+            yield _judged(below, functools.partial(read_file, place), functools.partial(_head, place), outside)
         elif linked:
             raise DataError(f"{one.path}, a link that leads nowhere", "links to files or folders", "mend or remove it")
 
@@ -172,6 +201,11 @@ def _check_no_text(path: Path) -> None:
         raise DataError(
             f"{path}, a link that is written as text", "a link to a folder, or the folder", "copy what it names there"
         )
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
 
 
 # ------------------------------------------------------------------------------------------- zips
@@ -199,7 +233,8 @@ def _members(root: Path) -> Iterator[_Met]:
         elif stat.S_ISLNK(about.external_attr >> 16):
             yield _Met(path, None, "a link in a zip")
         else:
-            yield _judged(path, functools.partial(_read_member, archive, root, about))
+            read = functools.partial(_read_member, archive, root, about)
+            yield _judged(path, read, functools.partial(_read_member, archive, root, about, _HEAD))
 
 
 def _is_folder(about: zipfile.ZipInfo) -> bool:
@@ -211,12 +246,13 @@ def _path_of(name: str) -> Folder:
     return tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
 
 
-def _read_member(archive: zipfile.ZipFile, root: Path, about: zipfile.ZipInfo) -> bytes:
+def _read_member(archive: zipfile.ZipFile, root: Path, about: zipfile.ZipInfo, most: int = 0) -> bytes:
+    """most: bytes, 0 for all of them."""
     try:
         if is_bomb(about.compress_size, about.file_size):
             raise ValueError(f"{about.compress_size} bytes that claim to be {about.file_size}")
         with archive.open(about) as file:
-            return file.read(about.file_size + 1)
+            return file.read(most or about.file_size + 1)
     except _ZIP_DAMAGE as error:
         name = about.filename
         raise DataError(f"{root}:{name} does not unpack ({error})", "a whole zip member", "pack the zip anew") from None

@@ -87,7 +87,7 @@ def answer_sum(
         return memory[0]
 
     state = disk.sum_state(client, of.purpose)
-    count = len(images()) if of.purpose == Purpose.RELEASE and state.get("name") != of.name else 0
+    count = disk.counted(images()) if of.purpose == Purpose.RELEASE and state.get("name") != of.name else 0
     site = SumSite(member.rules, member.identity, client, state, count)
     work = Work(lambda name, own, adverts: disk.sums(client, images(), name, own, adverts), target, recalled, held)
     before = dict(state)

@@ -12,7 +12,7 @@ new each time, and added to the true means.
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,16 +86,20 @@ class Findings:
         return bool(self.defects)
 
 
-def audit_release(privacy: Privacy, runs: int = 600, canaries: int = 5_000, seed: int = 0) -> Findings:
+def audit_release(
+    privacy: Privacy, runs: int = 600, canaries: int = 5_000, seed: int = 0, whole_persons: int = 0
+) -> Findings:
     """Attack releases as runs make them, with canaries among the images.
 
-    The unit is the images of one person at one client, `images_per_person` of them; adjacency is replace-one.
+    The unit is the images of one person at one client, `images_per_person` of them, or with `whole_persons` all of
+    them; adjacency is replace-one.
 
     Args:
         privacy: what is promised, and the sampler.
         runs: releases of each of two neighbouring sources, by three clients each.
         canaries: of the attack on one release, half of them in it by coins of `seed`; 5000 at most.
         seed: of coins and canaries, never of noise.
+        whole_persons: images that each person has, of releases that know whose each is; 0 for those that do not.
 
     Raises:
         SettingError: for too few runs, or too few or many canaries.
@@ -104,7 +108,8 @@ def audit_release(privacy: Privacy, runs: int = 600, canaries: int = 5_000, seed
         raise SettingError(
             f"{runs} runs and {canaries} canaries", f"at least 24, and 20 … {_CANARY_SIDE**2 // 2}", "mend the numbers"
         )
-    found = probe(privacy, 2 * runs, seed)
+    privacy = replace(privacy, images_per_person=1) if whole_persons else privacy
+    found = probe(privacy, 2 * runs, seed, whole_persons)
     scores = _scores(found)
     confidence = 1 - (1 - CONFIDENCE) / len(scores)
     delta = privacy.delta
@@ -269,13 +274,17 @@ def noise_at_size(features: FeatureMap, mine: ImageSet, classes: int, privacy: P
         source = SourceLedger(Path(root) / "ledger.jsonl")
         target = Releases(features, classes, privacy, source).of(0, mine)[1].target
     rows = (max(1, classes), -1)
+    known = np.arange(len(mine)) if mine.people is None else np.unique(mine.people, return_inverse=True)[1]
+    place = known + np.array([(known[:row] == known[row]).sum() for row in range(len(mine))])  # says at what shift
     vectors = np.concatenate(
-        [features.vectors(mine.images[at : at + 16], at).cpu().numpy() for at in range(0, len(mine), 16)]
+        [features.vectors(mine.images[at : at + 1], place[at]).cpu().numpy() for at in range(len(mine))]
     )
+    vectors = vectors / np.bincount(known)[known][:, None]
     tags = mine.labels if classes else np.zeros(len(mine), np.int64)
-    means = np.array([vectors[tags == label].sum(0, dtype=np.float64) for label in range(rows[0])]) / len(mine)
+    means = np.array([vectors[tags == label].sum(0, dtype=np.float64) for label in range(rows[0])]) / mine.units
     told = target.moments.reshape(rows)
-    scale = needed(privacy.epsilon, privacy.delta) * privacy.images_per_person * math.sqrt(2) / len(mine)
+    most = 1 if mine.people is not None else privacy.images_per_person
+    scale = needed(privacy.epsilon, privacy.delta) * most * math.sqrt(2) / mine.units
     residuals = (told - means)[(told != 0).any(1)] * grid_of(features, classes).stretch / scale
     return float(np.sqrt((residuals**2).mean()))
 

@@ -7,7 +7,8 @@ Roth, Su 2022, corollary 3.3).  What a discrete sampler changes is bounded in to
 paid for in δ: see `rounding_distance`.
 
 The unit is the images of one person (`images_per_person`) at one client; adjacency is
-replace-one, after the images were dealt to clients.  Importing this needs neither torch nor
+replace-one, after the images were dealt to clients.  Where a client knows its persons the unit is all images of one,
+however many, and n counts persons.  Importing this needs neither torch nor
 dp-accounting; figures need dp-accounting.
 """
 
@@ -23,7 +24,9 @@ from prismfl.errors import DependencyError, PrivacyError
 from prismfl.settings.schema import Privacy
 
 UNIT = "the images of one person at one client, images_per_person of them at most"
+PERSON_UNIT = "all images of one person at one client, of whom each counts once"
 ADJACENCY = "replace-one, after the images were dealt to clients; the number of images is public"
+PERSON_ADJACENCY = "replace-one person, after the images were dealt to clients; the number of persons is public"
 MECHANISMS = ("gaussian", "distributed-gaussian", "gaussian-theta")
 SAMPLERS = {"exact": "OpenDP's discrete Gaussian", "fast": "NumPy's normals, rounded, from system entropy"}
 
@@ -38,7 +41,8 @@ class Entry:
 
     epsilon, delta: what the release alone was asked to give; noise_multiplier: σ / Δ; sigma,
     sensitivity: σ and Δ in units of mean moments; slack: total variation between the noise drawn
-    and rounded Gaussian noise; images: n, dimension: entries of the vector; versions: of libraries.
+    and rounded Gaussian noise; images: n, of persons where the unit is whole ones; dimension: entries of the vector;
+    versions: of libraries.
     sites, colluders, dropouts: of a sum that sites opened together and shared the noise of (mechanism
     `distributed-gaussian`, see `privacy/pooled.py`); n is then that of all of them, and the figures hold against the
     server and so many colluders; 0 of a client's own release.
@@ -81,8 +85,9 @@ class Entry:
             ("sampler", self.sampler in SAMPLERS),
             ("delta", 0 < self.delta < 1),
             ("slack", 0 <= self.slack < 1),
-            ("unit", self.unit == UNIT),
-            ("adjacency", self.adjacency == ADJACENCY),
+            ("unit", self.unit in (UNIT, PERSON_UNIT)),
+            ("adjacency", self.adjacency == (PERSON_ADJACENCY if self.whole_persons else ADJACENCY)),
+            ("images_per_person", self.images_per_person == 1 or not self.whole_persons),
             (
                 "sites",
                 (self.sites > 0) == (self.mechanism == "distributed-gaussian") and self.noises >= (self.sites > 0),
@@ -90,6 +95,11 @@ class Entry:
             ("colluders", self.colluders >= 0),
             ("dropouts", self.dropouts >= 0),
         ]
+
+    @property
+    def whole_persons(self) -> bool:
+        """Whether it protects all images of a person, however many."""
+        return self.unit == PERSON_UNIT
 
     @property
     def noises(self) -> int:
@@ -221,12 +231,14 @@ def compose(entries: Sequence[Entry], delta: float = 0.0, clients_of_a_person: i
 def spent_by_client(entries: Sequence[Entry], images_per_person: int) -> dict[int, tuple[float, float]]:
     """Of each client, the sum of (Δ/σ)² and of slack over its releases, for persons of so many images.
 
-    An entry's Δ is that of its own `images_per_person`; so many times as many images move a sum so many times as far.
+    An entry's Δ is that of its own `images_per_person`; so many times as many images move a sum so many times as far,
+    but one of persons no farther.
     """
     spent: dict[int, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for entry in entries:
         square, slack = spent[entry.client]
-        multiplier = entry.noise_multiplier * entry.images_per_person / images_per_person
+        factor = 1.0 if entry.whole_persons else entry.images_per_person / images_per_person
+        multiplier = entry.noise_multiplier * factor
         spent[entry.client] = (square + entry.count / multiplier**2, slack + entry.count * entry.slack)
     return dict(spent)
 
@@ -268,7 +280,8 @@ def as_asked(entry: Entry, privacy: Privacy) -> bool:
 
     Unit and adjacency are those of the entry.
     """
-    same = all(getattr(entry, name) == getattr(privacy, name) for name in ("epsilon", "delta", "images_per_person"))
+    same = all(getattr(entry, name) == getattr(privacy, name) for name in ("epsilon", "delta"))
+    same = same and (entry.whole_persons or entry.images_per_person == privacy.images_per_person)
     if not same or entry.sampler != privacy.noise or entry.count != 1 or entry.delta >= 1 / entry.images:
         return False
     try:
@@ -281,11 +294,23 @@ def summary_of(entries: Sequence[Entry]) -> str:
     """The guarantee in one line, for people."""
     if not entries:
         return "no formal guarantee: this run released nothing under (ε, δ)"
-    found, most = compose(entries), max(entry.images_per_person for entry in entries)
-    person = "one image" if most == 1 else f"up to {most} images of one person"
+    found, person = compose(entries), protected(entries)
     caution = "" if all(entry.sampler == "exact" for entry in entries) else "; noise by the fast sampler"
     against = "".join(sorted({_against(entry) for entry in entries}))
     return f"({found.epsilon:.4g}, {found.delta:g})-differentially private for {person} at one client{against}{caution}"
+
+
+def covered(entry: Entry) -> str:
+    """How many images of a person a release protects, for a table."""
+    return "all" if entry.whole_persons else str(entry.images_per_person)
+
+
+def protected(entries: Sequence[Entry]) -> str:
+    """What all of these releases protect, for people."""
+    if all(entry.whole_persons for entry in entries):
+        return "all images of one person"
+    most = max(entry.images_per_person for entry in entries)
+    return "one image" if most == 1 else f"up to {most} images of one person"
 
 
 def _against(entry: Entry) -> str:

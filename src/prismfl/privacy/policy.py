@@ -92,11 +92,12 @@ class Policy:
         )
         return Rules(self.sites, colluders, dropouts)
 
-    def check(self, settings: Settings, ledger: SourceLedger, network: str = "") -> None:
+    def check(self, settings: Settings, ledger: SourceLedger, network: str = "", *, persons: bool = False) -> None:
         """Refuse what goes beyond the rules, before an image is read.
 
         settings: what the server asks; ledger: of this site's images; network: SHA-256 of what is matched, once it is
-        known.  Raises PolicyError, whose words hold nothing but what the server asked and what the rules allow;
+        known; persons: whether the site says whose each image is, so that all of a person's are covered.  Raises
+        PolicyError, whose words hold nothing but what the server asked and what the rules allow;
         PrivacyError for a ledger that is not whole.
         """
         privacy, federation = settings.privacy, settings.federation
@@ -121,7 +122,7 @@ class Policy:
                 (
                     "images_per_person",
                     privacy.images_per_person,
-                    privacy.images_per_person >= self.images_per_person,
+                    persons or privacy.images_per_person >= self.images_per_person,
                     f"at least {self.images_per_person}",
                 ),
             ]

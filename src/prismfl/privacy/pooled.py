@@ -4,7 +4,8 @@ Of N sites t may tell the server all that they know and d may vanish.  Each draw
 σ²/(N - t - d), so that whatever N - d of them are left and whichever t collude, the honest ones' noise has variance σ²
 at least (Kairouz, Liu, Steinke, ICML 2021).  Noise beyond that is post-processing.
 
-The unit is the images of one person at one site, `images_per_person` at most; adjacency is replace-one.  One image
+The unit is the images of one person at one site, `images_per_person` at most, or of a site that knows its persons all
+of them; adjacency is replace-one.  One image, or the mean of one person's,
 moves the sum over all sites by √2 · NORM steps whatever its site's size, and n is the number of all images, which is
 public.  Against more than t colluders less noise is left: see `ledger.against`.
 
@@ -43,7 +44,15 @@ def share(scale: float, noises: int) -> int:
 
 
 def plan(
-    grid: Grid, privacy: Privacy, images: int, sites: int, colluders: int, dropouts: int, client: int = 0
+    grid: Grid,
+    privacy: Privacy,
+    images: int,
+    sites: int,
+    colluders: int,
+    dropouts: int,
+    client: int = 0,
+    *,
+    persons: bool = False,
 ) -> tuple[Entry, int]:
     """What a sum will cost each site, known before an image is looked at, and σ of its own share of the noise.
 
@@ -52,11 +61,12 @@ def plan(
     Args:
         grid: of the release.
         privacy: what is asked for.
-        images: n of all sites of the sum.
+        images: n of all sites of the sum, of persons at those that know them.
         sites: N, whose keys each of them pins.
         colluders: t, that may tell the server all that they know.
         dropouts: d, that may vanish.
         client: whose ledger the entry is for.
+        persons: whether it knows its own.
 
     Returns:
         The ledger's entry, and σ in whole steps.
@@ -69,7 +79,7 @@ def plan(
         raise PrivacyError(f"a secure sum by the {privacy.noise} sampler", "exact noise", "leave --noise out")
     steps, noises = grid.sensitivity * privacy.images_per_person, sites - colluders - dropouts
     mine = share(calibrate(privacy.epsilon, privacy.delta, grid.entries, steps) * steps, noises)
-    alone = entry_at(grid, privacy, images, client, mine * math.sqrt(noises))
+    alone = entry_at(grid, privacy, images, client, mine * math.sqrt(noises), persons=persons)
     mechanism = "distributed-gaussian"
     return replace(alone, mechanism=mechanism, sites=sites, colluders=colluders, dropouts=dropouts), mine
 
@@ -83,13 +93,18 @@ def width_of(images: int, sites: int, own: int) -> int:
 
 
 def site_sums(
-    features: FeatureMap, grid: Grid, images: NDArray[np.uint8], labels: NDArray[np.int64], own: int
+    features: FeatureMap,
+    grid: Grid,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    own: int,
+    people: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """A site's exact sums with its share of the noise, σ = `own` steps (0: none): int64 `[G · E]`.
 
-    Unit: the images of one person at one site; adjacency: replace-one.
+    Unit: the images of one person at one site, with `people` all of them; adjacency: replace-one.
     """
-    sums = integer_sums(features, grid, images, labels)
+    sums = integer_sums(features, grid, images, labels, people)
     return (noisy(sums, own, "exact") if own else sums).ravel()
 
 

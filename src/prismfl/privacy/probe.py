@@ -8,7 +8,7 @@ integer sums, the noise, the labels that are dropped, the ledger, the stored fil
 import hashlib
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +87,24 @@ def needed(epsilon: float, delta: float) -> float:
     return float(brentq(excess, 1e-3, 1e6, xtol=1e-12))
 
 
-def probe(privacy: Privacy, runs: int, seed: int = 0) -> Probe:
+def probe(privacy: Privacy, runs: int, seed: int = 0, each: int = 0) -> Probe:
     """So many runs' releases with and without canaries, by turns; unit and adjacency are those of the release.
 
-    The unit is the images of one person at one client, `images_per_person` of them; adjacency is replace-one.
+    The unit is the images of one person at one client, `images_per_person` of them, or where it is known whose each is
+    all of them, `each` of everybody; adjacency is replace-one.
     """
-    coins = np.random.default_rng(seed)
+    coins, of_person = np.random.default_rng(seed), each or privacy.images_per_person
     multiplier = needed(privacy.epsilon, privacy.delta) * privacy.images_per_person
     # As many images that no label of theirs drowns in the noise of its count.
     least = max(_LEAST, math.ceil(10 * math.sqrt(2) / _LABEL_WEIGHT * multiplier))
     sizes = (least, max(_LARGE, 3 * least), least)
     features, found = PixelFeatures(), []
-    whole = [_images(size, coins) for size in sizes]
+    whole = [_images(size, coins, each) for size in sizes]
     for number in range(runs):
         there, whose = number % 2 == 0, number // 2 % CLIENTS
         label = 2 if number // 2 // CLIENTS % 4 == 3 else 1
-        start = int(coins.integers(0, sizes[whose] - privacy.images_per_person + 1))
-        rows = slice(start, start + privacy.images_per_person)
+        start = int(coins.integers(0, sizes[whose] if each else sizes[whose] - of_person + 1)) * max(1, each)
+        rows = slice(start, start + of_person)
         clients = [_with(one, rows, there, label) if at == whose else one for at, one in enumerate(whole)]
         found.append((*_released(features, clients, privacy), there, whose, label, [_means(one) for one in clients]))
     moments, shares, same, present, clients_of, labels, means = (list(column) for column in zip(*found, strict=True))
@@ -124,10 +125,12 @@ def probe(privacy: Privacy, runs: int, seed: int = 0) -> Probe:
     )
 
 
-def _images(count: int, coins: np.random.Generator) -> ImageSet:
-    """Dim images of random patterns, of labels 0 and 1 by turns."""
-    images = (coins.random((count, 1, *SIDES)) < 0.5) * np.uint8(_DIM)
-    return ImageSet(images.astype(np.uint8), np.arange(count) % 2, ("zero", "one", "two"))
+def _images(count: int, coins: np.random.Generator, each: int) -> ImageSet:
+    """Dim images of random patterns, of labels 0 and 1 by turns; each: images of a person, 0 where none are known."""
+    total = count * max(1, each)
+    images, people = (coins.random((total, 1, *SIDES)) < 0.5) * np.uint8(_DIM), np.arange(total) // max(1, each)
+    labels = np.arange(total) % 2
+    return ImageSet(images.astype(np.uint8), labels, ("zero", "one", "two"), people=people if each else None)
 
 
 def _with(whole: ImageSet, rows: slice, there: bool, label: int) -> ImageSet:
@@ -136,7 +139,7 @@ def _with(whole: ImageSet, rows: slice, there: bool, label: int) -> ImageSet:
     images[rows] = 0
     images[rows].reshape(-1, PIXELS)[:, 0 if there else PIXELS - 1] = 255
     labels[rows] = label if there else 0
-    return ImageSet(images, labels, whole.classes)
+    return replace(whole, images=images, labels=labels)
 
 
 def _released(

@@ -15,7 +15,10 @@ divided by n, which is public, never by the number of a label's images.  What is
 noise (labels that drown in it are dropped) is post-processing and costs nothing.
 
 The unit is the images of one person at one client, `images_per_person` at most; adjacency is
-replace-one after the partition.  Noise comes from the operating system, never from the run's seed.
+replace-one after the partition.  Where it is known whose each image is, a person's images make one vector, their mean,
+which is as bounded as theirs; n counts persons, and the unit is all images of one.
+
+Noise comes from the operating system, never from the run's seed.
 """
 
 import json
@@ -33,7 +36,18 @@ from torch import Tensor
 
 from prismfl.errors import DataError, DependencyError, PrivacyError
 from prismfl.moments import Block, FeatureMap, Target
-from prismfl.privacy.ledger import Entry, calibrate, from_json, rounding_distance, to_json, versions
+from prismfl.privacy.ledger import (
+    ADJACENCY,
+    PERSON_ADJACENCY,
+    PERSON_UNIT,
+    UNIT,
+    Entry,
+    calibrate,
+    from_json,
+    rounding_distance,
+    to_json,
+    versions,
+)  # fmt: skip
 from prismfl.settings.schema import Privacy
 
 # Every integer up to it is a float32, and sums of squares below 2^53 are exact in float64.
@@ -133,26 +147,58 @@ def enforce(whole: Tensor, bound: int) -> Tensor:
 
 
 def integer_sums(
-    features: FeatureMap, grid: Grid, images: NDArray[np.uint8], labels: NDArray[np.int64]
+    features: FeatureMap,
+    grid: Grid,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    people: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Sums over images uint8 `[n, C, H, W]`, by label int64 `[n]`: exact int64 `[G, E]`.
 
-    Batches follow the order given: replacing an image changes neither the company nor the place
-    that any other is computed in, so not the last bit of its vector either.  Raises DataError for labels that
-    were not agreed on.
+    people: int64 `[n]`, whose each is: then the sum is over persons, of the mean over each one's images, rounded down.
+    No entry is below 0 and a mean is no longer than the longest, so replacing a person and all of its images moves the
+    sum no farther than replacing an image does.
+
+    Batches follow the order given, and hold images of one person alone where these are known: replacing one changes
+    neither the company nor the place that any other is computed in, so not the last bit of its vector either.  Raises
+    DataError for labels that were not agreed on.
     """
     groups = max(1, grid.classes)
-    sums = np.zeros((groups, grid.width), np.int64)
     tags = labels if grid.classes else np.zeros(len(images), np.int64)
     if tags.shape != (len(images),) or not np.isin(tags, np.arange(groups)).all():
         raise DataError(f"labels {tags.dtype} {list(tags.shape)}", f"0 … {groups - 1}, one an image", "mend the labels")
+    sums = np.zeros((groups, grid.width), np.int64)
+    if people is None:
+        _add_images(sums, features, grid, images, tags, 0)
+        return sums
+    for place, rows in enumerate(np.split(np.argsort(people, kind="stable"), _ends(people))):
+        mine, row = np.unique(tags[rows], return_inverse=True)
+        person = np.zeros((len(mine), grid.width), np.int64)
+        _add_images(person, features, grid, images[rows], row, place)  # neighbours are seen at other shifts
+        sums[mine] += person // len(rows)
+    return sums
+
+
+def _ends(people: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each person's images end among those sorted by person, but for the last: int64 `[persons - 1]`."""
+    return np.asarray(np.cumsum(np.unique(people, return_counts=True)[1])[:-1], np.int64)
+
+
+def _add_images(
+    sums: NDArray[np.int64],
+    features: FeatureMap,
+    grid: Grid,
+    images: NDArray[np.uint8],
+    tags: NDArray[np.int64],
+    first: int,
+) -> None:
+    """Add to int64 `[G, E]` each image's vector in the row of its tag; first: the number of the first of them."""
     for start in range(0, len(images), _BATCH):
         batch = tags[start : start + _BATCH]
-        whole = quantise(features.vectors(images[start : start + _BATCH], start), grid)
+        whole = quantise(features.vectors(images[start : start + _BATCH], first + start), grid)
         for tag in np.unique(batch):
             mine = whole[torch.from_numpy(batch == tag).to(whole.device)]
             sums[tag] += _summed(mine)
-    return sums
 
 
 # -------------------------------------------------------------------------------------- the noise
@@ -213,22 +259,32 @@ class Released:
 def check_sizes(privacy: Privacy, sizes: list[int]) -> None:
     """Raises PrivacyError, before an image is looked at, where no release could give what is asked.
 
-    sizes: images of each client; they are public.
+    sizes: images of each client, or where they are known persons; they are public.
     """
     for client, size in enumerate(sizes):
         if size < 2:
             raise PrivacyError(
-                f"client {client} with {size} images", "at least 2 for a release", "leave the client out"
+                f"client {client} with {size} images or persons", "at least 2 for a release", "leave the client out"
             )
         if privacy.delta >= 1 / size:
             raise PrivacyError(
-                f"privacy.delta = {privacy.delta} with {size} images of client {client}",
+                f"privacy.delta = {privacy.delta} with {size} images or persons of client {client}",
                 f"below 1 / {size} = {1 / size:.2g}",
                 "choose a smaller privacy.delta",
             )
     calibrate(privacy.epsilon, privacy.delta, 1, math.sqrt(2) * NORM)
     if privacy.noise == "exact":
         measurement(1.0)
+
+
+def covered_note(privacy: Privacy, *, persons: bool) -> list[str]:
+    """A line where images_per_person has no effect, for it is known whose each image is."""
+    if not persons or privacy.images_per_person == 1:
+        return []
+    return [
+        "note: it is known whose each image is, so a person counts once and all of its images are covered: "
+        f"privacy.images_per_person = {privacy.images_per_person} changes nothing"
+    ]
 
 
 def release(
@@ -238,39 +294,47 @@ def release(
     classes: int,
     privacy: Privacy,
     client: int = 0,
+    people: NDArray[np.int64] | None = None,
 ) -> Released:
     """Release images uint8 `[n, C, H, W]` with labels int64 `[n]` once, (ε, δ)-differentially private.
 
     The Gaussian mechanism at the analytic calibration (Balle, Wang 2018), on integers; what its
     discrete sampler differs by is paid for in δ.  Unit: the images of one person here, at most
-    `images_per_person`; adjacency: replace-one.  Every call draws new noise and spends anew.
-    Raises PrivacyError, DataError, DependencyError.
+    `images_per_person`, or with `people`, int64 `[n]`, all of them; adjacency: replace-one.  Every call draws new noise
+    and spends anew.  Raises PrivacyError, DataError, DependencyError.
     """
-    grid = grid_of(features, classes)
-    entry, scale = _planned(grid, privacy, len(images), client)
-    drawn = noisy(integer_sums(features, grid, images, labels), scale, privacy.noise)
-    return Released(to_target(drawn, grid, scale, len(images)), entry)
+    grid, units = grid_of(features, classes), len(images) if people is None else len(np.unique(people))
+    entry, scale = _planned(grid, privacy, units, client, persons=people is not None)
+    drawn = noisy(integer_sums(features, grid, images, labels, people), scale, privacy.noise)
+    return Released(to_target(drawn, grid, scale, units), entry)
 
 
-def entry_of(features: FeatureMap, classes: int, privacy: Privacy, images: int, client: int = 0) -> Entry:
-    """What the release of a client's images will cost, known before one of them is looked at.  Raises PrivacyError."""
-    return _planned(grid_of(features, classes), privacy, images, client)[0]
+def entry_of(
+    features: FeatureMap, classes: int, privacy: Privacy, units: int, client: int = 0, *, persons: bool = False
+) -> Entry:
+    """What the release of a client's images will cost, known before one of them is looked at.  Raises PrivacyError.
+
+    units: images, or where `persons` these.
+    """
+    return _planned(grid_of(features, classes), privacy, units, client, persons=persons)[0]
 
 
-def _planned(grid: Grid, privacy: Privacy, images: int, client: int) -> tuple[Entry, int]:
+def _planned(grid: Grid, privacy: Privacy, units: int, client: int, *, persons: bool) -> tuple[Entry, int]:
     """The ledger's entry, and σ in whole steps."""
-    check_sizes(privacy, [images])
-    steps = grid.sensitivity * privacy.images_per_person
+    check_sizes(privacy, [units])
+    steps = grid.sensitivity * (1 if persons else privacy.images_per_person)
     scale = math.ceil(calibrate(privacy.epsilon, privacy.delta, grid.entries, steps) * steps)
-    return entry_at(grid, privacy, images, client, scale), scale
+    return entry_at(grid, privacy, units, client, scale, persons=persons), scale
 
 
-def entry_at(grid: Grid, privacy: Privacy, images: int, client: int, scale: float) -> Entry:
-    """The ledger's entry of a release of n = `images` with noise of σ = `scale` steps.  Raises PrivacyError.
+def entry_at(grid: Grid, privacy: Privacy, units: int, client: int, scale: float, *, persons: bool = False) -> Entry:
+    """The ledger's entry of a release of n = `units` with noise of σ = `scale` steps.  Raises PrivacyError.
 
-    Unit: the images of one person at one client; adjacency: replace-one.
+    Unit: the images of one person at one client, `images_per_person` at most, or where `persons` all of them;
+    adjacency: replace-one.
     """
-    steps, one = grid.sensitivity * privacy.images_per_person, images * grid.scale
+    most = 1 if persons else privacy.images_per_person
+    steps, one = grid.sensitivity * most, units * grid.scale
     return Entry(
         client=client,
         mechanism="gaussian",
@@ -281,9 +345,11 @@ def entry_at(grid: Grid, privacy: Privacy, images: int, client: int, scale: floa
         sigma=scale / one,
         sensitivity=steps / one,
         slack=rounding_distance(grid.entries, scale) if privacy.noise == "exact" else 0.0,
-        images=images,
-        images_per_person=privacy.images_per_person,
+        images=units,
+        images_per_person=most,
         dimension=grid.entries,
+        unit=PERSON_UNIT if persons else UNIT,
+        adjacency=PERSON_ADJACENCY if persons else ADJACENCY,
         versions=versions(),
     )
 

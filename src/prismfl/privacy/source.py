@@ -27,7 +27,17 @@ from prismfl.data.files import make_folder, write_atomic
 from prismfl.data.lock import alone
 from prismfl.errors import BudgetError, PrivacyError
 from prismfl.privacy.chain import Chain
-from prismfl.privacy.ledger import Entry, Guarantee, against_text, epsilon_of, from_json, spent_by_client, to_json
+from prismfl.privacy.ledger import (
+    Entry,
+    Guarantee,
+    against_text,
+    covered,
+    epsilon_of,
+    from_json,
+    protected,
+    spent_by_client,
+    to_json,
+)  # fmt: skip
 
 _PATIENCE = 3600.0  # seconds to wait for another run that draws the same release
 
@@ -283,18 +293,17 @@ def read_ledger(path: Path) -> list[Release]:
 
 def as_text(releases: Sequence[Release], delta: float = 0.0) -> str:
     """A source's ledger for people: a line a release, and what they come to."""
-    lines = ["time                  ε       δ       images  a person's  sampler"]
+    lines = ["time                  ε       δ       n       a person's  sampler"]
     for one in releases:
         entry = one.entry
         state = "" if one.stored else "  (never finished; counted all the same)"
         lines.append(
-            f"{one.time:<21} {entry.epsilon:<7.4g} {entry.delta:<7.1g} {entry.images:<7} {entry.images_per_person:<11} "
+            f"{one.time:<21} {entry.epsilon:<7.4g} {entry.delta:<7.1g} {entry.images:<7} {covered(entry):<11} "
             f"{entry.sampler}{state}"
         )
     lines += [f"  {text}" for text in sorted({against_text(one.entry) for one in releases if one.entry.sites})]
     total = spent_of(releases, delta)
-    most = max(one.entry.images_per_person for one in releases)
-    person = "one image" if most == 1 else f"up to {most} images of one person"
+    person = protected([one.entry for one in releases])
     lines.append(
         f"spent: ε = {_epsilon(total)} at δ = {total.delta:g}, for {person}; "
         f"{total.releases} releases of {total.clients} ways to deal the images to clients; the chain is whole"

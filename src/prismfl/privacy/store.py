@@ -35,11 +35,13 @@ class Releases:
     def of(self, client: int, mine: ImageSet) -> tuple[str, Released]:
         """A client's release, and its name in the source's ledger.
 
-        Unit: the images of one person at this client, `images_per_person` at most; adjacency: replace-one.  Nothing
-        else of the images is ever computed.  Raises PrivacyError, RunFolderError, DataError.
+        Unit: the images of one person at this client, `images_per_person` at most, or where persons are known all of
+        them; adjacency: replace-one.  Nothing else of the images is ever computed.  Raises PrivacyError,
+        RunFolderError, DataError.
         """
         definition = self._definition(client, mine)
-        entry = entry_of(self.features, self.classes, self.privacy, len(mine), client)
+        persons = mine.people is not None
+        entry = entry_of(self.features, self.classes, self.privacy, mine.units, client, persons=persons)
         line, raw = self.source.once(
             definition, self.dealing or definition, entry, lambda: to_bytes(self._drawn(client, mine))
         )
@@ -68,19 +70,20 @@ class Releases:
         """
         grid, one = grid_of(self.features, self.classes), next(iter(adverts.values()))
         images = sum(advert.images for advert in adverts.values())
-        entry, own = plan(grid, self.privacy, images, one.sites, one.colluders, one.dropouts, client)
-        rules = (*self._rules(client), name.hex(), own)
-        definition = name_of(key_of(self.features.fingerprint() + repr(rules), mine, self.classes))
+        rules = (one.sites, one.colluders, one.dropouts)
+        entry, own = plan(grid, self.privacy, images, *rules, client, persons=mine.people is not None)
+        asked = (*self._rules(client), name.hex(), own)
+        definition = name_of(key_of(self.features.fingerprint() + repr(asked), mine, self.classes))
         line, raw = self.source.once(
             definition,
             self.dealing or definition,
             entry,
-            lambda: save({"sums": site_sums(self.features, grid, mine.images, mine.labels, own)}),
+            lambda: save({"sums": site_sums(self.features, grid, mine.images, mine.labels, own, mine.people)}),
         )
         return line.id, load(raw)["sums"], entry
 
     def _drawn(self, client: int, mine: ImageSet) -> Released:
-        return release(self.features, mine.images, mine.labels, self.classes, self.privacy, client)
+        return release(self.features, mine.images, mine.labels, self.classes, self.privacy, client, mine.people)
 
     def _definition(self, client: int, mine: ImageSet) -> str:
         rules = repr(self._rules(client))
@@ -102,11 +105,12 @@ def dealing_of(clients: Iterable[ImageSet]) -> str:
 
 
 def key_of(rules: str, mine: ImageSet, classes: int) -> NDArray[np.uint8]:
-    """Equal keys, equal targets: uint8 `[32]` of the rules, the images and, where they count, the labels."""
+    """Equal keys, equal targets: uint8 `[32]` of the rules, the images and, where they count, labels and persons."""
     digest = hashlib.sha256(rules.encode())
     digest.update(np.ascontiguousarray(mine.images).reshape(-1).data)  # in place: a client's images may be large
     digest.update(repr((mine.images.shape, classes)).encode())
     digest.update(mine.labels.tobytes() if classes else b"")
+    digest.update(b"persons" + mine.people.tobytes() if mine.people is not None else b"")
     return np.frombuffer(digest.digest(), np.uint8)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from prismfl.data.files import write_atomic
 from prismfl.errors import RunFolderError
 from prismfl.generator.modelfile import load_model
-from prismfl.privacy.ledger import ADJACENCY, SAMPLERS, UNIT, Entry, against_text, compose
+from prismfl.privacy.ledger import SAMPLERS, Entry, against_text, compose, covered
 from prismfl.report.grids import Grid, read_grids
 from prismfl.report.look import rendered
 from prismfl.report.runs import Run, read_runs
@@ -141,7 +141,7 @@ def _released(run: Run) -> Section:
 
 # -------------------------------------------------------------------------------------- privacy
 
-_HEADS = ("client", "mechanism", "ε", "δ", "σ / Δ", "releases", "images", "images a person", "sampler")
+_HEADS = ("client", "mechanism", "ε", "δ", "σ / Δ", "releases", "n", "images a person", "sampler")
 
 
 def _promise(run: Run) -> Section:
@@ -150,7 +150,6 @@ def _promise(run: Run) -> Section:
         told = "There is none: the run was made without (ε, δ). What the model tells of a single image is not bounded."
         return Section(title, warnings=[told])
     whole = compose(run.ledger)
-    most = max(entry.images_per_person for entry in run.ledger)
     text = [
         f"Differential privacy with ε = {whole.epsilon:.4g} and δ = {whole.delta:g}. Nothing that anybody concludes "
         f"from the model, or from all that was sent, is more than e^ε = {_factor(whole.epsilon)} times as likely as if "
@@ -160,8 +159,8 @@ def _promise(run: Run) -> Section:
         text.append("By itself so large an ε bounds little: look at the tests and the attack below as well.")
     against = sorted({against_text(one) for one in run.ledger if one.sites})
     facts = {
-        "for whom (unit)": f"{UNIT}: {most} here",
-        "compared with (adjacency)": ADJACENCY,
+        "for whom (unit)": "; ".join(sorted({_unit(entry) for entry in run.ledger})),
+        "compared with (adjacency)": "; ".join(sorted({entry.adjacency for entry in run.ledger})),
         "noise (sampler)": ", ".join(sorted({f"{one.sampler}: {SAMPLERS[one.sampler]}" for one in run.ledger})),
         "weakest client": f"{whole.weakest}, of {whole.clients}",
         **({"against whom": "; ".join(against)} if against else {}),
@@ -172,6 +171,10 @@ def _promise(run: Run) -> Section:
     return Section(title, text, [f"{more} more releases in ledger.json"] * (more > 0), facts, _HEADS, rows)
 
 
+def _unit(entry: Entry) -> str:
+    return entry.unit if entry.whole_persons else f"{entry.unit}: {entry.images_per_person} here"
+
+
 def _factor(epsilon: float) -> str:
     factor = math.exp(min(epsilon, 700))
     return f"{factor:.1f}" if factor < 10 else f"{factor:,.0f}" if epsilon < 20 else f"{factor:.2g}"
@@ -179,7 +182,7 @@ def _factor(epsilon: float) -> str:
 
 def _row(entry: Entry) -> tuple[str, ...]:
     noise = f"{entry.epsilon:.4g}", f"{entry.delta:g}", f"{entry.noise_multiplier:.4g}"
-    counts = str(entry.count), str(entry.images), str(entry.images_per_person)
+    counts = str(entry.count), str(entry.images), covered(entry)
     return str(entry.client), entry.mechanism, *noise, *counts, entry.sampler
 
 

@@ -14,7 +14,7 @@ from prismfl.data.datasets import load_dataset, scaled
 from prismfl.data.description import Description, describe
 from prismfl.data.folder import client_roots
 from prismfl.data.images import ImageSet, Reading, deal, in_channels
-from prismfl.data.partition import partition, uncovered
+from prismfl.data.partition import partition
 from prismfl.errors import DataError, PrivacyError, SettingError
 from prismfl.features.matched import load_matched, overlap_note, overlaps, sibling_note
 from prismfl.features.networks import LoadedNet
@@ -23,7 +23,7 @@ from prismfl.federation.client import ClientKit, make_kit
 from prismfl.generator.layout import SIZES
 from prismfl.generator.network import check_device
 from prismfl.moments import FeatureMap
-from prismfl.privacy.release import check_sizes
+from prismfl.privacy.release import check_sizes, covered_note
 from prismfl.run.environment import cores
 from prismfl.search import precision_of, worth_compiling
 from prismfl.settings.resolve import resolved
@@ -78,11 +78,13 @@ def prepare(
         test = None
     _check_distance(settings)
     parts = partition(train, settings.data, settings.seed)
-    channels = train.images.shape[1]
-    settings = _on_this_machine(resolved(settings, channels, len(train) / len(parts)))
+    channels, sizes = train.images.shape[1], list(map(len, parts))
+    if settings.privacy.epsilon:
+        sizes = _persons(settings, train, parts) or sizes
+    settings = _on_this_machine(resolved(settings, channels, sum(sizes) / len(parts)))
     agreement, loaded = _agreed(settings, channels, train.classes)
     if settings.privacy.epsilon:
-        check_sizes(settings.privacy, [len(part) for part in parts])
+        check_sizes(settings.privacy, sizes)
     clients = deal(train, parts, _scratch(settings))
     warnings = _warnings(settings, loaded, clients, test, described.held_back)
     # A simulator's searches share what was compiled once; of others each would compile anew.
@@ -90,6 +92,19 @@ def prepare(
     steps = settings.federation.rounds * at_a_time * settings.search.local_steps
     kit = _kit(agreement, loaded, compiled=worth_compiling(settings.running.device, steps))
     return Prepared(agreement, kit, clients, test, described, warnings)
+
+
+def _persons(settings: Settings, train: ImageSet, parts: Sequence[NDArray[np.int64]]) -> list[int]:
+    """How many persons each client has, where they are known.  Raises SettingError for persons dealt by label."""
+    if train.people is None:
+        return []
+    if settings.data.partition not in ("iid", "given"):
+        raise SettingError(
+            f"data.partition = {settings.data.partition!r} with epsilon and images whose persons are known",
+            "iid, which deals whole persons, or given",
+            "choose data.partition = 'iid'",
+        )
+    return [len(np.unique(train.people[part])) for part in parts]
 
 
 def _on_this_machine(settings: Settings) -> Settings:
@@ -162,7 +177,7 @@ def _warnings(
     if settings.federation.mode == "one-shot" and not private:
         found.append(_PLAIN_MOMENTS)
     if private:
-        found += uncovered(clients, settings.privacy.images_per_person)
+        found += covered_note(settings.privacy, persons=clients[0].people is not None)
     return tuple(found)
 
 

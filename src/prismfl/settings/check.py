@@ -1,10 +1,11 @@
 """What values a setting may have, alone and together with others."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import Field, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prismfl.errors import SettingError
 
@@ -100,6 +101,8 @@ def check_together(settings: "Settings") -> None:
     data, search, federation = settings.data, settings.search, settings.federation
     _check_alone(settings)
     _check_people(data)
+    slices_from(data.slices)
+    window_from(data.window)
     _check_cohort(settings)
     if data.clients_from:
         _check_fitting(settings, "data.clients_from", "its folders are the clients", _BY_PATTERN)
@@ -181,7 +184,7 @@ def _check_people(data: "Data") -> None:
     """Names of files are a folder's, and only parts that do not look at labels can keep persons whole."""
     if not data.people:
         return
-    check_pattern(data.people)
+    check_people(data.people)
     if data.dataset != "folder":
         got = f"data.people with data.dataset = {data.dataset!r}"
         raise SettingError(got, "'folder': its files have names", "leave it out")
@@ -190,11 +193,59 @@ def _check_people(data: "Data") -> None:
         raise SettingError(got, "iid, which deals whole persons, or given", "choose data.partition = 'iid'")
 
 
-def check_pattern(people: str) -> None:
+def check_people(people: str) -> None:
     """Raises SettingError for a pattern that is none, or that has more than one group to tell a person by."""
+    if people.lower().endswith(".csv"):  # a table
+        return
     try:
         groups = re.compile(people).groups
     except (re.error, RecursionError, OverflowError) as error:
         raise SettingError(f"data.people = {people!r} ({error})", "a regular expression", "mend data.people") from None
     if groups > 1:
         raise SettingError(f"data.people = {people!r} with {groups} groups", "one at most", "write others as (?:…)")
+
+
+# ------------------------------------------------------------------------------------ medical images
+
+_AXES = ("sagittal", "coronal", "axial")  # of voxels that go to the right, to the front and up
+
+
+class Slices(NamedTuple):
+    """Which slices of a volume are images: along an axis (0 to the right, 1 to the front, 2 up), every so many."""
+
+    axis: int
+    every: int
+
+
+def slices_from(text: str) -> Slices:
+    """Slices that a setting asks for, as `axial/4`.  Raises SettingError.
+
+    Examples:
+        >>> slices_from("axial/4"), slices_from("coronal")
+        (Slices(axis=2, every=4), Slices(axis=1, every=1))
+    """
+    match = re.fullmatch(rf"({'|'.join(_AXES)})(?:/([1-9][0-9]{{0,3}}))?", text)
+    if match is None:
+        raise SettingError(
+            f"data.slices = {text!r}", f"one of {', '.join(_AXES)}, with /N for every N-th", "change data.slices"
+        )
+    return Slices(_AXES.index(match[1]), int(match[2] or 1))
+
+
+def window_from(text: str) -> tuple[float, float] | None:
+    """Centre and width of a window that a setting asks for, as `40,400`; None for the file's own.  Raises SettingError.
+
+    Examples:
+        >>> window_from("-600, 1500"), window_from("")
+        ((-600.0, 1500.0), None)
+    """
+    if not text:
+        return None
+    try:
+        centre, width = map(float, text.split(","))
+        if not (math.isfinite(centre) and 0 < width < math.inf):
+            raise ValueError
+    except ValueError:
+        wanted = "two numbers, centre and width, the width above 0, as '40,400'"
+        raise SettingError(f"data.window = {text!r}", wanted, "change data.window") from None
+    return centre, width

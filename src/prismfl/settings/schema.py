@@ -28,7 +28,9 @@ class Data(Section):
     data_dir: str = setting("", "folder (or zip) that holds the data set; with hf, or the data set's name", path=True)
     clients_from: str = setting("", "pattern of one image folder or zip a client, as 'sites/*'", path=True)
     people: str = setting(
-        "", "pattern that tells whose image each file of a folder is, as 'person([0-9]+)': persons are dealt whole"
+        "",
+        "whose image each file of a folder is: a pattern in its name, as 'person([0-9]+)', or a table of files and"
+        " persons (.csv); none: people.csv in the folder says it, or of DICOM files their PatientID",
     )
     fit: str = setting(
         "crop",
@@ -36,7 +38,20 @@ class Data(Section):
         choices=("crop", "pad", "squash"),
         quiet=True,
     )
-    attribute: str = setting("", "what the label is: celeba's attribute, none for Male; hf's column, none for label")
+    slices: str = setting(
+        "axial",
+        "slices of medical volumes that are images: axial, coronal or sagittal ones, with /4 every fourth;"
+        " of DICOM series and frames every so many",
+        quiet=True,
+    )
+    window: str = setting(
+        "", "grey window of medical images, centre and width, as '40,400'; none: the file's own, or all", quiet=True
+    )
+    attribute: str = setting(
+        "",
+        "what the label is: celeba's attribute, Male where nothing is said; hf's column, label where nothing is said;"
+        " of a folder none where its folders are no classes",
+    )
     classes: str = setting("", "classes to keep: names, numbers from 0 and ranges (0-4,7); none keeps all")
     clients: int = setting(
         10, "number of clients; 0, with clients_from alone, takes as many as there are", least=0, most=1_000_000

@@ -19,6 +19,7 @@ from prismfl.errors import ClientError, DataError, RunFolderError
 from prismfl.generator.modelfile import load_model
 from prismfl.moments import FeatureMap
 from prismfl.privacy import store
+from prismfl.privacy.ledger import from_json
 from prismfl.privacy.release import from_bytes
 from prismfl.privacy.source import SourceLedger, read_ledger
 from prismfl.run import folder as runfolder
@@ -74,7 +75,7 @@ def test_private_runs_agree_from_the_same_releases(
     serve(fake(site_nodes), tmp_path / "flower", settings)
 
     def theirs(*arguments):
-        ledger = SourceLedger(Path(site_nodes[100 + arguments[-1]]["ledger"]))
+        ledger = SourceLedger(Path(site_nodes[100 + arguments[5]]["ledger"]))
         (path,) = ledger.folder.glob("*.safetensors")
         return from_bytes(path.read_bytes())
 
@@ -281,15 +282,18 @@ def test_a_run_may_not_search_a_clients_file_names(fake, site_nodes, site_settin
     assert any("is refused" in line and "deals persons" in line for line in notes.lines)
 
 
-def test_a_clients_own_count_of_a_person_is_told_to_it_alone(
+def test_a_site_that_knows_its_persons_protects_them_whole_beside_others(
     fake, site_nodes, site_settings, serve, tmp_path, notes, capfd
 ):
     """Its pattern finds two persons by class folder; the run's, which would find nobody, is not looked for."""
     site_nodes[101]["people"] = "^[ab]"
     settings = site_settings(data={"people": "nobody"}, privacy={"epsilon": 9.0, "delta": 1e-2, "noise": "fast"})
     serve(fake(site_nodes), tmp_path / "run", settings, notes)
-    assert "one person has 4: privacy.images_per_person = 4" in capfd.readouterr().out
-    assert not any("images_per_person" in line for line in notes.lines)
+    said = capfd.readouterr().out
+    assert "images of 2 persons, 2 classes" in said and said.count("8 images, ") == 2
+    assert not any("2 persons" in line for line in notes.lines)
+    told = from_json(load_model(RunFolder(tmp_path / "run").model).ledger)
+    assert [(entry.images, entry.whole_persons) for entry in told] == [(8, False), (2, True), (8, False)]
 
 
 def test_what_is_wrong_with_a_sites_images_stays_at_the_site(

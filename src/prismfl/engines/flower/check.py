@@ -22,7 +22,6 @@ from prismfl.data.description import Description, describe
 from prismfl.data.files import check_writable
 from prismfl.data.images import ImageSet
 from prismfl.data.lock import is_held
-from prismfl.data.partition import uncovered
 from prismfl.data.site import conform, load_site
 from prismfl.engines.flower.reach import Finding, reach
 from prismfl.engines.flower.site import Site
@@ -31,7 +30,7 @@ from prismfl.federation.agreement import Agreement, Reply, agree, cohort, init, 
 from prismfl.federation.client import seal_found
 from prismfl.federation.round import server_update
 from prismfl.generator.network import check_device
-from prismfl.privacy.release import check_sizes
+from prismfl.privacy.release import check_sizes, covered_note
 from prismfl.run.environment import available_mb, hardware, versions
 from prismfl.run.forecast import forecast
 from prismfl.run.prepare import Prepared, agree_on, site_kit
@@ -200,11 +199,11 @@ def look(asked: Checked) -> Iterator[str]:
         counts = np.bincount(mine.labels, minlength=len(mine.classes))
         yield "classes: " + ", ".join(f"{name} {count}" for name, count in zip(mine.classes, counts, strict=True))
     if asked.settings is not None:
-        asked.site.rules().check(asked.settings, asked.site.source())
+        asked.site.rules().check(asked.settings, asked.site.source(), persons=bool(asked.site.people))
         yield "this site's policy answers such a run"
     if settings.privacy.epsilon:
-        check_sizes(settings.privacy, [len(mine)])
-        yield from uncovered([mine], settings.privacy.images_per_person)
+        check_sizes(settings.privacy, [mine.units])
+        yield from covered_note(settings.privacy, persons=mine.people is not None)
     yield from _forecast(settings, mine, described, "such a run" if asked.settings else "a run of default settings")
 
 

@@ -21,7 +21,6 @@ from flwr.clientapp import ClientApp
 from prismfl.data.datasets import ImageSet
 from prismfl.data.description import describe
 from prismfl.data.files import write_atomic
-from prismfl.data.partition import uncovered
 from prismfl.data.site import conform, load_site, only, reported
 from prismfl.engines.clientdisk import ClientDisk, releases_of
 from prismfl.engines.flower.envelope import Ask, Hello, Request, Response, Terms, request_from, to_records
@@ -32,7 +31,7 @@ from prismfl.federation.agreement import Agreement
 from prismfl.federation.client import ClientKit, client_distances, client_update
 from prismfl.federation.handed import is_target, taken, wanted
 from prismfl.moments import Target
-from prismfl.privacy.release import check_sizes
+from prismfl.privacy.release import check_sizes, covered_note
 from prismfl.privacy.store import Releases
 from prismfl.run.folder import RunFolder, read_json
 from prismfl.run.prepare import Prepared, agree_on, prepare, site_kit
@@ -126,8 +125,8 @@ def greet(site: Site, request: Request) -> Hello:
         # For whoever runs this client, and nobody else, as all that is printed here.
         print(describe(mine, 0, settings.data.fit, private=settings.privacy.epsilon > 0).line(), flush=True)
         if settings.privacy.epsilon:
-            check_sizes(settings.privacy, [len(mine)])
-            for line in uncovered([mine], settings.privacy.images_per_person):
+            check_sizes(settings.privacy, [mine.units])
+            for line in covered_note(settings.privacy, persons=mine.people is not None):
                 print(line, flush=True)
     return Hello(site.client, site.token(), False, mine.classes, mine.images.shape[1])
 

@@ -114,7 +114,7 @@ class Site:
         network: SHA-256 of what is matched, once it is known.  Raises PolicyError for a run beyond this site's rules,
         and where the run matches a network that is in a file of no known place.
         """
-        self.rules().check(settings, self.source(), network)
+        self.rules().check(settings, self.source(), network, persons=bool(self.people))
         name = settings.features.features
         if settings.data.people and settings.data.partition != "given":
             raise PolicyError(
