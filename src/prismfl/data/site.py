@@ -56,7 +56,7 @@ def conform(mine: ImageSet, settings: Settings, classes: tuple[str, ...], channe
             "put back the images that were there when the run began",
         )
     numbers = np.array([classes.index(name) for name in mine.classes], np.int64)
-    whole = ImageSet(in_channels(mine.images, channels), numbers[mine.labels], classes)
+    whole = replace(mine, images=in_channels(mine.images, channels), labels=numbers[mine.labels], classes=classes)
     return whole if settings.data.partition != "given" else select_classes(whole, settings.data.classes)
 
 
