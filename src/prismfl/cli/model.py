@@ -12,6 +12,7 @@ from prismfl.errors import SettingError
 from prismfl.run.progress import shown_parts, sized
 
 _MODEL = "A model file, or a run's folder."
+_SAMPLES = 10_000
 _PICTURES = [".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".svg", ".pdf"]
 
 
@@ -61,7 +62,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help=_MODEL)],
     dataset: Annotated[str, typer.Option(help="Data set to judge against [the model's own].")] = "",
     data_dir: Annotated[str, typer.Option(help="Its folder [the model's own].")] = "",
-    samples: Annotated[int, typer.Option(help="Samples the figures are of.")] = 10_000,
+    samples: Annotated[int, typer.Option(help="Samples the figures are of.")] = _SAMPLES,
     seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
     repeats: Annotated[int, typer.Option(help="Sets of samples, of a seed each: means with 95 % intervals.")] = 1,
     metrics: Annotated[
@@ -79,6 +80,12 @@ def evaluate(
         Path | None, typer.Option(help="Picture of samples beside the training images nearest to them: a .png.")
     ] = None,
     pairs_by: Annotated[str, typer.Option(help="Nearest by judge (its features) or by pixels.")] = "judge",
+    protocol: Annotated[
+        str, typer.Option(help="Measure as others do instead: dpimagebench, or prism.", show_default=False)
+    ] = "",
+    classifiers: Annotated[
+        str, typer.Option(help="Of dpimagebench: small, or its own resnet,wideresnet,resnext (hours on a GPU).")
+    ] = "small",
     save: Annotated[bool, typer.Option("--save", help="Write evaluation.json beside the model, for reports.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -86,12 +93,38 @@ def evaluate(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin for each other starve on a busy machine
     from prismfl.run.evaluate import as_text, evaluate_model, save_evaluation
 
+    if protocol:
+        if metrics or pairs or save or repeats != 1 or samples != _SAMPLES:
+            got = "--protocol with --metrics, --pairs, --save, --repeats or --samples"
+            raise SettingError(got, "the protocol alone, which fixes them", "leave them out")
+        _by_protocol(model, protocol, dataset, data_dir, seed, classifiers, inception, device, as_json=as_json)
+        return
     asked = (model, dataset, data_dir, samples, seed, inception, device)
     with shown_parts() as part:
         found = evaluate_model(*asked, repeats=repeats, metrics=metrics, pairs=pairs, pairs_by=pairs_by, part=part)
     print(json.dumps(found, indent=1) if as_json else as_text(found))
     if save:
         print(f"saved {save_evaluation(model, found)}", file=sys.stderr)
+
+
+def _by_protocol(
+    model: Path,
+    protocol: str,
+    dataset: str,
+    data_dir: str,
+    seed: int,
+    classifiers: str,
+    inception: Path | None,
+    device: str,
+    *,
+    as_json: bool,
+) -> None:
+    from prismfl.run.protocol import evaluate_by_protocol, protocol_text
+
+    asked = (model, protocol, dataset, data_dir, seed, classifiers, inception, device)
+    with shown_parts() as part:
+        found = evaluate_by_protocol(*asked, part=part)
+    print(json.dumps(found, indent=1) if as_json else protocol_text(found))
 
 
 def report(

@@ -66,10 +66,8 @@ def worth(
     The same seed gives the same figures on one machine with one number of threads.
     Raises DataError for fewer than ten images, or labels that are none of the test images' classes.
     """
+    check(images, labels, test)
     classes = len(test.classes)
-    enough(test.images, images, LEAST)
-    if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= classes:
-        raise DataError(f"labels {list(labels.shape)} up to {labels.max()}", f"0 … {classes - 1}", "mend the labels")
     draws = Stream(seed, Purpose.CLASSIFIER, round=1).torch_generator()
     plan = _GREY if images.shape[1] == 1 else _COLOUR
     seed_of_weights = int(torch.randint(2**31, (), generator=draws))
@@ -82,8 +80,21 @@ def worth(
     batches = _batches(images, labels, plan, steps, draws)
     with one_thread():
         train_classifier(net, optimiser, batches, steps, smoothing=_SMOOTHING, after=after)
-    right = scores(net, test.images).argmax(1).numpy() == test.labels
-    parts = (right[test.labels == one] for one in range(classes))
+    return accuracies(scores(net, test.images).argmax(1).numpy(), test)
+
+
+def check(images: NDArray[np.uint8], labels: NDArray[np.int64], test: ImageSet) -> None:
+    """Raises DataError for fewer than ten images, or labels int64 `[n]` that are none of the test images' classes."""
+    classes = len(test.classes)
+    enough(test.images, images, LEAST)
+    if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= classes:
+        raise DataError(f"labels {list(labels.shape)} up to {labels.max()}", f"0 … {classes - 1}", "mend the labels")
+
+
+def accuracies(named: NDArray[np.int64], test: ImageSet) -> Worth:
+    """How often test images are named as what they are, int64 `[n]`: in all, and by class."""
+    right = named == test.labels
+    parts = (right[test.labels == one] for one in range(len(test.classes)))
     return Worth(float(right.mean()), tuple(float(part.mean()) if len(part) else None for part in parts))
 
 

@@ -46,7 +46,7 @@ METRICS = {
 _ASKED_ONLY = {"synthetic", "membership"}  # one trains a classifier for each set of samples, one attacks the model
 _OF_CLASSES = {"readability", "synthetic"}
 _DISTANCES = {"fid", "kid", "prdc"}  # by the judge, of samples as of real images
-_OUTSIDE = "these figures are of the model's own data set: publish them, and the ledger does not cover what they tell"
+OUTSIDE = "these figures are of the model's own data set: publish them, and the ledger does not cover what they tell"
 _PAIRS_OUTSIDE = "the picture of pairs shows training images: no guarantee covers it"
 _PAIRS, _PAIRS_ACROSS = 40, 5
 _MOST_RELEASES = 20  # in text
@@ -99,9 +99,9 @@ def evaluate_model(
         check_pairs(pairs, pairs_by)
     network = None if inception is None else load_inception(inception).to(device)
     sampler = load(path, device)
-    trained, ledger = _settings(path, sampler.model.settings), sampler.model.ledger
+    trained, ledger = settings_of(path, sampler.model.settings), sampler.model.ledger
     name = dataset or trained.data.dataset
-    judge = _judge(sampler, trained.data, name, data_dir, network, part)
+    judge = judge_of(sampler, trained.data, name, data_dir, network, part)
     labels = labels_like(judge.test.labels, samples) if sampler.model.labels == judge.train.classes else None
     wanted = judge.applying(asked, samples, labels is not None)
     found = []
@@ -120,7 +120,7 @@ def evaluate_model(
     notes = sibling_note(trained.features.features)
     notes += _cautions(wanted, min(samples, len(judge.test)), samples)
     if ledger and name == trained.data.dataset:
-        notes.append(_OUTSIDE)
+        notes.append(OUTSIDE)
     if pairs is not None:
         notes.append(_PAIRS_OUTSIDE)
     return head | over_seeds(found) | record | tail | ({"warnings": notes} if notes else {})
@@ -153,7 +153,7 @@ def check_pairs(path: Path, space: str) -> None:
     check_writable(path)
 
 
-def show_pairs(sampler: Sampler, judge: "_Judge", path: Path, space: str, seed: int) -> dict[str, Any]:
+def show_pairs(sampler: Sampler, judge: "Judge", path: Path, space: str, seed: int) -> dict[str, Any]:
     """Draw samples, each with the training image nearest to it on its right, and say how near they are.
 
     space: `judge` (its features) or `pixels`, Euclidean.  Figures are median distances to the nearest training
@@ -174,7 +174,7 @@ def show_pairs(sampler: Sampler, judge: "_Judge", path: Path, space: str, seed: 
 
 
 @dataclass(frozen=True)
-class _Judge:
+class Judge:
     """The real images, and what figures need of them: made when first asked for, and only once."""
 
     train: ImageSet
@@ -350,7 +350,8 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *warnings, f"Privacy: {found['privacy']}"])
 
 
-def _judge(sampler: Sampler, trained: Data, name: str, data_dir: str, network: Inception | None, part: Part) -> _Judge:
+def judge_of(sampler: Sampler, trained: Data, name: str, data_dir: str, network: Inception | None, part: Part) -> Judge:
+    """The real images that a model is judged by.  Raises DataError for those that do not fit it."""
     if name == "arrays":
         raise DataError("a model of a caller's arrays", "a data set to judge against", "pass --dataset and --data-dir")
     layout, folder = sampler.model.layout, Path(data_dir) if data_dir else None
@@ -365,7 +366,7 @@ def _judge(sampler: Sampler, trained: Data, name: str, data_dir: str, network: I
     if test.images.shape[1] != layout.channels:
         got, expected = f"images of {test.images.shape[1]} channels", f"{layout.channels}, as the model makes"
         raise DataError(got, expected, "judge against another data set")
-    return _Judge(train, test, network, sampler.device, part)
+    return Judge(train, test, network, sampler.device, part)
 
 
 def _as_trained(part: ImageSet, channels: int) -> ImageSet:
@@ -382,7 +383,8 @@ def _of_classes(train: ImageSet, test: ImageSet, labels: tuple[str, ...]) -> tup
     return real, held_back
 
 
-def _settings(path: Path, text: str) -> Settings:
+def settings_of(path: Path, text: str) -> Settings:
+    """What a model file's own settings say of its images.  Raises ModelFileError."""
     try:
         return images_of(toml_from(text))
     except SettingError as error:
