@@ -360,7 +360,8 @@ def test_a_model_of_some_classes_is_judged_by_these(tiny, tmp_path):
 
 def test_a_near_relation_of_the_judge_is_told_of(model, monkeypatch):
     assert "warnings" not in evaluate_model(model, samples=20, metrics="tone")
-    monkeypatch.setattr(evaluation, "settings_of", lambda *_: Settings(features=Features(features="efficientnet-lite0")))
+    sibling = Settings(features=Features(features="efficientnet-lite0"))
+    monkeypatch.setattr(evaluation, "settings_of", lambda *_: sibling)
     (note,) = evaluate_model(model, samples=20, metrics="tone")["warnings"]
     assert "efficientnet-lite2, is a sibling of the matched network efficientnet-lite0" in note
 
