@@ -1,10 +1,12 @@
 """What a run shows of itself, on a terminal and in a log."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from prismfl.run import progress
 from prismfl.run.progress import LiveWatcher, PlainWatcher, figures, lasting, shown_parts, sized
 
 RECORD = {"round": 0, "loss": 0.63459, "uplink_bytes": 502, "downlink_bytes": 6584}
@@ -140,3 +142,15 @@ def test_after_the_last_round_it_says_what_is_done_still():
         rounds, choosing, measuring = bars(watcher, 80)
     assert "1/1" in rounds and "choosing [the] mask" in choosing
     assert "measuring the distance" in measuring and measuring.endswith("0:00:00"), "it counts up"
+
+
+def test_what_takes_long_at_the_end_is_told_as_it_goes(capsys, monkeypatch):
+    now = iter(range(0, 1000, 6))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    done = progress.begun(PlainWatcher(), "measuring", 40)
+    for _ in range(4):
+        done(10)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "measuring" and told[1].startswith("measuring  10/40") and told[1].endswith("left")
+    notes = []
+    assert progress.begun(SimpleNamespace(note=notes.append), "measuring", 40)(10) == 10 and notes == ["measuring"]

@@ -131,9 +131,9 @@ class Reference:
         half = len(order) // 2
         return frechet(self.features[order[:half]], self.features[order[half:]]) if half > 1 else None
 
-    def distance(self, samples: NDArray[np.uint8]) -> float:
-        """Fréchet distance of samples uint8 `[n, C, H, W]`; see `frechet`."""
-        return frechet(self.features, judge_features(samples, device=self.device))
+    def distance(self, samples: NDArray[np.uint8], after: Callable[[int], object] = int) -> float:
+        """Fréchet distance of samples uint8 `[n, C, H, W]`; see `frechet`.  after: as of `judge_features`."""
+        return frechet(self.features, judge_features(samples, device=self.device, after=after))
 
 
 def frechet(real: NDArray[np.float32], fake: NDArray[np.float32]) -> float:

@@ -247,7 +247,7 @@ def against(entry: Entry, colluders: int) -> float:
     """ε of a sum, at the entry's δ, against the server and so many sites; with all but one, of that site's noise alone.
 
     Unit: the images of one person at one site; adjacency: replace-one.  `dropouts` sites may have vanished besides, as
-    far as there are any left.  Raises PrivacyError for an ε past all bounds.
+    far as there are any left.  Infinite where so little noise is left that δ cannot pay for its sampler.
 
     Examples:
         >>> from prismfl.features.networks import load_features
@@ -262,17 +262,24 @@ def against(entry: Entry, colluders: int) -> float:
     """
     left = max(1, entry.sites - entry.dropouts - colluders)
     part = left / entry.noises  # of the variance; slack goes as its inverse
-    return epsilon_of(entry.noise_multiplier * math.sqrt(part), entry.delta, entry.slack / part)
+    try:
+        return epsilon_of(entry.noise_multiplier * math.sqrt(part), entry.delta, entry.slack / part)
+    except PrivacyError:
+        return math.inf
 
 
 def against_text(entry: Entry) -> str:
     """What the theorem says of a sum, and what is left of it with more colluders: for people."""
     rows = [(more, against(entry, more)) for more in sorted({entry.colluders + 1, entry.sites // 2, entry.sites - 1})]
-    beyond = ", ".join(f"{epsilon:.4g} against {more}" for more, epsilon in rows if more > entry.colluders)
+    beyond = ", ".join(f"{_bound(epsilon)} against {more}" for more, epsilon in rows if more > entry.colluders)
     return (
         f"one sum of {entry.sites} sites, of which {entry.dropouts} may drop out: ε = {entry.epsilon:g} for all images "
         f"against the server and any {entry.colluders} sites" + (f"; {beyond} of them" if beyond else "")
     )
+
+
+def _bound(epsilon: float) -> str:
+    return f"{epsilon:.4g}" if epsilon < math.inf else "no bound"
 
 
 def as_asked(entry: Entry, privacy: Privacy) -> bool:

@@ -1,7 +1,7 @@
 """The live page of a run: read-only, on this machine alone, of what the server knows and nothing else."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from prismfl.report.runs import read_line
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder
 from prismfl.run.loop import Watcher
-from prismfl.run.progress import lasting, sized
+from prismfl.run.progress import begun, lasting, sized
 from prismfl.settings.schema import Settings
 
 NAME = "status.html"
@@ -117,6 +117,13 @@ class Status:
         self.told += 1
         if self.told <= _MOST_PAGES or time.monotonic() - self.written > _QUIET:
             self._write()
+
+    def part(self, name: str, steps: int) -> Callable[[int], object]:
+        """What takes long at the end: a note on the page, and shown as the display shows it."""
+        shown = begun(self.display, name, steps)
+        self.known.notes = [*self.known.notes, f"{time.strftime('%H:%M:%S')}  {name}"][-_NOTES:]
+        self._write()
+        return shown
 
     def _write(self) -> None:
         if self.broken or not (self.root / "config.toml").is_file():

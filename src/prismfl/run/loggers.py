@@ -15,6 +15,7 @@ from typing import Any, Self
 from prismfl.errors import DependencyError, SettingError
 from prismfl.run.folder import reopen
 from prismfl.run.loop import Watcher
+from prismfl.run.progress import begun
 from prismfl.settings.schema import SECTIONS, Settings
 
 
@@ -185,6 +186,10 @@ class Logged:
     def note(self, text: str) -> None:
         """Something worth a line."""
         self.display.note(text)
+
+    def part(self, name: str, steps: int) -> Callable[[int], object]:
+        """What takes long at the end."""
+        return begun(self.display, name, steps)
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         """The run's closing figures, each as `summary/name`."""

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from prismfl.run import folder as runfolder
 from prismfl.run.course import Course, course_of
 from prismfl.run.environment import hardware, versions
 from prismfl.run.folder import RunFolder
+from prismfl.run.progress import begun
 from prismfl.server import ServerState
 from prismfl.settings.toml import to_toml
 from prismfl.sums.server import Enough
@@ -170,10 +171,10 @@ class _Run:
         seed, device = agreement.settings.seed, agreement.settings.running.device
         return finish(agreement.layout, seed, mask, settings, agreement.labels, device)
 
-    def _distance(self, sampler: Sampler, real: Reference) -> float:
+    def _distance(self, sampler: Sampler, real: Reference, after: Callable[[int], object] = int) -> float:
         count = self.agreement.settings.running.distance_samples
         labels = labels_like(real.test.labels, count) if self.agreement.labels else None
-        return real.distance(sampler.sample(count, labels=labels))
+        return real.distance(sampler.sample(count, labels=labels), after)
 
     def _cautions(self, real: int) -> list[str]:
         """Where the closing distances are of too few of the real images."""
@@ -192,8 +193,9 @@ class _Run:
         save_picture(grid_of(sampler), folder.samples(state.round))
         summary = _summary(self.agreement, folder, size, closing) | {"privacy": summary_of(from_json(ledger))}
         if self.real is not None and settings.running.distance_samples:
-            self.watcher.note(f"measuring the distance on {settings.running.distance_samples} samples")
-            summary["fid_judge"] = self._distance(sampler, self.real)
+            count = settings.running.distance_samples
+            after = begun(self.watcher, f"measuring the distance on {count} samples", count)
+            summary["fid_judge"] = self._distance(sampler, self.real, after)
             summary["fid_judge_of_halves"] = self.real.halves
             summary["cautions"] = self._cautions(len(self.real.test))
             summary |= {"outside_guarantee": ["fid_judge", "fid_judge_of_halves"]} if ledger else {}

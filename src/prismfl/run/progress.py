@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -56,6 +56,15 @@ def no_parts(_name: str, _steps: int) -> Callable[[int], object]:
     return int
 
 
+def begun(watcher: Any, name: str, steps: int) -> Callable[[int], object]:
+    """A part of a run's end: shown by a watcher that shows parts, and by others as a note."""
+    shown: Part | None = getattr(watcher, "part", None)
+    if shown is not None:
+        return shown(name, steps)
+    watcher.note(name)
+    return int
+
+
 @contextmanager
 def shown_parts() -> Iterator[Part]:
     """Parts of a command on standard error: a bar each on a terminal, elsewhere a line now and then."""
@@ -70,8 +79,8 @@ def shown_parts() -> Iterator[Part]:
 class PlainParts:
     """A line at most every ten seconds: what is under way, how far it is, and the time that is left of it."""
 
-    def __init__(self) -> None:
-        self.told = time.monotonic()
+    def __init__(self, to: TextIO | None = None) -> None:
+        self.told, self.to = time.monotonic(), to or sys.stderr
 
     def __call__(self, name: str, steps: int) -> Callable[[int], object]:
         """Begin a part."""
@@ -83,7 +92,7 @@ class PlainParts:
             if (now := time.monotonic()) - self.told >= _EVERY:
                 self.told = now
                 left = (now - begun) / max(1, done) * (steps - done)
-                print(f"{name}  {done}/{steps}  {lasting(left)} left", file=sys.stderr, flush=True)
+                print(f"{name}  {done}/{steps}  {lasting(left)} left", file=self.to, flush=True)
 
         return advance
 
@@ -108,6 +117,11 @@ class PlainWatcher:
     def note(self, text: str) -> None:
         """One line."""
         print(text, flush=True)
+
+    def part(self, name: str, steps: int) -> Callable[[int], object]:
+        """A line, and one every ten seconds while it lasts."""
+        self.note(name)
+        return PlainParts(sys.stdout)(name, steps)
 
 
 def figures(record: Mapping[str, Any]) -> str:
@@ -142,9 +156,18 @@ class LiveWatcher(Progress):
         if not training or not training[0].finished:
             self.console.print(text, highlight=False, markup=False)
             return
+        self._close()
+        self.add_task(escape(text), total=None)
+
+    def part(self, name: str, steps: int) -> Callable[[int], object]:
+        """A bar below the others, with the time left."""
+        self._close()
+        return partial(self.advance, self.add_task(escape(name), total=steps))
+
+    def _close(self) -> None:
+        """What went before is done."""
         for task in self.tasks:
             self.update(task.id, total=task.total or 1, completed=task.total or 1)
-        self.add_task(escape(text), total=None)
 
 
 class _Rounds(ProgressColumn):
