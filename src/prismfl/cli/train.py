@@ -120,8 +120,13 @@ def _forecast(settings: Settings) -> None:
     for line in (ready.described.line(), *ready.warnings):
         print(line)
     processes = processes_of(settings, workers)
+    print("trying some steps, to see how long they take on this machine as busy as it is", file=sys.stderr, flush=True)
     found = forecast(ready, workers, processes)
-    print(f"minutes            {found.minutes:.1f} ({workers} clients at a time; without the closing figures)")
+    asked = ready.agreement.settings
+    alone = asked.federation.mode == "one-shot"
+    who = "of the server's search" if alone else f"of each client, {workers} clients at a time"
+    counts = f"{asked.federation.rounds} rounds of {asked.search.local_steps} steps {who}"
+    print(f"minutes            {found.minutes:.1f} ({counts}; without the closing figures)")
     print(f"uplink             about {sized(found.uplink_bytes)}")
     print(f"downlink           about {sized(found.downlink_bytes)}")
     beside = f" ({processes} processes search)" if processes else ""

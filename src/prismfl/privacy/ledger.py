@@ -300,7 +300,7 @@ def as_asked(entry: Entry, privacy: Privacy) -> bool:
 def summary_of(entries: Sequence[Entry]) -> str:
     """The guarantee in one line, for people."""
     if not entries:
-        return "no formal guarantee: this run released nothing under (ε, δ)"
+        return "no formal guarantee: ε was not set"
     found, person = compose(entries), protected(entries)
     caution = "" if all(entry.sampler == "exact" for entry in entries) else "; noise by the fast sampler"
     against = "".join(sorted({_against(entry) for entry in entries}))

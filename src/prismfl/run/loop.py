@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Protocol
@@ -171,10 +171,13 @@ class _Run:
         seed, device = agreement.settings.seed, agreement.settings.running.device
         return finish(agreement.layout, seed, mask, settings, agreement.labels, device)
 
-    def _distance(self, sampler: Sampler, real: Reference, after: Callable[[int], object] = int) -> float:
+    def _distance(self, sampler: Sampler, real: Reference, *, shown: bool = False) -> float:
+        """shown: whether the watcher is told how far it is."""
         count = self.agreement.settings.running.distance_samples
         labels = labels_like(real.test.labels, count) if self.agreement.labels else None
-        return real.distance(sampler.sample(count, labels=labels), after)
+        images = sampler.sample(count, labels=labels)
+        after = begun(self.watcher, f"measuring the distance on {count} samples", count) if shown else int
+        return real.distance(images, after)
 
     def _cautions(self, real: int) -> list[str]:
         """Where the closing distances are of too few of the real images."""
@@ -193,9 +196,8 @@ class _Run:
         save_picture(grid_of(sampler), folder.samples(state.round))
         summary = _summary(self.agreement, folder, size, closing) | {"privacy": summary_of(from_json(ledger))}
         if self.real is not None and settings.running.distance_samples:
-            count = settings.running.distance_samples
-            after = begun(self.watcher, f"measuring the distance on {count} samples", count)
-            summary["fid_judge"] = self._distance(sampler, self.real, after)
+            self.watcher.note(f"making {settings.running.distance_samples} samples")
+            summary["fid_judge"] = self._distance(sampler, self.real, shown=True)
             summary["fid_judge_of_halves"] = self.real.halves
             summary["cautions"] = self._cautions(len(self.real.test))
             summary |= {"outside_guarantee": ["fid_judge", "fid_judge_of_halves"]} if ledger else {}

@@ -106,7 +106,7 @@ class PlainWatcher:
     def started(self, done: int, rounds: int) -> None:
         """The run begins, or goes on after `done` rounds."""
         self.begun, self.first = time.monotonic(), done
-        self.note(f"{rounds} rounds" if not done else f"going on after {done} of {rounds} rounds")
+        self.note(f"{rounds} round{'s' * (rounds != 1)}" if not done else f"going on after {done} of {rounds} rounds")
 
     def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
         """A round is on disk."""
