@@ -94,9 +94,10 @@ def closing(folder: Any, found: Any, report: str) -> None:
         outside = ", outside the guarantee" if found.get("outside_guarantee") else ""
         halves = found.get("fid_judge_of_halves")
         print(f"fid_judge {found['fid_judge']:.2f} (Fréchet distance in the judge network{outside})")
-        if words := in_words(found["fid_judge"], halves):
+        cautions = found.get("cautions", ())
+        if not cautions and (words := in_words(found["fid_judge"], halves)):  # of few images both are bias
             print(f"          {words}")
-        for caution in found.get("cautions", ()):
+        for caution in cautions:
             print(f"          caution: {caution}")
     print(
         f"model    {folder.model} ({found['model_bytes']} bytes, {found['model_bits_per_parameter']:.3f} bits a weight)"

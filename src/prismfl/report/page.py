@@ -126,7 +126,7 @@ def _distance_fact(run: Run) -> _Fact:
     found, halves = (_number(summary.get(key)) for key in ("fid_judge", "fid_judge_of_halves"))
     if found is None:
         return name, "–", "not measured" if run.finished else "measured at the end"
-    told = in_words(found, halves) or "0 is best"
+    told = "of too few images to say much" if summary.get("cautions") else in_words(found, halves) or "0 is best"
     return name, f"{found:.2f}", told + ("; outside the guarantee" if run.private else "")
 
 
