@@ -145,11 +145,13 @@ def test_the_script_is_the_one_that_the_page_allows(plain):
 
 def test_a_distance_is_told_beside_that_of_two_halves_of_real_images(tmp_path, fabricate):
     folder = fabricate(tmp_path / "run")
-    summary = json.loads(folder.summary.read_text()) | {"fid_judge_of_halves": 2.5, "cautions": ["few images"]}
+    summary = json.loads(folder.summary.read_text()) | {"fid_judge_of_halves": 2.5}
     folder.summary.write_text(json.dumps(summary))
+    words = "visibly different: 5.0 times as far as real images are from each other (2.50)"
+    assert words in Page(build_report([folder.root]).read_text()).text
+    folder.summary.write_text(json.dumps(summary | {"cautions": ["fid_judge of 40 images"]}))
     text = Page(build_report([folder.root]).read_text()).text
-    assert "visibly different: 5.0 times as far as real images are from each other (2.50)" in text
-    assert "few images" in text
+    assert words not in text and "of too few images to say much" in text and "fid_judge of 40 images" in text
 
 
 def test_tables_have_their_numbers(plain):
