@@ -167,6 +167,8 @@ def test_files_that_tell_no_patient_are_of_nobody_but_not_beside_others_with_eps
     assert read(tmp_path / "1", files).people is None
     with pytest.raises(DataError, match="1 of 2 images that do not tell whose they are"):
         read(tmp_path / "2", files, private=True)
+    with pytest.raises(DataError, match="1 of 1 images that do not tell whose they are"):
+        read(tmp_path / "3", {"train/1.dcm": files["1.dcm"], "test/2.dcm": files["2.dcm"]}, private=True)
 
 
 # --------------------------------------------------------------------------------------------- NIfTI

@@ -28,9 +28,7 @@ from prismfl.settings.check import Slices, slices_from, window_from
 _MOST_BYTES = 2**32  # of a volume's voxels
 _TAGS = ("PatientID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "Modality")
 _NO_PHOTOGRAPHS = {"SEG", "RTDOSE"}  # masks and doses, which are drawn over images and are none
-_BRIDGE = re.compile(
-    r"(?:^|[/_])(sub-[A-Za-z0-9]+)"
-)  # whose a file is, where names follow the Brain Imaging Data Structure
+_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")  # whose a file is, by the Brain Imaging Data Structure
 
 Planes = Iterator[Image.Image]
 
@@ -44,25 +42,15 @@ def opened(tree: Tree, slices: str, window: str) -> Tree:
     if not any(entry.medical for entry in tree.entries):
         return tree
     which, shown = slices_from(slices), window_from(window)
-    entries, skipped = [entry for entry in tree.entries if not entry.medical], list(tree.skipped)
-    series: dict[tuple[Any, ...], list[tuple[tuple[int, Any], list[Entry]]]] = defaultdict(list)
-    for entry in tree.entries:
-        if entry.medical and is_nifti(entry.path[-1]):
-            entries += _of_nifti(entry, which, shown)
-        elif entry.medical:
-            head = _header(entry)
-            if head is None:
-                skipped.append(("/".join(entry.path), "DICOM without an image"))
-                continue
-            frames = _frames(entry, head, which, shown)
-            known = (entry.path[:-1], str(head.get("SeriesInstanceUID") or entry.path))
-            series[known].append(((_whole(head.get("InstanceNumber"), 0), entry.path), frames))
-    for files in series.values():  # of a series of single images every so many, as of the frames of one file
-        files.sort(key=lambda file: file[0])
-        single = all(len(frames) == 1 for _, frames in files)
-        for _, frames in files[:: which.every] if single else files:
-            entries += frames
-    return replace(tree, entries=tuple(sorted(entries, key=lambda entry: entry.path)), skipped=tuple(sorted(skipped)))
+    files = [entry for entry in tree.entries if entry.medical]
+    volumes = [entry for entry in files if is_nifti(entry.path[-1])]
+    heads = [(entry, _header(entry)) for entry in files if not is_nifti(entry.path[-1])]
+    found = [entry for entry in tree.entries if not entry.medical]
+    found += [image for entry in volumes for image in _of_nifti(entry, which, shown)]
+    found += _of_dicom([(entry, head) for entry, head in heads if head is not None], which, shown)
+    without = [("/".join(entry.path), "DICOM without an image") for entry, head in heads if head is None]
+    skipped = tuple(sorted((*tree.skipped, *without)))
+    return replace(tree, entries=tuple(sorted(found, key=lambda entry: entry.path)), skipped=skipped)
 
 
 class _Volume:
@@ -178,6 +166,20 @@ def _whole(value: Any, otherwise: int) -> int:
         return otherwise
 
 
+def _of_dicom(heads: Sequence[tuple[Entry, Any]], which: Slices, window: tuple[float, float] | None) -> Iterator[Entry]:
+    """The images of DICOM files: of a series of single ones every so many, as of the frames of one file."""
+    series: dict[tuple[Any, ...], list[tuple[int, Any, list[Entry]]]] = defaultdict(list)
+    for entry, head in heads:
+        known = (entry.path[:-1], str(head.get("SeriesInstanceUID") or entry.path))
+        number = _whole(head.get("InstanceNumber"), 0)
+        series[known].append((number, entry.path, _frames(entry, head, which, window)))
+    for files in series.values():
+        files.sort(key=lambda file: file[:2])
+        single = all(len(frames) == 1 for _, _, frames in files)
+        for _, _, frames in files[:: which.every] if single else files:
+            yield from frames
+
+
 def _frames(entry: Entry, head: Any, which: Slices, window: tuple[float, float] | None) -> list[Entry]:
     chosen = range(0, max(1, _whole(head.get("NumberOfFrames"), 1)), which.every)
     person = str(head.get("PatientID") or "").strip()
@@ -285,8 +287,8 @@ def _of_nifti(entry: Entry, which: Slices, window: tuple[float, float] | None) -
     sides = (*shape, 1, 1)[:3]
     along = sides[int(np.flatnonzero(axes == which.axis)[0])] if len(shape) > 2 else 1
     count = len(range(0, along, which.every))
-    bids = _BRIDGE.search("/".join(entry.path))
-    person = bids[1] if bids else "/".join(entry.path)
+    subject = _SUBJECT.search("/".join(entry.path))
+    person = subject[1] if subject else "/".join(entry.path)
     return _entries(entry, count, person, partial(_nifti_planes, which, window))
 
 

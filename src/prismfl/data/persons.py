@@ -97,9 +97,10 @@ def numbered(entries: Sequence[Entry], pattern: str, *, private: bool = False) -
     missing = sum(not entry.person for entry in entries)
     if entries and not missing:
         return _by_name(entry.person for entry in entries)
-    if private and missing < len(entries):
+    scans = any(entry.picture is not None for entry in entries)  # of which a person has many
+    if private and (missing < len(entries) or scans):
         raise DataError(
-            f"{missing} of {len(entries)} images that do not tell whose they are, beside others that do",
+            f"{missing} of {len(entries)} images that do not tell whose they are, beside others that do, or scans",
             "a person for every image, where epsilon is set",
             "name them in people.csv, or by --people PATTERN",
         )
