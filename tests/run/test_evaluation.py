@@ -201,8 +201,9 @@ def test_the_text_has_every_figure_in_one_column_with_intervals_in_brackets(mode
     beside = f"[{shown[0]:.4f}, {shown[1]:.4f}]  (real images {found['kid_judge_of_real']:.4f})"
     assert rows["kid_judge"].endswith(beside)
     assert ("[" in rows["fid_judge"]) == (repeats > 1)
-    words = lines[lines.index(rows["fid_judge"]) + 1]
-    assert f"times as far as real images are from each other ({found['fid_judge_of_real']:.2f})" in words
+    words = f"times as far as real images are from each other ({found['fid_judge_of_real']:.2f})"
+    assert words not in as_text(found), "of 30 images it would say what is not so"
+    assert words in as_text({name: one for name, one in found.items() if name != "warnings"})
     assert "[" not in rows["class_shares"] and "[" not in rows["test_accuracy"]
 
 
@@ -468,3 +469,13 @@ def test_membership_is_measured_when_asked_for(model):
     again = evaluate_model(model, samples=20, metrics="membership", repeats=2)
     assert "membership_auc_over_images" not in again and len(again["membership_auc_interval"]) == 2
     assert any(line.split()[:1] == ["membership_auc"] for line in as_text(found).splitlines())
+
+
+def test_the_runs_own_folder_of_images_is_found_beside_its_model(tiny, tmp_path):
+    data = {"dataset": "folder", "data_dir": tree(tmp_path / "images", 1, "ab"), "partition": "iid"}
+    made = prismfl.train(tiny(data=data), out=tmp_path / "run").folder
+    assert evaluate_model(made.root, samples=20, metrics="fid")["fid_judge"] > 0
+    alone = tmp_path / "model.safetensors"
+    alone.write_bytes(made.model.read_bytes())
+    with pytest.raises(DataError, match="no folder for data set 'folder'"):
+        evaluate_model(alone, samples=20, metrics="fid")

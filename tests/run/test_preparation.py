@@ -1,5 +1,6 @@
 """From settings to a simulation: loading, splitting, and refusals before any training."""
 
+import math
 import tomllib
 from dataclasses import asdict, replace
 
@@ -13,8 +14,10 @@ from prismfl.data.datasets import load_dataset
 from prismfl.errors import DataError, ModelFileError, PrismError, SettingError
 from prismfl.features import matched as matching
 from prismfl.features import networks as features
+from prismfl.privacy.release import entry_of, grid_of
 from prismfl.run.prepare import prepare
 from prismfl.settings.toml import settings_from, to_toml
+from prismfl.sums.rules import usual
 
 
 @pytest.fixture(scope="module")
@@ -296,3 +299,19 @@ def test_networks_that_saw_the_private_images_are_warned_of(tiny, monkeypatch):
     (matched,) = prepare(tiny()).warnings
     assert "the matched network vgg was trained on CIFAR-10" in matched
     assert prepare(tiny(features={"features": "random"})).warnings == ()
+
+
+def test_noise_that_drowns_images_is_warned_of_before_anything_is_released(tiny):
+    """As the release then does: its σ, in the distance's weights, over the square root of the clients."""
+    private = {"epsilon": 9.8, "delta": 1e-5, "noise": "fast"}
+    ready = prepare(tiny(privacy=private))
+    grid = grid_of(ready.kit.features, len(ready.agreement.labels))
+    asked = ready.agreement.settings.privacy
+    entries = [entry_of(ready.kit.features, grid.classes, asked, len(one)) for one in ready.clients]
+    expected = math.sqrt(sum(entry.sigma**2 for entry in entries) * grid.noise) / len(entries)
+    assert ready.noise == pytest.approx(expected, rel=1e-3)
+    less = prepare(tiny(privacy={"epsilon": 9.8, "delta": 1e-5}, federation={"secure_sum": True}))
+    assert less.noise == pytest.approx(ready.noise / math.sqrt(3 - usual(3)[0] - usual(3)[1]), rel=0.01)
+    loud = prepare(tiny(privacy=private | {"epsilon": 0.05}))
+    assert any("times an image's features" in line for line in loud.warnings) and not ready.warnings
+    assert prepare(tiny()).noise == 0

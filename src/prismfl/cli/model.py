@@ -61,7 +61,7 @@ def export(
 def evaluate(
     model: Annotated[Path, typer.Argument(help=_MODEL)],
     dataset: Annotated[str, typer.Option(help="Data set to judge against [the model's own].")] = "",
-    data_dir: Annotated[str, typer.Option(help="Its folder [the model's own].")] = "",
+    data_dir: Annotated[str, typer.Option(help="Its folder [that of the run, in whose folder the model lies].")] = "",
     samples: Annotated[int, typer.Option(help="Samples the figures are of.")] = _SAMPLES,
     seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
     repeats: Annotated[int, typer.Option(help="Sets of samples, of a seed each: means with 95 % intervals.")] = 1,
@@ -161,6 +161,8 @@ def card(
     with shown_parts() as part:
         page = build_card(run, audit, reading, part)
     print(f"{page}\n{page.with_suffix('.md')}")
+    if reading is not None:
+        print("warning: the page shows training images, which no guarantee covers: keep it at home", file=sys.stderr)
 
 
 def fetch(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from prismfl.errors import SettingError
+from prismfl.run.progress import shown_parts
 from prismfl.settings.resolve import matching_of
 from prismfl.settings.schema import Privacy, Settings
 from prismfl.settings.toml import settings_from
@@ -83,7 +84,9 @@ def audit(
     values = {"epsilon": epsilon, "delta": delta, "noise": noise, "images_per_person": images_per_person}
     asked = settings_from({"privacy": values}).privacy
     check_sizes(asked, [100, canaries])
-    found = audit_release(asked, runs, canaries, whole_persons=whole_persons)
+    with shown_parts() as part:
+        after = part("releases attacked", 2 * runs)
+        found = audit_release(asked, runs, canaries, whole_persons=whole_persons, after=after)
     real = _noise_at_default_size(asked)
     trained = _audited_training(epsilon, delta, training_runs) if training_runs else None
     broken = found.broken or real < ROUNDED

@@ -128,6 +128,8 @@ def _forecast(settings: Settings) -> None:
     who = "of the server's search" if alone else f"of each client, {workers} clients at a time"
     counts = f"{asked.federation.rounds} rounds of {asked.search.local_steps} steps {who}"
     print(f"minutes            {found.minutes:.1f} ({counts}; without the closing figures)")
+    if ready.noise:
+        print(f"noise              {ready.noise:.2g} of an image's features, in the mean of all clients")
     print(f"uplink             about {sized(found.uplink_bytes)}")
     print(f"downlink           about {sized(found.downlink_bytes)}")
     beside = f" ({processes} processes search)" if processes else ""

@@ -25,6 +25,7 @@ from prismfl.errors import DataError, DependencyError
 from prismfl.features.efficientnet import JUDGE, load_lite
 from prismfl.features.networks import FeatureNet, LoadedNet, in_batches
 from prismfl.metrics.intervals import Estimate, estimate
+from prismfl.metrics.text import BIASED
 from prismfl.seeding.philox import Purpose, Stream
 
 JUDGE_SIZE = 96  # pixels: at 64 it tells classes less well, at 128 it takes twice as long
@@ -86,7 +87,7 @@ def few(count: int, what: str = "fid_judge") -> list[str]:
     """A caution where a Fréchet distance is of so few images that it is mostly bias, else none."""
     if count >= JUDGE_FEATURES:
         return []
-    return [f"{what} of {count} images, fewer than the judge's {JUDGE_FEATURES} features, is mostly bias: take more"]
+    return [f"{what} of {count} images, fewer than the judge's {JUDGE_FEATURES} features, {BIASED}: take more images"]
 
 
 def enough(real: NDArray[np.generic], fake: NDArray[np.generic], least: int) -> None:

@@ -33,6 +33,7 @@ WITHIN = {
 }
 _BY_CLASS = ("class_shares", "synthetic_by_class", "real_by_class")
 _NO_FIGURES = ("samples", "repeats", "seed", "real_samples")
+BIASED = "is mostly bias"  # what is said of a distance of too few images
 _REAL = "_of_real"
 _FRECHET = ("fid_judge", "fid")
 
@@ -103,8 +104,13 @@ def _figure(name: str, found: Mapping[str, Any]) -> Figure:
         value,
         "[" + ", ".join(map(shown, interval)) + "]" if interval else "",
         "" if real is None else f"(real images {shown(real)})",
-        in_words(found[name], real) if name in _FRECHET else "",
+        in_words(found[name], real) if name in _FRECHET and not _is_biased(found) else "",
     )
+
+
+def _is_biased(found: Mapping[str, Any]) -> bool:
+    """Whether a distance is of so few images that it says little."""
+    return any(BIASED in note for note in found.get("warnings", ()))
 
 
 def _by_class(name: str, found: Mapping[str, Any]) -> str:

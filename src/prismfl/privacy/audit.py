@@ -87,7 +87,12 @@ class Findings:
 
 
 def audit_release(
-    privacy: Privacy, runs: int = 600, canaries: int = 5_000, seed: int = 0, whole_persons: int = 0
+    privacy: Privacy,
+    runs: int = 600,
+    canaries: int = 5_000,
+    seed: int = 0,
+    whole_persons: int = 0,
+    after: Callable[[int], object] = int,
 ) -> Findings:
     """Attack releases as runs make them, with canaries among the images.
 
@@ -100,6 +105,7 @@ def audit_release(
         canaries: of the attack on one release, half of them in it by coins of `seed`; 5000 at most.
         seed: of coins and canaries, never of noise.
         whole_persons: images that each person has, of releases that know whose each is; 0 for those that do not.
+        after: told of each of the 2 · `runs` runs.
 
     Raises:
         SettingError: for too few runs, or too few or many canaries.
@@ -109,7 +115,7 @@ def audit_release(
             f"{runs} runs and {canaries} canaries", f"at least 24, and 20 … {_CANARY_SIDE**2 // 2}", "mend the numbers"
         )
     privacy = replace(privacy, images_per_person=1) if whole_persons else privacy
-    found = probe(privacy, 2 * runs, seed, whole_persons)
+    found = probe(privacy, 2 * runs, seed, whole_persons, after)
     scores = _scores(found)
     confidence = 1 - (1 - CONFIDENCE) / len(scores)
     delta = privacy.delta

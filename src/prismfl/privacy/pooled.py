@@ -15,6 +15,7 @@ it differs from rounded Gaussian noise by is `rounding_distance` of √m s.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from prismfl.moments import FeatureMap, Target
 from prismfl.privacy.ledger import Entry, calibrate, rounding_distance
 from prismfl.privacy.release import NORM, Grid, check_sizes, entry_at, integer_sums, noisy, to_target
 from prismfl.settings.schema import Privacy
+from prismfl.sums.rules import usual
 
 _TAIL = 40  # σ of noise that the ring has room for: beyond is what no run will ever see
 
@@ -112,3 +114,27 @@ def pooled_target(sums: NDArray[np.int64], grid: Grid, images: int, sites: int, 
     """The opened sum int64 `[G · E]` of so many images and sites as a target: post-processing."""
     scale = math.ceil(own * math.sqrt(sites))
     return to_target(sums.reshape(max(1, grid.classes), grid.width), grid, scale, images)
+
+
+def noise_in_mean(grid: Grid, privacy: Privacy, sizes: Sequence[int], *, persons: bool, summed: bool) -> float:
+    """Norm of the noise in the mean of all clients' moments, as the distance sees it; an image's features have norm 1.
+
+    Known before an image is looked at.  Unit and adjacency are those of the releases.
+
+    Args:
+        grid: of the releases.
+        privacy: what is asked for.
+        sizes: images of each client, or where `persons` these.
+        persons: whether it is known whose each image is.
+        summed: whether there is one secure sum, of sites whose policies leave colluders and drop-outs open.
+
+    Raises:
+        PrivacyError: for what no noise gives.
+    """
+    if summed:
+        colluders, dropouts = usual(len(sizes))
+        entry, _ = plan(grid, privacy, sum(sizes), len(sizes), colluders, dropouts, persons=persons)
+        return entry.sigma * math.sqrt(len(sizes) / entry.noises * grid.noise)
+    most = 1 if persons else privacy.images_per_person
+    one = calibrate(privacy.epsilon, privacy.delta) * math.sqrt(2) * most * NORM / grid.scale
+    return math.sqrt(sum(size**-2 for size in sizes) * grid.noise) * one / len(sizes)

@@ -8,6 +8,7 @@ integer sums, the noise, the labels that are dropped, the ledger, the stored fil
 import hashlib
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,11 @@ def needed(epsilon: float, delta: float) -> float:
     return float(brentq(excess, 1e-3, 1e6, xtol=1e-12))
 
 
-def probe(privacy: Privacy, runs: int, seed: int = 0, each: int = 0) -> Probe:
+def probe(privacy: Privacy, runs: int, seed: int = 0, each: int = 0, after: Callable[[int], object] = int) -> Probe:
     """So many runs' releases with and without canaries, by turns; unit and adjacency are those of the release.
 
     The unit is the images of one person at one client, `images_per_person` of them, or where it is known whose each is
-    all of them, `each` of everybody; adjacency is replace-one.
+    all of them, `each` of everybody; adjacency is replace-one.  after: told of each run.
     """
     coins, of_person = np.random.default_rng(seed), each or privacy.images_per_person
     multiplier = needed(privacy.epsilon, privacy.delta) * privacy.images_per_person
@@ -106,6 +107,7 @@ def probe(privacy: Privacy, runs: int, seed: int = 0, each: int = 0) -> Probe:
         start = int(coins.integers(0, sizes[whose] if each else sizes[whose] - of_person + 1)) * max(1, each)
         rows = slice(start, start + of_person)
         clients = [_with(one, rows, there, label) if at == whose else one for at, one in enumerate(whole)]
+        after(1)
         found.append((*_released(features, clients, privacy), there, whose, label, [_means(one) for one in clients]))
     moments, shares, same, present, clients_of, labels, means = (list(column) for column in zip(*found, strict=True))
     told, weights = np.array(moments), _weights(features)

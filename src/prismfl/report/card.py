@@ -113,10 +113,11 @@ def _model(run: Run) -> Section:
         path = run.grids[newest]
         about = "Images that the model made, not chosen."
         picture = Picture(read_grids({newest: path}, _ROOM).shown[-1], f"samples/{path.name}", about)
+    soft = settings.search.mask == "soft"
+    learnt = "how much to keep of each of its weights" if soft else "a choice of which of its weights to keep"
     text = (
         f"The model “{run.name}” makes new images. Several organisations trained it together: images stayed with each "
-        "of them. It is a public random network, and a choice of which of its weights to keep: this choice is "
-        "all that was learned."
+        f"of them. It is a public random network, and {learnt}: that is all that was learned."
     )
     return Section("The model", [text], facts={name: told for name, told in facts.items() if told}, picture=picture)
 
@@ -249,8 +250,14 @@ def _attacked(audit: Mapping[str, Any] | None) -> Section:
     if audit is None:
         return Section(title, ["No result was given (--audit FILE, of prismfl audit --json)."])
     facts = {told: f"{audit[key]:.3g}" for key, told in _BOUNDS.items()}
+    epsilon = audit.get("epsilon")
+    promised = f"promised there was ε = {epsilon:g}." if _number(epsilon) else "the promise must be above them."
     verdict = "the promise is contradicted" if audit["broken"] else "nothing contradicts the promise"
-    text = f"An attacker who knows all but one person's images looked at releases of this program: {verdict}."
+    text = (
+        f"An attacker who knows all but one person's images looked at many small releases that this program made for "
+        f"the purpose, not at this run's: {verdict}. Each figure is what the attack has shown of ε, with 95 % "
+        f"confidence; {promised}"
+    )
     defects = [str(one) for one in audit.get("defects", ())] if isinstance(audit.get("defects"), list) else []
     return Section(title, [text], [verdict, *defects] if audit["broken"] else defects, facts)
 

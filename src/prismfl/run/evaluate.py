@@ -31,7 +31,7 @@ from prismfl.run.folder import RunFolder
 from prismfl.run.progress import Part, no_parts
 from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.schema import Data, Settings
-from prismfl.settings.toml import images_of, toml_from
+from prismfl.settings.toml import images_of, load_settings, toml_from
 
 # What can be asked for, and the fewest images of a side that it means anything of.
 METRICS = {
@@ -72,8 +72,8 @@ def evaluate_model(
     """Figures of a model file against a data set's test images, by name of the figure.
 
     dataset, data_dir: what to judge against; a data set that needs a folder needs it here, for
-    a model file names no folder of its maker.  Without dataset it is the model's own, and of its own
-    data set the model's classes count.
+    a model file names no folder of its maker, unless it lies in its run's folder, which does.  Without dataset it is
+    the model's own, and of its own data set the model's classes count.
     samples: images that every figure is of.  inception: the weights of the FID's Inception-v3,
     which add `fid`, `is` (where there are enough samples) and `inception_sha256`.  repeats: how
     many sets of samples, of seeds `seed … seed + repeats - 1`; for more than one a figure is the
@@ -100,7 +100,7 @@ def evaluate_model(
     network = None if inception is None else load_inception(inception).to(device)
     sampler = load(path, device)
     trained, ledger = settings_of(path, sampler.model.settings), sampler.model.ledger
-    name = dataset or trained.data.dataset
+    name, data_dir = dataset or trained.data.dataset, data_dir or own_data_dir(path, dataset)
     judge = judge_of(sampler, trained.data, name, data_dir, network, part)
     labels = labels_like(judge.test.labels, samples) if sampler.model.labels == judge.train.classes else None
     wanted = judge.applying(asked, samples, labels is not None)
@@ -381,6 +381,12 @@ def _of_classes(train: ImageSet, test: ImageSet, labels: tuple[str, ...]) -> tup
     if real is None or held_back is None:
         raise DataError("no test image of a class that training has", "some", "judge against another data set")
     return real, held_back
+
+
+def own_data_dir(path: Path, dataset: str) -> str:
+    """The folder that a model's run read, where its run folder is at hand and no other data set is asked for."""
+    asked = RunFolder(model_file(path).resolve().parent).config
+    return "" if dataset or not asked.is_file() else load_settings(asked).data.data_dir
 
 
 def settings_of(path: Path, text: str) -> Settings:

@@ -15,7 +15,7 @@ from prismfl.generator.sampling import labels_like, load
 from prismfl.metrics import distances, protocols
 from prismfl.metrics.distances import frechet
 from prismfl.privacy.ledger import from_json, summary_of
-from prismfl.run.evaluate import OUTSIDE, Judge, judge_of, settings_of
+from prismfl.run.evaluate import OUTSIDE, Judge, judge_of, own_data_dir, settings_of
 from prismfl.run.progress import Part, no_parts
 
 _SMALL = "its classifiers are a ResNet-110, a wide ResNet-40-4 and a ResNeXt-29, of which the mean counts; this is one"
@@ -64,6 +64,7 @@ def evaluate_by_protocol(
     network = None if inception is None else load_inception(inception).to(device)
     sampler = load(path, device)
     trained, count = settings_of(path, sampler.model.settings), protocols.SAMPLES[protocol]
+    data_dir = data_dir or own_data_dir(path, dataset)
     judge = judge_of(sampler, trained.data, dataset or trained.data.dataset, data_dir, network, part)
     labelled = len(judge.train.classes) > 1 and sampler.model.labels == judge.train.classes
     made = part("making samples", 1)

@@ -240,7 +240,7 @@ class Running(Section):
     workers: int = setting(0, "clients searched at a time; 0 takes one a core, and a few on a GPU", least=0, most=1024)
     client_threads: int = setting(
         0,
-        "processor threads a search uses; 0: one a client, and up to four where the server searches alone",
+        "processor threads a search uses; 0: one a client; where the server searches alone half the cores, 4 at most",
         least=0,
         most=1024,
     )
