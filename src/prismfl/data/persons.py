@@ -13,6 +13,7 @@ from prismfl.data.images import Labels, read_file
 from prismfl.data.tree import Entry, Folder, Tree
 from prismfl.errors import DataError
 
+_MEND = "mend it, or give the file another name than people.csv"
 _HEADS = ({"file", "person"}, {"filename", "person"}, {"image", "person"})  # of a table's first line, if it has one
 
 
@@ -68,9 +69,11 @@ def _rows(raw: bytes) -> list[tuple[Folder, str]]:
     wanted = "lines 'file,person' in UTF-8"
     try:
         text = raw.decode("utf-8-sig")
-        lines = [row for row in csv.reader(io.StringIO(text), csv.Sniffer().sniff(text[:4096], ",;\t")) if row]
+        first = text.split("\n", 1)[0]
+        lines = [row for row in csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count)) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"a table of persons that does not read ({type(error).__name__})", wanted, "mend it") from None
+        got = f"a table of persons that does not read ({type(error).__name__})"
+        raise DataError(got, wanted, _MEND) from None
     found, columns = list[tuple[Folder, str]](), (0, 1)
     for number, row in enumerate(lines, 1):
         cells = [cell.strip() for cell in row]
@@ -80,7 +83,7 @@ def _rows(raw: bytes) -> list[tuple[Folder, str]]:
             columns = next(at for at, head in enumerate(heads) if head in ("file", "filename", "image")), person
             continue
         if max(columns) >= len(cells) or not all(cells[column] for column in columns):
-            raise DataError(f"line {number} of the table of persons, without a file and a person", wanted, "mend it")
+            raise DataError(f"line {number} of the table of persons, without a file and a person", wanted, _MEND)
         path = PurePosixPath(cells[columns[0]].replace("\\", "/"))
         found.append((tuple(part for part in path.parts if part not in (".", "/")), cells[columns[1]]))
     return found
