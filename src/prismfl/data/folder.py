@@ -300,7 +300,8 @@ def _check_no_clients(root: Path, tree: Tree) -> None:
         raise DataError(
             f"{len(tops)} folders ({shown}) in {root} that have folders of the same names in them",
             "class folders, or a folder a client",
-            "pass --partition given where each is a client's; name the inner ones apart where they are classes",
+            "pass --partition given where each is a client's, or --attribute none where folders are no classes; name "
+            "the inner ones apart where they are",
         )
 
 
