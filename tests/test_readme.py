@@ -78,7 +78,7 @@ def test_every_command_of_the_readme_runs(place):
     for line in commands():
         words = shlex.split(line)[1:]
         if words[0] == "train" and "--dry-run" not in words and "--resume" not in words:
-            words += SMALL
+            words += [*SMALL, *(["--finished-mask", "best"] if "soft" in words else [])]
         if words[0] == "pretrain":
             words += ["--epochs", "1"]
         done = run(words, place)
