@@ -47,7 +47,7 @@ from prismfl.privacy.ledger import (
     rounding_distance,
     to_json,
     versions,
-)  # fmt: skip
+)
 from prismfl.settings.schema import Privacy
 
 # Every integer up to it is a float32, and sums of squares below 2^53 are exact in float64.

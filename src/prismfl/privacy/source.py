@@ -37,7 +37,7 @@ from prismfl.privacy.ledger import (
     protected,
     spent_by_client,
     to_json,
-)  # fmt: skip
+)
 
 _PATIENCE = 3600.0  # seconds to wait for another run that draws the same release
 
