@@ -14,7 +14,7 @@ def data_folder(*parts):
     root = os.environ.get("PRISMFL_DATA")
     if not root:
         pytest.skip("PRISMFL_DATA is unset")
-    if not (path := Path(root, *parts)).exists():
+    if not (path := Path(root, *parts).resolve()).exists():  # some make links to it
         pytest.skip(f"{'/'.join(parts)} is absent from PRISMFL_DATA")
     return path
 
