@@ -90,8 +90,8 @@ def test_a_model_is_measured_as_a_protocol_says(model, monkeypatch):
     assert any("nothing is chosen by them" in one for one in plain["differences"])
 
 
-@pytest.mark.parametrize(("name", "classifiers"), [("other", "small"), ("dpimagebench", "small,vit")])
+@pytest.mark.parametrize(("name", "classifiers"), [("other", "small"), ("dpimagebench", "small,vit"), ("prism", ",")])
 def test_unknown_names_are_refused_before_anything_is_read(name, classifiers, monkeypatch, tmp_path):
     monkeypatch.setattr(measured, "load", None)
-    with pytest.raises(SettingError, match=r"other|vit"):
+    with pytest.raises(SettingError, match=r"other|vit|no classifier"):
         evaluate_by_protocol(tmp_path, name, classifiers=classifiers)

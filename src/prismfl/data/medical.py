@@ -298,9 +298,8 @@ def _nifti_planes(which: Slices, window: tuple[float, float] | None, raw: bytes)
     kind, head = _kind(_unpacked(raw, 1024))
     needed = int(head.get_data_offset()) + math.prod(head.get_data_shape()) * head.get_data_dtype().itemsize
     image = kind.from_bytes(_unpacked(raw, needed))
-    voxels = np.asarray(
-        image.dataobj[(slice(None),) * min(3, image.ndim) + (0,) * (image.ndim - 3)]
-    )  # the first of 4-D
+    first = (slice(None),) * min(3, image.ndim) + (0,) * (image.ndim - 3)  # of many volumes in a file
+    voxels = np.asarray(image.dataobj[first])
     voxels = voxels.reshape((*voxels.shape, 1)[:3])
     turned = library.orientations.io_orientation(image.affine)
     voxels = library.orientations.apply_orientation(voxels, turned)

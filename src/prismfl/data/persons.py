@@ -12,14 +12,10 @@ import numpy as np
 from prismfl.data.images import Labels, read_file
 from prismfl.data.tree import Entry, Folder, Tree
 from prismfl.errors import DataError
+from prismfl.settings.check import is_table
 
 _MEND = "mend it, or give the file another name than people.csv"
 _HEADS = ({"file", "person"}, {"filename", "person"}, {"image", "person"})  # of a table's first line, if it has one
-
-
-def is_table(people: str) -> bool:
-    """Whether what tells persons is a table's file, and no pattern."""
-    return people.lower().endswith(".csv")
 
 
 def told_by_tables(root: Path, tree: Tree, people: str = "") -> Tree:

@@ -90,13 +90,12 @@ def prepare(
     if settings.privacy.epsilon:
         check_sizes(settings.privacy, sizes)
     clients = deal(train, parts, _scratch(settings))
-    features = FeatureMap(loaded, agreement.matching, agreement.layout.channels, agreement.layout.size)
-    noise = _noise(settings, features, agreement.layout.classes, sizes, persons=train.people is not None)
-    warnings = _warnings(settings, loaded, clients, test, described.held_back) + _drowned(noise)
     # A simulator's searches share what was compiled once; of others each would compile anew.
     at_a_time = 1 if settings.federation.mode == "one-shot" else settings.federation.cohort or settings.data.clients
     steps = settings.federation.rounds * at_a_time * settings.search.local_steps
-    kit = make_kit(agreement, features, compiled=worth_compiling(settings.running.device, steps))
+    kit = _kit(agreement, loaded, compiled=worth_compiling(settings.running.device, steps))
+    noise = _noise(settings, kit.features, agreement.layout.classes, sizes, persons=train.people is not None)
+    warnings = _warnings(settings, loaded, clients, test, described.held_back) + _drowned(noise)
     return Prepared(agreement, kit, clients, test, described, warnings, noise)
 
 

@@ -18,7 +18,7 @@ from prismfl.privacy.ledger import from_json, summary_of
 from prismfl.run.evaluate import OUTSIDE, Judge, judge_of, own_data_dir, settings_of
 from prismfl.run.progress import Part, no_parts
 
-_SMALL = "its classifiers are a ResNet-110, a wide ResNet-40-4 and a ResNeXt-29, of which the mean counts; this is one"
+_SMALL = "the mean over its ResNet, wide ResNet and ResNeXt counts: here others were trained, or not all of them"
 _SELECTED = "the benchmark's default chooses the epoch by private images with noise; here samples alone choose"
 _NO_INCEPTION = "no Inception-v3 was given (--inception FILE): distances are by this package's judge"
 _TORCHVISION = "the paper's network is torchvision's Inception-v3; this is the one that FID is defined by"
@@ -60,6 +60,8 @@ def evaluate_by_protocol(
     names = tuple(dict.fromkeys(name.strip() for name in classifiers.split(",") if name.strip()))
     for unknown in (name for name in names if name not in protocols.CLASSIFIERS):
         raise SettingError(f"classifier {unknown!r}", f"some of {', '.join(protocols.CLASSIFIERS)}", "name these")
+    if not names:
+        raise SettingError("no classifier", f"some of {', '.join(protocols.CLASSIFIERS)}", "name one at least")
     check_device(device)
     network = None if inception is None else load_inception(inception).to(device)
     sampler = load(path, device)

@@ -193,9 +193,14 @@ def _check_people(data: "Data") -> None:
         raise SettingError(got, "iid, which deals whole persons, or given", "choose data.partition = 'iid'")
 
 
+def is_table(people: str) -> bool:
+    """Whether what tells persons is a table's file, and no pattern."""
+    return people.lower().endswith(".csv")
+
+
 def check_people(people: str) -> None:
     """Raises SettingError for a pattern that is none, or that has more than one group to tell a person by."""
-    if people.lower().endswith(".csv"):  # a table
+    if is_table(people):
         return
     try:
         groups = re.compile(people).groups
