@@ -574,21 +574,42 @@ def votes_of(moves, count=4000, cohort=10):
     for move in moves:
         u = rng.integers(0, 65536, count).astype(np.uint16)
         mask = np.ones(count, np.bool_) if move is None else u < 32768 + round(65536 * move)
-        yield Vote(mask, NONE, 1, 0, surprise(mask, u, q))
+        yield Vote(mask, NONE, 1, 0, *surprise(mask, u, q))
 
 
 def test_surprise_is_half_the_squared_move_on_average():
     (vote,) = votes_of([0.2], count=400_000)
     assert vote.surprise == pytest.approx(0.2**2 / 2, rel=0.02)
     assert next(votes_of([0.0])).surprise == 0
-    assert surprise(np.zeros(0, np.bool_), *np.zeros((2, 0), np.uint16)) == 0
+    assert surprise(np.zeros(0, np.bool_), *np.zeros((2, 0), np.uint16)) == (0, 0)
 
 
 def test_surprise_looks_both_ways():
     q, u = np.array([100, 100, 100], np.uint16), np.array([90, 110, 65535], np.uint16)
-    assert surprise(np.array([True, False, False]), u, q) == 0
-    assert surprise(np.array([False, True, False]), u, q) == pytest.approx(20 / 3 / 65536)
-    assert surprise(np.array([True, False, True]), u, q) == pytest.approx(65435 / 3 / 65536)
+    assert surprise(np.array([True, False, False]), u, q)[0] == 0
+    assert surprise(np.array([False, True, False]), u, q)[0] == pytest.approx(20 / 3 / 65536)
+    assert surprise(np.array([True, False, True]), u, q)[0] == pytest.approx(65435 / 3 / 65536)
+
+
+def test_what_is_known_of_theta_itself_surprises_as_much_as_masks_of_it():
+    q, u = np.full(200_000, 20000, np.uint16), np.random.default_rng(1).integers(0, 65536, 200_000).astype(np.uint16)
+    theta, none = q + np.random.default_rng(2).integers(0, 20000, len(q)).astype(np.uint16), np.zeros(0, np.bool_)
+    (drawn, chance), (known, sure) = surprise(u < theta, u, q), surprise(none, NONE, NONE, theta, q)
+    assert abs(drawn - known) < 4 * chance < 0.1 * known and sure == 0
+    both = surprise(u < theta, u, q, theta, q)[0]
+    assert both == pytest.approx((drawn + known) / 2)
+
+
+def test_of_few_flips_nobody_is_left_out_by_chance():
+    q, rng, out = np.full(300, 32768, np.uint16), np.random.default_rng(3), []
+    for _ in range(300):
+        screen, tally = Screen(1.5), empty_tally(300, 1)
+        for client in range(5):
+            u = rng.integers(0, 65536, 300).astype(np.uint16)
+            mask = u < 36000
+            tally = screen.add(tally, client, Vote(mask, NONE, 1, 0, *surprise(mask, u, q)))
+        out += screen.close(tally)[1]
+    assert not out
 
 
 def screened(times, moves):

@@ -5,6 +5,7 @@ and a step, for the server and every client alike.  All arithmetic is in 64-bit 
 result is exact, the same on every machine, and independent of the order in which clients arrive.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
@@ -22,6 +23,8 @@ from prismfl.wire.uniforms import Baseline
 ONE = 65536
 MOST_WEIGHT = 2**30  # of a round's clients together: keeps every product below 2^63
 _NO_MASK = np.zeros(0, np.bool_)
+_SURE = 4.0  # standard errors: of honest masks one in 30,000 would be as far by chance
+_NO_ALPHA = np.zeros(0, np.uint16)
 _CHUNK = 65536  # votes that are counted at a time: what fits a cache
 ALPHA_STEP = 256  # of the α layers' changes, in 1 / 65536: eight bits
 _GRAIN = 8  # of a mean over clients of unequal weight: steps a client
@@ -186,7 +189,7 @@ def add_reply(
 class Vote:
     """A client's reply, decoded: its mask bool `[A]`, its α layers uint16 `[N - A]`, its weight and place.
 
-    surprise: how improbable its mask is (see there).
+    surprise: how improbable its mask is (see there); chance: the standard error of that.
     """
 
     mask: NDArray[np.bool_]
@@ -194,38 +197,50 @@ class Vote:
     weight: int
     place: int
     surprise: float
+    chance: float = 0.0
 
     def added(self, tally: Tally) -> Tally:
         """The tally with this vote in it; use the returned one only."""
         return add_reply(tally, self.mask, self.alpha, self.weight, self.place)
 
 
-def surprise(mask: NDArray[np.bool_], u: NDArray[np.uint16], q: NDArray[np.uint16]) -> float:
-    """How improbable a mask is: the mean over entries of |u - θ_t| where it differs from [u < θ_t].
+def surprise(
+    mask: NDArray[np.bool_],
+    u: NDArray[np.uint16],
+    q: NDArray[np.uint16],
+    alpha: NDArray[np.uint16] = _NO_ALPHA,
+    before: NDArray[np.uint16] = _NO_ALPHA,
+) -> tuple[float, float]:
+    """How improbable a reply is, and the standard error of that: the mean over entries of |u - θ_t| where its mask differs from [u < θ_t].
 
-    A client that moved θ by Δ flips an entry where u lies between: its expectation is mean(Δ²) / 2.  Masks
-    that no search has led to flip entries far from u, and have many times as much.
+    A client that moved θ by Δ flips an entry where u lies between: its expectation is mean(Δ²) / 2, which
+    stands in the mean for entries of which θ_k itself is known.  Masks that no search has led to flip entries
+    far from u, and have many times as much.  Flips come one by one by chance: of few of them the mean is uncertain.
 
     Args:
         mask: bool `[n]`.
         u: the uniforms that it was drawn with, uint16 `[n]`.
         q: θ_t · 65536, uint16 `[n]`.
+        alpha: θ_k · 65536 where it is sent itself, uint16 `[m]`.
+        before: θ_t · 65536 of these.
 
     Examples:
         >>> u, q = np.array([16384, 49152], np.uint16), np.array([32768, 32768], np.uint16)
-        >>> surprise(u < q, u, q), surprise(u >= q, u, q)
-        (0.0, 0.25)
+        >>> surprise(u < q, u, q)[0], surprise(u >= q, u, q)[0], surprise(u < q, u, q, u, q)[0]
+        (0.0, 0.25, 0.015625)
     """
-    flips = np.flatnonzero(mask != (u < q))
-    total = int(np.abs(u[flips].astype(np.int64) - q[flips]).sum())
-    return total / 65536 / max(1, len(mask))
+    flips, count = np.flatnonzero(mask != (u < q)), max(1, len(mask) + len(alpha))
+    far = np.abs(u[flips].astype(np.int64) - q[flips])
+    moved = int(np.square(alpha.astype(np.int64) - before).sum())
+    mean = (int(far.sum()) + moved / (2 * ONE)) / ONE / count
+    return mean, math.sqrt(int(np.square(far).sum())) / ONE / count
 
 
 class Screen:
     """Leaves votes out that are `times` as surprising as the median of their round; 0 leaves in all.
 
     With a limit, votes wait for the last one, packed: memory grows with the cohort.  The median of an
-    honest majority bounds what passes.
+    honest majority bounds what passes, but for what chance may do to a mask of few flips.
 
     Examples:
         >>> none, screen, tally = np.zeros(0, np.uint16), Screen(times=2.0), empty_tally(1, 3)
@@ -252,7 +267,7 @@ class Screen:
         most = self.times * median([vote.surprise for vote, _ in self.waiting.values()] or [0.0])
         out: dict[int, str] = {}
         for client, (vote, packed) in sorted(self.waiting.items()):
-            if vote.surprise > most:
+            if vote.surprise - _SURE * vote.chance > most:
                 out[client] = f"a mask of surprise {vote.surprise:.3g}; at most {most:.3g}, from the cohort's median"
                 continue
             mask = np.unpackbits(packed, count=len(tally.votes) - len(vote.alpha)).view(np.bool_)

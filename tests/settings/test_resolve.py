@@ -85,6 +85,25 @@ def test_adam_is_kept_where_all_clients_take_part(federation, keeps):
     assert (plan.keeps_adam, plan.beta1) == (keeps, 0.9 if keeps else 0.5)
 
 
+@pytest.mark.parametrize(
+    ("asked", "screen"),
+    [
+        ({}, 1.5),
+        ({"data": {"clients": 3}}, 0.0),
+        ({"data": {"clients": 40}, "federation": {"cohort": 3}}, 0.0),
+        ({"federation": {"screen": 0.0}}, 0.0),
+        ({"federation": {"screen": 3.0}}, 3.0),
+        ({"federation": {"mode": "one-shot"}}, 0.0),
+        ({"federation": {"secure_sum": True}}, 0.0),
+        ({"federation": {"secure_sum": True}, "privacy": {"epsilon": 3.0}}, 1.5),
+        ({"search": {"mask": "soft"}}, 1.5),
+    ],
+    ids=str,
+)
+def test_the_screen_is_on_where_the_server_sees_enough_masks(asked, screen):
+    assert resolved(settings_from(asked), 1).federation.screen == screen
+
+
 @pytest.mark.parametrize("values", [{}, {"privacy": {"epsilon": 3.0}}, {"search": {"mask": "soft"}}], ids=str)
 def test_resolving_again_changes_nothing_and_reasons_are_comments(values, tmp_path):
     asked = settings_from(values)

@@ -345,7 +345,6 @@ def test_a_network_in_a_file_is_public_as_a_file():
     [
         ("soft", {"search": {"mask": "soft"}, "federation": {"alpha": 0.5}}),
         ("soft", {"search": {"mask": "soft"}, "federation": {"uplink": "fewest"}}),
-        ("soft", {"search": {"mask": "soft"}, "federation": {"screen": 3.0}}),
         ("soft", {"search": {"mask": "soft"}, "federation": {"finished_mask": "half"}}),
         ("one-shot", {"federation": {"mode": "one-shot", "alpha": 0.5}}),
         ("one-shot", {"federation": {"mode": "one-shot", "uplink": "half"}}),

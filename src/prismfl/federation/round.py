@@ -240,7 +240,8 @@ def _heard(
     changes = decode_changes(update.alpha, alpha) * ALPHA_STEP
     theta = np.clip(alpha.q + changes, 0, 65535).astype(np.uint16)
     news = News(update.loss, distance_of(drawn, u, entries.q))
-    return Vote(mask, theta, update.weight, draws.place(rank), surprise(drawn, u, entries.q)), news
+    far = surprise(drawn, u, entries.q, theta, alpha.q)
+    return Vote(mask, theta, update.weight, draws.place(rank), *far), news
 
 
 def averaged(

@@ -83,12 +83,13 @@ def _range_text(kind: Any, limits: Mapping[str, Any]) -> str:
 _Fitting = Mapping[str, tuple[Any, ...]]
 # What a choice leaves without effect, by the values that fit it: the first is expected, others say the same.
 _BY_PATTERN = {"data.dataset": ("folder",), "data.partition": ("given",), "data.data_dir": ("",)}
-_NO_MASKS: _Fitting = {"federation.uplink": ("auto",), "federation.draws": ("stratified",), "federation.screen": (0.0,)}
-_ONE_SHOT = {"federation.mada": ("off",), "federation.alpha": (0.0,), **_NO_MASKS}
+_NO_MASKS: _Fitting = {"federation.uplink": ("auto",), "federation.draws": ("stratified",)}
+_NO_SCREEN: _Fitting = {"federation.screen": (0.0, -1.0)}
+_ONE_SHOT = {"federation.mada": ("off",), "federation.alpha": (0.0,), **_NO_SCREEN, **_NO_MASKS}
 _SOFT = {"federation.alpha": (1.0, 0.0), **_NO_MASKS, "federation.finished_mask": ("best",)}
 
 _SUMMED: _Fitting = {
-    "federation.screen": (0.0,),
+    **_NO_SCREEN,
     "federation.alpha": (0.0,),
     "search.mask": ("binary",),
     "federation.uplink": ("auto", "half", "whole"),
@@ -157,7 +158,7 @@ def _value(settings: "Settings", key: str) -> Any:
 
 def _check_alone(settings: "Settings") -> None:
     """Ranges with a gap, which the limits of a field cannot say."""
-    for key in ("search.final_rate", "federation.initial_certainty"):
+    for key in ("search.final_rate", "federation.initial_certainty", "federation.screen"):
         # At least 0; only what stands for another rule is below it.
         if -1 < (value := _value(settings, key)) < 0:
             raise SettingError(f"{key} = {value}", "a number ≥ 0, or -1", f"change {key}")

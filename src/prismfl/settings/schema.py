@@ -170,9 +170,10 @@ class Federation(Section):
     alpha: float = setting(0.0, "PRISM-α: share of the last layers that send keep-probabilities", least=0.0, most=1.0)
     client_weights: str = setting("equal", "weight of a client in the average", choices=("equal", "size"))
     screen: float = setting(
-        0.0,
-        "leave out a client whose mask is more than so many times as improbable as the cohort's median; 0 for none",
-        least=0.0,
+        float(AUTO),
+        "leave out a client whose mask is more than so many times as improbable as the cohort's median; 0 for none; "
+        "-1: 1.5 from 4 clients a round, none where the server sees sums of masks alone",
+        least=AUTO,
         most=1000.0,
     )
     initial_certainty: float = setting(
