@@ -2,8 +2,9 @@
 
     PRISMFL_DATA=data python experiments/honest.py experiments/screen/*.toml --seeds 0 1 2 3 4
 
-A line a client and round goes to `--out`: the surprise of its mask over the cohort's median (`prismfl.server.surprise`),
-and how it agrees with the others: the correlation of its flips with the sum of theirs, in standard deviations of chance.
+A line a client and round goes to `--out`: the surprise of its mask over the cohort's median (see
+`prismfl.federation.screen`), and how it agrees with the others: its flips times the sum of theirs, in standard
+deviations of chance.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ from run import load_row, provenance, row_settings
 import prismfl
 from prismfl.engines.processes import keep_freed_memory
 from prismfl.federation import round as rounds
-from prismfl.server import Screen, Tally, Vote
+from prismfl.federation.screen import Screen, Vote
+from prismfl.server import Tally
 
 _NAMES = ("row", "seed", "round", "client", "surprise", "ratio", "agreement", "left_out", "commit", "date", "hardware")
 
@@ -29,9 +31,9 @@ _NAMES = ("row", "seed", "round", "client", "surprise", "ratio", "agreement", "l
 class Watched(Screen):
     """A screen that notes what it is shown."""
 
-    lines: list[dict[str, Any]] = []
-    flips: dict[int, NDArray[np.int8]] = {}
-    shown: dict[int, Vote] = {}
+    lines: ClassVar[list[dict[str, Any]]] = []
+    flips: ClassVar[dict[int, NDArray[np.int8]]] = {}
+    shown: ClassVar[dict[int, Vote]] = {}
 
     def add(self, tally: Tally, client: int, vote: Vote) -> Tally:
         """Note it, and take it in."""
@@ -61,7 +63,7 @@ class Watched(Screen):
 
 
 def watched_heard(heard: Any) -> Any:
-    """`_heard` of a round, which notes a client's flips besides: 1 where it keeps an entry that θ_t would not, -1, 0."""
+    """`_heard` of a round, which notes flips besides: 1 where a client keeps an entry that θ_t would not, else -1."""
 
     def around(agreement: Any, state: Any, client: int, rank: int, size: int, reply: bytes) -> Any:
         vote, news = heard(agreement, state, client, rank, size, reply)

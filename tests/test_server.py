@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 
 from prismfl import server
 from prismfl.errors import MessageError
+from prismfl.federation.screen import Screen, Vote, surprise
 from prismfl.generator.layout import Layout, frozen_signs
 from prismfl.seeding.philox import Purpose
 from prismfl.server import (
     ALPHA_STEP,
-    Screen,
     ServerState,
-    Vote,
     add_reply,
     advance,
     balanced,
@@ -26,7 +25,6 @@ from prismfl.server import (
     public_dither,
     round_to_step,
     rounded,
-    surprise,
 )
 from prismfl.settings.schema import Federation
 from prismfl.wire.uniforms import Baseline, Draws, baseline

@@ -65,7 +65,7 @@ class SearchResult:
 
 
 def rate_at(settings: Settings, round_index: int) -> float:
-    """Learning rate of a round: half a cosine from the first to `final_rate` of it.
+    """Learning rate of a round: half a cosine from the first to `final_rate` of it, of each mask anew.
 
     Args:
         settings: resolved ones.
@@ -78,9 +78,30 @@ def rate_at(settings: Settings, round_index: int) -> float:
         >>> [round(rate_at(settings, turn), 2) for turn in range(3)]
         [1.0, 0.65, 0.3]
     """
-    done = round_index / max(1, settings.federation.rounds - 1)
+    _, first, rounds = phase_of(settings, round_index)
+    done = (round_index - first) / max(1, rounds - 1)
     low = settings.search.final_rate
     return first_rate(settings) * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def phase_of(settings: Settings, round_index: int) -> tuple[int, int, int]:
+    """Which mask of an ensemble a round searches: its number, its first round, and its rounds.
+
+    Args:
+        settings: resolved ones.
+        round_index: from 0.
+
+    Examples:
+        >>> from prismfl.settings.toml import settings_from
+        >>> settings = settings_from({"federation": {"rounds": 5, "mode": "one-shot"}, "search": {"ensemble": 2}})
+        >>> [phase_of(settings, turn) for turn in range(5)]
+        [(0, 0, 2), (0, 0, 2), (1, 2, 3), (1, 2, 3), (1, 2, 3)]
+    """
+    rounds, masks = settings.federation.rounds, settings.search.ensemble
+    ends = [rounds * (mask + 1) // masks for mask in range(masks)]
+    mask = min(sum(end <= round_index for end in ends), masks - 1)
+    first = ends[mask - 1] if mask else 0
+    return mask, first, ends[mask] - first
 
 
 def precision_of(name: str, device: str) -> str:

@@ -61,6 +61,20 @@ def test_onnx_makes_pytorchs_images_in_batches_of_any_size(onnx, tmp_path, layou
         assert np.abs((values + 1) * 127.5 - wanted).max() < 0.51
 
 
+def test_of_an_ensemble_the_graph_is_told_which_mask(onnx, tmp_path):
+    layout = LAYOUTS[1]
+    one = model_of(layout)
+    other = finish(layout, 1, ~one.mask, "")
+    save_model(one.of_parts((*one.parts, *other.parts)), tmp_path / "m")
+    assert export.export(tmp_path / "m", tmp_path / "m.onnx").difference < 1e-4
+    latents = Stream(4, Purpose.LATENT).normals(6 * layout.latent).reshape(6, -1)
+    session = export.session((tmp_path / "m.onnx").read_bytes())
+    for number, alone in enumerate((one, one.of_parts(other.parts))):
+        fed = {"latents": latents, "labels": np.arange(6) % 3, "mask": np.array(number)}
+        (images,) = session.run(["images"], fed)
+        assert np.abs(images.astype(int) - Sampler(alone).sample(6, seed=4)).max() <= 1
+
+
 def test_a_weight_takes_a_byte(onnx, tmp_path):
     layout = Layout(32, 1, 16, 64)
     save_model(model_of(layout), tmp_path / "m")

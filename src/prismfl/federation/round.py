@@ -26,19 +26,9 @@ from prismfl.federation.record import (
     mean_by_layer,
     mean_distance,
 )
+from prismfl.federation.screen import Screen, Vote, surprise
 from prismfl.seeding.philox import Purpose
-from prismfl.server import (
-    ALPHA_STEP,
-    Average,
-    Screen,
-    ServerState,
-    Tally,
-    Vote,
-    empty_tally,
-    public_dither,
-    round_to_step,
-    surprise,
-)
+from prismfl.server import ALPHA_STEP, Average, ServerState, Tally, empty_tally, public_dither, round_to_step
 from prismfl.wire import frames as message
 from prismfl.wire.masks import decode_changes, decode_mask, encode_step
 from prismfl.wire.uniforms import baseline

@@ -1,13 +1,13 @@
 """One self-describing file for a finished model: seed, layout, packed mask, BatchNorm statistics.
 
 safetensors with three tensors: `mask` uint8 `[ceil(N / 8)]`, or of soft masks `soft` uint8 `[ceil(N / 2)]`, two
-weights a byte, the first one in its low bits; `norm_mean` and `norm_var` float32 `[sum(norms)]`.  Everything else is
-JSON in its metadata under `prismfl`.  Needs NumPy alone.
+weights a byte, the first one in its low bits; `norm_mean` and `norm_var` float32 `[sum(norms)]`.  Of an ensemble
+the second mask has `mask.1` and so on.  Everything else is JSON in its metadata under `prismfl`.  Needs NumPy alone.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,19 @@ from prismfl.generator.layout import SOFT_ONE, Layout, Mask, frozen_signs
 from prismfl.wire.masks import pack_mask, unpack_mask
 
 FORMAT = "prismfl-model-2"
+ENSEMBLE = "prismfl-model-3"  # of several masks, which readers of the other would not see
+MOST_MASKS = 64
 # What reading a file that is none of ours may raise.
 _FOREIGN = SafetensorError, PrismError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One mask of a model, and the BatchNorm statistics of the network that it makes; see `Model`."""
+
+    mask: Mask
+    norm_mean: NDArray[np.float32]
+    norm_var: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,7 @@ class Model:
         settings: TOML text of the run.
         ledger: releases of private data; empty: there is no privacy guarantee.
         labels: names of the labels that images are made by; empty: it takes none.
+        more: further masks of the same frozen weights, of an ensemble: images take turns among all of them.
     """
 
     layout: Layout
@@ -50,6 +62,18 @@ class Model:
     settings: str
     ledger: tuple[Any, ...] = ()
     labels: tuple[str, ...] = ()
+    more: tuple[Part, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All masks with their statistics, the first one as well."""
+        return Part(self.mask, self.norm_mean, self.norm_var), *self.more
+
+    def of_parts(self, parts: tuple[Part, ...]) -> "Model":
+        """The same model with these masks in place of its own."""
+        first, *more = parts
+        changed = {"mask": first.mask, "norm_mean": first.norm_mean, "norm_var": first.norm_var}
+        return replace(self, **changed, more=tuple(more))  # type: ignore[arg-type]
 
 
 def save_model(model: Model, path: Path) -> int:
@@ -63,7 +87,7 @@ def save_model(model: Model, path: Path) -> int:
         Its size in bytes.
     """
     about = {
-        "format": FORMAT,
+        "format": ENSEMBLE if model.more else FORMAT,
         "seed": model.seed,
         "layout": asdict(model.layout),
         "labels": list(model.labels),
@@ -71,7 +95,12 @@ def save_model(model: Model, path: Path) -> int:
         "settings": model.settings,
         "ledger": list(model.ledger),
     }
-    tensors: dict[str, NDArray[Any]] = {**_packed(model.mask), "norm_mean": model.norm_mean, "norm_var": model.norm_var}
+    if model.more:
+        about["masks"] = len(model.parts)
+    tensors: dict[str, NDArray[Any]] = {}
+    for index, part in enumerate(model.parts):
+        named: dict[str, NDArray[Any]] = {**_packed(part.mask), "norm_mean": part.norm_mean, "norm_var": part.norm_var}
+        tensors |= {name + _suffix(index): values for name, values in named.items()}
     about["sha256"] = _content_hash(about, tensors)
     raw = save_tensors(tensors, {"prismfl": json.dumps(about)})
     write_atomic(path, raw)
@@ -123,16 +152,15 @@ def _parse(path: str | Path, raw: bytes) -> Model:
     tensors = load_tensors(raw)
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     about = json.loads(header["__metadata__"]["prismfl"])
-    if about["format"] != FORMAT:
+    if about["format"] not in (FORMAT, ENSEMBLE):
         raise _refuse(path, f"has format {about['format']!r}")
     if about.pop("sha256") != _content_hash(about, tensors):
         raise _refuse(path, "holds other bytes than were saved")
     layout = Layout(**about["layout"])
-    name, each = ("soft", 2) if "soft" in tensors else ("mask", 8)
-    # The mask's length bounds N before anything of size N is made.
-    if layout.count > each * tensors[name].size:
-        raise _refuse(path, f"holds {tensors[name].size} mask bytes for {layout.count} weights")
-    mask = _unpacked(tensors[name], layout.count) if each == 2 else unpack_mask(tensors[name].tobytes(), layout.count)
+    masks = about["masks"] if about["format"] == ENSEMBLE else 1
+    if not isinstance(masks, int) or not 1 <= masks <= MOST_MASKS:
+        raise _refuse(path, f"holds {masks!r} masks")
+    parts = [_part(path, layout, tensors, _suffix(index)) for index in range(masks)]
     if not isinstance(about["settings"], str) or not isinstance(about["ledger"], list):
         raise _refuse(path, "holds unusable settings or ledger")
     names = about["labels"]
@@ -140,20 +168,38 @@ def _parse(path: str | Path, raw: bytes) -> Model:
         raise _refuse(path, "holds labels that are no text")
     if len(names) != layout.classes or len(set(names)) != len(names):
         raise _refuse(path, f"holds {len(set(names))} different labels for {layout.classes}")
-    if not all(_usable(tensors[name], layout) for name in ("norm_mean", "norm_var")) or tensors["norm_var"].min() < 0:
-        raise _refuse(path, "holds unusable BatchNorm statistics")
     if about["signs_sha256"] != _signs_hash(layout, about["seed"]):
         raise _refuse(path, "was made with other frozen weights than its seed gives here")
+    first, *more = parts
     return Model(
         layout,
         about["seed"],
-        mask,
-        tensors["norm_mean"],
-        tensors["norm_var"],
+        first.mask,
+        first.norm_mean,
+        first.norm_var,
         about["settings"],
         tuple(about["ledger"]),
         tuple(about["labels"]),
+        tuple(more),
     )
+
+
+def _suffix(index: int) -> str:
+    """What the names of a mask's tensors end in."""
+    return f".{index}" if index else ""
+
+
+def _part(path: str | Path, layout: Layout, tensors: dict[str, NDArray[Any]], suffix: str) -> Part:
+    name, each = ("soft", 2) if f"soft{suffix}" in tensors else ("mask", 8)
+    stored = tensors[name + suffix]
+    # The mask's length bounds N before anything of size N is made.
+    if layout.count > each * stored.size:
+        raise _refuse(path, f"holds {stored.size} mask bytes for {layout.count} weights")
+    mask = _unpacked(stored, layout.count) if each == 2 else unpack_mask(stored.tobytes(), layout.count)
+    mean, var = tensors[f"norm_mean{suffix}"], tensors[f"norm_var{suffix}"]
+    if not (_usable(mean, layout) and _usable(var, layout)) or var.min() < 0:
+        raise _refuse(path, "holds unusable BatchNorm statistics")
+    return Part(mask, mean, var)
 
 
 def _packed(mask: Mask) -> dict[str, NDArray[np.uint8]]:

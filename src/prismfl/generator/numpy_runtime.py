@@ -56,17 +56,19 @@ class Runtime(ModelSampler):
         layout, count = self.model.layout, len(labels)
         latents = Stream(seed, Purpose.LATENT).normals(count * layout.latent).reshape(count, layout.latent)
         found = np.empty((count, layout.channels, layout.size, layout.size), np.uint8)
-        plan = _Plan(self._net, min(count, _BATCH))
-        for start in range(0, count, _BATCH):
-            part = slice(start, min(count, start + _BATCH))
-            if part.stop - start != plan.batch:
-                plan = _Plan(self._net, part.stop - start)
-            found[part] = plan.images(latents[part], labels[part])
+        for index, rows in self.turns(seed, labels):
+            net = self._nets[index]
+            plan = _Plan(net, min(len(rows), _BATCH))
+            for start in range(0, len(rows), _BATCH):
+                part = rows[start : start + _BATCH]
+                if len(part) != plan.batch:
+                    plan = _Plan(net, len(part))
+                found[part] = plan.images(latents[part], labels[part])
         return found
 
     @cached_property
-    def _net(self) -> "_Net":
-        return _folded(self.model)
+    def _nets(self) -> "tuple[_Net, ...]":
+        return tuple(_folded(self.model.of_parts((part,))) for part in self.model.parts)
 
 
 def load(path: str | Path) -> Runtime:

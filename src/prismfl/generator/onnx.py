@@ -7,6 +7,7 @@ they load it, which they do not do with DequantizeLinear.
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ class Exported:
 def export(path: Path, out: Path) -> Exported:
     """Write a model file as ONNX, once onnxruntime's images are PyTorch's to 1e-3.
 
-    The graph takes `latents` float32 `[batch, latent]`, and where the model takes labels, `labels` int64
-    `[batch]`.  It gives `images` uint8 `[batch, C, H, W]` and `values` float32 in [-1, 1] of the same shape.
+    The graph takes `latents` float32 `[batch, latent]`, where the model takes labels `labels` int64 `[batch]`, and of
+    an ensemble `mask`, int64 `[]`, the number of the mask that makes them.  It gives `images` uint8 `[batch, C, H, W]`
+    and `values` float32 in [-1, 1] of the same shape.
     Metadata `prismfl` is JSON of labels, seed, settings and ledger.
 
     Args:
@@ -123,13 +125,16 @@ def _difference(model: Model, raw: bytes) -> float:
     """Largest difference of values between onnxruntime and PyTorch, on public latents."""
     latents = latent_batch(model.layout, Stream(0, Purpose.LATENT), _CHECKED)
     labels = label_turns(model.layout, _CHECKED)
-    flat = torch.from_numpy(kept_weights(model.layout, model.seed, model.mask))
-    mean, var = torch.from_numpy(model.norm_mean), torch.from_numpy(model.norm_var)
-    with torch.no_grad():
-        wanted = generate(model.layout, flat, latents, labels=labels, mean=mean, var=var).numpy()
-    fed = {"latents": latents.numpy()} | ({"labels": labels.numpy()} if model.layout.classes else {})
-    (found,) = session(raw).run(["values"], fed)
-    return float(np.abs(found - wanted).max())
+    fed, runtime, differences = {"latents": latents.numpy()}, session(raw), []
+    fed |= {"labels": labels.numpy()} if model.layout.classes else {}
+    for index, part in enumerate(model.parts):
+        flat = torch.from_numpy(kept_weights(model.layout, model.seed, part.mask))
+        mean, var = torch.from_numpy(part.norm_mean), torch.from_numpy(part.norm_var)
+        with torch.no_grad():
+            wanted = generate(model.layout, flat, latents, labels=labels, mean=mean, var=var).numpy()
+        (found,) = runtime.run(["values"], fed | ({"mask": np.array(index)} if model.more else {}))
+        differences.append(float(np.abs(found - wanted).max()))
+    return max(differences)
 
 
 # ------------------------------------------------------------------------------------- the graph
@@ -154,6 +159,12 @@ class _Graph:
         self.stored.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
+    def chosen(self, name: str, each: Sequence[NDArray[Any]]) -> str:
+        """A tensor of the mask that the input `mask` names, or the only one there is; its name."""
+        if len(each) == 1:
+            return self.store(name, each[0])
+        return self.of("Gather", self.store(name, np.stack(each)), "mask", axis=0)
+
     def named(self, kind: str, name: str, *inputs: str, **attributes: Any) -> None:
         """Add a node whose output has a name of its own: an output of the graph."""
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], **attributes))
@@ -164,14 +175,16 @@ class _Weights:
 
     def __init__(self, graph: _Graph, model: Model) -> None:
         self.graph = graph
-        self.kept = frozen_signs(model.layout, model.seed) * model.mask.astype(np.int8)
+        signs = frozen_signs(model.layout, model.seed)
+        self.kept = [signs * part.mask.astype(np.int8) for part in model.parts]
         self.one = SOFT_ONE if model.mask.dtype == np.uint8 else 1
         self.layers: dict[str, Layer] = {layer.name: layer for layer in model.layout.layers}
 
     def __call__(self, name: str, *shape: int) -> str:
         """The layer's weights, float32, in its own shape or another."""
         layer, graph = self.layers[name], self.graph
-        stored = graph.store(name, self.kept[layer.span].reshape(shape or layer.shape).astype(np.int8))
+        each = [kept[layer.span].reshape(shape or layer.shape).astype(np.int8) for kept in self.kept]
+        stored = graph.chosen(name, each)
         scale = graph.store(f"{name}.scale", np.array(layer.scale / self.one, np.float32))
         return graph.of("Mul", graph.of("Cast", stored, to=graph.onnx.TensorProto.FLOAT), scale)
 
@@ -182,13 +195,16 @@ class _Norms:
     def __init__(self, graph: _Graph, model: Model) -> None:
         self.graph, self.index = graph, 0
         ends = np.cumsum(model.layout.norms)[:-1]
-        self.parts = list(zip(np.split(model.norm_mean, ends), np.split(model.norm_var, ends), strict=True))
+        means, variances = ([part.norm_mean for part in model.parts], [part.norm_var for part in model.parts])
+        # By BatchNorm: means and variances, a row a mask.
+        self.parts = list(zip(*(np.split(np.stack(each), ends, 1) for each in (means, variances)), strict=True))
 
     def __call__(self, x: str) -> str:
-        (mean, var), name, graph = self.parts[self.index], f"norm{self.index}", self.graph
+        (means, variances), name, graph = self.parts[self.index], f"norm{self.index}", self.graph
         self.index += 1
-        inputs = {"scale": np.ones_like(mean), "shift": np.zeros_like(mean), "mean": mean, "var": var}
-        names = [graph.store(f"{name}.{key}", values) for key, values in inputs.items()]
+        fixed = {"scale": np.ones_like(means[0]), "shift": np.zeros_like(means[0])}
+        names = [graph.store(f"{name}.{key}", values) for key, values in fixed.items()]
+        names += [graph.chosen(f"{name}.mean", means), graph.chosen(f"{name}.var", variances)]
         return graph.of("Relu", graph.of("BatchNormalization", x, *names, epsilon=EPSILON))
 
 
@@ -212,6 +228,7 @@ def to_onnx(model: Model, onnx: Any) -> bytes:
     made, types = onnx.helper.make_tensor_value_info, onnx.TensorProto
     inputs = [made("latents", types.FLOAT, ["batch", layout.latent])]
     inputs += [made("labels", types.INT64, ["batch"])] if layout.classes else []
+    inputs += [made("mask", types.INT64, [])] if model.more else []
     outputs = [made("images", types.UINT8, shape), made("values", types.FLOAT, shape)]
     whole = onnx.helper.make_graph(graph.nodes, "generator", inputs, outputs, graph.stored)
     found = onnx.helper.make_model(

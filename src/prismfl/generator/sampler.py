@@ -1,6 +1,7 @@
 """What can be asked of a finished model, whatever computes its images; needs NumPy alone."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from prismfl.errors import SettingError
 from prismfl.generator.modelfile import Model
+from prismfl.seeding.philox import Purpose, Stream
 
 _MOST_NUMBERS = 2**31  # latent normals in one call: what memory can be expected to hold
 
@@ -48,6 +50,21 @@ class ModelSampler(ABC):
         Returns:
             uint8 `[n, C, H, W]`.
         """
+
+    def turns(self, seed: int, labels: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+        """Which of the model's masks makes which images: the mask's number, and rows of `labels`.
+
+        Within a label masks take turns, from one that the seed chooses: any number of images has all of them alike.
+        """
+        masks, places = len(self.model.parts), np.arange(len(labels))
+        first = Stream(seed, Purpose.TURNS).halves(max(1, self.model.layout.classes)).astype(np.int64)
+        order = np.argsort(labels, kind="stable")
+        starts = np.searchsorted(labels[order], labels[order])  # of each label, among the sorted ones
+        turn = np.empty(len(labels), np.int64)
+        turn[order] = (places - starts + first[labels[order]]) % masks
+        for mask in range(masks):
+            if len(rows := np.flatnonzero(turn == mask)):
+                yield mask, rows
 
     def sample(self, count: int, *, seed: int = 0, labels: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """Make images.

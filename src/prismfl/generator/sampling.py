@@ -57,10 +57,14 @@ class Sampler(ModelSampler):
         """
         layout = self.model.layout
         check_device(self.device)
-        flat = torch.from_numpy(kept_weights(layout, self.model.seed, self.model.mask)).to(self.device)
-        statistics = Statistics(self.model.norm_mean, self.model.norm_var)
         latents = latent_batch(layout, Stream(seed, Purpose.LATENT), len(labels))
-        return render(layout, flat, statistics, latents, torch.from_numpy(labels))
+        found = np.empty((len(labels), layout.channels, layout.size, layout.size), np.uint8)
+        for index, rows in self.turns(seed, labels):
+            part = self.model.parts[index]
+            flat = torch.from_numpy(kept_weights(layout, self.model.seed, part.mask)).to(self.device)
+            statistics = Statistics(part.norm_mean, part.norm_var)
+            found[rows] = render(layout, flat, statistics, latents[rows], torch.from_numpy(labels[rows]))
+        return found
 
 
 def load(path: str | Path, device: str = "cpu") -> Sampler:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prismfl.errors import ClientError, SettingError
-from prismfl.federation import one_shot, secure_sum
+from prismfl.errors import ClientError, RunFolderError, SettingError
+from prismfl.federation import ensemble, one_shot, secure_sum
 from prismfl.federation.agreement import Agreement
 from prismfl.federation.client import ClientKit
 from prismfl.federation.finished_mask import choose_mask
@@ -17,8 +17,12 @@ from prismfl.federation.one_shot import Gathered
 from prismfl.federation.record import RoundRecord, Traffic
 from prismfl.federation.round import server_update
 from prismfl.generator.layout import Mask
+from prismfl.generator.modelfile import Part
+from prismfl.generator.sampling import finish
+from prismfl.moments import Target
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder
+from prismfl.search import phase_of
 from prismfl.server import ServerState
 from prismfl.sums.frames import Purpose, Step
 from prismfl.sums.server import Memory
@@ -29,10 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Course:
-    """How a run goes: a round of it, and the choice of the finished model's mask, whose bytes are counted."""
+    """How a run goes: a round of it, and the choice of the finished model's last mask, whose bytes are counted.
+
+    before: the masks of an ensemble that are finished already.
+    """
 
     play: Callable[[ServerState], tuple[ServerState, RoundRecord]]
     choose: Callable[[ServerState, Traffic], Mask]
+    before: Callable[[], tuple[Part, ...]] = tuple
 
 
 def course_of(
@@ -51,9 +59,8 @@ def course_of(
         raise SettingError("a server with a target and no kit", "what it computes with", "pass it")
     gathered = _gathered(agreement, engine, folder, watcher, kit)
     if federation.mode == "one-shot":
-        return Course(
-            lambda state: one_shot.search_round(agreement, kit, state, gathered), _by_target(agreement, kit, gathered)
-        )
+        alone = _Alone(agreement, kit, folder, gathered)
+        return Course(alone.play, alone.choose, alone.before)
     return _towards(agreement, engine, watcher, kit, gathered)
 
 
@@ -102,6 +109,51 @@ def _gathered(
         engine.keep(0, found.heard)
         runfolder.save_arrays(folder.gathered, held := one_shot.to_arrays(found))
     return one_shot.from_arrays(held, max(1, agreement.layout.classes) * kit.features.dimension)
+
+
+class _Alone:
+    """A server that searches alone: one mask, or those of an ensemble one after another."""
+
+    def __init__(self, agreement: Agreement, kit: ClientKit, folder: RunFolder, gathered: Gathered) -> None:
+        self.agreement, self.kit, self.folder, self.gathered = agreement, kit, folder, gathered
+        self.masks = list(runfolder.load_masks(folder))
+        self.target = gathered.target, 0  # and the number of masks that it is towards what they miss
+
+    def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
+        """A round; at the first of a mask's the one before is finished."""
+        mask, first, _ = phase_of(self.agreement.settings, state.round)
+        if mask and state.round == first:
+            self._finish(state, mask)
+            state = ensemble.begun(self.agreement, state)
+        gathered = replace(self.gathered, target=self._target(mask))
+        return one_shot.search_round(self.agreement, self.kit, state, gathered)
+
+    def choose(self, state: ServerState, _: Traffic) -> Mask:
+        """The last mask."""
+        return one_shot.choose_mask(self.agreement, self.kit, state, self._target(len(self.masks)))
+
+    def before(self) -> tuple[Part, ...]:
+        """Masks that are finished."""
+        return tuple(part for model in self.masks for part in model.parts)
+
+    def _finish(self, state: ServerState, count: int) -> None:
+        """Finish the mask before, unless a run that was stopped has: on disk, then in use."""
+        if len(self.masks) == count:
+            return
+        agreement = self.agreement
+        mask = one_shot.choose_mask(agreement, self.kit, state, self._target(count - 1))
+        seed, device = agreement.settings.seed, agreement.settings.running.device
+        model = finish(agreement.layout, seed, mask, "", agreement.labels, device)
+        runfolder.save_mask(self.folder, len(self.masks), model)
+        self.masks.append(model)
+
+    def _target(self, count: int) -> Target:
+        if len(self.masks) != count:
+            got = f"{len(self.masks)} finished masks in {self.folder.masks}"
+            raise RunFolderError(got, f"{count}, of the rounds that are done", "start the run anew")
+        if self.target[1] != count:
+            self.target = ensemble.missing(self.kit, self.gathered.target, tuple(self.masks)), count
+        return self.target[0]
 
 
 def _by_target(agreement: Agreement, kit: ClientKit, gathered: Gathered) -> Callable[[ServerState, Traffic], Mask]:

@@ -21,6 +21,7 @@ from prismfl.data.description import Description
 from prismfl.data.files import write_atomic
 from prismfl.data.lock import alone
 from prismfl.errors import ModelFileError, RunFolderError, SettingError
+from prismfl.generator.modelfile import Model, load_model, save_model
 from prismfl.server import ServerState
 from prismfl.settings.resolve import notes_of
 from prismfl.settings.schema import FEATURE_NETS, Running, Settings
@@ -45,6 +46,7 @@ class RunFolder:
         self.rounds = root / "rounds.jsonl"
         self.checkpoint = root / "checkpoint.safetensors"  # θ and the number of rounds done
         self.gathered = root / "gathered.safetensors"  # moments that clients sent, or their sum
+        self.masks = root / "masks"  # of an ensemble: masks that are finished, a model each
         self.sum = root / "sum.safetensors"  # of a secure sum under way: what its sites have told
         self.model = root / "model.safetensors"  # the finished model
         self.ledger = root / "ledger.json"  # releases of private data
@@ -324,3 +326,16 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
         return load_tensors(path.read_bytes())
     except (OSError, SafetensorError):
         return None
+
+
+def save_mask(folder: RunFolder, number: int, model: Model) -> None:
+    """A finished mask of an ensemble, as a model of its own, whole.  Raises RunFolderError."""
+    save_model(model, folder.masks / f"{number}.safetensors")
+
+
+def load_masks(folder: RunFolder) -> tuple[Model, ...]:
+    """The finished masks of an ensemble, from the first one on.  Raises ModelFileError for one that is damaged."""
+    found: list[Model] = []
+    while (path := folder.masks / f"{len(found)}.safetensors").is_file():
+        found.append(load_model(path))
+    return tuple(found)

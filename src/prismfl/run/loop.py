@@ -169,7 +169,8 @@ class _Run:
     def _model(self, mask: Mask, settings: str) -> Model:
         agreement = self.agreement
         seed, device = agreement.settings.seed, agreement.settings.running.device
-        return finish(agreement.layout, seed, mask, settings, agreement.labels, device)
+        model = finish(agreement.layout, seed, mask, settings, agreement.labels, device)
+        return model.of_parts((*self.course.before(), *model.parts))
 
     def _distance(self, sampler: Sampler, real: Reference, *, shown: bool = False) -> float:
         """shown: whether the watcher is told how far it is."""

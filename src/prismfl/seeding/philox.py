@@ -57,6 +57,7 @@ class Purpose(IntEnum):
     ALPHA = 16
     PATCH = 17
     START = 18
+    TURNS = 19
 
 
 @dataclass(frozen=True)

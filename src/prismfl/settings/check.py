@@ -123,6 +123,12 @@ def check_together(settings: "Settings") -> None:
         wanted = {"federation.cohort": (0, data.clients), **_ONE_SHOT}
         why = "all clients send moments once, no masks, and the server searches alone"
         _check_fitting(settings, "federation.mode = 'one-shot'", why, wanted)
+    if search.ensemble > 1:
+        chosen, why = f"search.ensemble = {search.ensemble}", "the server finishes one mask after another alone"
+        _check_fitting(settings, chosen, why, {"federation.mode": ("one-shot",)})
+        if federation.rounds < search.ensemble:
+            got = f"federation.rounds = {federation.rounds} with {chosen}"
+            raise SettingError(got, "at least a round a mask", "change federation.rounds")
     if search.mask == "soft":
         _check_fitting(settings, "search.mask = 'soft'", "all weights send keep-probabilities, no masks", _SOFT)
     if federation.secure_sum:

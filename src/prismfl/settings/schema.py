@@ -141,6 +141,13 @@ class Search(Section):
         " unbiased with efficientnet-lite0, else squared",
         choices=("auto", "squared", "unbiased", "moving"),
     )
+    ensemble: int = setting(
+        1,
+        "masks of the finished model, where the server searches alone: each is searched for what those before it miss,"
+        " in its part of the rounds, and images take turns among them",
+        least=1,
+        most=64,
+    )
 
 
 @dataclass(frozen=True)

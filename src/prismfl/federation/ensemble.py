@@ -1,0 +1,80 @@
+"""Several masks of one frozen network, each searched for what those before it miss.
+
+Images of a model take turns among its masks, so its moments are the mean of theirs.  After k masks with moments
+m_1 … m_k the next is searched towards (k + 1) t - m_1 - … - m_k: met, the mean of all is the target t.  What one
+network cannot show the next one does, as in boosting (Friedman 2001, with functions in place of moments).  Nothing but
+the target is private, and it is not asked for again.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismfl.federation.agreement import Agreement
+from prismfl.federation.client import ClientKit
+from prismfl.generator.modelfile import Model
+from prismfl.generator.sampling import Sampler
+from prismfl.moments import Target
+from prismfl.search import phase_of
+from prismfl.server import ServerState, initial_state
+
+_LOOKED_AT = 10_000  # images of a mask that its moments are the mean of
+_SEED = 2**63  # of their latents: no one samples with it
+
+
+def begun(agreement: Agreement, state: ServerState) -> ServerState:
+    """The state before a mask's first round: θ begins anew, from a public draw of that mask's own.
+
+    Args:
+        agreement: of the run.
+        state: after the last round of the mask before.
+    """
+    settings, (mask, _, _) = agreement.settings, phase_of(agreement.settings, state.round)
+    fresh = initial_state(settings.federation, agreement.layout, settings.data.clients, settings.seed, start=mask)
+    return replace(fresh, round=state.round, held=state.held)
+
+
+def missing(kit: ClientKit, target: Target, masks: tuple[Model, ...]) -> Target:
+    """What the next mask is searched towards.
+
+    Args:
+        kit: what the server searches with.
+        target: of the whole model.
+        masks: those that are finished, a model each.
+
+    Returns:
+        A target of the same shape.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> from prismfl.generator.layout import Layout
+        >>> from prismfl.generator.sampling import finish
+        >>> layout = Layout(size=16, channels=1, width=2, latent=8)
+        >>> one = finish(layout, 0, np.ones(layout.count, np.bool_), "")
+        >>> black = SimpleNamespace(target=lambda images, labels, classes: Target(np.zeros(1, np.float32), len(images)))
+        >>> missing(SimpleNamespace(features=black), Target(np.ones(1, np.float32), 50), (one, one)).moments.tolist()
+        [3.0]
+    """
+    moments = target.moments.astype(np.float64) * (len(masks) + 1)
+    for mask, model in enumerate(masks):
+        labels = labels_in(target.shares, _LOOKED_AT)
+        device = "cpu" if (weights := getattr(kit, "weights", None)) is None else str(weights.device)
+        images = Sampler(model, device).sample(len(labels), seed=_SEED + mask, labels=_told(model, labels))
+        moments -= kit.features.target(images, labels, model.layout.classes).moments
+    return replace(target, moments=moments.astype(np.float32))
+
+
+def labels_in(shares: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Labels in these shares `[G]`, each within 1 of its own: int64 `[count]`.
+
+    Examples:
+        >>> labels_in(np.array([0.5, 0.0, 0.5]), 4).tolist()
+        [0, 0, 2, 2]
+    """
+    points = (np.arange(count) + 0.5) / count
+    return np.searchsorted(np.cumsum(shares) / shares.sum(), points).clip(0, len(shares) - 1).astype(np.int64)
+
+
+def _told(model: Model, labels: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    return labels if model.layout.classes else None
