@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismfl.federation.agreement import Agreement
-from prismfl.federation.client import ClientKit
 from prismfl.generator.modelfile import Model
 from prismfl.generator.sampling import Sampler
-from prismfl.moments import Target
+from prismfl.moments import FeatureMap, Target
 from prismfl.search import phase_of
 from prismfl.server import ServerState, initial_state
 
@@ -35,13 +34,14 @@ def begun(agreement: Agreement, state: ServerState) -> ServerState:
     return replace(fresh, round=state.round, held=state.held)
 
 
-def missing(kit: ClientKit, target: Target, masks: tuple[Model, ...]) -> Target:
+def missing(features: FeatureMap, target: Target, masks: tuple[Model, ...], device: str = "cpu") -> Target:
     """What the next mask is searched towards.
 
     Args:
-        kit: what the server searches with.
+        features: the map that images are matched by.
         target: of the whole model.
         masks: those that are finished, a model each.
+        device: torch device that makes their images.
 
     Returns:
         A target of the same shape.
@@ -53,15 +53,15 @@ def missing(kit: ClientKit, target: Target, masks: tuple[Model, ...]) -> Target:
         >>> layout = Layout(size=16, channels=1, width=2, latent=8)
         >>> one = finish(layout, 0, np.ones(layout.count, np.bool_), "")
         >>> black = SimpleNamespace(target=lambda images, labels, classes: Target(np.zeros(1, np.float32), len(images)))
-        >>> missing(SimpleNamespace(features=black), Target(np.ones(1, np.float32), 50), (one, one)).moments.tolist()
+        >>> missing(black, Target(np.ones(1, np.float32), images=50), (one, one)).moments.tolist()
         [3.0]
     """
     moments = target.moments.astype(np.float64) * (len(masks) + 1)
     for mask, model in enumerate(masks):
         labels = labels_in(target.shares, _LOOKED_AT)
-        device = "cpu" if (weights := getattr(kit, "weights", None)) is None else str(weights.device)
-        images = Sampler(model, device).sample(len(labels), seed=_SEED + mask, labels=_told(model, labels))
-        moments -= kit.features.target(images, labels, model.layout.classes).moments
+        told = labels if model.layout.classes else None
+        images = Sampler(model, device).sample(len(labels), seed=_SEED + mask, labels=told)
+        moments -= features.target(images, labels, model.layout.classes).moments
     return replace(target, moments=moments.astype(np.float32))
 
 
@@ -74,7 +74,3 @@ def labels_in(shares: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """
     points = (np.arange(count) + 0.5) / count
     return np.searchsorted(np.cumsum(shares) / shares.sum(), points).clip(0, len(shares) - 1).astype(np.int64)
-
-
-def _told(model: Model, labels: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    return labels if model.layout.classes else None

@@ -152,7 +152,9 @@ class _Alone:
             got = f"{len(self.masks)} finished masks in {self.folder.masks}"
             raise RunFolderError(got, f"{count}, of the rounds that are done", "start the run anew")
         if self.target[1] != count:
-            self.target = ensemble.missing(self.kit, self.gathered.target, tuple(self.masks)), count
+            device = self.agreement.settings.running.device
+            found = ensemble.missing(self.kit.features, self.gathered.target, tuple(self.masks), device)
+            self.target = found, count
         return self.target[0]
 
 
