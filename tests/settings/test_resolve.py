@@ -88,15 +88,16 @@ def test_adam_is_kept_where_all_clients_take_part(federation, keeps):
 @pytest.mark.parametrize(
     ("asked", "screen"),
     [
-        ({}, 1.5),
+        ({}, 3.0),
         ({"data": {"clients": 3}}, 0.0),
         ({"data": {"clients": 40}, "federation": {"cohort": 3}}, 0.0),
         ({"federation": {"screen": 0.0}}, 0.0),
-        ({"federation": {"screen": 3.0}}, 3.0),
+        ({"federation": {"screen": 1.5}}, 1.5),
         ({"federation": {"mode": "one-shot"}}, 0.0),
         ({"federation": {"secure_sum": True}}, 0.0),
-        ({"federation": {"secure_sum": True}, "privacy": {"epsilon": 3.0}}, 1.5),
-        ({"search": {"mask": "soft"}}, 1.5),
+        ({"federation": {"secure_sum": True}, "privacy": {"epsilon": 3.0}}, 3.0),
+        ({"search": {"mask": "soft"}}, 3.0),
+        ({"federation": {"initial_certainty": 0.0}}, 0.0),
     ],
     ids=str,
 )

@@ -12,7 +12,8 @@ _LEAST_RATE = 0.05  # what longer runs come to
 _FINAL_RATE = 0.3
 _SOFT_RATE, _SOFT_FINAL_RATE, _SOFT_CERTAINTY = 0.15, 0.05, 0.25  # of soft masks
 _FEWEST_RATE, _FEWEST_FINAL_RATE = 1.3, 0.6  # where the fewest bits travel
-_SCREEN, _SCREENED = 1.5, 4  # times the median, and clients a round from which on it says something
+_SCREEN, _SCREENED = 3.0, 4  # times the median, and clients a round from which on it says something
+_NEAR_HALF = 0.25  # certainty below which no mask is improbable
 _ALONE = 4  # times as many steps a round where the server searches alone: it is one search instead of many
 _LITES = ("efficientnet-lite0",)  # that may be matched; lite2 judges
 _LITE_SIDE = 64  # pixels a side that an EfficientNet-Lite is shown at least
@@ -126,27 +127,24 @@ def resolved(settings: Settings, channels: int, images: float | None = None) -> 
         final_rate=_final_rate(settings),
     )
     soft = search.mask == "soft" and federation.initial_certainty == AUTO
+    certainty = _SOFT_CERTAINTY if soft else federation.certainty
     settings = replace(
         settings,
         features=features,
         generator=replace(settings.generator, width=width, channels=channels),
         search=search,
-        federation=replace(
-            federation,
-            initial_certainty=_SOFT_CERTAINTY if soft else federation.certainty,
-            screen=_screen(settings),
-        ),
+        federation=replace(federation, initial_certainty=certainty, screen=_screen(settings, certainty)),
     )
     return replace(settings, search=replace(search, learning_rate=first_rate(settings)))
 
 
-def _screen(settings: Settings) -> float:
+def _screen(settings: Settings, certainty: float) -> float:
     federation = settings.federation
     if federation.screen != AUTO:
         return federation.screen
-    summed = federation.secure_sum and not settings.privacy.epsilon
-    seen = federation.mode == "masks" and not summed and (federation.cohort or settings.data.clients) >= _SCREENED
-    return _SCREEN if seen else 0.0
+    seen = federation.mode == "masks" and not (federation.secure_sum and not settings.privacy.epsilon)
+    enough = (federation.cohort or settings.data.clients) >= _SCREENED and certainty >= _NEAR_HALF
+    return _SCREEN if seen and enough else 0.0
 
 
 def _final_rate(settings: Settings) -> float:

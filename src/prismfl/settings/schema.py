@@ -179,7 +179,7 @@ class Federation(Section):
     screen: float = setting(
         float(AUTO),
         "leave out a client whose mask is more than so many times as improbable as the cohort's median; 0 for none; "
-        "-1: 1.5 from 4 clients a round, none where the server sees sums of masks alone",
+        "-1: 3 from 4 clients a round; none where the server sees sums of masks alone, or θ begins near 1/2",
         least=AUTO,
         most=1000.0,
     )
