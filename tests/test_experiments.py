@@ -17,6 +17,7 @@ from prismfl.privacy.source import read_ledger
 from prismfl.run import evaluate as evaluation
 from prismfl.seeding.device import Tape
 from prismfl.seeding.philox import Purpose, Stream
+from prismfl.server import empty_tally
 from prismfl.settings.resolve import plan_of
 
 RUN = Path(__file__).parent.parent / "experiments" / "run.py"
@@ -172,6 +173,31 @@ def test_an_adversary_changes_the_model_and_a_screen_leaves_it_out(runner, tmp_p
     assert len({one["fid_judge"] for one in found.values()}) == len(found)
     assert [one["adversary_left_out"] for one in found.values()] == [1, 0, 0, 0, 0, 0]
     assert adversary.one_run(screened, "flipped")["adversary_left_out"] == 1
+
+
+def test_what_honest_clients_send_is_noted_by_round(runner, tmp_path, monkeypatch):
+    honest = importlib.import_module("honest")
+    row = tmp_path / "row.toml"
+    row.write_text(ROW.format(asked="").replace("clients = 2\nshards = 4", "clients = 4\nshards = 8"))
+    monkeypatch.setattr(honest.rounds, "_heard", honest.watched_heard(honest.rounds._heard))
+    monkeypatch.setattr(honest.rounds, "Screen", honest.Watched)
+    lines = honest.one_run(row, 0, 2)
+    assert [(line["round"], line["client"]) for line in lines] == [
+        (turn, client) for turn in (0, 1) for client in range(4)
+    ]
+    assert all(0.5 < line["ratio"] < 2 and not line["left_out"] for line in lines)
+
+
+def test_who_flips_against_all_others_is_told_by_the_sign(runner):
+    honest = importlib.import_module("honest")
+    way, honest.Watched.lines = np.tile(np.array([1, 0, -1, 0], np.int8), 25), []
+    screen, tally = honest.Watched(0.0), empty_tally(100, 4)
+    for client, sign in enumerate((1, 1, 1, -1)):
+        honest.Watched.flips[client] = (sign * way).astype(np.int8)
+        tally = screen.add(tally, client, honest.Vote(way > 0, np.zeros(0, np.uint16), 1, client, 0.1))
+    assert screen.close(tally)[1] == {}
+    assert [np.sign(line["agreement"]) for line in honest.Watched.lines] == [1, 1, 1, -1]
+    assert [line["ratio"] for line in honest.Watched.lines] == [1] * 4
 
 
 def test_clients_that_share_a_target_have_the_mean_of_theirs(runner, tmp_path):
