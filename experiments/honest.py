@@ -1,6 +1,6 @@
 """How far honest clients' masks lie from the cohort's median, which says where a screen may draw its line.
 
-    PRISMFL_DATA=data python experiments/honest.py experiments/screen/*.toml --seeds 0 1 2 3 4
+    PRISMFL_DATA=data python experiments/honest.py experiments/screen/*.toml --seeds 0 1 2
 
 A line a client and round goes to `--out`: the surprise of its mask over the cohort's median (see
 `prismfl.federation.screen`), and how it agrees with the others: its flips times the sum of theirs, in standard

@@ -169,6 +169,7 @@ def test_an_adversary_changes_the_model_and_a_screen_leaves_it_out(runner, tmp_p
     )
     settings = runner.row_settings(runner.load_row(row)[0], 0, tmp_path / "targets")
     screened = replace(settings, federation=replace(settings.federation, screen=1.2))
+    settings = replace(settings, federation=replace(settings.federation, screen=0.0))
     found = {attack: adversary.one_run(settings, attack) for attack in ("absent", *adversary.ATTACKS)}
     assert len({one["fid_judge"] for one in found.values()}) == len(found)
     assert [one["adversary_left_out"] for one in found.values()] == [1, 0, 0, 0, 0, 0]

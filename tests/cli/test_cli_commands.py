@@ -123,8 +123,8 @@ def test_what_a_file_says_is_told_in_the_files_words(call, tmp_path):
     path.write_text("[generator]\nsize = 28\n")
     assert "generator.size = 28" in call(f"train --config {path}")[2]
     path.write_text("[generator]\nsize = 32\n[search]\nmask = 'soft'\n")
-    err = call(f"train --config {path} --screen 1.5")[2]
-    assert "--screen 1.5 with search.mask = 'soft'" in err
+    err = call(f"train --config {path} --uplink half")[2]
+    assert "--uplink half with search.mask = 'soft'" in err
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,8 @@ class _Alone:
 
     def choose(self, state: ServerState, _: Traffic) -> Mask:
         """The last mask."""
-        return one_shot.choose_mask(self.agreement, self.kit, state, self._target(len(self.masks)))
+        count = self.agreement.settings.search.ensemble - 1
+        return one_shot.choose_mask(self.agreement, self.kit, state, self._target(count))
 
     def before(self) -> tuple[Part, ...]:
         """Masks that are finished."""
