@@ -78,7 +78,7 @@ def test_an_ensemble_comes_back_from_a_file_of_its_own_format(tmp_path):
     assert b"prismfl-model-3" in (tmp_path / "m").read_bytes()[:10_000]
 
 
-def test_a_lost_mask_is_damage(tmp_path, monkeypatch):
+def test_a_lost_mask_is_damage(tmp_path):
     model = model_of(2)
     save_model(model, tmp_path / "m")
     raw = (tmp_path / "m").read_bytes()

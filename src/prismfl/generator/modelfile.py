@@ -24,7 +24,7 @@ from prismfl.wire.masks import pack_mask, unpack_mask
 
 FORMAT = "prismfl-model-2"
 ENSEMBLE = "prismfl-model-3"  # of several masks, which readers of the other would not see
-MOST_MASKS = 64
+MOST_MASKS = 64  # as many as `search.ensemble` may be: bounds what a foreign file makes us read
 # What reading a file that is none of ours may raise.
 _FOREIGN = SafetensorError, PrismError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError
 
@@ -70,7 +70,7 @@ class Model:
         return Part(self.mask, self.norm_mean, self.norm_var), *self.more
 
     def of_parts(self, parts: tuple[Part, ...]) -> "Model":
-        """The same model with these masks in place of its own."""
+        """The same model with these masks, one at least, in place of its own."""
         first, *more = parts
         changed = {"mask": first.mask, "norm_mean": first.norm_mean, "norm_var": first.norm_var}
         return replace(self, **changed, more=tuple(more))  # type: ignore[arg-type]

@@ -52,9 +52,16 @@ class ModelSampler(ABC):
         """
 
     def turns(self, seed: int, labels: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.intp]]]:
-        """Which of the model's masks makes which images: the mask's number, and rows of `labels`.
+        """Which of the model's masks makes which images: the mask's number, and rows of `labels`, ascending.
 
         Within a label masks take turns, from one that the seed chooses: any number of images has all of them alike.
+
+        Args:
+            seed: of the latents.
+            labels: int64 `[n]`, below the model's number of labels; 0 where it takes none.
+
+        Yields:
+            A mask that makes any image, and int64 rows; each row comes once.
         """
         masks, places = len(self.model.parts), np.arange(len(labels))
         first = Stream(seed, Purpose.TURNS).halves(max(1, self.model.layout.classes)).astype(np.int64)
