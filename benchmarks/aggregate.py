@@ -63,7 +63,7 @@ def main() -> None:
 def paper_size(clients: int, uplink: str) -> Agreement:
     """The paper's generator, in a cohort of so many clients."""
     values = {
-        "data": {"dataset": "mnist", "clients": clients, "shards": clients},
+        "data": {"dataset": "mnist", "clients": clients, "partition": "shards:1"},
         "generator": {"size": 32, "width": 64},
         "federation": {"uplink": uplink},
     }

@@ -28,7 +28,7 @@ about = "tiny"
 [data]
 dataset = "mnist"
 clients = 2
-shards = 4
+partition = "shards:2"
 [generator]
 size = 16
 width = 2
@@ -165,7 +165,7 @@ def test_an_adversary_changes_the_model_and_a_screen_leaves_it_out(runner, tmp_p
         ROW.format(asked="")
         .replace("distance_samples = 0", "distance_samples = 20")
         .replace("rounds = 1", "rounds = 2")
-        .replace("clients = 2\nshards = 4", "clients = 4\nshards = 8")
+        .replace("clients = 2", "clients = 4")
     )
     settings = runner.row_settings(runner.load_row(row)[0], 0, tmp_path / "targets")
     screened = replace(settings, federation=replace(settings.federation, screen=1.2))
@@ -179,7 +179,7 @@ def test_an_adversary_changes_the_model_and_a_screen_leaves_it_out(runner, tmp_p
 def test_what_honest_clients_send_is_noted_by_round(runner, tmp_path, monkeypatch):
     honest = importlib.import_module("honest")
     row = tmp_path / "row.toml"
-    row.write_text(ROW.format(asked="").replace("clients = 2\nshards = 4", "clients = 4\nshards = 8"))
+    row.write_text(ROW.format(asked="").replace("clients = 2", "clients = 4"))
     monkeypatch.setattr(honest.rounds, "_heard", honest.watched_heard(honest.rounds._heard))
     monkeypatch.setattr(honest.rounds, "Screen", honest.Watched)
     lines = honest.one_run(row, 0, 2)

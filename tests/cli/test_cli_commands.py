@@ -75,7 +75,7 @@ def test_a_tilde_is_the_users_folder_in_options_arguments_and_settings(call, hom
     assert str(home / "pictures") in call("train --config a.toml")[2]
     assert sorted(path.name for path in (home.parent / "work").iterdir()) == ["a.toml"], "no folder is called ~"
     paths = {name for name, (_, item) in all_fields().items() if item.metadata["path"]}
-    assert paths == {"data_dir", "clients_from", "features", "weights", "cache_dir"}
+    assert paths == {"data_dir", "features", "cache_dir"}
     assert settings_from({"data": {"data_dir": "~nobody-of-this-name/x"}}).data.data_dir == "~nobody-of-this-name/x"
 
 
@@ -130,7 +130,7 @@ def test_what_a_file_says_is_told_in_the_files_words(call, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("data.clients = 3 with data.clients_from", "--clients 3 with data.clients_from"),
+        ("data.clients = 3 with data.partition", "--clients 3 with data.partition"),
         ("features.features = ''", "no --features"),
         ("data.data_dir = 'my pictures'", "--data-dir 'my pictures'"),
         ("the file data.clients.toml; seed it; seed = 3", "the file data.clients.toml; seed it; --seed 3"),

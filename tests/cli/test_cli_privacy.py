@@ -104,7 +104,7 @@ def test_the_ledger_of_a_source_is_printed_by_its_data_and_verified(tmp_path, wr
     path = Path(out.splitlines()[0])
     found = json.loads(call("privacy", "ledger", path, "--json")[1])
     assert 3 < found["epsilon"] < 5 and len(found["releases"]) == 4
-    limit = ["--epsilon", 1, "--delta", 1e-3, "--budget-epsilon", 4, "--budget-delta", 1e-3]
+    limit = ["--epsilon", 1, "--delta", 1e-3, "--budget-epsilon", 4]
     assert "at most its budget, ε = 4" in refused("train", *words, *limit, "--out", tmp_path / "more")
     path.write_text(path.read_text().replace('"epsilon": 3.0', '"epsilon": 0.1'))
     assert "does not follow from the one before" in refused("privacy", "ledger", path)

@@ -202,7 +202,7 @@ def clients_from(pattern, size=16):
 
 
 def by_pattern(pattern):
-    return Data(dataset="folder", partition="given", clients_from=str(pattern))
+    return Data(dataset="folder", partition="given", data_dir=str(pattern))
 
 
 SITES = ["north/x/1.png", "north/y/1.png", "south/x/1.png", "south/x/2.png", "west/y/1.png"]
@@ -270,7 +270,7 @@ def test_one_coloured_client_makes_all_coloured(tmp_path):
 def test_a_pattern_without_a_match_is_refused_by_name(tmp_path, monkeypatch, pattern):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(DataError, match=r"data\.clients_from"):
+    with pytest.raises(DataError, match=r"data\.data_dir"):
         client_roots(pattern)
 
 

@@ -30,7 +30,8 @@ def cases(draw):
         owners = draw(st.permutations([*range(clients), *spare[clients:]]))
     each = draw(st.integers(1, len(labels) // clients))
     alpha = draw(st.sampled_from([0.005, 0.1, 1.0, 100.0]))
-    return image_set(labels, owners), Data(clients=clients, partition=how, shards=each * clients, concentration=alpha)
+    followed = {"shards": f":{each}", "dirichlet": f":{alpha}"}.get(how, "")
+    return image_set(labels, owners), Data(clients=clients, partition=how + followed)
 
 
 @given(cases(), st.integers(0, 2**64 - 1))
@@ -52,9 +53,9 @@ def test_given_owners_are_kept(case):
             assert (images.owners[part] == client).all()
 
 
-@pytest.mark.parametrize("how", ["iid", "shards", "dirichlet", "attribute"])
+@pytest.mark.parametrize("how", ["iid", "shards:1", "dirichlet:0.3", "attribute"])
 def test_another_seed_splits_otherwise(how):
-    images, settings = image_set(np.arange(200) % 10), Data(clients=20, partition=how, shards=20, concentration=0.3)
+    images, settings = image_set(np.arange(200) % 10), Data(clients=20, partition=how)
     splits = {b"|".join(part.tobytes() for part in partition(images, settings, seed)) for seed in range(5)}
     assert len(splits) == 5
 
@@ -73,7 +74,7 @@ def test_iid_mixes_labels():
 
 def test_shards_give_few_labels_a_client():
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
-    parts = partition(image_set(labels), Data(clients=10, partition="shards", shards=20), 7)
+    parts = partition(image_set(labels), Data(clients=10, partition="shards:2"), 7)
     assert {len(part) for part in parts} == {40}
     assert all(len(set(labels[part])) <= 2 for part in parts), "shards of 20 divide classes of 40"
     assert set(labels[np.concatenate(parts)]) == set(range(10))
@@ -81,7 +82,7 @@ def test_shards_give_few_labels_a_client():
 
 def test_one_shard_a_client_is_one_run_of_labels():
     labels = np.repeat(np.arange(4), 25)
-    parts = partition(image_set(labels), Data(clients=4, partition="shards", shards=4), 1)
+    parts = partition(image_set(labels), Data(clients=4, partition="shards:1"), 1)
     assert sorted(set(labels[part]).pop() for part in parts) == [0, 1, 2, 3]
     assert all(len(set(labels[part])) == 1 for part in parts)
 
@@ -90,7 +91,7 @@ def largest_shares(concentration, seeds=8):
     """Mean over classes and seeds of the largest share that one client has of a class."""
     labels, found = np.repeat(np.arange(5), 400), []
     for seed in range(seeds):
-        parts = partition(image_set(labels), Data(clients=8, partition="dirichlet", concentration=concentration), seed)
+        parts = partition(image_set(labels), Data(clients=8, partition=f"dirichlet:{concentration}"), seed)
         counts = np.stack([np.bincount(labels[part], minlength=5) for part in parts])
         found.append(counts.max(0) / counts.sum(0))
     return float(np.mean(found))
@@ -107,9 +108,7 @@ def test_dirichlet_shares_have_the_right_spread():
     """The variance of a symmetric Dirichlet share is (K - 1) / (K² (K c + 1))."""
     clients, concentration, count = 4, 0.5, 20_000
     labels = np.repeat(np.arange(300), 2000 // 10)
-    parts = partition(
-        image_set(labels), Data(clients=clients, partition="dirichlet", concentration=concentration), seed=5
-    )
+    parts = partition(image_set(labels), Data(clients=clients, partition=f"dirichlet:{concentration}"), seed=5)
     shares = np.stack([np.bincount(labels[part], minlength=300) for part in parts]) / 200
     want = (clients - 1) / (clients**2 * (clients * concentration + 1))
     assert count and shares.var() == pytest.approx(want, rel=0.12)
@@ -119,8 +118,8 @@ def test_more_clients_or_shards_than_images_are_refused():
     images = image_set([0, 1, 2])
     with pytest.raises(SettingError, match=r"data\.clients = 4; expected 1 … 3"):
         partition(images, Data(clients=4, partition="iid"), 0)
-    with pytest.raises(SettingError, match=r"data\.shards = 6; expected 1 … 3"):
-        partition(images, Data(clients=2, partition="shards", shards=6), 0)
+    with pytest.raises(SettingError, match=r"'shards:3' with data\.clients = 2; expected 3 shards at most"):
+        partition(images, Data(clients=2, partition="shards:3"), 0)
 
 
 def test_given_needs_the_right_number_of_named_clients():

@@ -118,7 +118,7 @@ def test_persons_go_with_images_in_a_file_too(monkeypatch, tmp_path):
 
 def test_with_people_persons_are_dealt_unless_clients_are_given():
     assert settings_from({"data": {"dataset": "folder", "people": PEOPLE}}).data.partition == "iid"
-    assert settings_from({"data": {"clients_from": "sites/*", "people": PEOPLE}}).data.partition == "given"
+    assert settings_from({"data": {"data_dir": "sites/*", "people": PEOPLE}}).data.partition == "given"
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_with_epsilon_persons_that_a_table_tells_are_not_dealt_by_label(tmp_path
 
 def test_of_unlabelled_images_shards_are_cuts_in_name_order(tiny):
     images = ImageSet(np.zeros((80, 1, 2, 2), np.uint8), np.zeros(80, np.int64), ("",))
-    for part in partition(images, Data(clients=4, shards=8), 0):
+    for part in partition(images, Data(clients=4, partition="shards:2"), 0):
         assert (
             len(part) == 20 and set(np.diff(part)) <= {1, 11, 21, 31, 41, 51, 61} and (np.diff(part) == 1).sum() >= 18
         )

@@ -195,7 +195,7 @@ def test_other_settings_or_images_are_one_more_release_and_all_of_them_stop_at_t
     assert len(load_model(done.folder.model).ledger) == 6
     edited(root)
     with pytest.raises(ClientError, match=r"from ε = [\d.]+ to [\d.]+; expected at most its budget, ε = 12"):
-        resume(root, 255 - blobs, LABELS, changes={"budget_epsilon": 12.0, "budget_delta": 1e-3})
+        resume(root, 255 - blobs, LABELS, changes={"budget_epsilon": 12.0})
     assert len(ledger_in(root).releases()) == 6
 
 
@@ -250,7 +250,7 @@ def test_a_source_is_released_once_whatever_the_run_and_the_ledger_adds_up_the_r
     spent = spent_of(ledger.releases())
     assert (spent.releases, spent.clients) == (12, 4) and spent.epsilon > 20
     assert len(entries_of(tmp_path / "dealt")) == 3, "a model's ledger states its own run"
-    budget = {"budget_epsilon": 20.0, "budget_delta": 1e-3}
+    budget = {"budget_epsilon": 20.0}
     with pytest.raises(ClientError, match="budget"):
         go("refused", seed=2, running=budget)
     (tmp_path / "link").symlink_to(sites / "x")

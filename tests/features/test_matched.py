@@ -20,16 +20,16 @@ def test_networks_go_by_their_names(tmp_path, monkeypatch):
     assert load_matched(Features(features=str(tmp_path / "mine"))).sha256 == load_features("vgg").sha256
     assert load_matched(Features(features="random")).sha256 == random_vgg().sha256
     monkeypatch.setattr(matched, "load_vgg19", lambda weights: features.LoadedNet(None, weights, {"architecture": "x"}))
-    assert load_matched(Features(features="vgg19", weights="a.pth")).sha256 == "a.pth"
+    assert load_matched(Features(features="vgg19:a.pth")).sha256 == "a.pth"
 
 
 @pytest.mark.parametrize(
     ("settings", "kind", "says"),
     [
-        ({"features": "vgg19"}, SettingError, r"features\.weights = ''.*fetch-weights vgg19"),
-        ({"features": "vgg19", "weights": "nowhere.pth"}, ModelFileError, r"nowhere\.pth"),
-        ({"features": "vgg", "weights": "a.pth"}, SettingError, r"features\.weights = 'a\.pth'.*only vgg19"),
-        ({"features": "random", "weights": "a.pth"}, SettingError, "only vgg19"),
+        ({"features": "vgg19"}, SettingError, r"features\.features = 'vgg19'.*fetch-weights vgg19"),
+        ({"features": "vgg19:nowhere.pth"}, ModelFileError, r"nowhere\.pth"),
+        ({"features": "vgg:a.pth"}, SettingError, r"features\.features = 'vgg:a\.pth'.*only vgg19"),
+        ({"features": "random:a.pth"}, SettingError, "only vgg19"),
         ({"features": "efficientnet-lite2"}, SettingError, "a judge"),
         ({"features": "nowhere"}, ModelFileError, "nowhere"),
     ],

@@ -204,7 +204,7 @@ def test_missing_files_are_refused(tmp_path, name):
 
 
 def test_no_file_is_a_wrong_setting():
-    with pytest.raises(SettingError, match=r"features\.weights = ''.*fetch-weights"):
+    with pytest.raises(SettingError, match=r"features\.features = 'vgg19'.*fetch-weights"):
         load_vgg19("")
 
 

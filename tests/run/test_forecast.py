@@ -44,7 +44,7 @@ def test_bytes_are_near_those_of_the_run(tiny, tmp_path, federation, labels):
 
 
 def test_fewest_and_most_images_are_told(tiny):
-    ready = prepare(tiny(data={"partition": "dirichlet", "concentration": 0.1}))
+    ready = prepare(tiny(data={"partition": "dirichlet:0.1"}))
     sizes = [len(part) for part in ready.clients]
     assert forecast(ready, 1).images_per_client == (min(sizes), max(sizes))
     assert min(sizes) < max(sizes)

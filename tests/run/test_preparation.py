@@ -57,7 +57,7 @@ def test_of_a_callers_arrays_every_tenth_is_for_testing(tiny, arrays):
 
 def test_labels_are_only_needed_where_a_split_asks(tiny, arrays):
     assert sum(map(len, prepare(tiny(), arrays[0]).clients)) == 36
-    shards = prepare(tiny(data={"partition": "shards", "clients": 4, "shards": 4}), *arrays)
+    shards = prepare(tiny(data={"clients": 4, "partition": "shards:1"}), *arrays)
     train_labels = np.delete(arrays[1], np.s_[9::10])
     by_image = {
         image.tobytes(): label for image, label in zip(np.delete(arrays[0], np.s_[9::10], 0), train_labels, strict=True)
@@ -217,10 +217,10 @@ def without_clients(tiny, **data):
 
 def test_clients_by_pattern_are_counted(tiny, tmp_path, write_sites):
     write_sites(tmp_path / "sites", {"north": 5, "south": 9, "west": 2, "zero": 4})
-    ready = prepare(without_clients(tiny, clients_from=str(tmp_path / "sites" / "*")))
+    ready = prepare(without_clients(tiny, data_dir=str(tmp_path / "sites" / "*")))
     assert [len(part) for part in ready.clients] == [5, 9, 2, 4] and ready.test is None
     assert ready.agreement.settings.data.clients == 4 and ready.agreement.labels == ("a", "b")
-    one = prepare(without_clients(tiny, clients_from=str(tmp_path / "sites" / "*"), clients=4))
+    one = prepare(without_clients(tiny, data_dir=str(tmp_path / "sites" / "*"), clients=4))
     two = prepare(
         without_clients(tiny, dataset="folder", data_dir=str(tmp_path / "sites"), partition="given", clients=4)
     )
@@ -230,10 +230,10 @@ def test_clients_by_pattern_are_counted(tiny, tmp_path, write_sites):
 def test_another_number_of_clients_than_a_pattern_finds_is_refused(tiny, tmp_path, write_sites):
     write_sites(tmp_path / "sites", {"north": 5, "south": 9})
     with pytest.raises(SettingError, match=r"data\.clients = 3; expected 2, the folders found"):
-        prepare(without_clients(tiny, clients_from=str(tmp_path / "sites" / "*"), clients=3))
+        prepare(without_clients(tiny, data_dir=str(tmp_path / "sites" / "*"), clients=3))
     with pytest.raises(DataError, match=r"no folder or zip matches 'nowhere/\*'"):
-        prepare(without_clients(tiny, clients_from="nowhere/*"))
-    settings = without_clients(tiny, clients_from=str(tmp_path / "sites" / "*"))
+        prepare(without_clients(tiny, data_dir="nowhere/*"))
+    settings = without_clients(tiny, data_dir=str(tmp_path / "sites" / "*"))
     with pytest.raises(SettingError, match=r"federation\.cohort = 3; expected 0 … 2"):
         prepare(replace(settings, federation=replace(settings.federation, cohort=3)))
 

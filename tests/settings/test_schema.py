@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from prismfl.cli import main as cli
 from prismfl.errors import SettingError
-from prismfl.settings.schema import SECTIONS, Search, Settings
+from prismfl.settings.schema import SECTIONS, Data, Search, Settings
 from prismfl.settings.toml import images_of, load_settings, merged, read_toml, settings_from, to_toml
 
+FOLLOWED = {"shards": ":7", "dirichlet": ":0.25"}
 HARD_TEXTS = [
     'a "quoted" word',
     "back\\slash\\",
@@ -42,19 +43,17 @@ def valid_settings(draw):
             "dataset": draw(
                 st.sampled_from(["digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder", "hf"])
             ),
-            "data_dir": draw(texts),
+            "data_dir": draw(texts.filter(lambda text: "*" not in text)),
             "attribute": draw(texts),
             "clients": clients,
-            "partition": partition,
-            "shards": clients * draw(st.integers(0, 9)) * (partition == "shards"),
-            "concentration": draw(floats(0.0, 1e6)) if partition == "dirichlet" else 0.005,
+            "partition": partition + draw(st.sampled_from(["", FOLLOWED.get(partition, "")])),
         },
         "generator": {
             "size": draw(st.sampled_from([0, 16, 32, 64])),
             "width": draw(st.integers(1, 1024)),
             "conditional": draw(st.booleans()),
         },
-        "features": {"features": draw(texts), "weights": draw(texts)},
+        "features": {"features": draw(texts)},
         "search": {"learning_rate": draw(floats(0.0, 1000.0))},
         "federation": {
             "cohort": draw(st.integers(0, clients)),
@@ -72,7 +71,7 @@ def valid_settings(draw):
 
 @given(valid_settings())
 @example({"search": {"learning_rate": 1e-05}, "privacy": {"delta": 5e-324}, "seed": 2**64 - 1})
-@example({"search": {"learning_rate": 1e-100}, "data": {"partition": "dirichlet", "concentration": 1e6}})
+@example({"search": {"learning_rate": 1e-100}, "data": {"partition": "dirichlet:1e6"}})
 @example({"running": {"distance_every": 10**30}})
 @example({"data": {"data_dir": "".join(HARD_TEXTS)}})
 def test_settings_survive_toml(values):
@@ -147,14 +146,15 @@ IMPOSSIBLE = [
     ("data", "dataset", 3, "one of digits, mnist"),
     ("data", "dataset", ["digits"], "one of digits, mnist"),
     ("data", "data_dir", 5, "str"),
-    ("data", "partition", "random", "one of iid, shards"),
-    ("data", "shards", 45, "a multiple of the clients"),
-    ("data", "concentration", 0.0, "> 0"),
-    ("data", "concentration", -1.0, "> 0"),
-    ("data", "concentration", math.inf, "≤ 1000000"),
-    ("data", "concentration", math.nan, "float"),
-    ("data", "concentration", True, "float"),
-    ("data", "concentration", "0.5", "float"),
+    ("data", "partition", "random", "iid, shards, shards:NUMBER a client"),
+    *(
+        ("data", "partition", value, "dirichlet:CONCENTRATION")
+        for value in [
+            *("dirichlet:", "dirichlet:0", "dirichlet:-1", "dirichlet:inf", "dirichlet:nan", "dirichlet:1e7"),
+            *("dirichlet:one", "dirichlet:0.1:2", "shards:", "shards:0", "shards:2.5", "shards:-2", "shards:1e2"),
+            *("iid:1", "given:3", "attribute:Male", "", ":4"),
+        ]
+    ),
     ("generator", "size", 28, "one of 0, 16, 32, 64"),
     ("generator", "size", 128, "one of 0, 16, 32, 64"),
     ("generator", "size", False, "one of 0, 16, 32, 64"),
@@ -212,28 +212,30 @@ def test_impossible_seeds_are_refused(value):
 
 
 def test_clients_by_pattern_set_what_follows_from_it():
-    data = settings_from({"data": {"clients_from": "sites/*"}}).data
+    data = settings_from({"data": {"data_dir": "sites/*"}}).data
     assert (data.dataset, data.partition, data.clients) == ("folder", "given", 0)
-    assert settings_from({"data": {"clients_from": "sites/*", "clients": 3}}).data.clients == 3
-    assert settings_from({"data": {"clients_from": ""}}) == Settings()
-    again = settings_from(tomllib.loads(to_toml(settings_from({"data": {"clients_from": "sites/*"}}))))
+    assert (data.pattern, data.place) == ("sites/*", "")
+    assert settings_from({"data": {"data_dir": "sites/*", "clients": 3}}).data.clients == 3
+    again = settings_from(tomllib.loads(to_toml(settings_from({"data": {"data_dir": "sites/*"}}))))
     assert again.data == data
-    settings_from({"data": {"clients_from": "sites/*"}, "federation": {"cohort": 15}})  # checked once they are counted
+    settings_from({"data": {"data_dir": "sites/*"}, "federation": {"cohort": 15}})  # checked once they are counted
 
 
 @pytest.mark.parametrize(
     ("key", "value", "says"),
-    [("dataset", "mnist", "'folder'"), ("partition", "iid", "'given'"), ("data_dir", "pictures", "none")],
+    [("dataset", "mnist", "'folder'"), ("partition", "iid", "'given'")],
 )
 def test_what_contradicts_clients_by_pattern_is_refused(key, value, says):
-    with pytest.raises(SettingError, match=rf"data\.{key} = '{value}' with data\.clients_from; expected {says}"):
-        settings_from({"data": {"clients_from": "sites/*", key: value}})
+    with pytest.raises(
+        SettingError, match=rf"data\.{key} = '{value}' with data\.data_dir = 'sites/\*'; expected {says}"
+    ):
+        settings_from({"data": {"data_dir": "sites/*", key: value}})
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        {"clients_from": "/secret/*", "clients": 3, "attribute": "Young"},
+        {"data_dir": "/secret/*", "clients": 3, "attribute": "Young"},
         {"data_dir": "/secret", "dataset": "celeba", "attribute": "Young"},
     ],
 )
@@ -328,8 +330,10 @@ def test_every_setting_is_an_option_of_train(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["vgg", "vgg19", "random"])
-def test_public_settings_name_a_network_and_no_path(name):
-    made = settings_from({"features": {"features": name, "weights": "/home/me/w.pth"}})
+def test_public_settings_name_a_network_and_no_path(name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    made = settings_from({"features": {"features": f"{name}:~/w.pth"}})
+    assert (made.features.network, made.features.weights) == (name, "/home/me/w.pth")
     assert (made.public().features.features, made.public().features.weights) == (name, "")
 
 
@@ -351,8 +355,6 @@ def test_a_network_in_a_file_is_public_as_a_file():
         ("one-shot", {"federation": {"mode": "one-shot", "draws": "independent"}}),
         ("one-shot", {"federation": {"mode": "one-shot", "screen": 3.0}}),
         ("one-shot", {"federation": {"mode": "one-shot", "mada": "published"}}),
-        ("iid", {"data": {"partition": "iid", "shards": 40}}),
-        ("shards", {"data": {"concentration": 0.1}}),
     ],
     ids=str,
 )
@@ -361,9 +363,9 @@ def test_what_has_no_effect_beside_a_choice_is_refused_with_it(choice, changes):
         settings_from(changes)
 
 
-def test_shards_follow_the_clients_unless_asked_for():
-    assert settings_from({"data": {"clients": 3}}).data.shard_count == 12
-    assert settings_from({"data": {"clients": 3, "shards": 6}}).data.shard_count == 6
+def test_what_a_partition_is_followed_by_is_read():
+    dealt = [Data(partition=text).dealt for text in ("shards", "shards:2", "dirichlet", "dirichlet:5e-3", "iid")]
+    assert dealt == [("shards", 4), ("shards", 2), ("dirichlet", 0.005), ("dirichlet", 0.005), ("iid", 0)]
 
 
 # ------------------------------------------------------------------------------- earlier versions

@@ -24,7 +24,7 @@ class World:
 
     def __init__(self, width=1, alpha=0.4):
         values = {
-            "data": {"dataset": "digits", "clients": 3, "shards": 9},
+            "data": {"dataset": "digits", "clients": 3, "partition": "shards:3"},
             "generator": {"size": 16, "width": width},
             "federation": {"rounds": 3, "alpha": alpha},
         }

@@ -55,7 +55,7 @@ def simulate(changes: dict[str, Any], config: _Config = None, out: _Out = None, 
     from prismfl.engines.flower.processes import Link, free_port, simulated
 
     folder, settings = _folder_of(changes, config, out, resume)
-    clients = settings.data.clients or len(client_roots(settings.data.clients_from))
+    clients = settings.data.clients or len(client_roots(settings.data.pattern))
     more = simulated(clients, settings.running.threads, settings.running.workers)
     _run("simulate", folder, Link("127.0.0.1", free_port(), simulation=True), more)
 
@@ -97,10 +97,11 @@ _State = Annotated[
     typer.Option(help="Folder of what it keeps [client-NUMBER].", rich_help_panel=_FILES),
 ]
 _Features = Annotated[
-    str, typer.Option(help="File of the matched network, where the run matches one.", rich_help_panel=_FILES)
-]
-_Weights = Annotated[
-    str, typer.Option(help="File of vgg19's weights, where the run matches vgg19.", rich_help_panel=_FILES)
+    str,
+    typer.Option(
+        help="File of the matched network, where the run matches one; vgg19:FILE where it matches vgg19.",
+        rich_help_panel=_FILES,
+    ),
 ]
 _Device = Annotated[str, typer.Option(help="Torch device.", rich_help_panel=_FILES)]
 _People = Annotated[
@@ -144,14 +145,13 @@ def client(
     most_epsilon: _Most = 0.0,
     people: _People = "",
     features: _Features = "",
-    weights: _Weights = "",
     device: _Device = "cpu",
     insecure: _Insecure = False,
 ) -> None:
     """Take part in a run: until it is stopped, this client answers the server and comes back when it is gone."""
     from prismfl.engines.flower.processes import Node, run_client
 
-    files = {"data-dir": data_dir, "features": features, "weights": weights}
+    files = {"data-dir": data_dir, "features": features}
     rules = _rules(ledger, policy, data_dir, budget_epsilon, budget_delta, most_epsilon)
     config = _node(client, server, state, files, device, people, key) | rules
     node = Node(server, Path(str(config["state-dir"])), config, root_certificates, key, insecure)
@@ -181,7 +181,6 @@ def check(
     most_epsilon: _Most = 0.0,
     people: _People = "",
     features: _Features = "",
-    weights: _Weights = "",
     device: _Device = "cpu",
     insecure: _Insecure = False,
 ) -> None:
@@ -191,7 +190,7 @@ def check(
     from prismfl.engines.flower.processes import Node
     from prismfl.engines.flower.site import Site
 
-    files = {"data-dir": data_dir, "features": features, "weights": weights}
+    files = {"data-dir": data_dir, "features": features}
     rules = _rules(ledger, policy, data_dir, budget_epsilon, budget_delta, most_epsilon)
     told = _node(client, server, state, files, device, people, key) | rules
     Node(server, Path(str(told["state-dir"])), told, root_certificates, key, insecure).check()
@@ -212,7 +211,7 @@ def check(
         for line in look(asked):
             print(line, flush=True)
     except PrismError as error:
-        print(f"FAULT  {in_options(str(error), ('device', 'people', 'features', 'weights'))}")
+        print(f"FAULT  {in_options(str(error), ('device', 'people', 'features'))}")
         faults += 1
     if faults:
         raise ClientError(f"faults: {faults}", "none", "mend what is marked FAULT above, and check again")

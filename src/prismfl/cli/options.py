@@ -15,9 +15,7 @@ from prismfl.settings.toml import laid_over, merged, read_toml, settings_from
 
 def asked(config: Path | None, changes: Mapping[str, Any], name: str = "") -> Settings:
     """What is asked for: a preset, a settings file over it, and options over both.  Raises SettingError."""
-    values = read_toml(config) if config else {}
-    weights = str(changes.get("weights") or values.get("features", {}).get("weights", ""))
-    return settings_from(merged(laid_over(preset(name, weights), values), changes))
+    return settings_from(merged(laid_over(preset(name), read_toml(config) if config else {}), changes))
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

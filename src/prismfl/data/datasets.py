@@ -44,8 +44,8 @@ def load_dataset(
         raise DataError(f"split {split!r}", "train or test", "name one of the two")
     if name == "digits":
         found = _digits(split)
-    elif name == "folder" and per_client and details.clients_from:
-        found = load_clients(details.clients_from, size, scratch, details, private=private)
+    elif name == "folder" and per_client and details.pattern:
+        found = load_clients(details.pattern, size, scratch, details, private=private)
     elif data_dir is None:
         raise DataError(f"no folder for data set {name!r}", "a folder", "pass --data-dir DIR")
     else:

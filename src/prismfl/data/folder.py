@@ -68,10 +68,10 @@ def client_roots(pattern: str) -> list[Path]:
         matched = sorted(map(Path, glob.glob(str(Path(pattern).expanduser()))))  # noqa: PTH207 (its own takes no root)
         found = [path for path in matched if path.is_dir() or path.suffix.lower() == ".zip"]
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"pattern {pattern!r} ({error})", "one like 'sites/*'", "mend data.clients_from") from None
+        raise DataError(f"pattern {pattern!r} ({error})", "one like 'sites/*'", "mend data.data_dir") from None
     if not found:
         raise DataError(
-            f"no folder or zip matches {pattern!r}", "one image folder or zip a client", "mend data.clients_from"
+            f"no folder or zip matches {pattern!r}", "one image folder or zip a client", "mend data.data_dir"
         )
     return found
 
@@ -142,7 +142,7 @@ def _shared(
     for client, (root, tree) in enumerate(roots):
         parts = _parts(root, tree, data)
         if not parts.train.entries:
-            raise DataError(f"no train images in {root}", "a client's images", "remove it, or mend data.clients_from")
+            raise DataError(f"no train images in {root}", "a client's images", "remove it, or mend data.data_dir")
         entries += parts.train.entries
         owners += [client] * len(parts.train.entries)
         classes |= _classes(parts.train, private=private)

@@ -20,18 +20,18 @@ def partition(images: ImageSet, settings: Data, seed: int) -> list[Indices]:
     Raises SettingError when there are more clients or shards than images, more clients than persons, or
     fewer clients than labels where each holds one, DataError when `given` does not fit the data.
     """
-    count, clients = len(images), settings.clients
+    count, clients, (how, amount) = len(images), settings.clients, settings.dealt
     if clients > count:
         raise SettingError(f"data.clients = {clients}", f"1 … {count}, the images", "lower data.clients")
     stream = Stream(seed, Purpose.PARTITION)
-    if settings.partition == "given":
+    if how == "given":
         parts = _given(images, clients)
-    elif settings.partition == "attribute":
+    elif how == "attribute":
         parts = _by_label(images.labels, clients, stream)
-    elif settings.partition == "shards":
-        parts = _shards(images.labels, clients, settings.shard_count, stream)
-    elif settings.partition == "dirichlet":
-        parts = _filled(_dirichlet(images.labels, clients, settings.concentration, stream))
+    elif how == "shards":
+        parts = _shards(images.labels, clients, int(amount), stream)
+    elif how == "dirichlet":
+        parts = _filled(_dirichlet(images.labels, clients, amount, stream))
     elif images.people is not None:
         parts = _by_person(images.people, clients, stream)
     else:
@@ -68,10 +68,11 @@ def _by_person(people: Labels, clients: int, stream: Stream) -> list[Indices]:
     return [np.flatnonzero(owners[people] == client) for client in range(clients)]
 
 
-def _shards(labels: Labels, clients: int, shards: int, stream: Stream) -> list[Indices]:
-    """Label-sorted shards, `shards / clients` of them a client (the paper's non-IID setting)."""
-    if shards > len(labels):
-        raise SettingError(f"data.shards = {shards}", f"1 … {len(labels)}, the images", "lower data.shards")
+def _shards(labels: Labels, clients: int, each: int, stream: Stream) -> list[Indices]:
+    """Label-sorted shards, `each` of them a client (the paper's non-IID setting)."""
+    if (shards := each * clients) > len(labels):
+        got = f"data.partition = 'shards:{each}' with data.clients = {clients}"
+        raise SettingError(got, f"{len(labels)} shards at most, the images", "lower one of the two")
     pieces = np.array_split(np.argsort(labels, kind="stable"), shards)
     dealt = stream.permutation(shards).reshape(clients, -1)
     return [np.concatenate([pieces[shard] for shard in hand]) for hand in dealt]

@@ -264,8 +264,7 @@ def resume(
         images: those that the run began with, where it began with arrays.
         labels: those that the run began with, where it began with arrays.
         watcher: is told how the run goes.
-        changes: settings of the section `running`, and `data_dir`, `clients_from`, `features` or `weights`
-            where files have moved.
+        changes: settings of the section `running`, and `data_dir` or `features` where files have moved.
 
     Returns:
         As `train`.

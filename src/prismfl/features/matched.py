@@ -21,23 +21,26 @@ def load_matched(settings: Features) -> LoadedNet:
     Raises SettingError for weights of a network that takes none and for a judge, ModelFileError
     for an unusable file.
     """
+    name, weights = settings.network, settings.weights
     if settings.features == JUDGE:
         raise SettingError(
             f"features.features = {settings.features!r}, a judge",
             "a network that no metric uses",
             "match another: a distance in a matched network says nothing",
         )
-    if settings.features == "vgg19":
-        return load_vgg19(settings.weights)
-    if settings.features in LITES:
-        return load_lite(settings.features, settings.weights)
-    if settings.weights:
+    if name == "vgg19":
+        return load_vgg19(weights)
+    if name in LITES:
+        return load_lite(name, weights)
+    if name == "file":
+        return load_features(weights)
+    if weights:
         raise SettingError(
-            f"features.weights = {settings.weights!r} with features.features = {settings.features!r}",
-            "none: only vgg19 and efficientnet-lite0 take published weights",
-            "set features.features to one of these, or leave features.weights out",
+            f"features.features = {settings.features!r}",
+            "no file: only vgg19 and efficientnet-lite0 take published weights",
+            "name one of these before it, or leave the file out",
         )
-    return random_vgg() if settings.features == "random" else load_features(settings.features)
+    return random_vgg() if name == "random" else load_features(name)
 
 
 def overlaps(about: Mapping[str, Any], dataset: str, classes: Sequence[str] = ()) -> bool:

@@ -57,7 +57,7 @@ def load_vgg19(weights: str) -> LoadedNet:
     Raises SettingError when no file is named, ModelFileError when it is missing or not a VGG-19.
     """
     if not weights:
-        raise SettingError("features.weights = ''", f"a file: {_EXPECTED}", _REMEDY + " and name it")
+        raise SettingError("features.features = 'vgg19'", f"vgg19:FILE with {_EXPECTED}", _REMEDY + " and name it")
     net, layout = ImageNetVgg(VGG19_PLAN), "vgg19"
 
     def renamed(state: State) -> State:

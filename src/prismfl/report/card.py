@@ -198,7 +198,7 @@ def _tested(run: Run, reading: Reading, part: Part) -> Mapping[str, Any]:
     return evaluate_model(
         run.folder.model,
         reading.dataset or data.dataset,
-        reading.data_dir or data.data_dir,
+        reading.data_dir or data.place,
         reading.samples,
         metrics="membership",
         pairs=run.folder.root / PAIRS,

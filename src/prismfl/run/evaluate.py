@@ -117,7 +117,7 @@ def evaluate_model(
     if network is not None:
         head["inception_sha256"] = network.sha256
     tail = {"ledger": list(ledger), "privacy": summary_of(from_json(ledger))}
-    notes = sibling_note(trained.features.features)
+    notes = sibling_note(trained.features.network)
     notes += _cautions(wanted, min(samples, len(judge.test)), samples)
     if ledger and name == trained.data.dataset:
         notes.append(OUTSIDE)
@@ -386,7 +386,7 @@ def _of_classes(train: ImageSet, test: ImageSet, labels: tuple[str, ...]) -> tup
 def own_data_dir(path: Path, dataset: str) -> str:
     """The folder that a model's run read, where its run folder is at hand and no other data set is asked for."""
     asked = RunFolder(model_file(path).resolve().parent).config
-    return "" if dataset or not asked.is_file() else load_settings(asked).data.data_dir
+    return "" if dataset or not asked.is_file() else load_settings(asked).data.place
 
 
 def settings_of(path: Path, text: str) -> Settings:

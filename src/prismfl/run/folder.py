@@ -24,7 +24,7 @@ from prismfl.errors import ModelFileError, RunFolderError, SettingError
 from prismfl.generator.modelfile import Model, load_model, save_model
 from prismfl.server import ServerState
 from prismfl.settings.resolve import notes_of
-from prismfl.settings.schema import FEATURE_NETS, Running, Settings
+from prismfl.settings.schema import Running, Settings
 from prismfl.settings.toml import merged, read_toml, settings_from, to_toml, toml_value
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def alone_in(folder: RunFolder, patience: float = 0.0) -> AbstractContextManager
     return alone(lock_of(folder.root), str(folder.root), patience)
 
 
-_MOVABLE = {"data_dir", "clients_from", "features", "weights"}  # files that may have moved since the run began
+_MOVABLE = {"data_dir", "features"}  # files that may have moved since the run began
 
 
 def reopen(root: Path, changes: Mapping[str, Any] | None = None) -> tuple[RunFolder, Settings]:
@@ -125,9 +125,8 @@ def _stored(path: Path) -> Settings:
 
 def _here(found: Settings, asked: Settings) -> Settings:
     """Resolved settings with this machine's own options and places."""
-    data = replace(found.data, data_dir=asked.data.data_dir, clients_from=asked.data.clients_from)
-    name = found.features.features
-    features = replace(asked.features, features=name if name in FEATURE_NETS else asked.features.features)
+    data = replace(found.data, data_dir=asked.data.data_dir)
+    features = asked.features if asked.features.weights else found.features
     return replace(found, data=data, features=features, running=asked.running)
 
 
@@ -148,7 +147,7 @@ def record(folder: RunFolder, asked: Settings, agreement: "Agreement") -> None:
         raise ModelFileError(
             f"feature network {agreement.settings.features.features} with SHA-256 {agreement.network}",
             f"{began.get('network')}, of the network that the run began with",
-            "name its file with --features or --weights",
+            "name its file with --features",
         )
     if began.get("run") != agreement.run.hex():
         raise RunFolderError(

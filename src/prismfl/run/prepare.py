@@ -176,7 +176,7 @@ def counted(settings: Settings) -> Settings:
     """The settings with the number of clients, where a pattern of folders gives it.  Raises DataError."""
     if settings.data.clients:
         return settings
-    clients = len(client_roots(settings.data.clients_from))
+    clients = len(client_roots(settings.data.pattern))
     return replace(settings, data=replace(settings.data, clients=clients))
 
 
@@ -193,7 +193,7 @@ def _warnings(
     matched = f"the matched network {name}"
     found = overlap_note(matched, loaded.about, settings.data.dataset, clients[0].classes, harm)
     if test is not None and settings.running.distance_samples:
-        found += sibling_note(name)
+        found += sibling_note(settings.features.network)
     if held_back < _FEWEST_TEST and settings.data.partition != "given" and settings.running.distance_samples:
         found.append(f"note: too few images are held back ({held_back}) to measure a distance")
     if settings.federation.mode == "one-shot" and not private:
@@ -229,7 +229,7 @@ def _check_distance(settings: Settings) -> None:
 
 def _load(settings: Settings) -> tuple[ImageSet, ImageSet | None]:
     data, given = settings.data, settings.data.partition == "given"
-    folder, scratch = Path(data.data_dir) if data.data_dir else None, _scratch(settings)
+    folder, scratch = Path(data.place) if data.place else None, _scratch(settings)
     load = partial(
         load_dataset, data.dataset, folder, settings.pixels, settings=data, scratch=scratch, private=_private(settings)
     )

@@ -81,7 +81,7 @@ def evaluate_by_protocol(
     else:
         found |= _as_benchmark(judge, images, labels, names, seed, device)
     ledger = sampler.model.ledger
-    notes = sibling_note(trained.features.features) if network is None else []
+    notes = sibling_note(trained.features.network) if network is None else []
     notes += [OUTSIDE] if ledger and (dataset or trained.data.dataset) == trained.data.dataset else []
     found |= {"ledger": list(ledger), "privacy": summary_of(from_json(ledger))}
     return found | ({"warnings": notes} if notes else {})

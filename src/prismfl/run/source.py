@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prismfl.data.files import write_atomic
 from prismfl.privacy.source import Budget, SourceLedger, ledger_of
-from prismfl.settings.schema import Running, Settings
+from prismfl.settings.schema import Settings
 
 
 def source_of(settings: Settings, root: Path) -> SourceLedger:
@@ -14,7 +14,7 @@ def source_of(settings: Settings, root: Path) -> SourceLedger:
     Data at another path are another source: nothing tells that they are a copy.  Raises PrivacyError for a budget that
     is none.
     """
-    budget = budget_of(settings.running)
+    budget = budget_of(settings)
     if settings.data.dataset == "arrays":
         return SourceLedger(root / "source-ledger.jsonl", budget)
     name = name_of(settings)
@@ -24,17 +24,16 @@ def source_of(settings: Settings, root: Path) -> SourceLedger:
     return SourceLedger(path, budget)
 
 
-def budget_of(running: Running) -> Budget | None:
-    """What the user allows a source to spend; None where nothing is said."""
-    if not running.budget_epsilon and not running.budget_delta:
-        return None
-    return Budget(running.budget_epsilon, running.budget_delta)
+def budget_of(settings: Settings) -> Budget | None:
+    """What the user allows a source to spend, at the run's δ; None where nothing is said."""
+    most = settings.running.budget_epsilon
+    return Budget(most, settings.privacy.delta) if most else None
 
 
 def name_of(settings: Settings) -> str:
     """A run's source: the real path of its data, or what the data set is called."""
     data = settings.data
-    place = str(_above(data.clients_from)) if data.clients_from else data.data_dir
+    place = str(_above(data.pattern)) if data.pattern else data.data_dir
     if place and Path(place).exists():
         return str(Path(place).resolve())
     return f"{data.dataset}:{place}" if place else data.dataset

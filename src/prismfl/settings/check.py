@@ -82,7 +82,7 @@ def _range_text(kind: Any, limits: Mapping[str, Any]) -> str:
 
 _Fitting = Mapping[str, tuple[Any, ...]]
 # What a choice leaves without effect, by the values that fit it: the first is expected, others say the same.
-_BY_PATTERN = {"data.dataset": ("folder",), "data.partition": ("given",), "data.data_dir": ("",)}
+_BY_PATTERN = {"data.dataset": ("folder",), "data.partition": ("given",)}
 _NO_MASKS: _Fitting = {"federation.uplink": ("auto",), "federation.draws": ("stratified",)}
 _NO_SCREEN: _Fitting = {"federation.screen": (0.0, -1.0)}
 _ONE_SHOT = {"federation.mada": ("off",), "federation.alpha": (0.0,), **_NO_SCREEN, **_NO_MASKS}
@@ -105,16 +105,9 @@ def check_together(settings: "Settings") -> None:
     slices_from(data.slices)
     window_from(data.window)
     _check_cohort(settings)
-    if data.clients_from:
-        _check_fitting(settings, "data.clients_from", "its folders are the clients", _BY_PATTERN)
-    chosen = f"data.partition = {data.partition!r}"
-    if data.partition != "shards":
-        _check_fitting(settings, chosen, "no shards are dealt", {"data.shards": (0,)})
-    elif data.clients and data.shard_count % data.clients:
-        got = f"data.shards = {data.shards} with data.clients = {data.clients}"
-        raise SettingError(got, "a multiple of the clients, or 0 for four a client", "change data.shards")
-    if data.partition != "dirichlet":
-        _check_fitting(settings, chosen, "nothing is concentrated", {"data.concentration": (0.005,)})
+    dealt_from(data.partition)
+    if data.pattern:
+        _check_fitting(settings, f"data.data_dir = {data.data_dir!r}", "each match is a client", _BY_PATTERN)
     if federation.by_differences and federation.client_weights == "size":
         got = "federation.uplink = 'fewest' with federation.client_weights = 'size'"
         equal = "clients of equal weight: the average travels less their unweighted masks"
@@ -170,7 +163,7 @@ def _check_alone(settings: "Settings") -> None:
             raise SettingError(f"{key} = {value}", "a number ≥ 0, or -1", f"change {key}")
     if settings.search.batch_size == 1:
         raise SettingError("search.batch_size = 1", "0, or at least 2", "change search.batch_size")
-    if settings.data.clients == 0 and not settings.data.clients_from:  # a pattern alone may leave their number open
+    if settings.data.clients == 0 and not settings.data.pattern:  # a pattern alone may leave their number open
         raise SettingError("data.clients = 0", "a whole number ≥ 1 and ≤ 1000000", "change data.clients")
 
 
@@ -198,6 +191,39 @@ def _check_people(data: "Data") -> None:
     if data.partition not in ("iid", "given"):
         got = f"data.partition = {data.partition!r} with data.people"
         raise SettingError(got, "iid, which deals whole persons, or given", "choose data.partition = 'iid'")
+
+
+class Dealt(NamedTuple):
+    """How images are spread: the word, and shards a client, or the concentration of a Dirichlet partition."""
+
+    how: str
+    amount: float = 0.0
+
+
+_DEALT = {"iid": "", "shards": "4", "dirichlet": "0.005", "attribute": "", "given": ""}  # and what follows by default
+_DEALT_MOST = 1e6
+
+
+def dealt_from(text: str) -> Dealt:
+    """How images are spread, as a setting says it: `shards:2`.  Raises SettingError.
+
+    Examples:
+        >>> dealt_from("iid"), dealt_from("shards"), dealt_from("dirichlet:0.1")
+        (Dealt(how='iid', amount=0.0), Dealt(how='shards', amount=4.0), Dealt(how='dirichlet', amount=0.1))
+    """
+    how, colon, told = text.partition(":")
+    usual = _DEALT.get(how)
+    if usual is not None and not colon:
+        return Dealt(how, float(usual or 0))
+    shape = {"shards": r"[0-9]+", "dirichlet": r"[0-9.eE+-]+"}.get(how, "(?!)")
+    try:
+        amount = float(told) if re.fullmatch(shape, told) else 0.0
+    except ValueError:
+        amount = 0.0
+    if not 0 < amount <= _DEALT_MOST:
+        wanted = "iid, shards, shards:NUMBER a client, dirichlet, dirichlet:CONCENTRATION, attribute or given"
+        raise SettingError(f"data.partition = {text!r}", wanted, "change data.partition")
+    return Dealt(how, amount)
 
 
 def is_table(people: str) -> bool:

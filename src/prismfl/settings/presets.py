@@ -15,12 +15,12 @@ _PAPER: Mapping[str, Mapping[str, Any]] = {
 PRESETS = {"paper": _PAPER}
 
 
-def preset(name: str, weights: str = "") -> dict[str, Any]:
+def preset(name: str) -> dict[str, Any]:
     """A preset's settings, over which others go.
 
     Args:
-        name: `paper`, the published form of PRISM but for its 500 rounds; empty for none.
-        weights: file of VGG-19's weights, which the paper matches; without it the network stays open.
+        name: `paper`, the published form of PRISM but for its 500 rounds and VGG-19, whose weights are a file's
+            (`features = "vgg19:FILE"`); empty for none.
 
     Returns:
         Nested settings as `settings_from` takes them, empty for no name.
@@ -36,5 +36,4 @@ def preset(name: str, weights: str = "") -> dict[str, Any]:
         return {}
     if name not in PRESETS:
         raise SettingError(f"preset {name!r}", f"one of {', '.join(PRESETS)}", "name one of these")
-    found = {section: dict(part) for section, part in PRESETS[name].items()}
-    return found | ({"features": {"features": "vgg19"}} if weights else {})
+    return {section: dict(part) for section, part in PRESETS[name].items()}

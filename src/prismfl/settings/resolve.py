@@ -89,7 +89,7 @@ def matching_of(settings: Settings, *, labelled: bool) -> Matching:
         4
     """
     private = settings.privacy.epsilon > 0
-    if settings.features.features in _LITES:
+    if settings.features.network in _LITES:
         scale = max(1, _LITE_SIDE // settings.pixels)
         return Matching(scale, 2, (), 4 if labelled else 8, 0.0, 0.3)
     return Matching(1, 0, (), 8 if private else 0, 0.0 if private else 0.05, 0.0)
@@ -118,7 +118,7 @@ def resolved(settings: Settings, channels: int, images: float | None = None) -> 
     few = images is not None and images < _FEW_IMAGES
     batch = search.batch_size or (_SMALL_BATCH[channels] if few else 64)
     made = _ROUND_IMAGES[channels] * (_ALONE if federation.mode == "one-shot" else 1)
-    loss = "unbiased" if features.features in _LITES else "squared"
+    loss = "unbiased" if features.network in _LITES else "squared"
     search = replace(
         search,
         batch_size=batch,
@@ -163,7 +163,7 @@ def first_rate(settings: Settings) -> float:
         return _SOFT_RATE
     # A server alone has no masks of others to average: there large steps were better in long runs as well.
     steps = 1 if settings.federation.mode == "one-shot" else settings.federation.rounds * settings.search.local_steps
-    whole = _WHOLE_RATE_LITE if settings.features.features in _LITES else _WHOLE_RATE
+    whole = _WHOLE_RATE_LITE if settings.features.network in _LITES else _WHOLE_RATE
     least = max(_LEAST_RATE, min(1.0, whole / max(1, steps)))
     return least * _FEWEST_RATE if settings.federation.uplink == "fewest" else least
 

@@ -4,10 +4,11 @@ A field's metadata says what it means and what it may be; the command line and t
 stands for "follows from the rest" (`auto`, 0 or -1) is filled in by `prismfl.settings.resolve`.
 """
 
+import os
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
-from prismfl.settings.check import Section, check_together, checked, setting
+from prismfl.settings.check import Dealt, Section, check_together, checked, dealt_from, setting
 
 AUTO = -1  # what a setting says that is to follow from others, where 0 says something
 
@@ -25,8 +26,12 @@ class Data(Section):
         "arrays marks a run on a caller's arrays",
         choices=("digits", "mnist", "fmnist", "kmnist", "cifar10", "celeba", "folder", "hf", "arrays"),
     )
-    data_dir: str = setting("", "folder (or zip) that holds the data set; with hf, or the data set's name", path=True)
-    clients_from: str = setting("", "pattern of one image folder or zip a client, as 'sites/*'", path=True)
+    data_dir: str = setting(
+        "",
+        "folder (or zip) that holds the data set; or with a *, as 'sites/*', one image folder or zip a client; with hf,"
+        " or the data set's name",
+        path=True,
+    )
     people: str = setting(
         "",
         "whose image each file of a folder is: a pattern in its name, as 'person([0-9]+)', or a table of files and"
@@ -54,21 +59,29 @@ class Data(Section):
     )
     classes: str = setting("", "classes to keep: names, numbers from 0 and ranges (0-4,7); none keeps all")
     clients: int = setting(
-        10, "number of clients; 0, with clients_from alone, takes as many as there are", least=0, most=1_000_000
+        10, "number of clients; 0, where data_dir has a *, takes as many as it finds", least=0, most=1_000_000
     )
     partition: str = setting(
         "shards",
-        "how images are spread: shards are label-sorted; attribute gives each client one label; "
-        "given takes one top folder a client",
-        choices=("iid", "shards", "dirichlet", "attribute", "given"),
+        "how images are spread: iid; shards, label-sorted, four a client, or shards:2 as many as it says; dirichlet, of"
+        " concentration 0.005, or dirichlet:0.1 of that; attribute, each client one label; given, one top folder a"
+        " client",
     )
-    shards: int = setting(0, "label-sorted shards, a multiple of the clients; 0: four a client", least=0)
-    concentration: float = setting(0.005, "concentration of the Dirichlet partition", above=0.0, most=1e6)
 
     @property
-    def shard_count(self) -> int:
-        """Shards of all clients together."""
-        return self.shards or 4 * self.clients
+    def dealt(self) -> "Dealt":
+        """How images are spread, and what the word is followed by."""
+        return dealt_from(self.partition)
+
+    @property
+    def pattern(self) -> str:
+        """What each client's own folder or zip matches; empty where all images lie in one place."""
+        return self.data_dir if "*" in self.data_dir else ""
+
+    @property
+    def place(self) -> str:
+        """Where all images lie; empty where each client has its own, and where none was named."""
+        return "" if self.pattern else self.data_dir
 
 
 @dataclass(frozen=True)
@@ -94,16 +107,23 @@ class Features(Section):
 
     features: str = setting(
         "auto",
-        "feature network to match: efficientnet-lite0 (ImageNet), vgg (embedded, small), vgg19 (needs weights), random"
-        " (never trained), or a file of `prismfl pretrain`; auto: efficientnet-lite0 for colour, vgg for grey",
+        "feature network to match: efficientnet-lite0 (ImageNet), vgg (embedded, small), vgg19:FILE with torchvision's"
+        " weights, random (never trained), or a file of `prismfl pretrain`; auto: efficientnet-lite0 for colour, vgg"
+        " for grey",
         path=True,
     )
-    weights: str = setting(
-        "",
-        "file of the network's weights: torchvision's vgg19 (.pth, or .safetensors), or another copy of"
-        " efficientnet-lite0's",
-        path=True,
-    )
+
+    @property
+    def network(self) -> str:
+        """The network by its name, whatever file holds its weights; `file` for one that a file describes."""
+        name = self.features.partition(":")[0]
+        return name if name in FEATURE_NETS else "file"
+
+    @property
+    def weights(self) -> str:
+        """The file of its weights, empty where none is named."""
+        name, _, file = self.features.partition(":")
+        return os.path.expanduser(file) if name in FEATURE_NETS else self.features  # noqa: PTH111 - as in a shell
 
 
 @dataclass(frozen=True)
@@ -262,10 +282,10 @@ class Running(Section):
     )
     budget_epsilon: float = setting(
         0.0,
-        "most ε that the data may ever spend, over all runs; 0 sets no limit, and the ledger says the sum",
+        "most ε, told at the run's δ, that the data may ever spend over all runs; 0 sets no limit, and the ledger says"
+        " the sum",
         least=0.0,
     )
-    budget_delta: float = setting(0.0, "δ at which that ε is told; with it alone", least=0.0, most=0.5)
     distance_every: int = setting(0, "rounds between distances; 0 for the last only", least=0)
     distance_samples: int = setting(10_000, "samples a distance is measured on; 0 for no distance", least=0)
     deadline: float = setting(
@@ -356,9 +376,7 @@ class Settings:
         Raises:
             SettingError: while the clients of a pattern are not counted.
         """
-        name = self.features.features
-        features = Features(name if name in FEATURE_NETS else "file")
-        data = replace(self.data, data_dir="", clients_from="")
+        features, data = Features(self.features.network), replace(self.data, data_dir="")
         return replace(self, data=data, features=features, running=Running())
 
 

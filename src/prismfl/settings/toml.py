@@ -17,6 +17,10 @@ _MOVED = {
     **{f"search.{name}": f"running.{name}" for name in ("precision", "client_threads")},
     **{f"deployment.{name}": f"running.{name}" for name in ("deadline", "least_cohort")},
     "data.label_column": "data.attribute",
+    "data.clients_from": "data.data_dir, with a * in it",
+    "features.weights": "features.features, as 'vgg19:FILE'",
+    "data.shards": "data.partition, as 'shards:2' of so many a client",
+    "data.concentration": "data.partition, as 'dirichlet:0.1'",
     "federation.shipped": "federation.finished_mask",
 }
 _MATCHED = ("layers", "pool", "feature_scale", "shift", "second_weight", "tone_weight")
@@ -41,7 +45,8 @@ _GONE = {
     "federation.initial_theta": "1/2",
     "federation.finished_mask_draws": "8 draws",
     "privacy.mechanism": "one release of moments",
-    "privacy.another_release": "running.budget_epsilon and budget_delta, a limit to all that is released",
+    "privacy.another_release": "running.budget_epsilon, a limit to all that is released",
+    "running.budget_delta": "privacy.delta, at which running.budget_epsilon is told",
     **dict.fromkeys(("running.processes", "output.processes"), "processes where a run is long enough"),
     **dict.fromkeys(("running.compile", "search.compile"), "compiling on a GPU where a run is long enough"),
     "output.grid_every": "five grids a run",
@@ -117,8 +122,8 @@ def images_of(values: Mapping[str, Any]) -> Settings:
 
 
 def _with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What is not set follows from clients_from or people; what is set and says otherwise is refused later."""
-    if data.get("clients_from"):
+    """What is not set follows from data_dir or people; what is set and says otherwise is refused later."""
+    if "*" in str(data.get("data_dir", "")) and data.get("dataset", "folder") == "folder":
         return {"dataset": "folder", "partition": "given", "clients": 0, **data}
     return {"partition": "iid", **data} if data.get("people") else data
 

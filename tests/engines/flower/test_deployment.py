@@ -51,7 +51,7 @@ def test_two_rounds_of_three_clients_give_the_simulators_model(deployment, patie
     settings = patient()
     out = deployment.begin(settings, APP)
     summary = deployment.finish(out)
-    data = replace(settings.data, clients_from=str(deployment.sites / "*"))
+    data = replace(settings.data, data_dir=str(deployment.sites / "*"))
     inprocess.train(replace(settings, data=data), out=tmp_path / "plain")
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "plain" / "model.safetensors").read_bytes()
     assert cohorts(out) == [[0, 1, 2]] * 2

@@ -44,7 +44,7 @@ def lines_of(root):
 
 
 def in_process(settings, sites, root):
-    data = replace(settings.data, clients_from=str(sites / "*"))
+    data = replace(settings.data, data_dir=str(sites / "*"))
     return inprocess.train(replace(settings, data=data), out=root)
 
 

@@ -54,7 +54,7 @@ def test_the_model_is_the_simulators(mode, private, fake, nodes, site_settings, 
     more = {"privacy": private} if private else {}
     settings = site_settings(federation={"secure_sum": True, "mode": mode, "finished_mask": "best"}, **more)
     serve(fake(nodes), tmp_path / "flower", settings)
-    data = replace(settings.data, clients_from=str(sites / "*"))
+    data = replace(settings.data, data_dir=str(sites / "*"))
     simulator.train(replace(settings, data=data), out=tmp_path / "plain")
     mine, plain = RunFolder(tmp_path / "flower"), RunFolder(tmp_path / "plain")
     assert mine.model.read_bytes() == plain.model.read_bytes()

@@ -62,7 +62,7 @@ def summed(site_settings):
 
 def simulated(deployment, settings, root):
     """A simulator's engine, at its beginning, of the same sites."""
-    ready = prepare(replace(settings, data=replace(settings.data, clients_from=str(deployment.sites / "*"))))
+    ready = prepare(replace(settings, data=replace(settings.data, data_dir=str(deployment.sites / "*"))))
     return ready, inprocess.InProcess(ready.agreement, ready.kit, ready.clients, RunFolder(root))
 
 
@@ -257,6 +257,6 @@ def test_a_server_that_is_killed_within_a_sum_goes_on_with_it(commanded, tmp_pat
     assert again.wait(300) == 0, (commanded.root / "server.log").read_text()[-2000:]
     assert [line["cohort"] for line in read_rounds(RunFolder(out))] == [[0, 1, 2]] * 2
     settings = runfolder.reopen(out)[1]
-    data = replace(settings.data, clients_from=str(commanded.sites / "*"))
+    data = replace(settings.data, data_dir=str(commanded.sites / "*"))
     told = inprocess.train(replace(settings, data=data), out=tmp_path / "plain")
     assert np.array_equal(load_model(out / "model.safetensors").mask, load_model(told.folder.model).mask)

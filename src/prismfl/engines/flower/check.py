@@ -35,7 +35,7 @@ from prismfl.run.environment import available_mb, hardware, versions
 from prismfl.run.forecast import forecast
 from prismfl.run.prepare import Prepared, agree_on, site_kit
 from prismfl.run.progress import sized
-from prismfl.settings.schema import FEATURE_NETS, Data, Running, Settings
+from prismfl.settings.schema import Data, Running, Settings
 from prismfl.wire import frames as message
 
 _LEAST_DISK = 1.0  # GB that a site should have room for
@@ -55,9 +55,7 @@ class Checked:
     def local(self) -> Settings:
         """The run's settings, or those that a server has by default, with what is this machine's own."""
         site, settings = self.site, self.settings or Settings(data=Data(dataset="folder", partition="given"))
-        name = settings.features.features
-        own = name if name in FEATURE_NETS else site.features
-        features = replace(settings.features, features=own, weights=site.weights)
+        features = site.matched(settings.features.network)
         data = replace(settings.data, people=site.people)
         return replace(settings, data=data, features=features, running=Running(device=site.device))
 

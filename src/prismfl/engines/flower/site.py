@@ -18,7 +18,7 @@ from prismfl.errors import PolicyError, SettingError
 from prismfl.privacy.chain import Chain
 from prismfl.privacy.policy import Policy, policy_from, read_policy
 from prismfl.privacy.source import SourceLedger
-from prismfl.settings.schema import FEATURE_NETS, Running, Settings
+from prismfl.settings.schema import Features, Running, Settings
 from prismfl.sums.secrets import Identity
 
 AUDIT = "audit.jsonl"  # in a site's state folder
@@ -41,7 +41,6 @@ class Site:
     data_dir: Path | None = None
     device: str = "cpu"
     features: str = ""
-    weights: str = ""
     ledger: Path = Path()
     key: Path | None = None
     policy: Path | None = None
@@ -115,19 +114,22 @@ class Site:
         and where the run matches a network that is in a file of no known place.
         """
         self.rules().check(settings, self.source(), network, persons=bool(self.people))
-        name = settings.features.features
+        name = settings.features.network
         if settings.data.people and settings.data.partition != "given":
             raise PolicyError(
                 "a run that deals persons to clients on other machines",
                 "partition given, each client with its own",
                 "leave --people out at the server",
             )
-        if name not in FEATURE_NETS and not self.features:
+        if name == "file" and not self.features:
             raise PolicyError("a run that matches a network in a file", "that file here too", "pass --features FILE")
-        own = name if name in FEATURE_NETS else self.features
-        features = replace(settings.features, features=own, weights=self.weights)
         running = Running(device=self.device, cache_dir=str(self.state) if self.state else "")
-        return replace(settings, features=features, running=running)
+        return replace(settings, features=self.matched(name), running=running)
+
+    def matched(self, name: str) -> Features:
+        """The network that a run names, `file` for one in a file, with the file that this site has of it."""
+        mine = Features(self.features)
+        return Features(name) if name != mine.network and name != "file" else mine
 
     def note(self, **fields: Any) -> None:
         """A line of the site's own log of what it answered; it never leaves.  Raises PrismError subclasses."""
