@@ -432,8 +432,64 @@ def test_framing_is_a_shift_with_borders_repeated_and_then_bilinear(dtype, facto
     torch.testing.assert_close(framing(x)[framing.turns // 2].float(), wanted[framing.turns // 2], **close)
 
 
+@pytest.mark.parametrize(("size", "factor", "windows"), [(16, 2, 3), (16, 1, 2), (8, 2, 3)])
+def test_a_window_is_half_a_side_scaled_up_twice_as_much(size, factor, windows):
+    framing = Framing(size, factor, 1, windows)
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(3))
+    large = torch.nn.functional.interpolate(x, scale_factor=2 * factor, mode="bilinear")
+    side, step = size * factor, size * factor // (windows - 1)
+    for number in range(windows**2):
+        row, column = number // windows * step, number % windows * step
+        seen = framing(x, framing.window(number))
+        torch.testing.assert_close(seen, large[:, :, row : row + side, column : column + side])
+    plain = Framing(size, factor, 1)
+    torch.testing.assert_close(framing(x, torch.arange(9)), plain(x, torch.arange(9)), rtol=0, atol=0)
+
+
+def test_a_search_draws_views_by_their_shares():
+    framing, draws = Framing(8, 1, 1, 2), Tape(Stream(0, Purpose.SEARCH))
+    drawn = torch.cat([framing.drawn(draws) for _ in range(4000)])
+    assert set(drawn.tolist()) == set(range(9 + 4))
+    views = framing.view_of(drawn).bincount(minlength=5) / 4000
+    assert views.tolist() == pytest.approx(framing.shares, abs=0.03) and sum(framing.shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("loss", ["squared", "unbiased"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"layers": (0, 2), "second_weight": 0.0, "tone_weight": 0.5, "pool": 4}], ids=str
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_with_windows_the_distance_of_a_view_is_that_of_the_moments_on_average(monkeypatch, vgg, loss, changes, joined):
+    """Two ways to the same gradient: each view by its share, and the whole ψ at once."""
+    if joined:
+        monkeypatch.setattr(fused, "_fast", None)
+    mapped, tags = FeatureMap(vgg, Matching(windows=2, **changes), 1, 16), torch.tensor([0, 0, 1, 1, 1, 1])
+    assert sum(block.weight**2 for block in mapped.blocks) == pytest.approx(1)
+    assert sum(block.size for block in mapped.blocks) == mapped.dimension
+    target = torch.from_numpy(mapped.target(noise(8), np.arange(8) % 2, 2).moments)
+    one, two = (scaled(noise(6, seed=1)).requires_grad_() for _ in range(2))
+    groups = label_groups(tags, 2)
+    if loss == "squared":
+        goals, whole = mapped.split(target), distance(mapped.moments(one, groups), target)
+    else:
+        shares = torch.tensor([0.25, 0.75], dtype=torch.float64)
+        goals = mapped.aims(target, shares, 6)
+        own = (goals.own[tags] * mapped.moments(one, torch.eye(6)).view(6, -1).square().sum(1)).sum() / 36
+        counts = shares * 6
+        aim = target.view(2, -1) * (1 - goals.own / counts)[:, None].float()
+        whole = distance(mapped.moments(one, groups), aim.flatten()) - own
+    views = [mapped.framing.turns // 2 + torch.zeros(1, dtype=torch.int64), *map(mapped.framing.window, range(4))]
+    goals = goals.joined() if joined else goals
+    found = [mapped.squared_distance(two, tags, goals, view) for view in views]
+    mean = sum(share * one for share, one in zip(mapped.framing.shares, found, strict=True))
+    gradients = [torch.autograd.grad(total, of)[0] for total, of in ((whole, one), (mean, two))]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-7)
+    if loss == "squared":
+        torch.testing.assert_close(mean, whole, rtol=1e-4, atol=1e-6)
+
+
 def test_real_images_take_all_shifts_in_turn_whatever_the_batches(vgg):
-    mapped, pictures = FeatureMap(vgg, Matching(layers=(0, 1), shift=1), 1, 16), noise(20)
+    mapped, pictures = FeatureMap(vgg, Matching(layers=(0, 1), shift=1, windows=2), 1, 16), noise(20)
     one, other = (mapped.target(pictures, batch=batch).moments for batch in (7, 100))
     np.testing.assert_allclose(one, other, atol=1e-6)
     apart = [mapped.moments(scaled(pictures[i : i + 1]), turns=torch.tensor([i % 9])) for i in range(20)]

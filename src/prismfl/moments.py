@@ -7,13 +7,16 @@ and `g = φ² / ‖φ²‖` of its flattened map φ, and what tones and colours 
 
 An image may be matched at shifts of some pixels (`features/framing.py`): real ones take all shifts in turn,
 a batch of generated ones is shifted at random.  ψ(x) is then that of the shifted image: no norm grows.
+And it may be matched in windows besides: ψ(x) then stacks what the network makes of the whole and of each window, each
+times the root of its share p_v, Σ p_v = 1.  A batch is seen in one view, drawn with probability p_v: in expectation
+its squared distance from that view's goal is the distance of the whole ψ.
 Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): ψ(x) stands in the
 block of its label, 0 in the others, still of norm ≤ 1; the moments of n images are each label's sum divided by n.
 """
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -25,12 +28,14 @@ from torch import Tensor
 
 from prismfl.errors import DataError, SettingError
 from prismfl.features.framing import Framing, mean_colours, tone_histograms
+from prismfl.features.goals import Goals
 from prismfl.features.networks import Activation, LoadedNet, rectify
 from prismfl.kernels.fused import fusible, matched
 from prismfl.kernels.matching import UnitDistance, UnitMoments, own_label
 from prismfl.kernels.replay import wait_for_device
 from prismfl.settings.resolve import Matching
 
+_AT_A_TIME = 64  # images that a network sees in one pass where each is seen in several windows
 _PAIRS = 4  # images of a label in a batch from which on pairs alone are matched
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,39 +53,6 @@ class Target:
     moments: NDArray[np.float32]
     images: int
     shares: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
-
-
-@dataclass(frozen=True)
-class Goals:
-    """A target in the pieces in which it is matched: `[G, d]` each, of consecutive numbers.
-
-    units, squares: of maps and of their squares, a layer each, or one of all layers; means: of tones, in order.
-    own: float32 `[G]`, how much of its images' own squares each label's sum is matched without; None: nothing.
-    """
-
-    units: list[Tensor]
-    squares: list[Tensor]
-    means: list[Tensor]
-    own: Tensor | None = None
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All of them."""
-        return [*self.units, *self.squares, *self.means, *([] if self.own is None else [self.own])]
-
-    def of_maps(self, places: Sequence[int]) -> list[Tensor]:
-        """What some layers' maps are matched with, one after the other, and what their squares are, if they are."""
-        if len(self.units) == 1:
-            return [*self.units, *self.squares]
-        return [_joined([part[place] for place in places]) for part in (self.units, self.squares) if part]
-
-    def joined(self) -> "Goals":
-        """The same with all layers' maps as one, and all their squares."""
-        return Goals([_joined(self.units)], [_joined(self.squares)] if self.squares else [], self.means, self.own)
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
 
 
 @dataclass(frozen=True)
@@ -124,7 +96,7 @@ class FeatureMap:
 
     def __init__(self, loaded: LoadedNet, matching: Matching, channels: int, size: int) -> None:
         self.net, self.matching, self.sha256 = loaded.net, matching, loaded.sha256
-        self.framing = Framing(size, matching.scale, matching.shift)
+        self.framing = Framing(size, matching.scale, matching.shift, matching.windows)
         self._others: dict[str, FeatureMap] = {}  # in other precisions: made once, for every client
         self.layers = matching.layers or loaded.net.matched
         self.last = max(self.layers, default=None)
@@ -140,7 +112,8 @@ class FeatureMap:
         share = 1 / (len(self.layers) * (1 + second + tone))
         self.weights = tuple((share * part) ** 0.5 for part in (1.0, second, tone * len(self.layers) / 2))
         # Maps after ReLU and squares are never below 0.
-        of_maps = [Block(size, weight) for size in self.sizes for weight in self.weights[: 1 + self.seconds]]
+        pairs = [(size, weight) for size in self.sizes for weight in self.weights[: 1 + self.seconds]]
+        of_maps = [Block(size, weight * share**0.5) for share in self.framing.shares for size, weight in pairs]
         self.blocks = (*of_maps, *(Block(found.shape[1], self.weights[2]) for found in self._toned(blank)))
         self.dimension = sum(block.size for block in self.blocks)
 
@@ -171,23 +144,36 @@ class FeatureMap:
         """Sums of ψ of images `[B, C, H, W]` in [-1, 1]: float32 `[G · D]`, differentiable.
 
         groups: float32 `[G, B]`, each image's weight in each sum (`label_groups`); None: the mean.
-        turns: the shifts at which they are seen, int64 `[1]` or `[B]`; None: as they are.
+        turns: the shifts at which whole images are seen, int64 `[1]` or `[B]`; None: as they are.
         """
         if groups is None:
             groups = torch.full((1, len(x)), 1 / len(x), device=x.device)
-        maps, parts = self._stages(x, turns=turns), []
-        for layer in self.layers:
-            sums = UnitMoments.apply(_flat(maps[layer]).float(), groups)  # type: ignore[no-untyped-call]
-            parts += [part * weight for part, weight in zip(sums, self.weights, strict=False)][: 1 + self.seconds]
+        parts = list[Tensor]()
+        for maps, share in zip(self._views(x, turns), self.framing.shares, strict=True):
+            for layer in self.layers:
+                sums = UnitMoments.apply(_flat(maps[layer]).float(), groups)  # type: ignore[no-untyped-call]
+                weights = [weight * share**0.5 for weight in self.weights[: 1 + self.seconds]]
+                parts += [part * weight for part, weight in zip(sums, weights, strict=False)]
         parts += [groups @ found for found in self._toned(x)]
         return torch.cat(parts, 1).flatten()
+
+    def _views(self, x: Tensor, turns: Tensor | None) -> Iterator[list[Tensor]]:
+        """Maps of each view, of few images several views at a time: a pass has its price, however few it sees."""
+        if not self.framing.windows:
+            yield self._stages(x, turns=turns)
+            return
+        count, views = len(x), self.framing.seen(turns, len(x))
+        for some in views.split(max(1, _AT_A_TIME // count)):
+            maps = self._stages(x.repeat(len(some), 1, 1, 1), turns=some.flatten())
+            yield from ([phi[at * count : (at + 1) * count] for phi in maps] for at in range(len(some)))
 
     def squared_distance(self, x: Tensor, labels: Tensor, goals: Goals, turns: Tensor | None = None) -> Tensor:
         """`distance` of the moments by label of images `[B, C, H, W]` from a target, in fewer passes: a scalar.
 
-        labels: int64 `[B]`, ascending; goals: as `split` makes them; turns: see `moments`.
+        With windows that of one view, whose expectation it is.  labels: int64 `[B]`, ascending; goals: as `split` makes
+        them; turns: the shift or window, int64 `[1]`, as `Framing.drawn` draws it; None: the whole, as it is.
         """
-        passing = _Passing(self, labels, goals)
+        passing = _Passing(self, labels, goals.seen(self.framing.view_of(turns)))
         maps = self._stages(x, passing.activate, turns)
         for layer in self.layers:
             passing.add_map(layer, maps[layer])
@@ -214,11 +200,13 @@ class FeatureMap:
         A processor matches a layer at a time, while it is in a near cache; other devices all layers together.
         """
         parts = target.view(-1, self.dimension).split([block.size for block in self.blocks], 1)
-        blocks = [part.contiguous() for part in parts]
-        each = 1 + self.seconds
-        of_maps = each * len(self.layers)
-        squares = blocks[1:of_maps:each] if self.seconds else []
-        goals = Goals(blocks[:of_maps:each], squares, blocks[of_maps:])
+        each, shares = 1 + self.seconds, self.framing.shares
+        a_view = each * len(self.layers)
+        of_maps, means = parts[: a_view * len(shares)], parts[a_view * len(shares) :]
+        # Each view by itself, whatever its share.
+        views = [[part / p**0.5 for part, p in zip(of_maps[n::a_view], shares, strict=True)] for n in range(a_view)]
+        blocks = [of[0].contiguous() if len(of) == 1 else torch.stack(of) for of in views]
+        goals = Goals(blocks[::each], blocks[1::each] if self.seconds else [], [part.contiguous() for part in means])
         return goals if target.device.type == "cpu" else goals.joined()
 
     def _toned(self, x: Tensor) -> Iterator[Tensor]:

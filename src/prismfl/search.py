@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prismfl.features.goals import Goals
 from prismfl.generator.latents import spread_normals
 from prismfl.generator.layout import Layout
 from prismfl.generator.masks import integers_of, masked_weights, score_gradient, scores_of
 from prismfl.generator.network import generate
 from prismfl.kernels.fused import adam_step, flat_floats
 from prismfl.kernels.replay import Programs, Repeated
-from prismfl.moments import PRECISIONS, FeatureMap, Goals, MovingResidual, Target, distance, label_groups
+from prismfl.moments import PRECISIONS, FeatureMap, MovingResidual, Target, distance, label_groups
 from prismfl.seeding.device import Tape
 from prismfl.settings.resolve import SearchPlan, first_rate
 from prismfl.settings.schema import Settings

@@ -49,7 +49,7 @@ def exact_square(row):
 @pytest.fixture(scope="module")
 def toned_map():
     """A feature map with tones, whose images are seen at shifts."""
-    return FeatureMap(load_features("vgg"), Matching(layers=(0, 5), tone_weight=1.0, shift=1), 1, 16)
+    return FeatureMap(load_features("vgg"), Matching(layers=(0, 5), tone_weight=1.0, shift=1, windows=2), 1, 16)
 
 
 # ------------------------------------------------------------------------------- enforced norms

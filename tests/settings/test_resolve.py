@@ -15,10 +15,10 @@ LITE, EMBEDDED = "efficientnet-lite0", "vgg"
     [
         (1, 0.0, True, {}, (EMBEDDED, Matching())),
         (1, 3.0, True, {}, (EMBEDDED, Matching(pool=8, second_weight=0.0))),
-        (3, 0.0, True, {}, (LITE, Matching(2, 2, (), 4, 0.0, 0.3))),
-        (3, 3.0, False, {}, (LITE, Matching(2, 2, (), 8, 0.0, 0.3))),
+        (3, 0.0, True, {}, (LITE, Matching(2, 2, 0, (), 4, 0.0, 0.3))),
+        (3, 3.0, False, {}, (LITE, Matching(2, 2, 3, (), 2, 0.0, 0.3))),
         (3, 0.0, True, {"features": "vgg"}, (EMBEDDED, Matching())),
-        (1, 0.0, True, {"features": LITE}, (LITE, Matching(2, 2, (), 4, 0.0, 0.3))),
+        (1, 0.0, True, {"features": LITE}, (LITE, Matching(2, 2, 0, (), 4, 0.0, 0.3))),
     ],
     ids=str,
 )

@@ -2,7 +2,8 @@
 
 Images are scaled up by a whole factor and shifted by whole pixels.  A network that strides sees a grid of its own
 strides.  A generator that is judged at one place alone paints that grid; shown a little elsewhere each time, it
-cannot.  Both are done as two products with public matrices, which every device and precision has.
+cannot.  Windows of half a side, scaled up twice as much, show it what the whole image hides: how sharp it is.  All is
+done as two products with public matrices, which every device and precision has.
 
 Unit vectors of a network's maps hardly say how bright or how strong in contrast an image is; tones and colours, cell
 by cell, are bounded features of its pixels that do.
@@ -14,45 +15,96 @@ from torch import Tensor
 
 from prismfl.seeding.device import Tape
 
+WHOLE = 0.25  # share of the steps, and of what is matched, that the whole image has beside windows
 _SIDE = 16  # pixels a side that tones are taken of: images are averaged down to it
 _MEANS, _CELLS = 8, 4  # cells a side, of means and of histograms
 _LEVELS = 9  # of a histogram, from -1 to 1: each pixel counts for the two next to it
 
 
 class Framing:
-    """Images of `size` pixels a side, scaled up bilinearly, after shifts of at most `shift` pixels each way.
+    """Images of `size` pixels a side, scaled up bilinearly: whole, after shifts of at most `shift` pixels each way; or
+    windows of half a side, `windows` by `windows` of them at even steps, scaled up twice as much.
 
-    What is shifted in is the border, repeated.  There are `turns` = (2 shift + 1)² shifts; number them row by row.
+    What is shifted in is the border, repeated.  There are `turns` = (2 shift + 1)² shifts; they are numbered row by
+    row, and after them the windows, row by row.
     """
 
-    def __init__(self, size: int, factor: int = 1, shift: int = 0) -> None:
-        self.factor, self.shift, self.each = factor, shift, 2 * shift + 1
-        self.turns = self.each**2
-        up = F.interpolate(torch.eye(size)[None], scale_factor=factor, mode="linear")[0].T
+    def __init__(self, size: int, factor: int = 1, shift: int = 0, windows: int = 0) -> None:
+        self.factor, self.shift, self.windows, each = factor, shift, windows**2, 2 * shift + 1
+        self.turns = each**2
         steps = torch.arange(-shift, shift + 1)[:, None] + torch.arange(size)
         shifted = F.one_hot(steps.clamp(0, size - 1), size).float()
-        self.matrices = up @ shifted  # [each, factor · size, size]
+        whole, side = _enlarging(size, factor) @ shifted, factor * size
+        large = _enlarging(size, 2 * factor)
+        cuts = [large[start : start + side] for start in _starts(side, windows)]
+        self.matrices = torch.cat((whole, torch.stack(cuts))) if cuts else whole  # [each + windows, side, size]
+        down, across = _by_rows(each, 0), _by_rows(windows, each)
+        self.places = torch.cat((down, across), 1)  # int64 [2, turns + windows²]: matrices of rows, and of columns
+
+    @property
+    def shares(self) -> list[float]:
+        """How much each view counts, the whole image first: they sum to 1."""
+        return [WHOLE] + [(1 - WHOLE) / self.windows] * self.windows if self.windows else [1.0]
 
     def to(self, device: str | torch.device) -> "Framing":
         """Move the matrices to a device; returns itself."""
-        self.matrices = self.matrices.to(device)
+        self.matrices, self.places = self.matrices.to(device), self.places.to(device)
         return self
 
     def __call__(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
         """`[B, C, H, W]` → `[B, C, factor · H, factor · W]`.
 
-        turns: the number of the shift, int64 `[1]` for all images or `[B]`, one each; None: unshifted.
+        turns: the number of the shift or window, int64 `[1]` for all images or `[B]`, one each; None: unshifted.
         """
-        if self.factor == 1 and not self.shift:
+        if self.factor == 1 and not self.shift and not self.windows:
             return x
-        places = torch.full((1,), self.turns // 2, device=x.device) if turns is None else turns
-        matrices = self.matrices.to(x.dtype)
-        down, across = matrices[places // self.each], matrices[places % self.each]
+        numbers = torch.full((1,), self.turns // 2, device=x.device) if turns is None else turns
+        matrices, (rows, columns) = self.matrices.to(x.dtype), self.places[:, numbers]
+        down, across = matrices[rows], matrices[columns]
         return down[:, None] @ (x @ across.mT[:, None])
 
     def drawn(self, draws: Tape) -> Tensor | None:
-        """The number of a random shift, int64 `[1]`; None, and nothing is drawn, where there is one alone."""
-        return (draws.uniforms(1) * self.turns).long() if self.shift else None
+        """The number of a random shift or window, int64 `[1]`; None, and nothing is drawn, where there is one alone."""
+        if not self.shift and not self.windows:
+            return None
+        drawn = draws.uniforms(1)
+        if not self.windows:
+            return (drawn * self.turns).long()
+        window = self.turns + ((drawn - WHOLE) * (self.windows / (1 - WHOLE))).long().clamp_(max=self.windows - 1)
+        return torch.where(drawn < WHOLE, (drawn * (self.turns / WHOLE)).long().clamp_(max=self.turns - 1), window)
+
+    def view_of(self, turns: Tensor | None) -> Tensor | None:
+        """Which view a shift or window is, 0 for the whole image, int64 `[1]`; None for the only one there is."""
+        if not self.windows:
+            return None
+        zero = self.places.new_zeros(1)
+        return zero if turns is None else (turns - (self.turns - 1)).clamp_(min=0)
+
+    def seen(self, turns: Tensor | None, count: int) -> Tensor:
+        """Shifts and windows in which so many images are seen, int64 `[V, count]`; turns: of the whole, as they are."""
+        whole = self.places.new_full((1,), self.turns // 2) if turns is None else turns
+        windows = [self.window(number) for number in range(self.windows)]
+        return torch.stack([one.expand(count) for one in (whole, *windows)])
+
+    def window(self, number: int) -> Tensor:
+        """The number of a window, from 0, among all shifts and windows: int64 `[1]`."""
+        return torch.full((1,), self.turns + number, device=self.places.device)
+
+
+def _enlarging(size: int, factor: int) -> Tensor:
+    """Scales `size` pixels up bilinearly: `[factor · size, size]`."""
+    return F.interpolate(torch.eye(size)[None], scale_factor=factor, mode="linear")[0].T
+
+
+def _starts(side: int, windows: int) -> list[int]:
+    """Where windows of so many pixels begin in an image of twice as many."""
+    return [side * place // max(1, windows - 1) for place in range(windows)]
+
+
+def _by_rows(each: int, first: int) -> Tensor:
+    """Matrices of rows and of columns of a square of places, row by row: int64 `[2, each²]`."""
+    places = torch.arange(each**2)
+    return first + torch.stack((places // max(1, each), places % max(1, each)))
 
 
 # ------------------------------------------------------------------------------------------- tones

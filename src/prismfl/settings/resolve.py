@@ -17,6 +17,7 @@ _NEAR_HALF = 0.25  # certainty below which no mask is improbable
 _ALONE = 4  # times as many steps a round where the server searches alone: it is one search instead of many
 _LITES = ("efficientnet-lite0",)  # that may be matched; lite2 judges
 _LITE_SIDE = 64  # pixels a side that an EfficientNet-Lite is shown at least
+_WINDOWS = 3  # a side, of images without labels: beside labels there would be as many times as many entries
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Matching:
     Attributes:
         scale: images are scaled up so many times.
         shift: and matched at all shifts of up to so many pixels, so that no grid of the network's strides is painted.
+        windows: and, so many by so many, in windows of half a side, scaled up twice as much; 0 for none.
         layers: numbers of the matched maps, from 0; empty for those that the network is matched by.
         pool: largest side of a matched map in pixels; larger ones are averaged down, 0 for any.
         second_weight: of second moments, where first moments have 1.
@@ -34,6 +36,7 @@ class Matching:
 
     scale: int = 1
     shift: int = 0
+    windows: int = 0
     layers: tuple[int, ...] = ()
     pool: int = 0
     second_weight: float = 0.05
@@ -91,8 +94,9 @@ def matching_of(settings: Settings, *, labelled: bool) -> Matching:
     private = settings.privacy.epsilon > 0
     if settings.features.network in _LITES:
         scale = max(1, _LITE_SIDE // settings.pixels)
-        return Matching(scale, 2, (), 4 if labelled else 8, 0.0, 0.3)
-    return Matching(1, 0, (), 8 if private else 0, 0.0 if private else 0.05, 0.0)
+        windows = 0 if labelled or settings.search.loss == "moving" else _WINDOWS
+        return Matching(scale, 2, windows, (), 2 if windows else 4, 0.0, 0.3)
+    return Matching(1, 0, 0, (), 8 if private else 0, 0.0 if private else 0.05, 0.0)
 
 
 def resolved(settings: Settings, channels: int, images: float | None = None) -> Settings:
