@@ -19,6 +19,7 @@ from prismfl.seeding.device import Tape
 from prismfl.seeding.philox import Purpose, Stream
 from prismfl.server import empty_tally
 from prismfl.settings.resolve import plan_of
+from prismfl.settings.toml import to_toml
 
 RUN = Path(__file__).parent.parent / "experiments" / "run.py"
 ROW = """
@@ -215,3 +216,20 @@ def test_clients_that_share_a_target_have_the_mean_of_theirs(runner, tmp_path):
     assert shared[0] == pytest.approx((own[0] + own[1]) / 2, abs=1e-6)
     assert np.array_equal(engine.target(0).moments, own[0])
     engine.close()
+
+
+# ------------------------------------------------------------------------------ the table of the field
+
+
+def test_every_cell_of_the_field_is_a_run_of_its_own_and_none_is_made_twice(runner, tmp_path, monkeypatch):
+    field = importlib.import_module("field")
+    monkeypatch.setenv("PRISMFL_DATA", str(tmp_path))
+    cells = [(data, cell) for data in field.DATA for cell in field.CELLS if field.exists(data, cell)]
+    asked = [runner.row_settings(field.values_of(*cell), 0, tmp_path / "targets") for cell in cells]
+    assert len({to_toml(one) for one in asked}) == len(cells) == 38
+    table = tmp_path / "field.csv"
+    assert not field.known(table, *cells[0], 0)
+    for data, cell in cells[:2]:
+        field.add(table, {"data": data, "cell": cell, "seed": 0, "accuracy": 0.9, "seconds": 1})
+    assert field.known(table, *cells[1], 0) and not field.known(table, *cells[1], 1)
+    assert [line["accuracy"] for line in field.lines_of(table)] == ["0.9", "0.9"]
