@@ -26,7 +26,7 @@ class Framing:
     windows of half a side, `windows` by `windows` of them at even steps, scaled up twice as much.
 
     What is shifted in is the border, repeated.  There are `turns` = (2 shift + 1)² shifts; they are numbered row by
-    row, and after them the windows, row by row.
+    row, and after them the windows, row by row.  The attribute `windows` is how many these are in all.
     """
 
     def __init__(self, size: int, factor: int = 1, shift: int = 0, windows: int = 0) -> None:
