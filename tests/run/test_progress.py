@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from prismfl.run import progress
-from prismfl.run.progress import LiveWatcher, PlainWatcher, figures, lasting, shown_parts, sized
+from prismfl.run.progress import LiveWatcher, PlainWatcher, figures, lasting, shown_parts, sized, within
 
 RECORD = {"round": 0, "loss": 0.63459, "uplink_bytes": 502, "downlink_bytes": 6584}
 
@@ -91,6 +91,28 @@ def test_parts_of_a_command_are_bars_on_a_terminal(monkeypatch):
     with shown_parts() as part:
         part("judge [looks] at samples", 40)(40)
     assert "judge [looks] at samples" in screen.getvalue() and "40/40" in screen.getvalue()
+
+
+def test_what_lasts_within_a_round_is_told_of_and_only_then(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with within(PlainWatcher(), "round 1, replies of clients", 4) as advance:
+        for _ in range(3):
+            now[0] += 6
+            advance(1)
+    assert capsys.readouterr().out == "round 1, replies of clients  2/4  12 s left\n", "every ten seconds"
+    screen = io.StringIO()
+    with LiveWatcher(Console(file=screen, force_terminal=True, width=160)) as watcher:
+        with pytest.raises(ValueError, match="lost"), within(watcher, "moments [of] clients", 4) as advance:
+            advance(3)
+            watcher.refresh()
+            raise ValueError("lost")
+        assert not watcher.tasks, "it goes, however it ends"
+        watcher.started(0, 2)
+        with within(watcher, "replies", 4):
+            watcher.round_done(RECORD, 2)
+            assert [task.completed for task in watcher.tasks] == [1, 0], "a round moves its own bar alone"
+    assert "moments [of] clients" in screen.getvalue() and "3/4" in screen.getvalue()
 
 
 def test_the_live_bar_counts_rounds_and_prints_notes_as_they_are():

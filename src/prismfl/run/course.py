@@ -1,7 +1,7 @@
 """How a run goes: what a round of it is, and how the finished model's mask is chosen."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from prismfl.errors import ClientError, RunFolderError, SettingError
 from prismfl.federation import ensemble, one_shot, secure_sum
-from prismfl.federation.agreement import Agreement
+from prismfl.federation.agreement import Agreement, Exchange, Reply
 from prismfl.federation.client import ClientKit
 from prismfl.federation.finished_mask import choose_mask
 from prismfl.federation.handed import handing_out
@@ -22,6 +22,7 @@ from prismfl.generator.sampling import finish
 from prismfl.moments import Target
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder
+from prismfl.run.progress import within
 from prismfl.search import phase_of
 from prismfl.server import ServerState
 from prismfl.sums.frames import Purpose, Step
@@ -80,7 +81,7 @@ def _counted(
     traffic = Traffic()
 
     def attempt() -> tuple[ServerState, RoundRecord]:
-        exchange = engine.train(state.round)
+        exchange = _shown(engine.train(state.round), watcher, f"round {state.round + 1}, replies of clients")
         if pooled is not None:
             exchange = handing_out(agreement, state.round, pooled.target, exchange, traffic)
         return server_update(agreement, state, exchange, traffic)
@@ -91,6 +92,18 @@ def _counted(
         except ClientError as error:
             watcher.note(f"round {state.round} does not count and is tried again: {error.got}")
     return attempt()
+
+
+def _shown(exchange: Exchange, watcher: "Watcher", name: str) -> Exchange:
+    """The same exchange, of which a watcher is told how many have replied: in colour each may take minutes."""
+
+    def carried(frames: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
+        with within(watcher, name, len(frames)) as advance:
+            for reply in exchange(frames):
+                advance(1)
+                yield reply
+
+    return carried
 
 
 def _gathered(
@@ -105,7 +118,8 @@ def _gathered(
             watcher.note(f"secure sum: the sum of {len(found.heard)} clients' {found.target.images} images is open")
         else:
             watcher.note("one-shot: asking every client for the moments of its images")
-            found = one_shot.gather(agreement, kit.features.dimension, engine.train(0))
+            replies = _shown(engine.train(0), watcher, "moments of clients")
+            found = one_shot.gather(agreement, kit.features.dimension, replies)
         engine.keep(0, found.heard)
         runfolder.save_arrays(folder.gathered, held := one_shot.to_arrays(found))
     return one_shot.from_arrays(held, max(1, agreement.layout.classes) * kit.features.dimension)

@@ -66,6 +66,17 @@ def begun(watcher: Any, name: str, steps: int) -> Callable[[int], object]:
 
 
 @contextmanager
+def within(watcher: Any, name: str, steps: int) -> Iterator[Callable[[int], object]]:
+    """Something that lasts within a round: shown by a watcher that shows it, until it is over."""
+    shown = getattr(watcher, "within", None)
+    if shown is None:
+        yield int
+        return
+    with shown(name, steps) as advance:
+        yield advance
+
+
+@contextmanager
 def shown_parts() -> Iterator[Part]:
     """Parts of a command on standard error: a bar each on a terminal, elsewhere a line now and then."""
     if not sys.stderr.isatty():
@@ -123,6 +134,11 @@ class PlainWatcher:
         self.note(name)
         return PlainParts(sys.stdout)(name, steps)
 
+    @contextmanager
+    def within(self, name: str, steps: int) -> Iterator[Callable[[int], object]]:
+        """A line every ten seconds, none of what takes less."""
+        yield PlainParts(sys.stdout)(name, steps)
+
 
 def figures(record: Mapping[str, Any]) -> str:
     """Loss, bytes and, where measured, distance of a round."""
@@ -147,12 +163,12 @@ class LiveWatcher(Progress):
 
     def round_done(self, record: Mapping[str, Any], rounds: int) -> None:
         """A round is on disk."""
-        for task in self.task_ids:
-            self.update(task, total=rounds, completed=record["round"] + 1, description=figures(record))
+        for task in self._training:
+            self.update(task.id, total=rounds, completed=record["round"] + 1, description=figures(record))
 
     def note(self, text: str) -> None:
         """A line above the bar, or once all rounds are done one below it, until the next."""
-        training = [task for task in self.tasks if task.fields.get("rounds")]
+        training = self._training
         if not training or not training[0].finished:
             self.console.print(text, highlight=False, markup=False)
             return
@@ -164,6 +180,20 @@ class LiveWatcher(Progress):
         self._close()
         return partial(self.advance, self.add_task(escape(name), total=steps))
 
+    @contextmanager
+    def within(self, name: str, steps: int) -> Iterator[Callable[[int], object]]:
+        """A bar below the others that goes when it is over."""
+        task = self.add_task(escape(name), total=steps, counted=True)
+        try:
+            yield partial(self.advance, task)
+        finally:
+            self.remove_task(task)
+
+    @property
+    def _training(self) -> list[Task]:
+        """The bar of the rounds, once there is one."""
+        return [task for task in self.tasks if task.fields.get("rounds")]
+
     def _close(self) -> None:
         """What went before is done."""
         for task in self.tasks:
@@ -171,11 +201,11 @@ class LiveWatcher(Progress):
 
 
 class _Rounds(ProgressColumn):
-    """Rounds done, of how many."""
+    """Rounds done, of how many, and clients that replied."""
 
     def render(self, task: Task) -> Text:
-        rounds = task.total if task.fields.get("rounds") else None
-        return Text("" if rounds is None else f"{int(task.completed)}/{int(rounds)}")
+        total = task.total if task.fields.get("rounds") or task.fields.get("counted") else None
+        return Text("" if total is None else f"{int(task.completed)}/{int(total)}")
 
 
 class _Time(ProgressColumn):
