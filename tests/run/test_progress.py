@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from prismfl.report.status import Status
 from prismfl.run import progress
+from prismfl.run.loggers import Logged
 from prismfl.run.progress import LiveWatcher, PlainWatcher, figures, lasting, shown_parts, sized, within
 
 RECORD = {"round": 0, "loss": 0.63459, "uplink_bytes": 502, "downlink_bytes": 6584}
@@ -93,10 +95,11 @@ def test_parts_of_a_command_are_bars_on_a_terminal(monkeypatch):
     assert "judge [looks] at samples" in screen.getvalue() and "40/40" in screen.getvalue()
 
 
-def test_what_lasts_within_a_round_is_told_of_and_only_then(capsys, monkeypatch):
+def test_what_lasts_within_a_round_is_told_of_and_only_then(capsys, monkeypatch, tmp_path):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    with within(PlainWatcher(), "round 1, replies of clients", 4) as advance:
+    watcher = Logged(Status(PlainWatcher(), tmp_path), {})  # as the command has it
+    with within(watcher, "round 1, replies of clients", 4) as advance:
         for _ in range(3):
             now[0] += 6
             advance(1)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from prismfl.report.runs import read_line
 from prismfl.run import folder as runfolder
 from prismfl.run.folder import RunFolder
 from prismfl.run.loop import Watcher
-from prismfl.run.progress import begun, lasting, sized
+from prismfl.run.progress import begun, lasting, sized, within
 from prismfl.settings.schema import Settings
 
 NAME = "status.html"
@@ -124,6 +125,10 @@ class Status:
         self.known.notes = [*self.known.notes, f"{time.strftime('%H:%M:%S')}  {name}"][-_NOTES:]
         self._write()
         return shown
+
+    def within(self, name: str, steps: int) -> AbstractContextManager[Callable[[int], object]]:
+        """What lasts within a round: as the display shows it."""
+        return within(self.display, name, steps)
 
     def _write(self) -> None:
         if self.broken or not (self.root / "config.toml").is_file():

@@ -6,6 +6,7 @@ user's own environment (`WANDB_MODE`, `MLFLOW_TRACKING_URI`) says so.
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Self
 from prismfl.errors import DependencyError, SettingError
 from prismfl.run.folder import reopen
 from prismfl.run.loop import Watcher
-from prismfl.run.progress import begun
+from prismfl.run.progress import begun, within
 from prismfl.settings.schema import SECTIONS, Settings
 
 
@@ -190,6 +191,10 @@ class Logged:
     def part(self, name: str, steps: int) -> Callable[[int], object]:
         """What takes long at the end."""
         return begun(self.display, name, steps)
+
+    def within(self, name: str, steps: int) -> AbstractContextManager[Callable[[int], object]]:
+        """What lasts within a round: as the display shows it."""
+        return within(self.display, name, steps)
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         """The run's closing figures, each as `summary/name`."""
