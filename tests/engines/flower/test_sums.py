@@ -183,7 +183,7 @@ def test_sums_give_the_simulators_mask_and_the_server_sees_no_sites_own(summing,
     kept = b"".join(path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file())
     for client, packed, loss in vectors(ready.agreement, engine):
         assert packed[:256] not in kept, f"the mask of client {client}"
-        for text in (f"{loss:.6g}", repr(loss), repr(round(loss, 3))):
+        for text in (f"{loss:.6g}", repr(loss), f"{loss:.4f}"):  # fewer digits may be any time's
             assert text.encode() not in kept, f"the loss of client {client}"
         assert _fixed([loss]).tobytes() not in kept
     engine.close()
