@@ -169,7 +169,7 @@ class Recorder(TorchDispatchMode):
         """Run the operation, and keep how to run it again."""
         if func.overloadpacket.__name__ in PRODUCTS:
             copies = tree_map(lambda x: x.detach().clone() if isinstance(x, torch.Tensor) else x, args)
-            self.calls.append(lambda: func(*copies, **(kwargs or {})))
+            self.calls.append(lambda: torch.no_grad()(func)(*copies, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 

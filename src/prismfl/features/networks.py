@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from prismfl.errors import ModelFileError
 from prismfl.kernels.fused import tripled
+from prismfl.kernels.joined import convolved
 from prismfl.kernels.replay import wait_for_device
 
 Activation = Callable[[Tensor, bool], tuple[Tensor, Tensor]]
@@ -51,7 +52,7 @@ class ConvUnit(nn.Module):
             # Three times the products of one channel, in a third of the time: convolutions of one are no fast case.
             x = tripled(x)
         frozen_on_four = x.shape[2:] == (2, 2) and not self.conv.weight.requires_grad
-        x = self._on_four(x) if frozen_on_four else self.conv(x)
+        x = self._on_four(x) if frozen_on_four else convolved(x, self.conv.weight, self.conv.bias)
         return x if self.norm is None else self.norm(x)
 
     def _on_four(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from prismfl.errors import SettingError
 from prismfl.generator.layout import Layout
 from prismfl.kernels.fused import norm_relu, plus_doubled
+from prismfl.kernels.joined import convolved_doubling
 from prismfl.seeding.philox import Purpose, Stream
 
 EPSILON = 1e-5
@@ -93,7 +94,7 @@ def _block(x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm, shift:
     computed at the small size.
     """
     h, x = norm(x)
-    h = F.conv_transpose2d(h, _laid_out(_doubling(weights[f"{name}.first"])), stride=2, padding=1)
+    h = convolved_doubling(h, _laid_out(_doubling(weights[f"{name}.first"])))
     h = F.conv2d(norm(h)[0], _laid_out(weights[f"{name}.second"]), padding=1)
     return plus_doubled(h, F.conv2d(x, weights[f"{name}.short"]), shift)
 

@@ -10,6 +10,8 @@ processor, a few images at a time.  Weights are frozen: only the images get a gr
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ from prismfl.kernels import fused
 from prismfl.kernels.fused import _channels_last, _maps, _place
 from prismfl.kernels.routes import route
 
-_NEAR = 2**19  # bytes of a widened map that the library's products make at a time
+_LEAST = 2**19  # bytes of a widened map that the library's products make at a time, where caches are not told
+_SECOND_LEVEL = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 _ROWS = 96  # pixels that the kernel's products take at a time, where an image has fewer
 
 
@@ -190,7 +193,7 @@ def _run(unit: Unit, sizes: _Sizes, work: _Work, *, back: bool) -> None:
 
 def _parts(unit: Unit, sizes: _Sizes, work: _Work) -> Iterator[_Work]:
     """The work for a few images after the other, whose widened maps stay near."""
-    step = max(1, _NEAR // (unit.channels * sizes.read[0] * sizes.read[1] * work.out.element_size()))
+    step = max(1, _near() // (unit.channels * sizes.read[0] * sizes.read[1] * work.out.element_size()))
     for start in range(0, len(work.out), step):
         given, full, small, plus, first, second = (
             None if one is None else one[start : start + step]
@@ -198,6 +201,15 @@ def _parts(unit: Unit, sizes: _Sizes, work: _Work) -> Iterator[_Work]:
         )
         out = work.out[start : start + step]
         yield _Work(given, work.made, full, small, work.goes, plus, out, (first, second))
+
+
+@cache
+def _near() -> int:
+    """Bytes of a core's second cache: so large a part stays near, and smaller ones are more calls."""
+    try:
+        return max(_LEAST, int(_SECOND_LEVEL.read_text().strip().removesuffix("K")) * 1024)
+    except (OSError, ValueError):
+        return _LEAST
 
 
 def _product(x: Tensor, by: Matrix, plus: Tensor | None = None, into: Tensor | None = None) -> Tensor:
