@@ -510,7 +510,7 @@ def test_no_client_left_ends_the_round_with_reasons(played):
     with pytest.raises(ClientError, match="none came"):
         server_update(agreement, state, said({}))
     broken = [(c, ClientError(f"client {c} is gone", "an update", "wait")) for c in replies]
-    with pytest.raises(ClientError, match=r"round 0.*client 0 is gone.*client 2 is gone"):
+    with pytest.raises(ClientError, match=r"round 1.*client 0 is gone.*client 2 is gone"):
         server_update(agreement, state, said(broken))
 
 

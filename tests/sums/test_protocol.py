@@ -310,12 +310,12 @@ def test_of_masks_a_round_is_summed_once_and_of_images_another_sum_is_another_ve
     world = make_world(purpose=Purpose.MASKS, hidden=False)
     world.server(round_index=0).run()
     world.memory = Memory()
-    assert "a second sum of round 0" in errors_of(world)
+    assert "a second sum of round 1" in errors_of(world)
     assert world.made == 5
     world = make_world(purpose=Purpose.RELEASE, hidden=False)  # exact sums of images are as masks
     world.server().run()
     world.memory = Memory()
-    assert "a second sum of round 0" in errors_of(world)
+    assert "a second sum of round 1" in errors_of(world)
     world = make_world(purpose=Purpose.RELEASE)
     world.server().run()
     world.memory = Memory()

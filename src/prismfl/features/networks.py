@@ -37,12 +37,23 @@ VGG_PLAN = (16, 0, 32, 64, 0, 64, 128, 0, 128, 192)
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")  # of a BatchNorm
 
 
+class Conv3(nn.Conv2d):
+    """A 3×3 convolution with a border of zeros, of small maps many images at a time."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, inputs, H, W]` → `[B, outputs, H, W]`."""
+        return convolved(x, self.weight, self.bias)
+
+
 class ConvUnit(nn.Module):
     """A 3×3 convolution with BatchNorm while training, with a bias once folded."""
 
     def __init__(self, inputs: int, outputs: int, *, norm: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
+        self.conv = Conv3(inputs, outputs, bias=not norm)
         self.norm = nn.BatchNorm2d(outputs) if norm else None
         self._dense: tuple[tuple[int, torch.dtype, torch.device], Tensor] | None = None
 
@@ -52,7 +63,7 @@ class ConvUnit(nn.Module):
             # Three times the products of one channel, in a third of the time: convolutions of one are no fast case.
             x = tripled(x)
         frozen_on_four = x.shape[2:] == (2, 2) and not self.conv.weight.requires_grad
-        x = self._on_four(x) if frozen_on_four else convolved(x, self.conv.weight, self.conv.bias)
+        x = self._on_four(x) if frozen_on_four else self.conv(x)
         return x if self.norm is None else self.norm(x)
 
     def _on_four(self, x: Tensor) -> Tensor:

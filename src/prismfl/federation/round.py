@@ -188,7 +188,7 @@ def server_update(
     if len(heard) < least:
         why = "; ".join(dict.fromkeys(left_out.values())) or "none came"
         raise ClientError(
-            f"{len(heard) or 'no'} usable reply in round {state.round} ({why})",
+            f"{len(heard) or 'no'} usable reply in round {state.round + 1} ({why})",
             "at least one" if least == 1 else f"at least {least}, running.least_cohort",
             "mend the clients and resume the run",
         )

@@ -181,7 +181,7 @@ def _check_asked(agreement: Agreement, of: Sum) -> None:
     fine = of.place.round in rounds.get(of.purpose, range(federation.rounds))
     if not federation.secure_sum or of.purpose not in allowed or not fine:
         raise ClientError(
-            f"a secure sum of {of.purpose.name.lower()} in round {of.place.round}",
+            f"a secure sum of {of.purpose.name.lower()} in round {of.place.round + 1}",
             "one that the run's settings ask for",
             "ask whoever runs the server",
         )

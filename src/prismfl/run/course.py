@@ -90,7 +90,7 @@ def _counted(
         try:
             return attempt()
         except ClientError as error:
-            watcher.note(f"round {state.round} does not count and is tried again: {error.got}")
+            watcher.note(f"round {state.round + 1} does not count and is tried again: {error.got}")
     return attempt()
 
 

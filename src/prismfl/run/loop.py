@@ -146,7 +146,7 @@ class _Run:
         begun = time.monotonic()
         after, record = self.course.play(state)
         for client, why in record.left_out.items():
-            self.watcher.note(f"round {state.round}: client {client} is left out: {why}")
+            self.watcher.note(f"round {state.round + 1}: client {client} is left out: {why}")
         line = _line(self.agreement, record, time.monotonic() - begun)
         self._look(after, line)
         runfolder.save_state(self.folder, after, line)

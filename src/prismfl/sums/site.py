@@ -139,7 +139,7 @@ class SumSite:
         summed, hidden = self.state.get("summed", b""), self.state.get("hidden", b"")
         if summed and not hidden and of.place.round <= int.from_bytes(summed, "little"):
             raise ClientError(
-                f"a second sum of round {of.place.round}",
+                f"a second sum of round {of.place.round + 1}",
                 "a later round: of two sums the difference would tell of one site",
                 "begin a run with another --seed",
             )

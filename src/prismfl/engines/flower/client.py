@@ -179,7 +179,7 @@ def respond(site: Site, request: Request) -> Response:
     if not site.simulated:
         step = step_of(request.frame)
         what = str(request.ask) if step is None else f"{request.ask}, {step.name.lower()}"
-        print(f"round {request.round}, {what}: answered with {len(frame)} bytes", flush=True)
+        print(f"round {request.round + 1}, {what}: answered with {len(frame)} bytes", flush=True)
         said = asked_of(terms.settings) | {"run": request.run.hex(), "asked": what}
         site.note(**said, round=request.round, bytes=len(frame), epsilon=private.epsilon)
     ledger = read_json(disk.folder.client(client) / "ledger.json") if private.epsilon else None

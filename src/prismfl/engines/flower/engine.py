@@ -94,7 +94,8 @@ class Flower:
         """What clients are asked for, in the words of a note."""
         if ask == Ask.COMPARE or round_index == self.agreement.settings.federation.rounds:
             return "choice of the mask"
-        return f"secure sum of round {round_index}" if ask == Ask.SUM else f"round {round_index}"
+        name = f"round {round_index + 1}"
+        return f"secure sum of {name}" if ask == Ask.SUM else name
 
     def heard(self, client: int, message: Message) -> Response:
         """A client's response, its releases entered in the run's ledger.  Raises PrismError."""
