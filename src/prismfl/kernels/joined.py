@@ -57,8 +57,8 @@ def _joined(x: Tensor, images: int) -> Tensor:
     """So many images side by side, a column of zeros after each: `[B / images, C, H, images · (W + 1)]`."""
     count, channels, high, wide = x.shape
     lines = x.permute(0, 2, 3, 1).unflatten(0, (count // images, images)).transpose(1, 2)
-    row: Tensor = F.pad(lines, (0, 0, 0, 1)).reshape(-1, high, images * (wide + 1), channels)
-    return row.permute(0, 3, 1, 2)
+    rows: Tensor = F.pad(lines, (0, 0, 0, 1)).reshape(-1, high, images * (wide + 1), channels).permute(0, 3, 1, 2)
+    return rows
 
 
 def _parted(x: Tensor, wide: int, images: int, gap: int) -> Tensor:
