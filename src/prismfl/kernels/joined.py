@@ -57,11 +57,11 @@ def _joined(x: Tensor, images: int) -> Tensor:
     """So many images side by side, a column of zeros after each: `[B / images, C, H, images · (W + 1)]`."""
     count, channels, high, wide = x.shape
     lines = x.permute(0, 2, 3, 1).unflatten(0, (count // images, images)).transpose(1, 2)
-    rows: Tensor = F.pad(lines, (0, 0, 0, 1)).reshape(-1, high, images * (wide + 1), channels).permute(0, 3, 1, 2)
-    return rows
+    return F.pad(lines, (0, 0, 0, 1)).reshape(-1, high, images * (wide + 1), channels).permute(0, 3, 1, 2)
 
 
 def _parted(x: Tensor, wide: int, images: int, gap: int) -> Tensor:
     """Images of so many pixels a line out of a row of them, without the gap after each: `[B, C, H, wide]`."""
     lines = x.permute(0, 2, 3, 1).unflatten(2, (images, wide + gap))[:, :, :, :wide]
-    return lines.transpose(1, 2).flatten(0, 1).permute(0, 3, 1, 2)
+    found: Tensor = lines.transpose(1, 2).flatten(0, 1).permute(0, 3, 1, 2)
+    return found
