@@ -27,6 +27,7 @@ from prismfl.settings.schema import Settings
 
 # Gradients of single scores are as small as 1e-9: Adam's usual 1e-8 would drown them.
 _TINY = 1e-16
+_AGAIN = 0.5  # of the rate where θ goes on from the mask before
 _BETA2 = 0.999  # Adam's second decay
 _MOVING_RATE = 0.1  # of the moving average of the residual, in root-mean-square residuals
 _BFLOAT16 = "_is_avx512_bf16_supported"
@@ -68,6 +69,8 @@ class SearchResult:
 def rate_at(settings: Settings, round_index: int) -> float:
     """Learning rate of a round: half a cosine from the first to `final_rate` of it, of each mask anew.
 
+    The first rate of a mask that goes on from another is half as large.
+
     Args:
         settings: resolved ones.
         round_index: from 0.
@@ -82,7 +85,8 @@ def rate_at(settings: Settings, round_index: int) -> float:
     _, first, rounds = phase_of(settings, round_index)
     done = (round_index - first) / max(1, rounds - 1)
     low = settings.search.final_rate
-    return first_rate(settings) * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    highest = first_rate(settings) * (_AGAIN if first else 1)
+    return highest * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def phase_of(settings: Settings, round_index: int) -> tuple[int, int, int]:

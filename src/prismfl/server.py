@@ -89,7 +89,7 @@ class Average:
     density: float
 
 
-def initial_state(settings: Federation, layout: Layout, clients: int = 0, seed: int = 0, start: int = 0) -> ServerState:
+def initial_state(settings: Federation, layout: Layout, clients: int = 0, seed: int = 0) -> ServerState:
     """θ_0, which every client knows: near the mask of a public draw, or the same everywhere.
 
     An entry is kept by half of the draws, and begins `initial_certainty` of the way from 1/2 to 1 or 0, inside the clip
@@ -101,7 +101,6 @@ def initial_state(settings: Federation, layout: Layout, clients: int = 0, seed: 
         layout: the generator's shape.
         clients: of the whole federation.
         seed: of all public randomness.
-        start: number of the draw, where a run begins more than once.
 
     Examples:
         >>> layout = Layout(size=16, channels=1, width=2, latent=8)
@@ -109,7 +108,7 @@ def initial_state(settings: Federation, layout: Layout, clients: int = 0, seed: 
         >>> state.round, np.unique(state.q).tolist(), state.held.tolist()
         (0, [32768], [0, 0, 0])
     """
-    ranks = Stream(seed, Purpose.START, start).halves(layout.count)
+    ranks = Stream(seed, Purpose.START).halves(layout.count)
     kept = ranks < ONE // 2
     output = layout.layers[-1]
     signs = frozen_signs(layout, seed)[output.span].reshape(layout.channels, -1)

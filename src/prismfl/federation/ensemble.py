@@ -2,8 +2,9 @@
 
 Images of a model take turns among its masks, so its moments are the mean of theirs.  After k masks with moments
 m_1 … m_k the next is searched towards (k + 1) t - m_1 - … - m_k: met, the mean of all is the target t.  What one
-network cannot show the next one does, as in boosting (Friedman 2001, with functions in place of moments).  Nothing but
-the target is private, and it is not asked for again.
+network cannot show the next one does, as in boosting (Friedman 2001, with functions in place of moments).  A search
+goes on from the mask before: what that has learnt of the data is not learnt again.  Nothing but the target is private,
+and it is not asked for again.
 """
 
 from dataclasses import replace
@@ -11,27 +12,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from prismfl.federation.agreement import Agreement
 from prismfl.generator.modelfile import Model
 from prismfl.generator.sampling import Sampler
 from prismfl.moments import FeatureMap, Target
-from prismfl.search import phase_of
-from prismfl.server import ServerState, initial_state
 
 _LOOKED_AT = 10_000  # images of a mask that its moments are the mean of
 _SEED = 2**63  # of their latents: no one samples with it
-
-
-def begun(agreement: Agreement, state: ServerState) -> ServerState:
-    """The state before a mask's first round: θ begins anew, from a public draw of that mask's own.
-
-    Args:
-        agreement: of the run.
-        state: after the last round of the mask before.
-    """
-    settings, (mask, _, _) = agreement.settings, phase_of(agreement.settings, state.round)
-    fresh = initial_state(settings.federation, agreement.layout, settings.data.clients, settings.seed, start=mask)
-    return replace(fresh, round=state.round, held=state.held)
 
 
 def missing(features: FeatureMap, target: Target, masks: tuple[Model, ...], device: str = "cpu") -> Target:

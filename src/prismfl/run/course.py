@@ -138,7 +138,7 @@ class _Alone:
         mask, first, _ = phase_of(self.agreement.settings, state.round)
         if mask and state.round == first:
             self._finish(state, mask)
-            state = ensemble.begun(self.agreement, state)
+            state = replace(state, memory=None)  # θ goes on, towards another target
         gathered = replace(self.gathered, target=self._target(mask))
         return one_shot.search_round(self.agreement, self.kit, state, gathered)
 
