@@ -16,18 +16,22 @@ from prismfl.generator.modelfile import Model
 from prismfl.generator.sampling import Sampler
 from prismfl.moments import FeatureMap, Target
 
-_LOOKED_AT = 10_000  # images of a mask that its moments are the mean of
+_LOOKED_AT = 5000  # images of a mask that its moments are the mean of
 _SEED = 2**63  # of their latents: no one samples with it
 
 
-def missing(features: FeatureMap, target: Target, masks: tuple[Model, ...], device: str = "cpu") -> Target:
-    """What the next mask is searched towards.
+def missing(
+    features: FeatureMap, whole: Target, last: Target, model: Model, number: int, device: str = "cpu"
+) -> Target:
+    """What the next mask is searched towards: what the last one was, and the target less what that came to.
 
     Args:
         features: the map that images are matched by.
-        target: of the whole model.
-        masks: those that are finished, a model each.
-        device: torch device that makes their images.
+        whole: the target of the whole model.
+        last: what the last mask was searched towards.
+        model: of that mask alone.
+        number: of that mask, from 0: each has latents of its own.
+        device: torch device that makes its images.
 
     Returns:
         A target of the same shape.
@@ -39,16 +43,18 @@ def missing(features: FeatureMap, target: Target, masks: tuple[Model, ...], devi
         >>> layout = Layout(size=16, channels=1, width=2, latent=8)
         >>> one = finish(layout, 0, np.ones(layout.count, np.bool_), "")
         >>> black = SimpleNamespace(target=lambda images, labels, classes: Target(np.zeros(1, np.float32), len(images)))
-        >>> missing(black, Target(np.ones(1, np.float32), images=50), (one, one)).moments.tolist()
-        [3.0]
+        >>> whole = Target(np.ones(1, np.float32), images=50)
+        >>> second = missing(black, whole, whole, one, 0)
+        >>> second.moments.tolist(), missing(black, whole, second, one, 1).moments.tolist()
+        ([2.0], [3.0])
     """
-    moments = target.moments.astype(np.float64) * (len(masks) + 1)
-    for mask, model in enumerate(masks):
-        labels = labels_in(target.shares, _LOOKED_AT)
-        told = labels if model.layout.classes else None
-        images = Sampler(model, device).sample(len(labels), seed=_SEED + mask, labels=told)
-        moments -= features.target(images, labels, model.layout.classes).moments
-    return replace(target, moments=moments.astype(np.float32))
+    labels = labels_in(whole.shares, _LOOKED_AT)
+    images = Sampler(model, device).sample(
+        len(labels), seed=_SEED + number, labels=labels if model.layout.classes else None
+    )
+    found = features.target(images, labels, model.layout.classes).moments
+    moments = last.moments.astype(np.float64) + whole.moments - found
+    return replace(whole, moments=moments.astype(np.float32))
 
 
 def labels_in(shares: NDArray[np.float64], count: int) -> NDArray[np.int64]:

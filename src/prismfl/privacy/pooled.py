@@ -5,9 +5,9 @@ Of N sites t may tell the server all that they know and d may vanish.  Each draw
 at least (Kairouz, Liu, Steinke, ICML 2021).  Noise beyond that is post-processing.
 
 The unit is the images of one person at one site, `images_per_person` at most, or of a site that knows its persons all
-of them; adjacency is replace-one.  One image, or the mean of one person's,
-moves the sum over all sites by √2 · NORM steps whatever its site's size, and n is the number of all images, which is
-public.  Against more than t colluders less noise is left: see `ledger.against`.
+of them; adjacency is replace-one.  One image, or the mean of one person's, moves the sum over all sites by √2 · NORM
+steps whatever its site's size, and n is the number of all images, which is public.  Against more than t colluders less
+noise is left: see `ledger.against`.
 
 A sum of m discrete Gaussians of variance s² is one of variance m s² but for a factor within 1 ± 8 m exp(-π² s²) of each
 probability (docs/concepts/privacy.md), which for s of 1000 steps and more is nearer to 1 than any float tells.  So what

@@ -166,11 +166,11 @@ class _Alone:
         if len(self.masks) != count:
             got = f"{len(self.masks)} finished masks in {self.folder.masks}"
             raise RunFolderError(got, f"{count}, of the rounds that are done", "start the run anew")
-        if self.target[1] != count:
-            device = self.agreement.settings.running.device
-            found = ensemble.missing(self.kit.features, self.gathered.target, tuple(self.masks), device)
-            self.target = found, count
-        return self.target[0]
+        device, whole, (last, known) = self.agreement.settings.running.device, self.gathered.target, self.target
+        for number in range(known, count):
+            last = ensemble.missing(self.kit.features, whole, last, self.masks[number], number, device)
+            self.target = last, number + 1
+        return last
 
 
 def _by_target(agreement: Agreement, kit: ClientKit, gathered: Gathered) -> Callable[[ServerState, Traffic], Mask]:
