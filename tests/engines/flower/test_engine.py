@@ -187,7 +187,7 @@ def test_too_few_replies_do_not_count(fake, site_nodes, site_settings, serve, tm
     settings = site_settings(running={"least_cohort": 3})
     serve(fake(site_nodes, wrong={(1, 1): once}), tmp_path / "run", settings, notes)
     assert [line["cohort"] for line in lines_of(tmp_path / "run")] == [[0, 1, 2]] * 2
-    assert any("round 1 does not count" in line for line in notes.lines)
+    assert any("round 2 does not count" in line for line in notes.lines)
 
 
 def test_a_run_that_stopped_goes_on(fake, site_nodes, site_settings, serve, tmp_path):
