@@ -9,9 +9,8 @@ The first compares a local step at the paper's size: VGG-19's sixteen ReLU outpu
 64 images a client and round, width 16, both matched in the embedded network, `fid_judge` of 2,000 samples; seconds are
 of rounds alone, and the published form in this package's kernels (`--preset paper`) stands beside both.
 
-The published code runs as it is, on its own threads' settings removed: its local training, its masks, its server's
-average with MADA.  What it imports and never uses here is an empty stand-in, and its networks have random weights,
-which take as long as ImageNet's.
+Of the published code its clients and its server run, unchanged: local training, masks, the average with MADA.  What
+they import and never use here is an empty stand-in.  VGG-19 has random weights, which take as long as ImageNet's.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from unittest.mock import MagicMock, patch
 import numpy as np
 import torch
 from reach import SAMPLES, Course, compared, report, values_of
-from search_step import made, paper_size
+from search_step import paper_size
 from torch import Tensor, nn
 
 from prismfl.data.datasets import load_dataset
@@ -40,8 +39,11 @@ from prismfl.data.images import ImageSet, deal
 from prismfl.data.partition import partition
 from prismfl.engines.processes import keep_freed_memory
 from prismfl.features.networks import FeatureNet, load_features
+from prismfl.generator.layout import frozen_weights
 from prismfl.metrics.distances import Reference
-from prismfl.search import Searcher
+from prismfl.search import local_search
+from prismfl.seeding.device import Tape
+from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.resolve import SearchPlan
 from prismfl.settings.toml import settings_from
 
@@ -77,11 +79,13 @@ def main() -> None:
 def steps(theirs: "Published", turns: int) -> None:
     """Print seconds of a step of each, in turns."""
     layout, features, batch = paper_size()
-    theta = torch.full((layout.count,), 0.5)
+    weights, q = torch.from_numpy(frozen_weights(layout, 0).copy()), np.full(layout.count, 32768, np.uint16)
+    target = features.target(np.random.default_rng(0).integers(0, 256, (BATCH, 1, 32, 32), np.uint8))
     calls = {"published": theirs.step()}
     for precision in ("float32", "bfloat16"):
-        searcher = made(layout, features, SearchPlan(batch_size=batch, precision=precision))
-        calls[precision] = partial(stepped, searcher, theta)
+        plan = SearchPlan(local_steps=STEPS, batch_size=batch, precision=precision)
+        draws = Tape(Stream(0, Purpose.SEARCH))
+        calls[precision] = partial(local_search, layout, weights, features, q, target, plan, 0.1, draws)
     found: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 1):
         for name, call in calls.items():
@@ -91,12 +95,6 @@ def steps(theirs: "Published", turns: int) -> None:
     for name, seconds in found.items():
         ratios = [one / mine for one, mine in zip(found["published"], seconds, strict=True)]
         print(f"{name}: {median(seconds):.2f} s a step, {median(ratios):.1f} times as fast as published")
-
-
-def stepped(searcher: Searcher, theta: Tensor) -> None:
-    """STEPS gradients of ours; Adam takes a thousandth of one."""
-    for _ in range(STEPS):
-        searcher.gradient(theta)
 
 
 def seconds_of_steps(call: Callable[[], object]) -> float:

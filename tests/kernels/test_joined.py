@@ -1,6 +1,7 @@
 """Convolutions of images side by side are those of each image."""
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -43,7 +44,9 @@ def test_images_side_by_side_and_their_gradients_are_those_of_each(
 ) -> None:
     draws = torch.Generator().manual_seed(0)
     given = [torch.randn(shape, generator=draws).to(torch.bfloat16).requires_grad_() for shape in (maps, kernel)]
-    expected, found = (one(*given) for one in (alone, beside))
+    with patch.object(joined, "_joined", wraps=joined._joined) as made:
+        expected, found = (one(*given) for one in (alone, beside))
+    made.assert_called_once()
     assert found.shape == expected.shape
     assert found.is_contiguous(memory_format=torch.channels_last)
     weights = torch.randn(found.shape, generator=draws).to(torch.bfloat16)
