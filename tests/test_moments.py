@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from prismfl.errors import DataError, SettingError
 from prismfl.features.framing import Framing, mean_colours, tone_histograms
+from prismfl.features.moving import MovingResidual
 from prismfl.features.networks import load_features
 from prismfl.features.vgg19 import random_vgg
 from prismfl.kernels import fused
 from prismfl.kernels.matching import UnitMoments
-from prismfl.moments import FeatureMap, MovingResidual, distance, label_groups, label_means, label_shares
+from prismfl.moments import FeatureMap, distance, label_groups, label_means, label_shares
 from prismfl.seeding.device import Tape
 from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.resolve import Matching

@@ -10,6 +10,8 @@ a batch of generated ones is shifted at random.  ψ(x) is then that of the shift
 And it may be matched in windows besides: ψ(x) then stacks what the network makes of the whole and of each window, each
 times the root of its share p_v, Σ p_v = 1.  A batch is seen in one view, drawn with probability p_v: in expectation
 its squared distance from that view's goal is the distance of the whole ψ.
+Products of the entries of a summary may be part of ψ too (`features/summary.py`).  They are not matched as they are:
+a search that has real images' moments beside its target matches them in directions that these tell.
 Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): ψ(x) stands in the
 block of its label, 0 in the others, still of norm ≤ 1; the moments of n images are each label's sum divided by n.
 """
@@ -30,12 +32,14 @@ from prismfl.errors import DataError, SettingError
 from prismfl.features.framing import Framing, mean_colours, tone_histograms
 from prismfl.features.goals import Goals
 from prismfl.features.networks import Activation, LoadedNet, rectify
+from prismfl.features.summary import Spread, Summary, products, products_in, spread_of
 from prismfl.kernels.fused import fusible, matched
 from prismfl.kernels.matching import UnitDistance, UnitMoments, own_label
 from prismfl.kernels.replay import wait_for_device
 from prismfl.settings.resolve import Matching
 
 _AT_A_TIME = 64  # images that a network sees in one pass where each is seen in several windows
+_PRODUCTS = 0.5  # of products of a summary in ψ, where first moments have 1
 _PAIRS = 4  # images of a label in a batch from which on pairs alone are matched
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,19 +52,25 @@ class Target:
         moments: float32 `[G · D]`, weighted, one block of D a label (G = 1 without labels).
         images: the number that they are the mean of.
         shares: each label's share of the images, float64 `[G]`.
+        real: moments of real images, float32 `[G · D]`, where a search towards the target is to match how these differ.
     """
 
     moments: NDArray[np.float32]
     images: int
     shares: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
+    real: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive entries of a vector ψ, none below 0: how many, and their weight w_j in it."""
+    """Consecutive entries of a vector ψ: how many, and their weight w_j in it.
+
+    signed: whether some may be below 0; inner products of two such parts are not.
+    """
 
     size: int
     weight: float
+    signed: bool = False
 
 
 def label_means(labels: Tensor, classes: int) -> Tensor:
@@ -80,7 +90,7 @@ class FeatureMap:
     """Images → weighted moments ψ̄, through a frozen feature network.  Raises SettingError when a layer does not exist.
 
     Attributes:
-        dimension: D, the entries of one group's moments: of maps, of squares of maps, and tones.
+        dimension: D, the entries of one group's moments: of maps, of squares of maps, tones, products of a summary.
         blocks: which entries are what, in order; the norm of each block of a vector is at most its weight.
 
     Examples:
@@ -107,20 +117,28 @@ class FeatureMap:
             raise SettingError(f"layers {list(self.layers)}", f"numbers in 0 … {len(maps) - 1}", "match others")
         self.sizes = tuple(maps[layer][0].numel() for layer in self.layers)
         self.sides = tuple(phi.shape[-1] for phi in maps)  # of all stages, as they are matched
-        second, tone = matching.second_weight, matching.tone_weight
+        second, tone, maps_in = matching.second_weight, matching.tone_weight, len(self.layers)
         self.seconds, self.tones = second > 0, tone > 0
-        share = 1 / (len(self.layers) * (1 + second + tone))
-        self.weights = tuple((share * part) ** 0.5 for part in (1.0, second, tone * len(self.layers) / 2))
+        pairing = _PRODUCTS if matching.summary else 0.0
+        share = 1 / (maps_in * (1 + second + tone + pairing))
+        self.weights = tuple((share * part) ** 0.5 for part in (1.0, second, tone * maps_in / 2, pairing * maps_in))
         # Maps after ReLU and squares are never below 0.
         pairs = [(size, weight) for size in self.sizes for weight in self.weights[: 1 + self.seconds]]
         of_maps = [Block(size, weight * share**0.5) for share in self.framing.shares for size, weight in pairs]
         self.blocks = (*of_maps, *(Block(found.shape[1], self.weights[2]) for found in self._toned(blank)))
+        self.summary: Summary | None = None
+        if matching.summary:
+            widths = [maps[layer].shape[1] for layer in self.layers]
+            self.summary = Summary(self.net, self.layers, widths, matching.summary)
+            self.blocks += (Block(products_in(matching.summary), self.weights[3], signed=True),)
         self.dimension = sum(block.size for block in self.blocks)
 
     def to(self, device: str) -> "FeatureMap":
         """Move the network to a device; returns itself."""
         self.net.to(device)
         self.framing.to(device)
+        if self.summary is not None:
+            self.summary.to(device)
         self._others = {}
         return self
 
@@ -148,13 +166,16 @@ class FeatureMap:
         """
         if groups is None:
             groups = torch.full((1, len(x)), 1 / len(x), device=x.device)
-        parts = list[Tensor]()
+        parts, summaries = list[Tensor](), list[Tensor]()
         for maps, share in zip(self._views(x, turns), self.framing.shares, strict=True):
             for layer in self.layers:
                 sums = UnitMoments.apply(_flat(maps[layer]).float(), groups)  # type: ignore[no-untyped-call]
                 weights = [weight * share**0.5 for weight in self.weights[: 1 + self.seconds]]
                 parts += [part * weight for part, weight in zip(sums, weights, strict=False)]
+            if self.summary is not None and not summaries:  # of the first view, the whole
+                summaries.append(self.summary([maps[layer] for layer in self.layers]))
         parts += [groups @ found for found in self._toned(x)]
+        parts += [groups @ (products(y) * self.weights[3]) for y in summaries]
         return torch.cat(parts, 1).flatten()
 
     def _views(self, x: Tensor, turns: Tensor | None) -> Iterator[list[Tensor]]:
@@ -173,12 +194,15 @@ class FeatureMap:
         With windows that of one view, whose expectation it is.  labels: int64 `[B]`, ascending; goals: as `split` makes
         them; turns: the shift or window, int64 `[1]`, as `Framing.drawn` draws it; None: the whole, as it is.
         """
-        passing = _Passing(self, labels, goals.seen(self.framing.view_of(turns)))
+        view = self.framing.view_of(turns)
+        passing = _Passing(self, labels, goals.seen(view))
         maps = self._stages(x, passing.activate, turns)
         for layer in self.layers:
             passing.add_map(layer, maps[layer])
         for found in self._toned(x):
             passing.add_mean(found)
+        if self.summary is not None and goals.spread is not None and not _is_window(view):
+            passing.add_spread(self.summary([maps[layer] for layer in self.layers]), view)
         return passing.total()
 
     def aims(self, target: Tensor, shares: Tensor, batch: int) -> Goals:
@@ -194,6 +218,14 @@ class FeatureMap:
         rows = target.view(len(shares), -1) * (1 - own / counts)[:, None].to(target.dtype)
         return replace(self.split(rows.flatten()), own=own.float())
 
+    def spread(self, target: Tensor, real: Tensor, shares: Tensor) -> Spread | None:
+        """How images are to differ, by a target and by real images' moments, `[G · D]` each; None without a summary."""
+        if self.summary is None:
+            return None
+        size, rows = self.matching.summary, (len(shares), -1)
+        wanted, found = (part.view(rows)[:, -products_in(size) :] / self.weights[3] for part in (target, real))
+        return spread_of(found, wanted, shares, size, self.framing.shares[0])
+
     def split(self, target: Tensor) -> Goals:
         """Moments `[G · D]` as `squared_distance` takes them.
 
@@ -202,7 +234,10 @@ class FeatureMap:
         parts = target.view(-1, self.dimension).split([block.size for block in self.blocks], 1)
         each, shares = 1 + self.seconds, self.framing.shares
         a_view = each * len(self.layers)
-        of_maps, means = parts[: a_view * len(shares)], parts[a_view * len(shares) :]
+        of_maps, means = (
+            parts[: a_view * len(shares)],
+            parts[a_view * len(shares) : a_view * len(shares) + 2 * self.tones],
+        )
         # Each view by itself, whatever its share.
         views = [[part / p**0.5 for part, p in zip(of_maps[n::a_view], shares, strict=True)] for n in range(a_view)]
         blocks = [of[0].contiguous() if len(of) == 1 else torch.stack(of) for of in views]
@@ -300,6 +335,12 @@ class _Passing:
         if (own := self.goals.own) is not None:
             self.totals.append(found.square().sum(1) @ own[self.labels] / -(len(found) ** 2))
 
+    def add_spread(self, y: Tensor, view: Tensor | None) -> None:
+        """Match how images differ, by their summaries `[B, d]`, where they are seen whole."""
+        assert self.goals.spread is not None
+        found = self.goals.spread.distance(y, self.labels, unbiased=self.goals.own is not None)
+        self.totals.append(found if view is None else torch.where(view[0] == 0, found, 0))
+
     def total(self) -> Tensor:
         """The sum of all squared distances, a scalar."""
         if self.left:
@@ -322,6 +363,11 @@ class _Passing:
         return F.pad(counts.cumsum(0), (1, 0))
 
 
+def _is_window(view: Tensor | None) -> bool:
+    """Whether a processor sees a window of images: elsewhere what a view says is not waited for."""
+    return view is not None and view.device.type == "cpu" and bool(view)
+
+
 def _flat(maps: Tensor) -> Tensor:
     """`[B, C, H, W]` → `[B, H · W · C]`: free where it lies channels last, and the order is ours to choose."""
     return maps.permute(0, 2, 3, 1).flatten(1)
@@ -335,36 +381,3 @@ def label_shares(labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]
 def distance(moments: Tensor, target: Tensor) -> Tensor:
     """Squared MMD of the stacked kernel: `‖ψ̄_fake - ψ̄_real‖²`, a scalar."""
     return (moments - target).square().sum()
-
-
-class MovingResidual:
-    """The paper's moving average: Adam steps towards the residual of the moments.
-
-    The loss is `2⟨v, target - ψ̄_fake⟩`, with v following `target - ψ̄_fake` by Adam (generative feature matching
-    networks, dos Santos et al. 2019): v averages over many batches, so that a small batch does not decide the
-    direction alone.  rate: step of v, in root-mean-square entries of the first residual.
-    """
-
-    def __init__(self, target: Tensor, rate: float) -> None:
-        self.target, self.rate, self.step = target, rate, 0
-        self.value, self.scale = torch.zeros_like(target), 0.0
-        self.first, self.second = torch.zeros_like(target), torch.zeros_like(target)
-
-    def loss(self, moments: Tensor) -> Tensor:
-        """A scalar whose gradient is that of the squared distance with v for the residual."""
-        difference = self.target - moments
-        residual = difference.detach()
-        if self.step:
-            self._follow(residual)
-        else:
-            self.value.copy_(residual)
-            self.scale = self.rate * float(residual.square().mean().sqrt())
-        self.step += 1
-        return 2 * torch.dot(self.value, difference)
-
-    def _follow(self, residual: Tensor) -> None:
-        gradient = self.value - residual
-        self.first.lerp_(gradient, 0.1)
-        self.second.lerp_(gradient.square(), 0.001)
-        root = (self.second / (1 - 0.999**self.step)).sqrt_().add_(1e-20)
-        self.value.addcdiv_(self.first, root, value=-self.scale / (1 - 0.9**self.step))

@@ -4,7 +4,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,19 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prismfl.features.goals import Goals
+from prismfl.features.moving import MovingResidual
 from prismfl.generator.latents import spread_normals
 from prismfl.generator.layout import Layout
 from prismfl.generator.masks import integers_of, masked_weights, score_gradient, scores_of
 from prismfl.generator.network import generate
 from prismfl.kernels.fused import adam_step, flat_floats
 from prismfl.kernels.replay import Programs, Repeated
-from prismfl.moments import PRECISIONS, FeatureMap, MovingResidual, Target, distance, label_groups
+from prismfl.moments import PRECISIONS, FeatureMap, Target, distance, label_groups
 from prismfl.seeding.device import Tape
 from prismfl.settings.resolve import SearchPlan, first_rate
 from prismfl.settings.schema import Settings
 
 # Gradients of single scores are as small as 1e-9: Adam's usual 1e-8 would drown them.
 _TINY = 1e-16
+_STEPS_A_MASK = 1000  # of an ensemble, where there are steps for more masks than it keeps
 _AGAIN = 0.5  # of the rate where θ goes on from the mask before
 _BETA2 = 0.999  # Adam's second decay
 _MOVING_RATE = 0.1  # of the moving average of the residual, in root-mean-square residuals
@@ -92,6 +94,8 @@ def rate_at(settings: Settings, round_index: int) -> float:
 def phase_of(settings: Settings, round_index: int) -> tuple[int, int, int]:
     """Which mask of an ensemble a round searches: its number, its first round, and its rounds.
 
+    There are as many as the ensemble is to have, and in long runs one for each thousand steps: the last ones are kept.
+
     Args:
         settings: resolved ones.
         round_index: from 0.
@@ -102,7 +106,9 @@ def phase_of(settings: Settings, round_index: int) -> tuple[int, int, int]:
         >>> [phase_of(settings, turn) for turn in range(5)]
         [(0, 0, 2), (0, 0, 2), (1, 2, 3), (1, 2, 3), (1, 2, 3)]
     """
-    rounds, masks = settings.federation.rounds, settings.search.ensemble
+    rounds, search = settings.federation.rounds, settings.search
+    more = min(rounds, rounds * search.local_steps // _STEPS_A_MASK) if search.ensemble > 1 else 0
+    masks = max(search.ensemble, more)
     ends = [rounds * (mask + 1) // masks for mask in range(masks)]
     mask = min(sum(end <= round_index for end in ends), masks - 1)
     first = ends[mask - 1] if mask else 0
@@ -242,7 +248,8 @@ def _station(
     layout: Layout, weights: Tensor, features: FeatureMap, target: Target, plan: SearchPlan, draws: Tape
 ) -> _Station:
     """A new station; on a GPU this thread's last one, where it was for the same world."""
-    world = layout, plan, draws.stream.seed, draws.stream.purpose, weights.data_ptr()
+    spread = target.real is not None
+    world = layout, plan, draws.stream.seed, draws.stream.purpose, weights.data_ptr(), spread
     kept: tuple[Any, FeatureMap, _Station] | None = getattr(_here, "station", None)
     if kept is not None and kept[0] == world and kept[1] is features:
         return kept[2]
@@ -268,7 +275,7 @@ class Searcher:
         self.features = features.in_precision(precision)
         self.target = torch.tensor(target.moments, device=weights.device)
         self.shares = torch.tensor(target.shares, device=weights.device)
-        self.goals = self._aims()
+        self.goals = self._aims(target.real)
         self.moving = MovingResidual(self.target, _MOVING_RATE)
         self.tensors = [*self.goals.tensors, self.shares, *draws.tensors]
 
@@ -276,14 +283,19 @@ class Searcher:
         """Another client's target and draws, in the tensors that are there."""
         self.target.copy_(torch.from_numpy(target.moments))
         self.shares.copy_(torch.from_numpy(target.shares))
-        for mine, theirs in zip(self.goals.tensors, self._aims().tensors, strict=True):
+        for mine, theirs in zip(self.goals.tensors, self._aims(target.real).tensors, strict=True):
             mine.copy_(theirs)
         self.draws.follow(draws)
 
-    def _aims(self) -> Goals:
+    def _aims(self, real: NDArray[np.float32] | None) -> Goals:
         if self.plan.loss == "unbiased":
-            return self.features.aims(self.target, self.shares, self.plan.batch_size)
-        return self.features.split(self.target)
+            goals = self.features.aims(self.target, self.shares, self.plan.batch_size)
+        else:
+            goals = self.features.split(self.target)
+        if real is None:
+            return goals
+        spread = self.features.spread(self.target, torch.from_numpy(real).to(self.target.device), self.shares)
+        return replace(goals, spread=spread)
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient by the scores `[N]` and the squared distance of one batch, a scalar.

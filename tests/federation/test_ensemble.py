@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import prismfl
+from prismfl import search
 from prismfl.errors import ModelFileError, RunFolderError, SettingError
 from prismfl.federation import ensemble
 from prismfl.federation.agreement import init
-from prismfl.federation.ensemble import labels_in, missing
+from prismfl.federation.ensemble import labels_in, missing, moments_of
 from prismfl.federation.one_shot import Gathered, choose_mask, pool, search_round
 from prismfl.federation.record import Traffic
 from prismfl.generator import numpy_runtime
@@ -100,12 +101,13 @@ def test_each_mask_is_searched_for_what_those_before_it_miss(feature_map):
     images = Sampler(model_of(1)).sample(6, seed=9, labels=labels)
     target = feature_map.target(images, labels, 3)
     masks = tuple(model_of(1).of_parts((part,)) for part in model_of(2).parts)
-    wanted, towards = 3 * target.moments.astype(np.float64), target
+    wanted = 3 * target.moments.astype(np.float64)
     for number, model in enumerate(masks):
-        towards = missing(feature_map, target, towards, model, number)
         many = labels_in(target.shares, 300)
         wanted -= feature_map.target(Sampler(model).sample(300, seed=2**63 + number, labels=many), many, 3).moments
+    towards = missing(target, [moments_of(feature_map, target, model, number) for number, model in enumerate(masks)])
     np.testing.assert_allclose(towards.moments, wanted, atol=1e-6)
+    assert towards.real is target.moments and missing(target, []) is target
 
 
 def test_labels_are_dealt_in_their_shares():
@@ -115,7 +117,7 @@ def test_labels_are_dealt_in_their_shares():
 
 @pytest.mark.parametrize(("rounds", "masks"), [(1, 1), (5, 3), (7, 7), (100, 3)])
 def test_every_round_is_one_masks_and_the_rate_falls_with_each_from_half_after_the_first(rounds, masks):
-    asked = {"federation": {"mode": "one-shot", "rounds": rounds}, "search": {"ensemble": masks}}
+    asked = {"federation": {"mode": "one-shot", "rounds": rounds}, "search": {"ensemble": masks, "local_steps": 10}}
     settings = resolved(settings_from(asked), 1)
     found = [phase_of(settings, turn) for turn in range(rounds)]
     assert [mask for mask, _, _ in found] == sorted(mask for mask, _, _ in found)
@@ -171,6 +173,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tiny, tmp_path, whole, after):
     assert len(read_rounds(again.folder)) == 5
 
 
+def test_the_last_masks_are_kept_where_there_are_steps_for_more(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "_STEPS_A_MASK", 2)
+    two = tiny(federation=THREE["federation"], search=THREE["search"] | {"ensemble": 2})
+    assert [phase_of(two, turn)[0] for turn in range(5)] == [0, 1, 2, 3, 4]
+    whole = prismfl.train(two, out=tmp_path / "whole").folder
+    kept = [load_model(whole.masks / f"{number}.safetensors").mask for number in range(4)]
+    found = [part.mask for part in load_model(whole.model).parts]
+    assert len(found) == 2 and np.array_equal(found[0], kept[3])
+    with pytest.raises(KeyboardInterrupt):
+        prismfl.train(two, out=tmp_path / "run", watcher=Killed(3))
+    assert prismfl.resume(tmp_path / "run").folder.model.read_bytes() == whole.model.read_bytes()
+
+
 def test_each_mask_of_the_model_goes_on_from_the_one_before(whole):
     masks = [part.mask for part in load_model(whole.folder.model).parts]
     changed = [(before != after).mean() for before, after in pairwise(masks)]
@@ -190,10 +205,9 @@ def test_together_masks_come_nearer_to_the_target_than_one(make_world):
     asked = {"search": {"local_steps": 40, "batch_size": 16, "ensemble": 3, "loss": "unbiased"}}
     agreement, kit, targets = make_world(**asked, federation={"mode": "one-shot", "rounds": 3})
     target, state, masks, apart = pool(list(targets.values())), init(agreement), [], []
-    towards = target
-    for number in range(3):
-        towards = missing(kit.features, target, towards, masks[-1], number - 1) if masks else target
-        mine = Gathered(towards, (0, 1, 2), {}, Traffic())
+    for _ in range(3):
+        found = [moments_of(kit.features, target, model, place) for place, model in enumerate(masks)]
+        mine = Gathered(missing(target, found), (0, 1, 2), {}, Traffic())
         state = replace(state, memory=None)
         state, _ = search_round(agreement, kit, state, mine)
         mask = choose_mask(agreement, kit, state, mine.target)

@@ -10,7 +10,7 @@ from prismfl.data.images import ImageSet
 from prismfl.errors import SettingError
 from prismfl.features.networks import load_features
 from prismfl.moments import FeatureMap
-from prismfl.privacy import release, source, store
+from prismfl.privacy import noise, release, source, store
 from prismfl.privacy.audit import (
     audit_release,
     audit_training,
@@ -75,7 +75,7 @@ def noise_from_a_public_seed(patch):
     def seeded(count, scale):
         return np.rint(np.random.default_rng(0).normal(0.0, scale, count)).astype(np.int64)
 
-    patch.setattr(release, "_rounded", seeded)
+    patch.setattr(noise, "_rounded", seeded)
 
 
 def noise_that_clients_share(patch):

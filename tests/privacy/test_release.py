@@ -13,8 +13,10 @@ from scipy.stats import chi2, kstest, norm
 
 from prismfl.errors import DataError, DependencyError, PrivacyError
 from prismfl.features.networks import load_features
+from prismfl.features.summary import products, products_in
 from prismfl.moments import Block, FeatureMap
 from prismfl.privacy.ledger import compose
+from prismfl.privacy.noise import measurement, noisy
 from prismfl.privacy.release import (
     NORM,
     Grid,
@@ -23,8 +25,6 @@ from prismfl.privacy.release import (
     from_bytes,
     grid_of,
     integer_sums,
-    measurement,
-    noisy,
     quantise,
     release,
     release_weights,
@@ -119,6 +119,36 @@ def unshrunk(vectors, grid):
 def test_no_entry_of_tones_is_below_nought_and_the_sensitivity_stays(toned_map, blobs):
     assert bool((toned_map.vectors(blobs, 3) >= 0).all())
     assert grid_of(toned_map, 0).sensitivity == pytest.approx(NORM * math.sqrt(2))
+
+
+@pytest.fixture(scope="module")
+def summed_up():
+    """A feature map with products of a summary, whose entries may be below 0."""
+    return FeatureMap(load_features("vgg"), Matching(layers=(0,), pool=2, summary=2), 1, 16)
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=4, max_size=4), powers)
+def test_vectors_with_products_are_never_farther_apart_than_the_sensitivity(summed_up, found, power):
+    grid = grid_of(summed_up, 0)
+    y = torch.tensor(found).view(2, 2) * power
+    y = y / y.norm(dim=1, keepdim=True).clamp(min=1)
+    rest = torch.zeros(2, summed_up.dimension - products_in(2))
+    vectors = torch.cat((rest, products(y) * summed_up.weights[3]), 1)
+    one, two = quantise(vectors, grid)
+    assert exact_square(one - two) <= 2 * NORM**2
+    assert max(exact_square(one), exact_square(two)) <= grid.bound**2 < NORM**2
+
+
+def test_products_below_nought_are_released_as_they_are_and_nothing_else_is(summed_up, blobs):
+    grid = grid_of(summed_up, 0)
+    vectors = summed_up.vectors(blobs)
+    signed = vectors[:, -products_in(2) :]
+    assert grid.signed == products_in(2) and bool((signed < -1e-3).any())
+    assert unshrunk(vectors, grid)
+    below = quantise(-vectors, grid)
+    assert not below[:, : -grid.signed].any() and bool((below[:, -grid.signed :] > 0).any())
+    # Room for what rounding adds costs a ten-thousandth.
+    assert grid.bound > NORM * (1 - 1e-4)
 
 
 # -------------------------------------------------------------------------------- block weights

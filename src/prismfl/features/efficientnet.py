@@ -224,7 +224,10 @@ def load_lite(name: str, weights: str = "") -> LoadedNet:
 
 
 def renamed(net: EfficientNetLite, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published tensors under our names, each BatchNorm folded into the convolution before it."""
+    """Published tensors under our names, each BatchNorm folded into the convolution before it.
+
+    What these say of the public images is kept: the network's `centres`.
+    """
 
     pairs = {"stem": ("_conv_stem", "_bn0"), "top": ("_conv_head", "_bn1")}
     for index, block in enumerate(net.blocks):
@@ -239,4 +242,16 @@ def renamed(net: EfficientNetLite, state: Mapping[str, Tensor]) -> dict[str, Ten
         parts = {part: state[f"{norm}.{part}"] for part in NORM_PARTS}
         weight, bias = folded(state[f"{conv}.weight"], None, parts, _EPSILON)
         found |= {f"{ours}.conv.weight": weight, f"{ours}.conv.bias": bias}
+    norms = ["_bn0", *(f"_blocks.{index}._bn1" for index in range(len(net.blocks))), "_bn1"]
+    net.centres = tuple(_rectified(state[f"{norm}.weight"], state[f"{norm}.bias"]) for norm in norms)
     return found
+
+
+def _rectified(gain: Tensor, bias: Tensor) -> Tensor:
+    """Means of ReLU6 of what a BatchNorm gives on the images it was trained on, taken for normal: float32 `[C]`."""
+    unit, spread = torch.distributions.Normal(0.0, 1.0), gain.abs().double() + 1e-12
+    low, high = -bias / spread, (6 - bias) / spread
+    dense = unit.log_prob(low).exp() - unit.log_prob(high).exp()
+    inside = unit.cdf(high) - unit.cdf(low)
+    found: Tensor = spread * dense + bias * inside + 6 * (1 - unit.cdf(high))
+    return found.float()

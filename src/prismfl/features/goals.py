@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from prismfl.features.summary import Spread
+
 
 @dataclass(frozen=True)
 class Goals:
@@ -14,17 +16,20 @@ class Goals:
     units, squares: of maps and of their squares, a layer each, or one of all layers, where there are windows
     `[V, G, d]` of all views; means: of tones, in order.
     own: float32 `[G]`, how much of its images' own squares each label's sum is matched without; None: nothing.
+    spread: how images are to differ; None: however they do.
     """
 
     units: list[Tensor]
     squares: list[Tensor]
     means: list[Tensor]
     own: Tensor | None = None
+    spread: Spread | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
         """All of them."""
-        return [*self.units, *self.squares, *self.means, *([] if self.own is None else [self.own])]
+        more = [] if self.own is None else [self.own]
+        return [*self.units, *self.squares, *self.means, *more, *(self.spread.tensors if self.spread else [])]
 
     def seen(self, view: Tensor | None) -> "Goals":
         """Those of one view, int64 `[1]`; None: where there is one alone."""
@@ -41,7 +46,7 @@ class Goals:
 
     def joined(self) -> "Goals":
         """The same with all layers' maps as one, and all their squares."""
-        return Goals([_joined(self.units)], [_joined(self.squares)] if self.squares else [], self.means, self.own)
+        return replace(self, units=[_joined(self.units)], squares=[_joined(self.squares)] if self.squares else [])
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

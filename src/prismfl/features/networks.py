@@ -111,12 +111,14 @@ class FeatureNet(nn.Module):
     """What all networks share: `stages` gives the maps to match, `embed` one vector an image.
 
     unit: standard deviation of pooled features on the public images, which `embed` divides by; matched: numbers of the
-    maps that are matched where nothing else is asked for, none for all.
+    maps that are matched where nothing else is asked for, none for all; centres: what each channel of each map is on
+    the public images on average, `[C_j]` each, where that is known.
     """
 
     width: int
     unit: float
     matched: tuple[int, ...] = ()
+    centres: tuple[Tensor, ...] = ()
 
     def __init__(self, width: int) -> None:
         super().__init__()

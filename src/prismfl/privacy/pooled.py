@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from prismfl.errors import PrivacyError
 from prismfl.moments import FeatureMap, Target
 from prismfl.privacy.ledger import Entry, calibrate, rounding_distance
-from prismfl.privacy.release import NORM, Grid, check_sizes, entry_at, integer_sums, noisy, to_target
+from prismfl.privacy.noise import noisy
+from prismfl.privacy.release import NORM, Grid, check_sizes, entry_at, integer_sums, to_target
 from prismfl.settings.schema import Privacy
 from prismfl.sums.rules import usual
 

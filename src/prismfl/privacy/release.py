@@ -3,7 +3,9 @@
 An image's feature vector is put on an integer grid and its L2 norm is held to `NORM` steps,
 after rounding and by exact arithmetic.  Sums over images are exact int64.  Replacing one image
 then moves the sum by at most √2 · NORM, for no entry is below 0, and such vectors are never more
-than a right angle apart.  Of n images the mean moves by √2 / n.
+than a right angle apart.  Of n images the mean moves by √2 / n.  Products of a summary (`features/summary.py`) may be
+below 0, and are never more than a right angle apart before they are rounded: with them vectors are held to less than
+NORM, by as much as rounding may add to their distance (`Grid.bound`).
 
 Every entry gets the same noise, so blocks are released with weights of their own, a_j² ∝ w_j √d_j where the
 distance gives a block of d_j entries the weight w_j: of all weights whose squares have the same sum these leave the
@@ -25,7 +27,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from prismfl.errors import DataError, DependencyError, PrivacyError
+from prismfl.errors import DataError, PrivacyError
 from prismfl.moments import Block, FeatureMap, Target
 from prismfl.privacy.ledger import (
     ADJACENCY,
@@ -48,12 +49,15 @@ from prismfl.privacy.ledger import (
     to_json,
     versions,
 )
+from prismfl.privacy.noise import measurement, noisy
 from prismfl.settings.schema import Privacy
 
 # Every integer up to it is a float32, and sums of squares below 2^53 are exact in float64.
 NORM = 2**24
 LABEL_WEIGHT = 0.1  # norm of the entry that counts a label, of the whole vector's 1
 _DROWNED = 2.0  # a label is dropped whose count is within so many σ of none
+_PRODUCTS = 0.15  # of the squares of a release's weights, of products of a summary
+_ROUNDED = 16  # steps that an entry is within of where it was before all rounding, in floats and to whole numbers
 _BATCH = 16  # images at a time: their vectors stay in the processor's cache
 
 
@@ -64,7 +68,7 @@ class Grid:
     width: E, the entries of a label's block, of which with labels the last one counts;
     scale, label_scale: steps that make 1 of a feature entry and of a label's count; classes: 0
     for images without labels; stretch: float32 `[D]` or `[1]`, a_j / w_j of each feature entry, what it is multiplied
-    by before the noise and divided by after it.
+    by before the noise and divided by after it; signed: feature entries, the last, that may be below 0.
     """
 
     width: int
@@ -72,6 +76,16 @@ class Grid:
     label_scale: float
     classes: int
     stretch: NDArray[np.float32] = field(default_factory=lambda: np.ones(1, np.float32))
+    signed: int = 0
+
+    @property
+    def bound(self) -> int:
+        """What an image's vector is held to, in steps.
+
+        With entries that may be below 0 it is within ρ of one, of norm up to bound + ρ, that is at most a right angle
+        from any other: two are then √2 (bound + ρ) + 2ρ ≤ √2 · NORM apart.
+        """
+        return NORM - math.ceil(3 * _ROUNDED * math.sqrt(self.signed))
 
     @property
     def entries(self) -> int:
@@ -92,25 +106,28 @@ class Grid:
 
 def grid_of(features: FeatureMap, classes: int) -> Grid:
     """The grid of a feature map: vectors of norm 1 fill it but for what rounding may add."""
-    counted = classes > 0
+    counted, signed = classes > 0, sum(block.size for block in features.blocks if block.signed)
     weights, sizes = release_weights(features.blocks), [block.size for block in features.blocks]
     width = features.dimension + counted
     stretch = [one / block.weight for one, block in zip(weights, features.blocks, strict=True)]
     room = math.sqrt(width)
     weight = LABEL_WEIGHT if counted else 0.0
-    scale = (NORM - room) * math.sqrt(1 - weight**2)
-    label_scale = float(int((NORM - room) * weight))
-    return Grid(width, scale, label_scale, classes, np.repeat(np.array(stretch, np.float32), sizes))
+    most = Grid(width, 1.0, 1.0, classes, signed=signed).bound - room
+    scale, label_scale = most * math.sqrt(1 - weight**2), float(int(most * weight))
+    return Grid(width, scale, label_scale, classes, np.repeat(np.array(stretch, np.float32), sizes), signed)
 
 
 def release_weights(blocks: Sequence[Block]) -> NDArray[np.float64]:
     """Weights a_j of a feature vector's blocks in a release: float64 `[J]`, a_j² ∝ w_j √d_j, Σ a_j² = Σ w_j².
 
-    They minimise Σ d_j w_j² / a_j², the noise in the distance in units of σ², by Cauchy's inequality.
+    They minimise Σ d_j w_j² / a_j², the noise in the distance in units of σ², by Cauchy's inequality.  Products of a
+    summary, of which single directions must stand out of the noise, have a share of their own.
     """
-    weights = np.array([block.weight for block in blocks])
+    weights, signed = np.array([block.weight for block in blocks]), np.array([block.signed for block in blocks])
     squares = weights * np.sqrt([block.size for block in blocks])
-    return np.asarray(np.sqrt(squares * (weights @ weights) / squares.sum()))
+    shares = np.where(signed, _PRODUCTS, 1 - _PRODUCTS if signed.any() else 1.0)
+    sums = np.where(signed, squares @ signed, squares @ ~signed)
+    return np.asarray(np.sqrt(shares * squares / sums * (weights @ weights)))
 
 
 # ------------------------------------------------------------------------------- before the noise
@@ -119,15 +136,17 @@ def release_weights(blocks: Sequence[Block]) -> NDArray[np.float64]:
 def quantise(vectors: Tensor, grid: Grid) -> Tensor:
     """Feature vectors float32 `[B, D]` as whole numbers, float64 `[B, E]`, of enforced norm.
 
-    Each row's norm is at most `NORM`, and no entry is below 0.  Raises DataError for features that are not finite.
+    Each row's norm is at most `grid.bound`, and no feature but the last `grid.signed` is below 0.  Raises DataError for
+    features that are not finite.
     """
     if not bool(torch.isfinite(vectors).all()):
         raise DataError("features that are not finite", "finite ones", "check the images and the feature network")
     steps = torch.from_numpy(grid.stretch * np.float32(grid.scale)).to(vectors.device)
     whole = (vectors * steps).round_().double()
+    whole[:, : whole.shape[1] - grid.signed].clamp_min_(0)
     if grid.classes:
         whole = torch.cat((whole, whole.new_full((len(whole), 1), grid.label_scale)), 1)
-    return enforce(whole.clamp_min_(0), NORM)
+    return enforce(whole, grid.bound)
 
 
 def enforce(whole: Tensor, bound: int) -> Tensor:
@@ -156,8 +175,8 @@ def integer_sums(
     """Sums over images uint8 `[n, C, H, W]`, by label int64 `[n]`: exact int64 `[G, E]`.
 
     people: int64 `[n]`, whose each is: then the sum is over persons, of the mean over each one's images, rounded down.
-    No entry is below 0 and a mean is no longer than the longest, so replacing a person and all of its images moves the
-    sum no farther than replacing an image does.
+    A mean is no longer than the longest, and no farther from what no rounding touched, so replacing a person and all of
+    its images moves the sum no farther than replacing an image does.
 
     Batches follow the order given, and hold images of one person alone where these are known: replacing one changes
     neither the company nor the place that any other is computed in, so not the last bit of its vector either.  Raises
@@ -199,45 +218,6 @@ def _add_images(
         for tag in np.unique(batch):
             mine = whole[torch.from_numpy(batch == tag).to(whole.device)]
             sums[tag] += _summed(mine)
-
-
-# -------------------------------------------------------------------------------------- the noise
-
-
-def noisy(sums: NDArray[np.int64], scale: int, sampler: str) -> NDArray[np.int64]:
-    """Integers with Gaussian noise of σ = `scale` steps on each: int64 of the same shape.
-
-    exact: OpenDP's discrete Gaussian, sampled exactly; fast: NumPy's normals, rounded.  Either
-    way from the operating system's entropy.  Raises DependencyError when OpenDP does not import.
-    """
-    flat = sums.reshape(-1)
-    drawn = _discrete(flat, scale) if sampler == "exact" else flat + _rounded(len(flat), scale)
-    return drawn.reshape(sums.shape)
-
-
-def _discrete(values: NDArray[np.int64], scale: int) -> NDArray[np.int64]:
-    # A scale below 2^53 is the same number as a float.
-    return np.asarray(measurement(float(scale))(values.tolist()), np.int64)
-
-
-def measurement(scale: float) -> Any:
-    """OpenDP's Gaussian measurement of int64 vectors.  Raises DependencyError."""
-    try:
-        import opendp.prelude as library
-        from opendp.measurements import make_gaussian
-    except ImportError as error:
-        raise DependencyError(
-            f"opendp does not import ({error})", "it, for exact noise", "pip install opendp"
-        ) from None
-    library.enable_features("contrib")
-    domain = library.vector_domain(library.atom_domain(T="i64"))
-    return make_gaussian(domain, library.l2_distance(T="f64"), scale=scale)
-
-
-def _rounded(count: int, scale: int) -> NDArray[np.int64]:
-    """Normals of a generator that is seeded from the operating system: rounded, int64 `[count]`."""
-    draws = np.random.Generator(np.random.PCG64(np.random.SeedSequence()))
-    return np.rint(draws.normal(0.0, scale, count)).astype(np.int64)
 
 
 def _summed(whole: Tensor) -> NDArray[np.int64]:

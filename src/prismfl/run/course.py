@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prismfl.errors import ClientError, RunFolderError, SettingError
 from prismfl.federation import ensemble, one_shot, secure_sum
@@ -131,7 +132,8 @@ class _Alone:
     def __init__(self, agreement: Agreement, kit: ClientKit, folder: RunFolder, gathered: Gathered) -> None:
         self.agreement, self.kit, self.folder, self.gathered = agreement, kit, folder, gathered
         self.masks = list(runfolder.load_masks(folder))
-        self.target = gathered.target, 0  # and the number of masks that it is towards what they miss
+        self.kept = agreement.settings.search.ensemble - 1  # masks beside the one that is searched
+        self.moments = dict[int, NDArray[np.float64]]()  # of finished masks, by their numbers
 
     def play(self, state: ServerState) -> tuple[ServerState, RoundRecord]:
         """A round; at the first of a mask's the one before is finished."""
@@ -144,12 +146,15 @@ class _Alone:
 
     def choose(self, state: ServerState, _: Traffic) -> Mask:
         """The last mask."""
-        count = self.agreement.settings.search.ensemble - 1
-        return one_shot.choose_mask(self.agreement, self.kit, state, self._target(count))
+        return one_shot.choose_mask(self.agreement, self.kit, state, self._target(len(self.masks)))
 
     def before(self) -> tuple[Part, ...]:
-        """Masks that are finished."""
-        return tuple(part for model in self.masks for part in model.parts)
+        """Masks that are finished, and kept."""
+        return tuple(part for model in self.masks[self._first(len(self.masks)) :] for part in model.parts)
+
+    def _first(self, count: int) -> int:
+        """The first mask that is kept beside the one of this number."""
+        return max(0, count - self.kept)
 
     def _finish(self, state: ServerState, count: int) -> None:
         """Finish the mask before, unless a run that was stopped has: on disk, then in use."""
@@ -166,11 +171,12 @@ class _Alone:
         if len(self.masks) != count:
             got = f"{len(self.masks)} finished masks in {self.folder.masks}"
             raise RunFolderError(got, f"{count}, of the rounds that are done", "start the run anew")
-        device, whole, (last, known) = self.agreement.settings.running.device, self.gathered.target, self.target
-        for number in range(known, count):
-            last = ensemble.missing(self.kit.features, whole, last, self.masks[number], number, device)
-            self.target = last, number + 1
-        return last
+        device, whole, first = self.agreement.settings.running.device, self.gathered.target, self._first(count)
+        for number in range(first, count):
+            if number not in self.moments:
+                mask = self.masks[number]
+                self.moments[number] = ensemble.moments_of(self.kit.features, whole, mask, number, device)
+        return ensemble.missing(whole, [self.moments[number] for number in range(first, count)])
 
 
 def _by_target(agreement: Agreement, kit: ClientKit, gathered: Gathered) -> Callable[[ServerState, Traffic], Mask]:

@@ -58,6 +58,7 @@ class Purpose(IntEnum):
     PATCH = 17
     START = 18
     TURNS = 19
+    SUMMARY = 20
 
 
 @dataclass(frozen=True)

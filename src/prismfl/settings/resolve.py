@@ -17,6 +17,7 @@ _NEAR_HALF = 0.25  # certainty below which no mask is improbable
 _ALONE = 4  # times as many steps a round where the server searches alone: it is one search instead of many
 _LITES = ("efficientnet-lite0",)  # that may be matched; lite2 judges
 _LITE_SIDE = 64  # pixels a side that an EfficientNet-Lite is shown at least
+_SUMMARY = 64, 32  # numbers that sum an image up, where later masks are to differ as real images do; with ε fewer
 _WINDOWS = 3  # a side, of images without labels: beside labels there would be as many times as many entries
 
 
@@ -32,6 +33,7 @@ class Matching:
         pool: largest side of a matched map in pixels; larger ones are averaged down, 0 for any.
         second_weight: of second moments, where first moments have 1.
         tone_weight: of tones in cells of the image, where first moments have 1.
+        summary: numbers that sum an image up, whose products are matched once images are near; 0 for none.
     """
 
     scale: int = 1
@@ -41,6 +43,12 @@ class Matching:
     pool: int = 0
     second_weight: float = 0.05
     tone_weight: float = 0.0
+    summary: int = 0
+
+    def __repr__(self) -> str:
+        """Names a release among others: without a summary as before there were any."""
+        told = [f"{item.name}={getattr(self, item.name)!r}" for item in fields(self)]
+        return f"Matching({', '.join(told if self.summary else told[:-1])})"
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,8 @@ def matching_of(settings: Settings, *, labelled: bool) -> Matching:
     if settings.features.network in _LITES:
         scale = max(1, _LITE_SIDE // settings.pixels)
         windows = 0 if labelled or settings.search.loss == "moving" else _WINDOWS
-        return Matching(scale, 2, windows, (), 2 if windows else 4, 0.0, 0.3)
+        summary = _SUMMARY[private] if settings.search.ensemble > 1 else 0
+        return Matching(scale, 2, windows, (), 2 if windows else 4, 0.0, 0.3, summary)
     return Matching(1, 0, 0, (), 8 if private else 0, 0.0 if private else 0.05, 0.0)
 
 
