@@ -163,8 +163,8 @@ class Search(Section):
     )
     ensemble: int = setting(
         1,
-        "masks of the finished model, where the server searches alone: each is searched for what those before it miss,"
-        " in its part of the rounds, and images take turns among them",
+        "masks of the finished model, where the server searches alone: each is searched for what the others miss, in"
+        " its part of the rounds, and images take turns among them; of long runs, a mask every thousand steps, the last",
         least=1,
         most=64,
     )
