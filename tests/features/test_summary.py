@@ -133,7 +133,7 @@ def test_images_too_much_alike_are_farther_and_pulled_apart(mapped):
     alike = (real.mean(0) + 0.5 * (real - real.mean(0))).requires_grad_()
     assert more(alike).item() > 3 * more(real).item()
     (gradient,) = torch.autograd.grad(more(alike), alike)
-    assert float((gradient * (real - alike)).sum()) < 0  # down it, towards the real ones
+    assert (gradient * (real - alike)).sum().item() < 0  # down it, towards the real ones
     # In a window nothing is added: products are of whole images.
     assert float(more(real, torch.tensor([mapped.framing.turns]))) == 0
 

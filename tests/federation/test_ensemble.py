@@ -107,7 +107,7 @@ def test_each_mask_is_searched_for_what_those_before_it_miss(feature_map):
         wanted -= feature_map.target(Sampler(model).sample(300, seed=2**63 + number, labels=many), many, 3).moments
     towards = missing(target, [moments_of(feature_map, target, model, number) for number, model in enumerate(masks)])
     np.testing.assert_allclose(towards.moments, wanted, atol=1e-6)
-    assert towards.real is target.moments and missing(target, []) is target
+    assert towards.real is target.moments
 
 
 def test_labels_are_dealt_in_their_shares():
@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tiny, tmp_path, whole, after):
 
 def test_the_last_masks_are_kept_where_there_are_steps_for_more(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "_STEPS_A_MASK", 2)
-    two = tiny(federation=THREE["federation"], search=THREE["search"] | {"ensemble": 2})
+    two = tiny(**THREE | {"search": THREE["search"] | {"ensemble": 2}, "features": {"features": "efficientnet-lite0"}})
     assert [phase_of(two, turn)[0] for turn in range(5)] == [0, 1, 2, 3, 4]
     whole = prismfl.train(two, out=tmp_path / "whole").folder
     kept = [load_model(whole.masks / f"{number}.safetensors").mask for number in range(4)]
@@ -207,7 +207,7 @@ def test_together_masks_come_nearer_to_the_target_than_one(make_world):
     target, state, masks, apart = pool(list(targets.values())), init(agreement), [], []
     for _ in range(3):
         found = [moments_of(kit.features, target, model, place) for place, model in enumerate(masks)]
-        mine = Gathered(missing(target, found), (0, 1, 2), {}, Traffic())
+        mine = Gathered(missing(target, found) if found else target, (0, 1, 2), {}, Traffic())
         state = replace(state, memory=None)
         state, _ = search_round(agreement, kit, state, mine)
         mask = choose_mask(agreement, kit, state, mine.target)

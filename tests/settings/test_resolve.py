@@ -29,6 +29,23 @@ def test_what_is_matched_follows_from_network_images_and_epsilon(channels, epsil
 
 
 @pytest.mark.parametrize(
+    ("mode", "loss", "epsilon", "secure_sum", "numbers"),
+    [
+        ("one-shot", "auto", 0.0, False, 64),
+        ("one-shot", "auto", 9.8, True, 32),
+        ("one-shot", "auto", 9.8, False, 0),
+        ("one-shot", "moving", 0.0, False, 0),
+        ("masks", "auto", 0.0, False, 0),
+    ],
+)
+def test_images_are_summed_up_where_the_server_searches_and_little_noise_is(mode, loss, epsilon, secure_sum, numbers):
+    asked = {"federation": {"mode": mode, "secure_sum": secure_sum}, "search": {"loss": loss}}
+    found = resolved(settings_from(asked | {"privacy": {"epsilon": epsilon}}), 3)
+    assert matching_of(found, labelled=False).summary == numbers
+    assert matching_of(resolved(found, 1), labelled=True) == matching_of(found, labelled=True)
+
+
+@pytest.mark.parametrize(
     ("channels", "images", "asked", "wanted"),
     [
         (1, 6000.0, {}, (16, 64, 25)),

@@ -45,11 +45,11 @@ def moments_of(
 
 
 def missing(whole: Target, found: Sequence[NDArray[np.float64]]) -> Target:
-    """What the next mask is searched towards: with it the mean of all masks' moments is the whole model's target.
+    """What a mask after the first is searched towards: with it the mean of all moments is the whole model's target.
 
     Args:
         whole: the target of the whole model.
-        found: moments of the masks that are there, `[G · D]` each.
+        found: moments of the masks that are kept beside it, `[G · D]` each.
 
     Returns:
         A target of the same shape, which knows the real images' moments.
@@ -59,8 +59,6 @@ def missing(whole: Target, found: Sequence[NDArray[np.float64]]) -> Target:
         >>> missing(whole, [np.array([0.25]), np.array([1.5])]).moments.tolist()
         [1.25]
     """
-    if not found:
-        return whole
     moments = (len(found) + 1) * whole.moments.astype(np.float64) - sum(found)
     return replace(whole, moments=moments.astype(np.float32), real=whole.moments)
 

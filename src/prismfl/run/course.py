@@ -176,7 +176,7 @@ class _Alone:
             if number not in self.moments:
                 mask = self.masks[number]
                 self.moments[number] = ensemble.moments_of(self.kit.features, whole, mask, number, device)
-        return ensemble.missing(whole, [self.moments[number] for number in range(first, count)])
+        return ensemble.missing(whole, [self.moments[number] for number in range(first, count)]) if count else whole
 
 
 def _by_target(agreement: Agreement, kit: ClientKit, gathered: Gathered) -> Callable[[ServerState, Traffic], Mask]:

@@ -17,7 +17,7 @@ _NEAR_HALF = 0.25  # certainty below which no mask is improbable
 _ALONE = 4  # times as many steps a round where the server searches alone: it is one search instead of many
 _LITES = ("efficientnet-lite0",)  # that may be matched; lite2 judges
 _LITE_SIDE = 64  # pixels a side that an EfficientNet-Lite is shown at least
-_SUMMARY = 64, 32  # numbers that sum an image up, where later masks are to differ as real images do; with ε fewer
+_SUMMARY, _SUMMARY_OF_SUM = 64, 32  # numbers that sum an image up; the second where a sum has the noise of ε
 _WINDOWS = 3  # a side, of images without labels: beside labels there would be as many times as many entries
 
 
@@ -103,9 +103,17 @@ def matching_of(settings: Settings, *, labelled: bool) -> Matching:
     if settings.features.network in _LITES:
         scale = max(1, _LITE_SIDE // settings.pixels)
         windows = 0 if labelled or settings.search.loss == "moving" else _WINDOWS
-        summary = _SUMMARY[private] if settings.search.ensemble > 1 else 0
+        summary = _summary_of(settings, private=private)
         return Matching(scale, 2, windows, (), 2 if windows else 4, 0.0, 0.3, summary)
     return Matching(1, 0, 0, (), 8 if private else 0, 0.0 if private else 0.05, 0.0)
+
+
+def _summary_of(settings: Settings, *, private: bool) -> int:
+    """Numbers of a summary: none in rounds, which have no second mask, nor where each client adds noise of its own."""
+    federation = settings.federation
+    if federation.mode != "one-shot" or settings.search.loss == "moving":
+        return 0
+    return _SUMMARY_OF_SUM if private and federation.secure_sum else 0 if private else _SUMMARY
 
 
 def resolved(settings: Settings, channels: int, images: float | None = None) -> Settings:

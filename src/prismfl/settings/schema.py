@@ -164,7 +164,7 @@ class Search(Section):
     ensemble: int = setting(
         1,
         "masks of the finished model, where the server searches alone: each is searched for what the others miss, in"
-        " its part of the rounds, and images take turns among them; of long runs, a mask every thousand steps, the last",
+        " its part of the rounds, and images take turns among them; in long runs the last of one every thousand steps",
         least=1,
         most=64,
     )
