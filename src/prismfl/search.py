@@ -23,12 +23,11 @@ from prismfl.kernels.fused import adam_step, flat_floats
 from prismfl.kernels.replay import Programs, Repeated
 from prismfl.moments import PRECISIONS, FeatureMap, Target, distance, label_groups
 from prismfl.seeding.device import Tape
-from prismfl.settings.resolve import SearchPlan, first_rate, matching_of
+from prismfl.settings.resolve import SearchPlan, first_rate, masks_searched
 from prismfl.settings.schema import Settings
 
 # Gradients of single scores are as small as 1e-9: Adam's usual 1e-8 would drown them.
 _TINY = 1e-16
-_STEPS_A_MASK = 1000  # where there are steps for more masks than the model is to have
 _AGAIN = 0.5  # of the rate where θ goes on from the mask before
 _BETA2 = 0.999  # Adam's second decay
 _MOVING_RATE = 0.1  # of the moving average of the residual, in root-mean-square residuals
@@ -94,9 +93,6 @@ def rate_at(settings: Settings, round_index: int) -> float:
 def phase_of(settings: Settings, round_index: int) -> tuple[int, int, int]:
     """Which mask of an ensemble a round searches: its number, its first round, and its rounds.
 
-    There are as many as the model is to have.  Where how images differ is matched, which the first cannot do, long runs
-    search one for each thousand steps, and the last ones are kept.
-
     Args:
         settings: resolved ones.
         round_index: from 0.
@@ -107,9 +103,7 @@ def phase_of(settings: Settings, round_index: int) -> tuple[int, int, int]:
         >>> [phase_of(settings, turn) for turn in range(5)]
         [(0, 0, 2), (0, 0, 2), (1, 2, 3), (1, 2, 3), (1, 2, 3)]
     """
-    rounds, search = settings.federation.rounds, settings.search
-    more = matching_of(settings, labelled=True).summary and rounds * search.local_steps // _STEPS_A_MASK
-    masks = max(search.ensemble, min(rounds, more))
+    rounds, masks = settings.federation.rounds, masks_searched(settings)
     ends = [rounds * (mask + 1) // masks for mask in range(masks)]
     mask = min(sum(end <= round_index for end in ends), masks - 1)
     first = ends[mask - 1] if mask else 0

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import prismfl
-from prismfl import search
 from prismfl.errors import ModelFileError, RunFolderError, SettingError
 from prismfl.federation import ensemble
 from prismfl.federation.agreement import init
@@ -21,6 +20,7 @@ from prismfl.generator.sampling import Sampler, finish
 from prismfl.run.folder import read_rounds
 from prismfl.run.loop import Silent
 from prismfl.search import phase_of, rate_at
+from prismfl.settings import resolve
 from prismfl.settings.resolve import resolved
 from prismfl.settings.toml import settings_from
 
@@ -174,7 +174,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tiny, tmp_path, whole, after):
 
 
 def test_the_last_masks_are_kept_where_there_are_steps_for_more(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "_STEPS_A_MASK", 2)
+    monkeypatch.setattr(resolve, "_STEPS_A_MASK", 2)
     two = tiny(**THREE | {"search": THREE["search"] | {"ensemble": 2}, "features": {"features": "efficientnet-lite0"}})
     assert [phase_of(two, turn)[0] for turn in range(5)] == [0, 1, 2, 3, 4]
     whole = prismfl.train(two, out=tmp_path / "whole").folder

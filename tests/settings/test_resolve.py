@@ -1,10 +1,12 @@
 """What settings come to where they leave something open."""
 
+from dataclasses import replace
+
 import pytest
 
 from prismfl.cli.options import asked
 from prismfl.errors import SettingError
-from prismfl.settings.resolve import Matching, matching_of, notes_of, plan_of, resolved
+from prismfl.settings.resolve import Matching, masks_searched, matching_of, notes_of, plan_of, resolved
 from prismfl.settings.toml import load_settings, settings_from, to_toml
 
 LITE, EMBEDDED = "efficientnet-lite0", "vgg"
@@ -39,9 +41,12 @@ def test_what_is_matched_follows_from_network_images_and_epsilon(channels, epsil
     ],
 )
 def test_images_are_summed_up_where_the_server_searches_and_little_noise_is(mode, loss, epsilon, secure_sum, numbers):
-    asked = {"federation": {"mode": mode, "secure_sum": secure_sum}, "search": {"loss": loss}}
+    asked = {"federation": {"mode": mode, "secure_sum": secure_sum, "rounds": 40}, "search": {"loss": loss}}
     found = resolved(settings_from(asked | {"privacy": {"epsilon": epsilon}}), 3)
     assert matching_of(found, labelled=False).summary == numbers
+    assert (masks_searched(found) > 1) == (numbers > 0)
+    few = replace(found, federation=replace(found.federation, rounds=2))
+    assert (masks_searched(few), matching_of(few, labelled=False).summary) == (1, 0)  # no second mask would match it
     assert matching_of(resolved(found, 1), labelled=True) == matching_of(found, labelled=True)
 
 

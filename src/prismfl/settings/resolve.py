@@ -17,6 +17,7 @@ _NEAR_HALF = 0.25  # certainty below which no mask is improbable
 _ALONE = 4  # times as many steps a round where the server searches alone: it is one search instead of many
 _LITES = ("efficientnet-lite0",)  # that may be matched; lite2 judges
 _LITE_SIDE = 64  # pixels a side that an EfficientNet-Lite is shown at least
+_STEPS_A_MASK = 1000  # where there are steps for more masks than the model is to have
 _SUMMARY, _SUMMARY_OF_SUM = 64, 32  # numbers that sum an image up; the second where a sum has the noise of ε
 _WINDOWS = 3  # a side, of images without labels: beside labels there would be as many times as many entries
 
@@ -103,17 +104,41 @@ def matching_of(settings: Settings, *, labelled: bool) -> Matching:
     if settings.features.network in _LITES:
         scale = max(1, _LITE_SIDE // settings.pixels)
         windows = 0 if labelled or settings.search.loss == "moving" else _WINDOWS
-        summary = _summary_of(settings, private=private)
-        return Matching(scale, 2, windows, (), 2 if windows else 4, 0.0, 0.3, summary)
+        return Matching(scale, 2, windows, (), 2 if windows else 4, 0.0, 0.3, _summary_of(settings))
     return Matching(1, 0, 0, (), 8 if private else 0, 0.0 if private else 0.05, 0.0)
 
 
-def _summary_of(settings: Settings, *, private: bool) -> int:
-    """Numbers of a summary: none in rounds, which have no second mask, nor where each client adds noise of its own."""
-    federation = settings.federation
-    if federation.mode != "one-shot" or settings.search.loss == "moving":
+def masks_searched(settings: Settings) -> int:
+    """Masks that a run searches, one after another: as many as the model is to have.
+
+    Where later masks match how images differ, which the first cannot do, long runs search one for each thousand steps;
+    the last ones are kept.
+
+    Args:
+        settings: resolved ones.
+
+    Examples:
+        >>> from prismfl.settings.toml import settings_from
+        >>> asked = {"federation": {"mode": "one-shot", "rounds": 30}, "search": {"local_steps": 100}}
+        >>> [masks_searched(resolved(settings_from(asked), channels)) for channels in (1, 3)]
+        [1, 3]
+    """
+    rounds, search = settings.federation.rounds, settings.search
+    more = min(rounds, rounds * search.local_steps // _STEPS_A_MASK) if _differing(settings) else 1
+    return max(search.ensemble, more)
+
+
+def _differing(settings: Settings) -> bool:
+    """Whether later masks may match how images differ: not where each client adds noise of its own, which is more."""
+    federation, calm = settings.federation, not settings.privacy.epsilon or settings.federation.secure_sum
+    lite, moving = settings.features.network in _LITES, settings.search.loss == "moving"
+    return federation.mode == "one-shot" and lite and calm and not moving
+
+
+def _summary_of(settings: Settings) -> int:
+    if not _differing(settings) or masks_searched(settings) == 1:
         return 0
-    return _SUMMARY_OF_SUM if private and federation.secure_sum else 0 if private else _SUMMARY
+    return _SUMMARY_OF_SUM if settings.privacy.epsilon else _SUMMARY
 
 
 def resolved(settings: Settings, channels: int, images: float | None = None) -> Settings:
