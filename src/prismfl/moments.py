@@ -234,10 +234,8 @@ class FeatureMap:
         parts = target.view(-1, self.dimension).split([block.size for block in self.blocks], 1)
         each, shares = 1 + self.seconds, self.framing.shares
         a_view = each * len(self.layers)
-        of_maps, means = (
-            parts[: a_view * len(shares)],
-            parts[a_view * len(shares) : a_view * len(shares) + 2 * self.tones],
-        )
+        end = a_view * len(shares)
+        of_maps, means = parts[:end], parts[end : end + 2 * self.tones]
         # Each view by itself, whatever its share.
         views = [[part / p**0.5 for part, p in zip(of_maps[n::a_view], shares, strict=True)] for n in range(a_view)]
         blocks = [of[0].contiguous() if len(of) == 1 else torch.stack(of) for of in views]
