@@ -193,9 +193,10 @@ def test_each_mask_of_the_model_goes_on_from_the_one_before(whole):
     assert 0 < max(changed) < 0.2  # of masks begun anew half would differ
 
 
-def test_a_run_whose_finished_masks_are_gone_says_so(tiny, tmp_path):
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_run_whose_finished_masks_are_gone_says_so(tiny, tmp_path, after):
     with pytest.raises(KeyboardInterrupt):
-        prismfl.train(tiny(**THREE), out=tmp_path / "run", watcher=Killed(1))
+        prismfl.train(tiny(**THREE), out=tmp_path / "run", watcher=Killed(after))
     (tmp_path / "run" / "masks" / "0.safetensors").unlink()
     with pytest.raises(RunFolderError, match="0 finished masks"):
         prismfl.resume(tmp_path / "run")

@@ -31,10 +31,8 @@ class Summary:
     """
 
     def __init__(self, net: FeatureNet, layers: Sequence[int], channels: Sequence[int], size: int) -> None:
-        known = net.centres or tuple(torch.zeros(0) for _ in range(max(layers) + 1))
-        self.centres = [
-            known[layer] if net.centres else torch.zeros(c) for layer, c in zip(layers, channels, strict=True)
-        ]
+        known = [net.centres[layer] for layer in layers] if net.centres else []
+        self.centres = known or [torch.zeros(count) for count in channels]
         normals = Stream(0, Purpose.SUMMARY).normals(sum(channels) * size)
         self.matrix = torch.from_numpy(normals).view(sum(channels), size) / (size * len(channels)) ** 0.5
 

@@ -26,6 +26,7 @@ from prismfl.run.folder import RunFolder
 from prismfl.run.progress import within
 from prismfl.search import phase_of
 from prismfl.server import ServerState
+from prismfl.settings.resolve import masks_searched
 from prismfl.sums.frames import Purpose, Step
 from prismfl.sums.server import Memory
 
@@ -146,7 +147,8 @@ class _Alone:
 
     def choose(self, state: ServerState, _: Traffic) -> Mask:
         """The last mask."""
-        return one_shot.choose_mask(self.agreement, self.kit, state, self._target(len(self.masks)))
+        count = masks_searched(self.agreement.settings) - 1
+        return one_shot.choose_mask(self.agreement, self.kit, state, self._target(count))
 
     def before(self) -> tuple[Part, ...]:
         """Masks that are finished, and kept."""
