@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import prismfl
-from prismfl.run import folder as runfolder
 from prismfl.run.forecast import forecast
 from prismfl.run.prepare import prepare
 
@@ -19,6 +18,9 @@ IMAGES = np.random.default_rng(4).integers(0, 256, (40, 1, 16, 16), np.uint8)
     ("federation", "labels"),
     [
         ({}, None),
+        ({"secure_sum": True}, None),
+        ({"secure_sum": True, "mode": "one-shot"}, None),
+        ({"secure_sum": True, "epsilon": 9.8}, np.arange(40) % 3),
         ({}, np.arange(40) % 3),
         ({"cohort": 2, "rounds": 3}, None),
         ({"alpha": 0.5}, None),
@@ -26,10 +28,12 @@ IMAGES = np.random.default_rng(4).integers(0, 256, (40, 1, 16, 16), np.uint8)
         ({"uplink": "half"}, None),
         ({"rounds": 6}, None),
     ],
-    ids=["all", "labels", "cohort", "alpha", "independent", "half", "long"],
+    ids=["all", "sums", "once", "handed", "labels", "cohort", "alpha", "independent", "half", "long"],
 )
 def test_bytes_are_near_those_of_the_run(tiny, tmp_path, federation, labels):
-    settings = tiny(federation=federation)
+    epsilon = federation.get("epsilon", 0.0)
+    federation = {name: value for name, value in federation.items() if name != "epsilon"}
+    settings = tiny(federation=federation, privacy={"epsilon": epsilon})
     ready = prepare(settings, IMAGES, labels)
     found = forecast(ready, 1)
     prismfl.train(settings, IMAGES, labels, out=tmp_path / "run")
@@ -37,8 +41,7 @@ def test_bytes_are_near_those_of_the_run(tiny, tmp_path, federation, labels):
     assert 0.6 < found.uplink_bytes / sum(line["uplink_bytes"] for line in lines) < 1.7
     assert 0.5 < found.downlink_bytes / sum(line["downlink_bytes"] for line in lines) < 2
     assert found.parameters == prismfl.load(tmp_path / "run" / "model.safetensors").model.layout.count
-    held = runfolder.load_arrays(tmp_path / "run" / "clients" / "0" / "target.safetensors")
-    assert found.moment_dimension == len(held["moments"])
+    assert found.moment_dimension == max(1, ready.agreement.layout.classes) * ready.kit.features.dimension
     assert found.images_per_client == (12, 12)
     assert 0 < found.minutes < math.inf and found.memory_mb > 50
 

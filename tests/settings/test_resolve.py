@@ -163,5 +163,5 @@ def test_the_papers_preset_is_the_published_form_and_others_go_over_it(tmp_path)
     )
     assert (found.federation.rounds, found.federation.draws, found.generator.conditional) == (9, "stratified", False)
     assert found.features.features == "auto"
-    with pytest.raises(SettingError, match="preset 'papers'; expected one of paper"):
+    with pytest.raises(SettingError, match="preset 'papers'; expected one of long, paper"):
         asked(None, {}, "papers")

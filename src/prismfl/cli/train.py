@@ -20,7 +20,12 @@ INTERRUPTED = 130  # exit status, as a shell has it of what Ctrl-C ended
 def train(
     changes: dict[str, Any],
     config: Annotated[Path | None, typer.Option(help="Settings file (TOML); options go over it.")] = None,
-    preset: Annotated[str, typer.Option(help="Settings by name, below --config: paper, as published.")] = "",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Settings by name, below --config: long, for the best images in up to an hour; or paper, as published."
+        ),
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="New run folder [runs/DATASET-SEED].")] = None,
     resume: Annotated[Path | None, typer.Option(help="Finish the run in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run takes, and stop.")] = False,

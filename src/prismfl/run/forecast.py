@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,16 +12,21 @@ from numpy.typing import NDArray
 from prismfl.federation.agreement import Agreement, Reply, cohort, init
 from prismfl.federation.client import seal_found, seal_target
 from prismfl.federation.round import server_update
+from prismfl.federation.secure_sum import MaskSums
 from prismfl.moments import Target
+from prismfl.privacy.pooled import plan, width_of
+from prismfl.privacy.release import grid_of
 from prismfl.run.prepare import Prepared
 from prismfl.search import local_search, processor_threads, rate_at
 from prismfl.seeding.device import Tape
 from prismfl.seeding.philox import Purpose, Stream
 from prismfl.settings.resolve import plan_of
+from prismfl.sums.rules import usual
 from prismfl.wire import frames as message
 
 _TRIAL_IMAGES, _TRIAL_STEPS = 200, 50
 _TRIAL_CLIENTS = 16  # whose masks are coded
+_A_PAIR = 220, 450  # bytes up and down that two clients of a secure sum have to do with each other
 _SPARE = 1.25  # of memory: what the rounds take beyond the trial
 
 
@@ -55,7 +60,7 @@ def forecast(ready: Prepared, workers: int, processes: int = 0) -> Forecast:
     members, alone = len(cohort(ready.agreement, 0)), settings.federation.mode == "one-shot"
     sizes, together = [len(part) for part in ready.clients], min(workers, members)
     searching = step_seconds * settings.search.local_steps * settings.federation.rounds
-    up, down = _bytes_once(ready.agreement, target) if alone else _bytes_of_masks(ready.agreement, moved)
+    up, down = _bytes(ready, target, moved)
     return Forecast(
         (searching * (1 if alone else members / together) + moments_seconds * sum(sizes) / together) / 60,
         up,
@@ -65,6 +70,37 @@ def forecast(ready: Prepared, workers: int, processes: int = 0) -> Forecast:
         len(target.moments),
         (min(sizes), max(sizes)),
     )
+
+
+def _bytes(ready: Prepared, target: Target, moved: NDArray[np.uint16]) -> tuple[int, int]:
+    """Bytes up and down of a whole run."""
+    agreement, federation = ready.agreement, ready.agreement.settings.federation
+    once = federation.mode == "one-shot"
+    of_rounds = (0, 0) if once else _bytes_of_masks(agreement, moved)
+    if not federation.secure_sum:
+        return _bytes_once(agreement, target) if once else of_rounds
+    if once or agreement.pooled:
+        up, down = _bytes_of_sum([_release_bytes(ready)] * len(ready.clients))
+        handed = 0 if once else _bytes_once(agreement, target)[0]
+        return of_rounds[0] + up, of_rounds[1] + down + handed
+    sums = MaskSums(agreement, 0)
+    up, down = _bytes_of_sum([sums.ring(group).size for group in sums.groups.values()])
+    return federation.rounds * up, of_rounds[1] + federation.rounds * down
+
+
+def _bytes_of_sum(vectors: Sequence[int]) -> tuple[int, int]:
+    """Bytes up and down of a secure sum of packed vectors of these sizes."""
+    up, down = (len(vectors) ** 2 * each for each in _A_PAIR)
+    return sum(vectors) + up, down
+
+
+def _release_bytes(ready: Prepared) -> int:
+    """Bytes of a client's packed sums over its images."""
+    agreement, sizes = ready.agreement, [part.units for part in ready.clients]
+    grid, own = grid_of(ready.kit.features, agreement.layout.classes), 0
+    if agreement.settings.privacy.epsilon:
+        own = plan(grid, agreement.settings.privacy, sum(sizes), len(sizes), *usual(len(sizes)))[1]
+    return grid.entries * width_of(sum(sizes), len(sizes), own)
 
 
 def _bytes_of_masks(agreement: Agreement, moved: NDArray[np.uint16]) -> tuple[int, int]:
