@@ -41,7 +41,7 @@ def test_releases_without_summaries_keep_the_names_that_they_had():
     ("mode", "loss", "epsilon", "secure_sum", "numbers"),
     [
         ("one-shot", "auto", 0.0, False, 64),
-        ("one-shot", "auto", 9.8, True, 32),
+        ("one-shot", "auto", 9.8, True, 64),
         ("one-shot", "auto", 9.8, False, 0),
         ("one-shot", "moving", 0.0, False, 0),
         ("masks", "auto", 0.0, False, 0),

@@ -18,7 +18,7 @@ _ALONE = 4  # times as many steps a round where the server searches alone: it is
 _LITES = ("efficientnet-lite0",)  # that may be matched; lite2 judges
 _LITE_SIDE = 64  # pixels a side that an EfficientNet-Lite is shown at least
 _STEPS_A_MASK = 1000  # where there are steps for more masks than the model is to have
-_SUMMARY, _SUMMARY_OF_SUM = 64, 32  # numbers that sum an image up; the second where a sum has the noise of ε
+_SUMMARY = 64  # numbers that sum an image up
 _WINDOWS = 3  # a side, of images without labels: beside labels there would be as many times as many entries
 
 
@@ -136,9 +136,7 @@ def _differing(settings: Settings) -> bool:
 
 
 def _summary_of(settings: Settings) -> int:
-    if not _differing(settings) or masks_searched(settings) == 1:
-        return 0
-    return _SUMMARY_OF_SUM if settings.privacy.epsilon else _SUMMARY
+    return _SUMMARY if _differing(settings) and masks_searched(settings) > 1 else 0
 
 
 def resolved(settings: Settings, channels: int, images: float | None = None) -> Settings:
