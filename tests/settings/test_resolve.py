@@ -165,3 +165,10 @@ def test_the_papers_preset_is_the_published_form_and_others_go_over_it(tmp_path)
     assert found.features.features == "auto"
     with pytest.raises(SettingError, match="preset 'papers'; expected one of long, paper"):
         asked(None, {}, "papers")
+
+
+@pytest.mark.parametrize(("channels", "masks"), [(1, 4), (3, 8)])
+def test_the_long_preset_keeps_the_last_four_masks_of_a_server_alone(channels, masks):
+    found = resolved(asked(None, {"epsilon": 9.8, "secure_sum": True}, "long"), channels)
+    assert (found.federation.mode, found.search.mask, found.search.ensemble) == ("one-shot", "soft", 4)
+    assert (masks_searched(found), found.generator.width, found.search.loss) == (masks, 32, "unbiased")
