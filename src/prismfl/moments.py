@@ -32,7 +32,7 @@ from prismfl.errors import DataError, SettingError
 from prismfl.features.framing import Framing, mean_colours, tone_histograms
 from prismfl.features.goals import Goals
 from prismfl.features.networks import Activation, LoadedNet, rectify
-from prismfl.features.summary import Spread, Summary, products, products_in, spread_of, without_noise
+from prismfl.features.summary import Spread, Summary, products, products_in, spread_of
 from prismfl.kernels.fused import fusible, matched
 from prismfl.kernels.matching import UnitDistance, UnitMoments, own_label
 from prismfl.kernels.replay import wait_for_device
@@ -225,19 +225,6 @@ class FeatureMap:
         size, rows = self.matching.summary, (len(shares), -1)
         wanted, found = (part.view(rows)[:, -products_in(size) :] / self.weights[3] for part in (target, real))
         return spread_of(found, wanted, shares, size, self.framing.shares[0])
-
-    def without_noise(self, target: Target) -> Target:
-        """A target of a release with what noise does to its products of summaries undone, see `summary.without_noise`.
-
-        Other entries keep their noise: a search hardly follows it (docs/research/study.md).
-        """
-        if self.summary is None:
-            return target
-        moments, size = torch.from_numpy(target.moments).view(len(target.shares), -1).clone(), self.matching.summary
-        of_products = moments[:, -products_in(size) :]
-        found = without_noise(of_products / self.weights[3], torch.from_numpy(target.shares), size)
-        of_products.copy_(found * self.weights[3])
-        return replace(target, moments=moments.flatten().numpy())
 
     def split(self, target: Tensor) -> Goals:
         """Moments `[G · D]` as `squared_distance` takes them.

@@ -11,7 +11,7 @@ from torch import nn
 
 from prismfl.features.efficientnet import EfficientNetLite, _rectified, load_lite
 from prismfl.features.networks import load_features
-from prismfl.features.summary import products, products_in, spread_of, without_noise
+from prismfl.features.summary import products, products_in, spread_of
 from prismfl.moments import FeatureMap
 from prismfl.settings.resolve import Matching
 
@@ -78,39 +78,18 @@ def test_without_bias_a_batch_of_the_same_images_is_at_no_distance_on_average_an
     assert apart(alike, unbiased=True) > 0.15
 
 
-@pytest.mark.parametrize("classes", [1, 3])
-def test_noise_in_how_images_differ_is_undone_and_means_stay(classes):
-    """Towards what they differ by in the directions that noise shows, and far nearer to it in all."""
-    size, count = 40, 3000
-    draws, labels = torch.Generator().manual_seed(2), torch.arange(count) % classes
-    y = torch.randn(count, size, generator=draws) * 0.2 * (torch.arange(size) + 1.0) ** -0.7 + 0.02 * labels[:, None]
-    means, shares = by_label(y, labels, classes)
-    noisy = means + 1.5e-3 * torch.randn(means.shape, generator=draws)
-
-    def covariance(of):
-        matrices = torch.zeros(classes, size + 1, size + 1, dtype=torch.float64)
-        rows, columns = torch.triu_indices(size + 1, size + 1)
-        scale = torch.where(rows == columns, 1.0, 2**0.5) / 1.25 * torch.where(rows == 0, 0.5, 1.0)
-        scale[0] = 0.2
-        matrices[:, rows, columns] = matrices[:, columns, rows] = of.double() / scale
-        centres = matrices[:, 0, 1:]
-        return (matrices[:, 1:, 1:] - centres[:, :, None] * centres[:, None] / shares[:, None, None]).sum(0)
-
-    found = without_noise(noisy, shares, size)
-    true, seen, cleaned = covariance(means), covariance(noisy), covariance(found)
-    (before, after), (_, vectors) = torch.linalg.eigvalsh(torch.stack((seen, cleaned))), torch.linalg.eigh(seen)
-    own = (vectors.T @ true @ vectors).diagonal()
-    assert float((after - own).square().sum()) < float((before - own).square().sum()) / 8
-    assert float((cleaned - true).square().sum()) < float((seen - true).square().sum()) / 2
-    assert float(after.min()) > -1e-6
-    torch.testing.assert_close(found[:, : size + 1], noisy[:, : size + 1], atol=0, rtol=0)
-    assert without_noise(means, shares, size) is means
-
-
-def test_a_goal_of_nothing_but_noise_is_finite():
-    means = 10 * torch.randn(1, products_in(SIZE), generator=torch.Generator().manual_seed(1))
-    found = spread_of(*[without_noise(means, torch.ones(1), SIZE)] * 2, torch.ones(1), SIZE, share=1.0)
-    assert bool(torch.isfinite(torch.cat([part.flatten() for part in found.tensors])).all())
+def test_directions_that_do_not_stand_out_of_noise_are_left_out():
+    y = summaries(1000, share=1.0)
+    means, shares = by_label(y, torch.zeros(1000, dtype=torch.int64), 1)
+    clean = spread_of(means, means, shares, SIZE, share=1.0)
+    noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(1))
+    kept = []
+    for scale in (0.0, 0.01, 10.0):
+        noisy = means + scale * noise
+        found = spread_of(noisy, noisy, shares, SIZE, share=1.0)
+        kept.append(int((found.directions.abs().sum(0) > 0).sum()))
+        assert bool(torch.isfinite(torch.cat([part.flatten() for part in found.tensors])).all())
+    assert kept[0] == int((clean.directions.abs().sum(0) > 0).sum()) > kept[1] > 0 and kept[2] <= SIZE // 2
 
 
 # ------------------------------------------------------------------------------- beside a network
@@ -140,16 +119,6 @@ def test_vectors_have_norm_one_at_most_and_their_mean_is_the_target(mapped):
     plain = FeatureMap(load_features("vgg"), Matching(layers=(0, 3), shift=1, windows=2), 1, 16)
     rest = found[:, : -products_in(SIZE)]
     np.testing.assert_allclose(rest / rest.norm(dim=1, keepdim=True), plain.vectors(pictures), atol=1e-5)
-
-
-def test_of_a_noisy_target_products_alone_are_cleaned(mapped):
-    target, draws = mapped.target(noise(50)), np.random.default_rng(0)
-    noisy = replace(target, moments=(target.moments + draws.normal(scale=1e-3, size=mapped.dimension)).astype("f4"))
-    found, count = mapped.without_noise(noisy), products_in(SIZE)
-    changed = found.moments != noisy.moments
-    assert changed[-count:].sum() > count / 2 and not changed[:-count].any() and found.images == noisy.images
-    plain = FeatureMap(load_features("vgg"), Matching(layers=(0, 3)), 1, 16)
-    assert plain.without_noise(noisy) is noisy
 
 
 def test_images_too_much_alike_are_farther_and_pulled_apart(mapped):

@@ -19,6 +19,7 @@ from prismfl.seeding.philox import Purpose, Stream
 _WEIGHT = 0.0012  # of the squared error in means of products, relative to their square, per share of the views
 _ONE = 0.5  # beside y: what is nearer to 1 leaves less of the norm to products of y, and says the mean more exactly
 _FLOOR = 1e-3  # of the largest variance: directions of less are no directions
+_NOISE = 1.1  # times the most negative variance, which is noise alone: what is above stands out of it
 
 
 class Summary:
@@ -123,37 +124,13 @@ def spread_of(real: Tensor, target: Tensor, shares: Tensor, size: int, share: fl
     found, wanted, shares = _matrices(real, size), _matrices(target, size), shares.double()
     centres = found[:, 0, 1:] / shares.clamp(min=1e-12)[:, None]
     variances, vectors = torch.linalg.eigh(_within(found, centres, shares))
-    kept = variances > _FLOOR * variances[-1]
+    floor = torch.maximum(_FLOOR * variances[-1], -_NOISE * variances[0])
+    kept = variances > floor
     scales = torch.where(kept, variances.clamp(min=1e-12) ** -0.25, 0)
     square = variances[kept].sum().clamp(min=1e-12)  # of the products that real images come to
     directions = vectors * scales * (_WEIGHT / share / square) ** 0.25
     goal = directions.T @ _within(wanted, centres, shares) @ directions
     return Spread(centres.float(), directions.float(), goal.float())
-
-
-def without_noise(means: Tensor, shares: Tensor, size: int) -> Tensor:
-    """Means of `products` with the noise of a release, cleaned: `[G, (d + 1)(d + 2) / 2]` → as many, post-processing.
-
-    Noise in a matrix turns its directions, and makes its largest variances larger and its least ones less than what
-    images have in the directions that it shows: by 2 σ² h(λ), where h is the mean of 1 / (λ - λ') over all λ' (Bun,
-    Allez, Bouchaud, Potters 2016, for symmetric matrices with Gaussian noise; h is smoothed, for there are few).  So
-    much is taken from each, of the pooled covariance within labels.  σ is what leaves the least variance at 0.
-
-    shares: each label's share of the images, `[G]`.
-    """
-    found, shares = _matrices(means, size), shares.double()
-    covariance = _within(found, found[:, 0, 1:] / shares.clamp(min=1e-12)[:, None], shares)
-    variances, vectors = torch.linalg.eigh(covariance)
-    width = -variances[0] / size**0.5
-    if width <= 0:  # nothing says that there is noise
-        return means
-    apart = variances[:, None] - variances
-    pulls = (apart / (apart.square() + width**2)).mean(1)
-    cleaned = (variances - variances[0] * pulls / pulls[0]).clamp(min=0)
-    change = vectors @ torch.diag(cleaned) @ vectors.T - covariance
-    rows, columns, scale = _triangle(size + 1, means.device)
-    changes = torch.where(rows > 0, change[rows - 1, columns - 1], 0) * scale  # row 0 says the means
-    return (means.double() + shares[:, None] * changes).to(means.dtype)
 
 
 def _within(matrices: Tensor, centres: Tensor, shares: Tensor) -> Tensor:

@@ -131,8 +131,6 @@ class _Alone:
     """A server that searches alone: one mask, or those of an ensemble one after another."""
 
     def __init__(self, agreement: Agreement, kit: ClientKit, folder: RunFolder, gathered: Gathered) -> None:
-        if agreement.settings.privacy.epsilon:
-            gathered = replace(gathered, target=kit.features.without_noise(gathered.target))
         self.agreement, self.kit, self.folder, self.gathered = agreement, kit, folder, gathered
         self.masks = list(runfolder.load_masks(folder))
         self.kept = agreement.settings.search.ensemble - 1  # masks beside the one that is searched
