@@ -74,7 +74,7 @@ def test_commands_of_the_services_are_ours_and_each_sees_its_own():
             assert len(service["networks"]) == 1, "sites do not see each other"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(sys.platform != "linux", reason="images are of Linux")
 def test_the_steps_of_the_images_train_a_model(tmp_path, write_sites):

@@ -218,7 +218,7 @@ def test_who_knows_all_other_images_learns_much_of_many_releases():
     assert 1.5 <= audit_release(TEN, 200, 1_000).many_runs_if_gaussian <= 9.8  # 2.5 to 5, for noise is the system's
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_twenty_honest_audits_at_most_four_accuse():
     found = [audit_release(replace(TEN, epsilon=1.0), 60, 1_000, seed=turn) for turn in range(20)]
     assert all(one.fresh and one.true and one.kept for one in found)
