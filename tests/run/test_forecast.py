@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import prismfl
+from prismfl.run import folder as runfolder
 from prismfl.run.forecast import forecast
 from prismfl.run.prepare import prepare
 
@@ -31,8 +32,8 @@ IMAGES = np.random.default_rng(4).integers(0, 256, (40, 1, 16, 16), np.uint8)
     ids=["all", "sums", "once", "handed", "labels", "cohort", "alpha", "independent", "half", "long"],
 )
 def test_bytes_are_near_those_of_the_run(tiny, tmp_path, federation, labels):
-    epsilon = federation.get("epsilon", 0.0)
-    federation = {name: value for name, value in federation.items() if name != "epsilon"}
+    federation, epsilon = dict(federation), federation.get("epsilon", 0.0)
+    federation.pop("epsilon", None)
     settings = tiny(federation=federation, privacy={"epsilon": epsilon})
     ready = prepare(settings, IMAGES, labels)
     found = forecast(ready, 1)
@@ -41,7 +42,9 @@ def test_bytes_are_near_those_of_the_run(tiny, tmp_path, federation, labels):
     assert 0.6 < found.uplink_bytes / sum(line["uplink_bytes"] for line in lines) < 1.7
     assert 0.5 < found.downlink_bytes / sum(line["downlink_bytes"] for line in lines) < 2
     assert found.parameters == prismfl.load(tmp_path / "run" / "model.safetensors").model.layout.count
-    assert found.moment_dimension == max(1, ready.agreement.layout.classes) * ready.kit.features.dimension
+    kept = [tmp_path / "run" / name for name in ("gathered.safetensors", "clients/0/target.safetensors")]
+    held = next(runfolder.load_arrays(path) for path in kept if path.exists())
+    assert found.moment_dimension == len(held["moments"])
     assert found.images_per_client == (12, 12)
     assert 0 < found.minutes < math.inf and found.memory_mb > 50
 
