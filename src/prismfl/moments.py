@@ -14,6 +14,8 @@ Products of the entries of a summary may be part of ψ too (`features/summary.py
 a search that has real images' moments beside its target matches them in directions that these tell.
 Where images have labels, the kernel is that of pairs, k((x, y), (x', y')) = [y = y'] k(x, x'): ψ(x) stands in the
 block of its label, 0 in the others, still of norm ≤ 1; the moments of n images are each label's sum divided by n.
+Products of y with itself, which only count summed over labels, stand in the first block whatever the label: so noise
+is added to them once and not once a label.
 """
 
 import copy
@@ -32,7 +34,7 @@ from prismfl.errors import DataError, SettingError
 from prismfl.features.framing import Framing, mean_colours, tone_histograms
 from prismfl.features.goals import Goals
 from prismfl.features.networks import Activation, LoadedNet, rectify
-from prismfl.features.summary import Spread, Summary, products, products_in, spread_of
+from prismfl.features.summary import Spread, Summary, products, products_in, shared_in, spread_of
 from prismfl.kernels.fused import fusible, matched
 from prismfl.kernels.matching import UnitDistance, UnitMoments, own_label
 from prismfl.kernels.replay import wait_for_device
@@ -91,6 +93,7 @@ class FeatureMap:
 
     Attributes:
         dimension: D, the entries of one group's moments: of maps, of squares of maps, tones, products of a summary.
+        shared: the last of them, that stand in the first group's moments for all groups.
         blocks: which entries are what, in order; the norm of each block of a vector is at most its weight.
 
     Examples:
@@ -132,6 +135,7 @@ class FeatureMap:
             self.summary = Summary(self.net, self.layers, widths, matching.summary)
             self.blocks += (Block(products_in(matching.summary), self.weights[3], signed=True),)
         self.dimension = sum(block.size for block in self.blocks)
+        self.shared = shared_in(matching.summary) if matching.summary else 0
 
     def to(self, device: str) -> "FeatureMap":
         """Move the network to a device; returns itself."""
@@ -287,6 +291,10 @@ class FeatureMap:
             groups = label_groups(tags[start : start + batch].to(device), classes)
             turns = self.turns_of(torch.arange(start, start + len(part), device=device))
             total += self.moments(part.float().div_(127.5).sub_(1), groups, turns).double() * len(part)
+        rows = total.view(-1, self.dimension)
+        common = rows[:, self.dimension - self.shared :]
+        common[0] = common.sum(0)
+        common[1:] = 0
         moments = (total / len(images)).float().cpu().numpy()
         if not np.isfinite(moments).all():
             raise DataError(

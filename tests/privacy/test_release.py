@@ -136,6 +136,13 @@ def test_vectors_with_products_are_never_farther_apart_than_the_sensitivity(summ
     vectors = torch.cat((rest, products(y) * summed_up.weights[3]), 1)
     one, two = quantise(vectors, grid)
     assert exact_square(one - two) <= 2 * NORM**2
+    # Of two labels, what these share is still in one place.
+    labelled, apart = grid_of(summed_up, 2), torch.zeros(2, 2, grid_of(summed_up, 2).width, dtype=torch.float64)
+    rows = quantise(vectors, labelled)
+    apart[0, 0], apart[1, 1] = rows
+    apart[1, 0, labelled.common] = apart[1, 1, labelled.common]
+    apart[1, 1, labelled.common] = 0
+    assert exact_square((apart[0] - apart[1]).flatten()) <= 2 * NORM**2
     assert max(exact_square(one), exact_square(two)) <= grid.bound**2 < NORM**2
 
 
@@ -191,8 +198,8 @@ def test_each_block_has_the_noise_that_its_weight_says(feature_map):
 # ----------------------------------------------------------------------------------------- sums
 
 
-def test_sums_are_the_moments_before_noise(feature_map, toned_map, blobs):
-    for features in (feature_map, toned_map):
+def test_sums_are_the_moments_before_noise(feature_map, toned_map, summed_up, blobs):
+    for features in (feature_map, toned_map, summed_up):
         for labels, classes in ((LABELS, 3), (LABELS, 0)):
             grid = grid_of(features, classes)
             sums = integer_sums(features, grid, blobs, labels)
@@ -200,6 +207,28 @@ def test_sums_are_the_moments_before_noise(feature_map, toned_map, blobs):
             wanted = features.target(blobs, labels, classes)
             np.testing.assert_allclose(found.moments, wanted.moments, atol=2e-6)
             np.testing.assert_allclose(found.shares, wanted.shares)
+
+
+def test_products_of_all_labels_are_summed_once_and_noise_of_no_image_is_dropped(summed_up, blobs):
+    grid, whole = grid_of(summed_up, 3), grid_of(summed_up, 0)
+    sums = integer_sums(summed_up, grid, blobs, LABELS)
+    assert grid.common.stop - grid.common.start == 3 and not sums[1:, grid.common].any()
+    together = integer_sums(summed_up, whole, blobs, LABELS)[0, whole.common]
+    np.testing.assert_allclose(sums[0, grid.common] / grid.scale, together / whole.scale, rtol=1e-5)
+    # Every person has one image: as persons they are the same.
+    np.testing.assert_array_equal(
+        integer_sums(summed_up, grid, blobs[:1], LABELS[:1], np.zeros(1, np.int64)),
+        integer_sums(summed_up, grid, blobs[:1], LABELS[:1]),
+    )
+    people, twice = np.array([5, 5]), np.array([2, 1])
+    mean = integer_sums(summed_up, grid, blobs[:2], twice, people)
+    each = integer_sums(summed_up, grid, blobs[:2], twice)
+    assert int(np.abs(mean - each / 2).max()) <= 1
+    # A label that is not heard takes its own moments along, and not what it keeps for the others.
+    sums[0, -1] = 0
+    sums[1, grid.common] = 10**9
+    found = to_target(sums, grid, 1, 30).moments.reshape(3, -1)[:, -grid.signed :]
+    assert not found[0, : -grid.shared].any() and found[0, -grid.shared :].any() and not found[1, -grid.shared :].any()
 
 
 def test_replacing_an_image_moves_the_sum_by_its_own_two_vectors(feature_map, blobs):

@@ -34,7 +34,7 @@ def test_releases_without_summaries_keep_the_names_that_they_had():
     assert repr(Matching(pool=8)) == (
         "Matching(scale=1, shift=0, windows=0, layers=(), pool=8, second_weight=0.05, tone_weight=0.0)"
     )
-    assert repr(Matching(summary=3)).endswith("tone_weight=0.0, summary=3)")
+    assert repr(Matching(summary=3)).endswith("tone_weight=0.0, summary=3, shared)")
 
 
 @pytest.mark.parametrize(

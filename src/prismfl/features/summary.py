@@ -65,6 +65,11 @@ def products(y: Tensor) -> Tensor:
     return whole[:, rows] * whole[:, columns] * scale
 
 
+def shared_in(size: int) -> int:
+    """Entries of `products` that are of y alone, the last ones."""
+    return size * (size + 1) // 2
+
+
 def _triangle(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, columns and factors of a symmetric matrix's entries on and above the diagonal."""
     rows, columns = torch.triu_indices(side, side, device=device)

@@ -366,7 +366,7 @@ def candidate_distances(
 
     Of labels c with shares s_c, means f_c of fakes and t_c of images it is Σ s_c ‖f_c - t_c‖²: the mean over clients is
     then that of their images together, but for a constant.  By squares of shares, as in ‖Σ s_c (f_c - t_c)‖² of their
-    blocks, a label of few clients would count for more than one of many.
+    blocks, a label of few clients would count for more than one of many.  What labels share is left out.
 
     Args:
         agreement: of the run.
@@ -380,6 +380,7 @@ def candidate_distances(
     rows, device = (len(target.shares), -1), kit.weights.device
     held = torch.from_numpy(np.flatnonzero(target.shares)).to(device)
     shares = torch.from_numpy(target.shares).to(device)[held]
-    means = torch.from_numpy(target.moments).to(device).view(rows)[held] / shares[:, None]
-    fakes = (fake.double().view(rows)[held] for fake in kit.candidate_moments(agreement, q))
+    own = slice(kit.features.dimension - (kit.features.shared if agreement.layout.classes else 0))
+    means = torch.from_numpy(target.moments).to(device).view(rows)[held, own] / shares[:, None]
+    fakes = (fake.double().view(rows)[held, own] for fake in kit.candidate_moments(agreement, q))
     return np.array([float(shares @ (fake - means).square().sum(1)) for fake in fakes])

@@ -56,7 +56,9 @@ from prismfl.settings.schema import Privacy
 NORM = 2**24
 LABEL_WEIGHT = 0.1  # norm of the entry that counts a label, of the whole vector's 1
 _DROWNED = 2.0  # a label is dropped whose count is within so many σ of none
-_PRODUCTS = 0.15  # of the squares of a release's weights, of products of a summary
+# Of the squares of a release's weights, of products of a summary: where they have more, images are more precise and
+# less various (docs/research/study.md, "How images differ").
+_PRODUCTS = 0.8
 _ROUNDED = 16  # steps that an entry is within of where it was before all rounding, in floats and to whole numbers
 _BATCH = 16  # images at a time: their vectors stay in the processor's cache
 
@@ -68,7 +70,8 @@ class Grid:
     width: E, the entries of a label's block, of which with labels the last one counts;
     scale, label_scale: steps that make 1 of a feature entry and of a label's count; classes: 0
     for images without labels; stretch: float32 `[D]` or `[1]`, a_j / w_j of each feature entry, what it is multiplied
-    by before the noise and divided by after it; signed: feature entries, the last, that may be below 0.
+    by before the noise and divided by after it; signed: feature entries, the last, that may be below 0; shared: the
+    last of these, which all labels have in the first one's block.
     """
 
     width: int
@@ -77,6 +80,13 @@ class Grid:
     classes: int
     stretch: NDArray[np.float32] = field(default_factory=lambda: np.ones(1, np.float32))
     signed: int = 0
+    shared: int = 0
+
+    @property
+    def common(self) -> slice:
+        """Entries of a block that all labels share."""
+        end = self.width - (self.classes > 0)
+        return slice(end - self.shared, end)
 
     @property
     def bound(self) -> int:
@@ -96,7 +106,8 @@ class Grid:
     def noise(self) -> float:
         """Squared norm of the noise that the distance sees, in σ²: that of so many entries that are not stretched."""
         entries = self.width - (self.classes > 0)
-        return float((1 / np.broadcast_to(self.stretch, entries).astype(np.float64) ** 2).sum()) * max(1, self.classes)
+        seen = np.broadcast_to(self.stretch, entries).astype(np.float64)[: entries - self.signed]
+        return float((1 / seen**2).sum()) * max(1, self.classes)
 
     @property
     def sensitivity(self) -> float:
@@ -114,7 +125,8 @@ def grid_of(features: FeatureMap, classes: int) -> Grid:
     weight = LABEL_WEIGHT if counted else 0.0
     most = Grid(width, 1.0, 1.0, classes, signed=signed).bound - room
     scale, label_scale = most * math.sqrt(1 - weight**2), float(int(most * weight))
-    return Grid(width, scale, label_scale, classes, np.repeat(np.array(stretch, np.float32), sizes), signed)
+    lengths = np.repeat(np.array(stretch, np.float32), sizes)
+    return Grid(width, scale, label_scale, classes, lengths, signed, features.shared)
 
 
 def release_weights(blocks: Sequence[Block]) -> NDArray[np.float64]:
@@ -189,13 +201,22 @@ def integer_sums(
     sums = np.zeros((groups, grid.width), np.int64)
     if people is None:
         _add_images(sums, features, grid, images, tags, 0)
+        sums[0, grid.common] = _common(sums, grid)
         return sums
     for place, rows in enumerate(np.split(np.argsort(people, kind="stable"), _ends(people))):
         mine, row = np.unique(tags[rows], return_inverse=True)
         person = np.zeros((len(mine), grid.width), np.int64)
         _add_images(person, features, grid, images[rows], row, place)  # neighbours are seen at other shifts
+        sums[0, grid.common] += _common(person, grid) // len(rows)
         sums[mine] += person // len(rows)
     return sums
+
+
+def _common(sums: NDArray[np.int64], grid: Grid) -> NDArray[np.int64]:
+    """Take the entries that all labels share out of sums by label `[G, E]`, and add them up: int64 `[shared]`."""
+    found = np.asarray(sums[:, grid.common].sum(0), np.int64)
+    sums[:, grid.common] = 0
+    return found
 
 
 def _ends(people: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -349,6 +370,8 @@ def to_target(drawn: NDArray[np.int64], grid: Grid, scale: int, images: int) -> 
     counts = np.where(heard, counts, 0)
     shares = counts / counts.sum() if counts.any() else np.full(len(counts), 1 / len(counts))
     moments = np.where(heard[:, None], means, 0)
+    moments[:, grid.common] = 0  # noise, but for what all labels share
+    moments[0, grid.common] = means[0, grid.common]
     return Target(moments.astype(np.float32).ravel(), images, shares)
 
 

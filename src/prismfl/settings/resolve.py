@@ -49,7 +49,7 @@ class Matching:
     def __repr__(self) -> str:
         """Names a release among others: without a summary as before there were any."""
         told = [f"{item.name}={getattr(self, item.name)!r}" for item in fields(self)]
-        return f"Matching({', '.join(told if self.summary else told[:-1])})"
+        return f"Matching({', '.join([*told, 'shared'] if self.summary else told[:-1])})"
 
 
 @dataclass(frozen=True)
