@@ -107,6 +107,8 @@ class FeatureMap:
         True
     """
 
+    shared = 0
+
     def __init__(self, loaded: LoadedNet, matching: Matching, channels: int, size: int) -> None:
         self.net, self.matching, self.sha256 = loaded.net, matching, loaded.sha256
         self.framing = Framing(size, matching.scale, matching.shift, matching.windows)
@@ -134,8 +136,8 @@ class FeatureMap:
             widths = [maps[layer].shape[1] for layer in self.layers]
             self.summary = Summary(self.net, self.layers, widths, matching.summary)
             self.blocks += (Block(products_in(matching.summary), self.weights[3], signed=True),)
+            self.shared = shared_in(matching.summary)
         self.dimension = sum(block.size for block in self.blocks)
-        self.shared = shared_in(matching.summary) if matching.summary else 0
 
     def to(self, device: str) -> "FeatureMap":
         """Move the network to a device; returns itself."""
