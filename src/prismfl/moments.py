@@ -294,7 +294,7 @@ class FeatureMap:
             turns = self.turns_of(torch.arange(start, start + len(part), device=device))
             total += self.moments(part.float().div_(127.5).sub_(1), groups, turns).double() * len(part)
         rows = total.view(-1, self.dimension)
-        common = rows[:, self.dimension - self.shared :]
+        common = rows[:, self.dimension - self.shared :]  # of which the sum over labels is all that counts
         common[0] = common.sum(0)
         common[1:] = 0
         moments = (total / len(images)).float().cpu().numpy()

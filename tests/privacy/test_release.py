@@ -209,13 +209,13 @@ def test_sums_are_the_moments_before_noise(feature_map, toned_map, summed_up, bl
             np.testing.assert_allclose(found.shares, wanted.shares)
 
 
-def test_products_of_all_labels_are_summed_once_and_noise_of_no_image_is_dropped(summed_up, blobs):
+def test_products_of_all_labels_are_summed_once_and_stay_where_a_label_is_dropped(summed_up, blobs):
     grid, whole = grid_of(summed_up, 3), grid_of(summed_up, 0)
     sums = integer_sums(summed_up, grid, blobs, LABELS)
     assert grid.common.stop - grid.common.start == 3 and not sums[1:, grid.common].any()
     together = integer_sums(summed_up, whole, blobs, LABELS)[0, whole.common]
     np.testing.assert_allclose(sums[0, grid.common] / grid.scale, together / whole.scale, rtol=1e-5)
-    # Every person has one image: as persons they are the same.
+    # A person of one image is that image, and one of two their mean, whatever their labels.
     np.testing.assert_array_equal(
         integer_sums(summed_up, grid, blobs[:1], LABELS[:1], np.zeros(1, np.int64)),
         integer_sums(summed_up, grid, blobs[:1], LABELS[:1]),

@@ -56,9 +56,7 @@ from prismfl.settings.schema import Privacy
 NORM = 2**24
 LABEL_WEIGHT = 0.1  # norm of the entry that counts a label, of the whole vector's 1
 _DROWNED = 2.0  # a label is dropped whose count is within so many σ of none
-# Of the squares of a release's weights, of products of a summary: where they have more, images are more precise and
-# less various (docs/research/study.md, "How images differ").
-_PRODUCTS = 0.8
+_PRODUCTS = 0.8  # of the squares of a release's weights, of products of a summary (study.md, "Where noise hurts")
 _ROUNDED = 16  # steps that an entry is within of where it was before all rounding, in floats and to whole numbers
 _BATCH = 16  # images at a time: their vectors stay in the processor's cache
 
@@ -104,7 +102,7 @@ class Grid:
 
     @property
     def noise(self) -> float:
-        """Squared norm of the noise that the distance sees, in σ²: that of so many entries that are not stretched."""
+        """Squared norm of the noise in what is matched as it is, in σ²: that of so many entries not stretched."""
         entries = self.width - (self.classes > 0)
         seen = np.broadcast_to(self.stretch, entries).astype(np.float64)[: entries - self.signed]
         return float((1 / seen**2).sum()) * max(1, self.classes)

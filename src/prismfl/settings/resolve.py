@@ -47,7 +47,7 @@ class Matching:
     summary: int = 0
 
     def __repr__(self) -> str:
-        """Names a release among others: without a summary as before there were any."""
+        """Names a release among others: without a summary as before there were any, `shared` since labels share it."""
         told = [f"{item.name}={getattr(self, item.name)!r}" for item in fields(self)]
         return f"Matching({', '.join([*told, 'shared'] if self.summary else told[:-1])})"
 
