@@ -9,12 +9,13 @@ import torch
 import prismfl
 from prismfl.engines.simulator import InProcess
 from prismfl.errors import ClientError, MessageError, RunFolderError, SettingError
+from prismfl.features.networks import load_features
 from prismfl.federation import one_shot as oneshot
-from prismfl.federation.agreement import init
-from prismfl.federation.client import client_update, make_kit, seal_target
+from prismfl.federation.agreement import agree, init
+from prismfl.federation.client import candidate_distances, client_update, make_kit, seal_target
 from prismfl.federation.one_shot import gather, pool, search_round
 from prismfl.generator.modelfile import load_model
-from prismfl.moments import Target
+from prismfl.moments import FeatureMap, Target
 from prismfl.privacy.release import from_bytes
 from prismfl.run import loop as coordinator
 from prismfl.run.folder import create, read_rounds, reopen
@@ -22,6 +23,8 @@ from prismfl.run.forecast import forecast
 from prismfl.run.loop import Silent
 from prismfl.run.prepare import prepare
 from prismfl.run.source import source_of
+from prismfl.settings.resolve import Matching
+from prismfl.settings.toml import settings_from
 from prismfl.wire import frames as message
 from prismfl.wire.masks import decode_moments, encode_moments
 
@@ -371,3 +374,19 @@ def test_a_target_of_many_labels_is_sent_whole(make_agreement, feature_map):
     target = Target(np.linspace(-1, 1, kit.features.dimension, dtype=np.float32), 5, np.ones(1))
     told = message.open_moments(seal_target(agreement, PLACE, target), PLACE, 1, 10**7)
     assert np.abs(decode_moments(told.coded, told.step, len(target.moments)) - target.moments).max() < told.step
+
+
+def test_what_labels_share_does_not_choose_among_masks():
+    asked = {"data": {"clients": 2}, "generator": {"width": 2, "size": 16}}
+    agreement = agree(settings_from(asked), channels=1, classes=("one", "two"))
+    features = FeatureMap(load_features("vgg"), Matching(layers=(0,), pool=2, summary=2), 1, 16)
+    kit, q = make_kit(agreement, features), np.full(agreement.layout.count, 30000, np.uint16)
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 1, 16, 16), np.uint8)
+    target = features.target(pictures, np.arange(20) % 2, 2)
+    rows = target.moments.reshape(2, -1).copy()
+    rows[0, -features.shared :] += 1
+    other = replace(target, moments=rows.ravel())
+    found, again = (candidate_distances(agreement, kit, q, one) for one in (target, other))
+    np.testing.assert_array_equal(found, again)
+    rows[0, 0] += 1
+    assert (candidate_distances(agreement, kit, q, replace(target, moments=rows.ravel())) != found).all()
