@@ -156,7 +156,7 @@ def test_numpy_and_safetensors_are_enough(path):
     assert digest_of(runtime.load(path).sample(9, seed=7)) in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_installed_wheel_samples_without_pytorch(path, tmp_path):
     """The wheel alone, with NumPy and safetensors, in an environment of its own."""
 

@@ -59,7 +59,7 @@ def test_steps_are_taken_as_often_as_asked_on_a_processor():
         assert len(taken) == count
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("run", [3], indirect=True)
 def test_a_compiled_step_is_the_step_up_to_rounding(run):
     def as_compiled(repeated, count):
