@@ -315,6 +315,10 @@ def test_a_resumed_run_may_run_otherwise_and_find_its_files_elsewhere(run, tmp_p
         assert call(*words, "--out", "stopped")[0] == 1
     (tmp_path / "sites").rename(tmp_path / "moved")
     assert "no folder or zip matches" in refused("train", "--resume", "stopped")
+    write_sites(tmp_path / "others", {"north": 5, "south": 9, "west": 9})
+    asked = (tmp_path / "stopped" / "config.toml").read_text()
+    assert "come to another run" in refused("train", "--resume", "stopped", "--data-dir", "others/*")
+    assert (tmp_path / "stopped" / "config.toml").read_text() == asked
     code, _, err = call("train", "--resume", "stopped", "--data-dir", "moved/*", "--workers", 2)
     assert (code, err) == (0, "") and len(lines_of(tmp_path / "stopped")) == 2
     one, two = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
@@ -335,6 +339,23 @@ def test_resume_of_what_is_no_run_is_refused(tmp_path):
     assert "no config.toml" in refused("train", "--resume", tmp_path / "nowhere")
     (tmp_path / "config.toml").write_text("[data]\nclients = 0\n")
     assert "data.clients = 0" in refused("train", "--resume", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("config.toml", "", "it is empty"),
+        ("resolved.toml", "resolved = 3", "it is empty"),
+        ("resolved.toml", "seed = 0\nresolved = 3", "no run and network"),
+        ("resolved.toml", "seed = 0", "no run and network"),
+        ("rounds.jsonl", "{}\n{}\n", "line 1 is not of a round"),
+        ("rounds.jsonl", '{"round": "x"}\n', "line 1 is not of a round"),
+    ],
+)
+def test_resume_with_damaged_files_is_refused(run, tmp_path, name, text, says):
+    copy = shutil.copytree(run[0], tmp_path / "copy")
+    (copy / name).write_text(text)
+    assert f"{name} is damaged ({says}" in refused("train", "--resume", copy)
 
 
 def test_resume_with_a_damaged_checkpoint_is_refused(run, tmp_path):

@@ -34,6 +34,8 @@ def test_a_plan_is_for_the_default_network():
         (["--sizes", "600", "--epsilon", "1", "--delta", "0"], "δ"),
         (["--sizes", "600", "--epsilon", "1", "--delta", "0.1"], "δ below 1 / images"),
         (["--sizes", "1", "--epsilon", "1"], "1 images"),
+        (["--sizes", "600", "--sigma", "inf"], "1e-06 to 1e+09 times"),
+        (["--sizes", "600", "--sigma", "1e-300"], "--sigma 1e-300"),
     ],
 )
 def test_impossible_plans_are_one_line(words, says):
@@ -100,10 +102,11 @@ def test_the_ledger_of_a_source_is_printed_by_its_data_and_verified(tmp_path, wr
         code, out, err = call("train", *words, "--epsilon", epsilon, "--delta", 1e-3, "--out", tmp_path / str(epsilon))
         assert (code, err) == (0, "") and "all releases of these images so far: ε = " in " ".join(out.split())
     code, out, _ = call("privacy", "ledger", images)
-    assert code == 0 and "4 releases of 1 ways to deal the images to clients; the chain is whole" in out
+    assert code == 0 and "releases: 4, ways to deal the images to clients: 1; the chain is whole" in out
     path = Path(out.splitlines()[0])
     found = json.loads(call("privacy", "ledger", path, "--json")[1])
     assert 3 < found["epsilon"] < 5 and len(found["releases"]) == 4
+    assert "--delta 2; expected a number between 0 and 1" in refused("privacy", "ledger", path, "--delta", 2)
     limit = ["--epsilon", 1, "--delta", 1e-3, "--budget-epsilon", 4]
     assert "at most its budget, ε = 4" in refused("train", *words, *limit, "--out", tmp_path / "more")
     path.write_text(path.read_text().replace('"epsilon": 3.0', '"epsilon": 0.1'))

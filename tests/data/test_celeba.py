@@ -121,6 +121,7 @@ SPLIT_LIST, MARK_LIST = "list_eval_partition.txt", "list_attr_celeba.txt"
 DAMAGED = {
     "a partition that is none": (SPLIT_LIST, lines(SPLIT_LIST, 3, "000003.png 3"), "line 3"),
     "a line without partition": (SPLIT_LIST, lines(SPLIT_LIST, 5, "000005.png"), "line 5"),
+    "an image that is named twice": (SPLIT_LIST, lines(SPLIT_LIST, 5, "000003.png 2"), "line 5"),
     "html": (SPLIT_LIST, "<html>\nnot found\n</html>", "line 1"),
     "no lines": (SPLIT_LIST, "", "names no train images"),
     "test images only": (SPLIT_LIST, "000001.png 2\n", "names no train images"),

@@ -50,7 +50,7 @@ def test_suffixes_are_those_that_are_read():
 
 def test_no_program_is_run_for_an_image():
     """PostScript, whatever its name: Pillow would ask Ghostscript."""
-    with pytest.raises(DataError, match=r"x\.png does not decode"):
+    with pytest.raises(DataError, match=r"x\.png does not decode \(it is empty, or of no format that is known\)"):
         read_picture(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "x.png", 8)
 
 

@@ -210,6 +210,7 @@ def test_a_table_elsewhere_is_named_and_a_pattern_goes_before_one(tmp_path):
     [
         (b"file,person\na/1.png,ann\n", "images that the table of persons does not name"),
         (b"file,person\na/1.png,\n", "line 2 of the table of persons, without a file and a person"),
+        (TABLE + b"a/1.png,bert\n", "line 6 of the table of persons, another person for a file"),
         (b"\xff\xfe\x00", "a table of persons that does not read"),
         (b"names of people\n", "line 1 of the table of persons, without .*another name than people.csv"),
     ],

@@ -93,6 +93,10 @@ def test_links_are_followed_once_and_counted_where_they_lead_out(tmp_path):
     (tmp_path / "in" / "c.png").symlink_to(tmp_path / "nothing.png")
     with pytest.raises(DataError, match="leads nowhere"):
         load_folder(tmp_path / "in", "train", False, 8)
+    (tmp_path / "in" / "c.png").unlink()
+    (tmp_path / "in" / "d.png").symlink_to("d.png")
+    with pytest.raises(DataError, match=r"d\.png, a link that leads nowhere"):
+        load_folder(tmp_path / "in", "train", False, 8)
 
 
 def test_a_link_that_is_written_as_text_is_refused(tmp_path):
@@ -102,6 +106,8 @@ def test_a_link_that_is_written_as_text_is_refused(tmp_path):
     (tmp_path / "in" / "ship").write_text("../out/ship")
     with pytest.raises(DataError, match=r"in/ship, a link that is written as text"):
         look_into(tmp_path / "in")
+    (tmp_path / "in" / "ship").write_text("no path, but a licence of one long line" * 20)
+    assert look_into(tmp_path / "in").skipped == (("ship", "no suffix"),)
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

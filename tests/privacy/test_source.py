@@ -217,5 +217,5 @@ def test_a_budget_is_both_numbers(epsilon, delta):
 def test_it_is_told_to_people_and_programs(ledger):
     once(ledger, "a"), once(ledger, "b", entry(2.0))
     text, plain = as_text(ledger.releases()), json.loads(as_json(ledger.releases()))
-    assert "2 releases of 2 ways to deal the images to clients; the chain is whole" in text
+    assert "releases: 2, ways to deal the images to clients: 2; the chain is whole" in text
     assert f"ε = {plain['epsilon']:.4g}" in text and [one["epsilon"] for one in plain["releases"]] == [1.0, 2.0]

@@ -113,7 +113,13 @@ def test_nothing_given_is_the_default():
     assert tomllib.loads(to_toml(Settings()))["federation"]["mada"] == "off"
 
 
-@pytest.mark.parametrize("raw", [b"seed = ", b"[data\nclients = 3", b"\xff\xfe", b"seed = 1\nseed = 2\n"])
+_NO_TOML = [
+    *(b"seed = ", b"[data\nclients = 3", b"\xff\xfe", b"seed = 1\nseed = 2\n"),
+    *(b"seed = 1" + b"0" * 5000, b"seed = " + b"[" * 3000 + b"]" * 3000),
+]
+
+
+@pytest.mark.parametrize("raw", _NO_TOML)
 def test_damaged_toml_is_refused_by_name(tmp_path, raw):
     path = tmp_path / "damaged.toml"
     path.write_bytes(raw)
@@ -209,6 +215,12 @@ def test_impossible_seeds_are_refused(value):
     with pytest.raises(SettingError) as caught:
         settings_from({"seed": value})
     assert f"seed = {value!r}" in str(caught.value) and str(2**64 - 1) in str(caught.value)
+
+
+def test_a_whole_number_past_all_floats_is_refused():
+    for sign in (1, -1):
+        with pytest.raises(SettingError, match=r"privacy\.epsilon = -?inf; expected a number ≥ 0"):
+            settings_from({"privacy": {"epsilon": sign * 10**400}})
 
 
 def test_clients_by_pattern_set_what_follows_from_it():

@@ -146,7 +146,7 @@ def in_options(text: str, options: Iterable[str]) -> str:
     keys = {f"{section}.{name}" if section else name: name for name, (section, _) in all_fields().items()}
     wanted = {key: name for key, name in keys.items() if name in set(options)}
     known = "|".join(re.escape(key) for key in sorted(wanted, key=len, reverse=True) if key != "seed") or "(?!)"
-    seed = "|seed(?= = )" if "seed" in wanted else ""
+    seed = "|seed(?= = )|(?<=change )seed$" if "seed" in wanted else ""
     value = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s;,]+"
     pattern = rf"(?<![\w./-])({known}{seed})(?![\w.])(?: = ({value}))?"
     return re.sub(pattern, lambda match: _option_with(wanted[match[1]], match[2]), text)

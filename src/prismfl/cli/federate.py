@@ -10,7 +10,7 @@ import typer
 
 from prismfl.cli.commands import in_options
 from prismfl.cli.options import asked
-from prismfl.cli.train import closing, reported, watched
+from prismfl.cli.train import Preset, closing, reported, watched
 from prismfl.data.files import make_folder, write_atomic
 from prismfl.errors import ClientError, PrismError, SettingError
 from prismfl.settings.check import check_people
@@ -21,17 +21,28 @@ _Config = Annotated[Optional[Path], typer.Option(help="Settings file (TOML); opt
 _Out = Annotated[Optional[Path], typer.Option(help="New run folder [runs/DATASET-SEED].")]  # noqa: UP045
 
 
-def _folder_of(changes: dict[str, Any], config: Path | None, out: Path | None, resume: Path | None) -> tuple[Any, Any]:
+# Sites that name no data set have folders of their own.
+USUAL = {"dataset": "folder", "partition": "given"}
+
+
+def _folder_of(
+    changes: dict[str, Any],
+    config: Path | None,
+    preset: str,
+    out: Path | None,
+    resume: Path | None,
+    usual: Mapping[str, Any] | None = None,
+) -> tuple[Any, Any]:
     """The folder and settings of a run, made or found again."""
     from prismfl.run import folder as runfolder
 
     if resume is not None:
-        if config or out:
+        if config or preset or out:
             raise SettingError(
-                "--resume with --config or --out", "options of running at most", "settings come from the run"
+                "--resume with --config, --preset or --out", "options of running at most", "settings come from the run"
             )
         return runfolder.reopen(resume, changes)
-    settings = asked(config, changes)
+    settings = asked(config, changes, preset, usual)
     return runfolder.create(out or Path("runs") / f"{settings.data.dataset}-{settings.seed}", settings), settings
 
 
@@ -49,12 +60,18 @@ def _run(how: str, folder: Any, link: Any, more: list[str]) -> None:
     closing(folder, summary, page)
 
 
-def simulate(changes: dict[str, Any], config: _Config = None, out: _Out = None, resume: _Resume = None) -> None:
+def simulate(
+    changes: dict[str, Any],
+    config: _Config = None,
+    preset: Preset = "",
+    out: _Out = None,
+    resume: _Resume = None,
+) -> None:
     """Train with clients that Flower simulates on this machine, each in a process of Ray: as `train`, slower."""
     from prismfl.data.folder import client_roots
     from prismfl.engines.flower.processes import Link, free_port, simulated
 
-    folder, settings = _folder_of(changes, config, out, resume)
+    folder, settings = _folder_of(changes, config, preset, out, resume)
     clients = settings.data.clients or len(client_roots(settings.data.pattern))
     more = simulated(clients, settings.running.threads, settings.running.workers)
     _run("simulate", folder, Link("127.0.0.1", free_port(), simulation=True), more)
@@ -63,6 +80,7 @@ def simulate(changes: dict[str, Any], config: _Config = None, out: _Out = None, 
 def server(
     changes: dict[str, Any],
     config: _Config = None,
+    preset: Preset = "",
     out: _Out = None,
     resume: _Resume = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -79,8 +97,7 @@ def server(
 
     link = Link(host, port, certificates, keys)
     link.check(insecure)
-    own = {} if config or resume or "dataset" in changes else {"dataset": "folder", "partition": "given"}
-    _run("server", _folder_of(own | changes, config, out, resume)[0], link, [])
+    _run("server", _folder_of(changes, config, preset, out, resume, USUAL)[0], link, [])
 
 
 _NET, _FILES, _RULES = "The server", "This site", "What it may answer and release"

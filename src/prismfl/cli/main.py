@@ -37,7 +37,7 @@ app.add_typer(_privacy, name="privacy", rich_help_panel="Privacy")
 _add("Privacy", privacy.audit)
 _add(_DATA, model.fetch, model.fetch_weights, model.pretrain)
 
-_add("The server", with_settings(federate.server), to=_flower, cls=SettingsCommand)
+_add("The server", with_settings(federate.server, federate.USUAL), to=_flower, cls=SettingsCommand)
 _add("The server", federate.certificates, to=_flower)
 _add("A site", federate.policy, federate.check, federate.client, to=_flower)
 _add("On one machine", with_settings(federate.simulate), to=_flower, cls=SettingsCommand)

@@ -22,7 +22,9 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the latents.")] = 0,
     out: Annotated[Path, typer.Option(help="A .png for one grid, or a folder for single files.")] = Path("grid.png"),
     label: Annotated[str, typer.Option(help="Make images of this label only.")] = "",
-    per_class: Annotated[int, typer.Option(help="Images of each label, in a folder a label (instead of --count).")] = 0,
+    per_class: Annotated[
+        int, typer.Option(help="Images of each label, in a folder a label (instead of --count).", min=0)
+    ] = 0,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
 ) -> None:
     """Make images with a finished model: same seed, same images."""

@@ -13,30 +13,42 @@ from prismfl.settings.schema import Settings, all_fields
 from prismfl.settings.toml import laid_over, merged, read_toml, settings_from
 
 
-def asked(config: Path | None, changes: Mapping[str, Any], name: str = "") -> Settings:
-    """What is asked for: a preset, a settings file over it, and options over both.  Raises SettingError."""
-    return settings_from(merged(laid_over(preset(name), read_toml(config) if config else {}), changes))
+def asked(
+    config: Path | None, changes: Mapping[str, Any], name: str = "", usual: Mapping[str, Any] | None = None
+) -> Settings:
+    """What is asked for: a preset, a settings file over it, and options over both.  Raises SettingError.
+
+    usual: changes that go first where neither file nor options name a data set.
+    """
+    told = laid_over(preset(name), read_toml(config) if config else {})
+    if usual and "dataset" not in {**changes, **told.get("data", {})}:
+        told = laid_over(merged({}, usual), told)
+    return settings_from(merged(told, changes))
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option a setting; what was passed arrives as `changes`, by name."""
+def with_settings(command: Callable[..., None], usual: Mapping[str, Any] | None = None) -> Callable[..., None]:
+    """Give a command one option a setting; what was passed arrives as `changes`, by name.
+
+    usual: defaults that are the command's own.
+    """
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "changes"]
 
     def wrapped(**values: Any) -> None:
         changes = {name: _parsed(name, values.pop(name)) for name in all_fields() if values.get(name) is not None}
         command(changes=changes, **{p.name: values[p.name] for p in own})
 
-    options = [_option(name) for name in (*FIRST, *(name for name in all_fields() if name not in FIRST))]
+    options = [_option(name, usual or {}) for name in (*FIRST, *(name for name in all_fields() if name not in FIRST))]
     wrapped.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in (*own, *options)}
     wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
     return wrapped
 
 
-def _option(name: str) -> inspect.Parameter:
+def _option(name: str, usual: Mapping[str, Any]) -> inspect.Parameter:
     section, item = all_fields()[name]
     flag = option(name)
-    shown = item.default if item.default not in ("", ()) else "none"
+    default = usual.get(name, item.default)
+    shown = default if default not in ("", ()) else "none"
     about = f"{item.metadata['about']} [{section + '.' if section else ''}{name} = {shown}]"
     kind: Any = str
     if item.type is bool:

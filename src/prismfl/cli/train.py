@@ -14,18 +14,19 @@ from prismfl.metrics.text import in_words
 from prismfl.run.progress import LiveWatcher, PlainWatcher, on_terminal, sized
 from prismfl.settings.schema import Settings
 
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="Settings by name, below --config: long, for the best images in up to an hour; or paper, as published."
+    ),
+]
 INTERRUPTED = 130  # exit status, as a shell has it of what Ctrl-C ended
 
 
 def train(
     changes: dict[str, Any],
     config: Annotated[Path | None, typer.Option(help="Settings file (TOML); options go over it.")] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="Settings by name, below --config: long, for the best images in up to an hour; or paper, as published."
-        ),
-    ] = "",
+    preset: Preset = "",
     out: Annotated[Path | None, typer.Option(help="New run folder [runs/DATASET-SEED].")] = None,
     resume: Annotated[Path | None, typer.Option(help="Finish the run in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run takes, and stop.")] = False,
@@ -91,7 +92,7 @@ def reported(root: Path, watcher: Any) -> str:
 
 def closing(folder: Any, found: Any, report: str) -> None:
     traffic = f"{sized(found['uplink_bytes'])} up, {sized(found['downlink_bytes'])} down"
-    print(f"\n{found['rounds']} rounds in {found['seconds']:.0f} s; {traffic}")
+    print(f"\nrounds {found['rounds']}, in {found['seconds']:.0f} s; {traffic}")
     if found["uplink_bits_per_parameter"] is not None:
         each = (found["uplink_bits_per_parameter"], found["downlink_bits_per_parameter"])
         print(f"a client and round: {each[0]:.3f} bits a parameter up, {each[1]:.3f} down")

@@ -56,10 +56,13 @@ def _check_there(folder: Path, names: list[str]) -> None:
 
 def _names_of_split(path: Path, split: str) -> list[str]:
     """Files of a split, ascending."""
-    found = []
+    found, seen = list[str](), set[str]()
     for number, words in enumerate(_lines(path), 1):
         if len(words) != 2 or words[1] not in ("0", "1", "2"):
             raise _damaged(path, number, "a file's name and 0, 1 or 2")
+        if words[0] in seen:
+            raise _damaged(path, number, "an image that no line before names")
+        seen.add(words[0])
         if words[1] == _PARTITIONS[split]:
             found.append(words[0])
     if not found:

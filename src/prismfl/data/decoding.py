@@ -120,10 +120,11 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def _undecodable(name: str, error: Exception) -> DataError:
-    suffix = PurePosixPath(name).suffix.lower()
-    if suffix in _WANTING and isinstance(error, UnidentifiedImageError):
+    suffix, unknown = PurePosixPath(name).suffix.lower(), isinstance(error, UnidentifiedImageError)
+    if suffix in _WANTING and unknown:
         return DataError(f"{name} does not decode", f"a decoder of {suffix}", f"{_WANTING[suffix]}, or convert it")
-    return DataError(f"{name} does not decode ({error})", "a whole image file", "replace or remove it")
+    why = "it is empty, or of no format that is known" if unknown else error  # its words name an object of Python
+    return DataError(f"{name} does not decode ({why})", "a whole image file", "replace or remove it")
 
 
 def picture_of(

@@ -35,7 +35,13 @@ def told_by_tables(root: Path, tree: Tree, people: str = "") -> Tree:
         return tree
     named: dict[Folder, str] = {}
     for folder, raw in tables:
-        named |= {(*folder, *path): person for path, person in _rows(raw)}
+        for number, path, person in _rows(raw):
+            if named.setdefault((*folder, *path), person) != person:
+                raise DataError(
+                    f"line {number} of the table of persons, another person for a file that a line before names",
+                    "one person a file: who appear in one image together count as one",
+                    _MEND,
+                )
     entries = tuple(entry._replace(person=_of(entry, named)) for entry in tree.entries)
     said = [entry for entry in entries if any(_file(entry)[: len(folder)] == folder for folder, _ in tables)]
     if missing := sum(not entry.person for entry in said):
@@ -60,8 +66,8 @@ def _file(entry: Entry) -> Folder:
     return entry.file or entry.path
 
 
-def _rows(raw: bytes) -> list[tuple[Folder, str]]:
-    """Paths and persons of a table.  Raises DataError, which names neither."""
+def _rows(raw: bytes) -> list[tuple[int, Folder, str]]:
+    """Lines' numbers, paths and persons of a table.  Raises DataError, which names neither."""
     wanted = "lines 'file,person' in UTF-8"
     try:
         text = raw.decode("utf-8-sig")
@@ -70,7 +76,7 @@ def _rows(raw: bytes) -> list[tuple[Folder, str]]:
     except (UnicodeDecodeError, csv.Error) as error:
         got = f"a table of persons that does not read ({type(error).__name__})"
         raise DataError(got, wanted, _MEND) from None
-    found, columns = list[tuple[Folder, str]](), (0, 1)
+    found, columns = list[tuple[int, Folder, str]](), (0, 1)
     for number, row in enumerate(lines, 1):
         cells = [cell.strip() for cell in row]
         heads = [cell.lower() for cell in cells]
@@ -81,7 +87,7 @@ def _rows(raw: bytes) -> list[tuple[Folder, str]]:
         if max(columns) >= len(cells) or not all(cells[column] for column in columns):
             raise DataError(f"line {number} of the table of persons, without a file and a person", wanted, _MEND)
         path = PurePosixPath(cells[columns[0]].replace("\\", "/"))
-        found.append((tuple(part for part in path.parts if part not in (".", "/")), cells[columns[1]]))
+        found.append((number, tuple(part for part in path.parts if part not in (".", "/")), cells[columns[1]]))
     return found
 
 

@@ -74,4 +74,10 @@ def reported(mine: ImageSet, settings: Settings) -> tuple[str, ...]:
 
 def only(mine: ImageSet, names: tuple[str, ...]) -> ImageSet:
     """The images of some of the client's own classes.  Raises DataError when none is left."""
+    if not names:
+        raise DataError(
+            "images of none of the classes that the run names",
+            "folders of these names",
+            "check the folders, or ask for a run without --classes where there are none",
+        )
     return keep_classes(mine, [mine.classes.index(name) for name in names])

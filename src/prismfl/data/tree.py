@@ -109,7 +109,8 @@ def look_into(root: Path) -> Tree:
     elif root.is_file():
         met = list(_members(root))
     else:
-        raise DataError(f"{root} does not exist", "an image folder or a zip", "check --data-dir")
+        why = "is neither a folder nor a file" if root.exists() else "does not exist"
+        raise DataError(f"{root} {why}", "an image folder or a zip", "check --data-dir")
     entries, folders, filled, skipped = list[Entry](), set[Folder](), set[Folder](), list[tuple[str, str]]()
     tables = list[Entry]()
     for one in met:
@@ -173,23 +174,22 @@ def _inside(place: Path, path: Folder, root: Path, above: frozenset[Path], *, el
     with os.scandir(place) as listing:
         found = list(listing)
     for one in found:
-        below, linked = (*path, one.name), one.is_symlink()
+        below, linked, lies = (*path, one.name), one.is_symlink(), Path(one.path)
         if _is_hidden(one.name):
-            yield from _hidden(below, is_folder=one.is_dir())
+            yield from _hidden(below, is_folder=lies.is_dir())
             continue
-        real = Path(one.path).resolve() if linked else Path(one.path)
+        if linked and not lies.exists():  # or leads to itself
+            raise DataError(f"{one.path}, a link that leads nowhere", "links to files or folders", "mend or remove it")
+        real = lies.resolve() if linked else lies
         outside = not real.is_relative_to(root) if linked else elsewhere
         if one.is_dir() and real in above:
             continue
         if one.is_dir():
             yield _Met(below)
-            yield from _inside(Path(one.path), below, root, above, elsewhere=outside)
+            yield from _inside(lies, below, root, above, elsewhere=outside)
         elif one.is_file():
-            _check_no_text(Path(one.path))
-            place = Path(one.path)
-            yield _judged(below, functools.partial(read_file, place), functools.partial(_head, place), outside)
-        elif linked:
-            raise DataError(f"{one.path}, a link that leads nowhere", "links to files or folders", "mend or remove it")
+            _check_no_text(lies)
+            yield _judged(below, functools.partial(read_file, lies), functools.partial(_head, lies), outside)
 
 
 def _check_no_text(path: Path) -> None:
@@ -197,10 +197,17 @@ def _check_no_text(path: Path) -> None:
     if path.suffix or path.stat().st_size > _LONGEST_LINK:
         return
     text = read_file(path)
-    if b"\0" not in text and b"\n" not in text and text and (path.parent / os.fsdecode(text)).is_dir():
+    if b"\0" not in text and b"\n" not in text and text and _is_folder_beside(path, text):
         raise DataError(
             f"{path}, a link that is written as text", "a link to a folder, or the folder", "copy what it names there"
         )
+
+
+def _is_folder_beside(path: Path, text: bytes) -> bool:
+    try:
+        return (path.parent / os.fsdecode(text)).is_dir()
+    except OSError:  # no name that a folder can have
+        return False
 
 
 def _head(path: Path) -> bytes:

@@ -292,7 +292,7 @@ def resume(
         >>> finished.summary["rounds"]
         2
     """
-    folder, settings = runfolder.reopen(Path(root), changes)
+    folder, settings = runfolder.reopen(Path(root), changes or {})
     ready = prepare(settings, images, labels)
     runfolder.record(folder, settings, ready.agreement)
     return _run(ready, folder, watcher)

@@ -58,6 +58,12 @@ def save_folders(parts: Mapping[str, NDArray[np.uint8]], folder: Path) -> None:
         for name, images in parts.items():
             _fill(temporary / name, images)
         temporary.replace(folder)
+    except UnicodeEncodeError as error:
+        raise RunFolderError(
+            f"a label that the {error.encoding} names of this system's files cannot say",
+            "names of files in UTF-8",
+            "set LC_ALL to a locale of UTF-8",
+        ) from None
     except OSError as error:
         raise RunFolderError(
             f"cannot write {folder} ({error.strerror})", "a writable place with room", "choose another folder"

@@ -186,8 +186,11 @@ def _payment(noise_multiplier: float, delta: float, slack: float) -> float:
     above = float(_dp_accounting().get_epsilon_gaussian(noise_multiplier, delta / 2))
     paid = slack * (1 + math.exp(min(above, 700)))
     if paid > delta / 2:
+        most = math.log(max(1.0, delta / (2 * slack)))
         raise PrivacyError(
-            f"ε of about {above:.0f} with δ = {delta}", "an ε that the sampler's δ can pay for", "ask for a smaller ε"
+            f"ε of about {above:.0f} at half of δ = {delta}",
+            f"at most about {most:.0f}, for which δ pays what discrete noise differs from Gaussian noise",
+            "ask for a smaller ε",
         )
     return paid
 
@@ -274,7 +277,7 @@ def against_text(entry: Entry) -> str:
     beyond = ", ".join(f"{_bound(epsilon)} against {more}" for more, epsilon in rows if more > entry.colluders)
     return (
         f"one sum of {entry.sites} sites, of which {entry.dropouts} may drop out: ε = {entry.epsilon:g} for all images "
-        f"against the server and any {entry.colluders} sites" + (f"; {beyond} of them" if beyond else "")
+        f"against the server and any {entry.colluders} of them" + (f"; {beyond}" if beyond else "")
     )
 
 

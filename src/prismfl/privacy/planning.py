@@ -9,6 +9,8 @@ from prismfl.privacy.ledger import calibrate, epsilon_of
 from prismfl.settings.schema import AUTO
 from prismfl.sums.rules import usual
 
+_MULTIPLIERS = (1e-6, 1e9)  # of σ / Δ: the accountant's numbers do not reach further
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,6 +55,12 @@ def _plan(size: int, delta: float, dimension: int, epsilon: float, sigma: float,
         raise PrivacyError(f"{size} images with δ = {delta}", "at least 2 images, and δ below 1 / images", "mend them")
     sensitivity = math.sqrt(2) * most / size
     multiplier = calibrate(epsilon, delta) if epsilon else sigma / sensitivity
+    if not _MULTIPLIERS[0] <= multiplier <= _MULTIPLIERS[1]:
+        raise PrivacyError(
+            f"σ = {sigma:g}, {multiplier:.3g} times what one of {size} images can change",
+            f"{_MULTIPLIERS[0]:g} to {_MULTIPLIERS[1]:g} times",
+            "change σ",
+        )
     noise = multiplier * sensitivity
     return Plan(size, sensitivity, noise, multiplier, noise * math.sqrt(dimension), epsilon_of(multiplier, delta))
 

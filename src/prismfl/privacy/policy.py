@@ -1,6 +1,5 @@
 """What a site answers: its own rules for what servers may ask, whatever they ask."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 from prismfl.errors import PolicyError, SettingError
 from prismfl.privacy.source import Budget, SourceLedger
+from prismfl.settings.check import pointed
 from prismfl.settings.schema import AUTO, Settings
-from prismfl.settings.toml import toml_value
+from prismfl.settings.toml import read_toml, toml_value
 from prismfl.sums.rules import Rules, usual
 from prismfl.sums.secrets import public_key
 
@@ -179,7 +179,7 @@ def _typed(name: str, value: Any) -> Any:
         return tuple(value)
     kind = {item.name: item.type for item in fields(Policy)}[name]
     if kind is float and type(value) is int:
-        value = float(value)
+        value = pointed(value)
     if type(value) is not kind:
         raise _wrong(name, value, getattr(kind, "__name__", str(kind)))
     return value
@@ -199,11 +199,9 @@ def pinned(folder: Path) -> tuple[str, ...]:
 def read_policy(path: Path, **changes: Any) -> Policy:
     """A site's policy file, with other values laid over it.  Raises SettingError, PrivacyError."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingError(
-            f"cannot read {path} ({error})", "a policy file", "make one: prismfl federate policy"
-        ) from None
+        values = read_toml(path)
+    except SettingError as error:
+        raise SettingError(error.got, "a policy file", "make one: prismfl federate policy") from None
     return policy_from(values | changes)
 
 

@@ -192,7 +192,8 @@ class SourceLedger:
             raise BudgetError(
                 f"a release that takes what this source has spent from ε = {before} to {spent:.4g}",
                 f"at most its budget, ε = {self.budget.epsilon:g} at δ = {self.budget.delta:g}",
-                "keep to settings that were released before, ask for a smaller --epsilon, or raise --budget-epsilon",
+                "keep to settings that were released before, ask for a smaller --epsilon, or raise the budget: "
+                "--budget-epsilon, or budget_epsilon of a policy",
             )
 
     def _read(self) -> list[Release]:
@@ -239,8 +240,10 @@ def spent_of(releases: Sequence[Release], delta: float = 0.0) -> Guarantee:
         The sum; its ε is infinite where it is past all that can be told.
 
     Raises:
-        PrivacyError: for an empty ledger.
+        PrivacyError: for an empty ledger, and a δ that is none.
     """
+    if delta and not 0 < delta < 1:
+        raise PrivacyError(f"δ = {delta:g}", "a number between 0 and 1", "choose δ well below 1 / images")
     if not releases:
         raise PrivacyError("a ledger without entries", "at least one release", "there is no guarantee to state")
     entries = [one.entry for one in releases]
@@ -306,7 +309,7 @@ def as_text(releases: Sequence[Release], delta: float = 0.0) -> str:
     person = protected([one.entry for one in releases])
     lines.append(
         f"spent: ε = {_epsilon(total)} at δ = {total.delta:g}, for {person}; "
-        f"{total.releases} releases of {total.clients} ways to deal the images to clients; the chain is whole"
+        f"releases: {total.releases}, ways to deal the images to clients: {total.clients}; the chain is whole"
     )
     return "\n".join(lines)
 

@@ -266,7 +266,8 @@ def _limits(run: Run) -> Iterator[str]:
     """What the promise does not cover."""
     if run.ledger:
         yield "Somebody with images at several organisations: their ε add up (see prismfl privacy)."
-        yield "How many images each organisation has, and the names of labels: these are public."
+        yield "How many images, or persons where these are known, each organisation has: it is public."
+        yield "The names of labels: they are public."
         if (run.summary or {}).get("fid_judge") is not None:
             yield "Distances to held-back images (fid_judge): they are measured on real images."
         yield "What holds of a whole group: a model shows what the images have in common."

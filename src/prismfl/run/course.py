@@ -117,7 +117,10 @@ def _gathered(
         if agreement.settings.federation.secure_sum:
             watcher.note("secure sum: asking every client for its masked moments")
             found = secure_sum.gather_sum(agreement, kit.features, _sums(engine, folder, watcher))
-            watcher.note(f"secure sum: the sum of {len(found.heard)} clients' {found.target.images} images is open")
+            watcher.note(
+                f"secure sum: the sum of {len(found.heard)} clients is open: "
+                f"{found.target.images} images, or persons where these are known"
+            )
         else:
             watcher.note("one-shot: asking every client for the moments of its images")
             replies = _shown(engine.train(0), watcher, "moments of clients")

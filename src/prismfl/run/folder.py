@@ -42,6 +42,7 @@ class RunFolder:
     def __post_init__(self) -> None:
         root = self.root
         self.config = root / "config.toml"  # settings as they were asked for
+        self.pending = root / "pending.toml"  # the same as a resume asks, until it is known to be the same run
         self.resolved = root / "resolved.toml"  # what the settings came to, and why
         self.rounds = root / "rounds.jsonl"
         self.checkpoint = root / "checkpoint.safetensors"  # θ and the number of rounds done
@@ -92,16 +93,20 @@ def alone_in(folder: RunFolder, patience: float = 0.0) -> AbstractContextManager
 _MOVABLE = {"data_dir", "features"}  # files that may have moved since the run began
 
 
-def reopen(root: Path, changes: Mapping[str, Any] | None = None) -> tuple[RunFolder, Settings]:
+def reopen(
+    root: Path, changes: Mapping[str, Any] | None = None, *, going_on: bool = False
+) -> tuple[RunFolder, Settings]:
     """An existing run folder and its settings: what they came to, on this machine anew.
 
-    changes: settings of the section `running` and places of files, which are written down.  Raises RunFolderError, and
-    SettingError for other changes.
+    changes: settings of the section `running` and places of files; they are the run's once `record` took them, and
+    until then of who is going_on in another process.  Raises RunFolderError, and SettingError for other changes.
     """
     folder = RunFolder(root)
     if not folder.config.is_file():
         raise RunFolderError(f"no config.toml in {root}", "the folder of a run", "check the path")
-    asked = _stored(folder.config)
+    asked = _stored(folder.pending if going_on and folder.pending.is_file() else folder.config)
+    if changes is not None:
+        folder.pending.unlink(missing_ok=True)
     if changes:
         if wrong := sorted(set(changes) - {item.name for item in fields(Running)} - _MOVABLE):
             raise SettingError(
@@ -110,7 +115,7 @@ def reopen(root: Path, changes: Mapping[str, Any] | None = None) -> tuple[RunFol
                 "leave it out, or begin a new run",
             )
         asked = settings_from(merged(asdict(asked), changes))
-        write_atomic(folder.config, to_toml(asked))
+        write_atomic(folder.pending, to_toml(asked))
     return folder, _here(_stored(folder.resolved), asked) if folder.resolved.is_file() else asked
 
 
@@ -118,6 +123,8 @@ def _stored(path: Path) -> Settings:
     try:
         values = read_toml(path)
         values.pop(_RESOLVED, None)
+        if not values:
+            raise damaged(path, "it is empty")
         return settings_from(values)
     except SettingError as error:
         raise RunFolderError(f"{path}: {error.got}", error.expected, error.remedy) from None
@@ -133,6 +140,7 @@ def _here(found: Settings, asked: Settings) -> Settings:
 def record(folder: RunFolder, asked: Settings, agreement: "Agreement") -> None:
     """Write down what the settings came to, with reasons; in a run that goes on, check that it is the same.
 
+    Then changes that a resume asked for are the run's.
     Raises ModelFileError for another feature network than the run began with, RunFolderError for anything else that
     makes it another run.
     """
@@ -141,20 +149,23 @@ def record(folder: RunFolder, asked: Settings, agreement: "Agreement") -> None:
         table = "".join(f"{name} = {toml_value(value)}\n" for name, value in about.items())
         text = to_toml(agreement.settings, notes_of(asked, agreement.settings))
         write_atomic(folder.resolved, f"{text}\n[{_RESOLVED}]\n{table}")
-        return
-    began = read_toml(folder.resolved).get(_RESOLVED, {})
-    if began.get("network") != agreement.network:
+    began = read_toml(folder.resolved).get(_RESOLVED)
+    if not isinstance(began, dict) or not {"run", "network"} <= set(began):
+        raise damaged(folder.resolved, f"no run and network in its table {_RESOLVED}")
+    if began["network"] != agreement.network:
         raise ModelFileError(
             f"feature network {agreement.settings.features.features} with SHA-256 {agreement.network}",
-            f"{began.get('network')}, of the network that the run began with",
+            f"{began['network']}, of the network that the run began with",
             "name its file with --features",
         )
-    if began.get("run") != agreement.run.hex():
+    if began["run"] != agreement.run.hex():
         raise RunFolderError(
             f"settings and data in {folder.root} that come to another run",
-            f"run {began.get('run')}",
-            "go on with the version of prismfl and the data that it began with",
+            f"run {began['run']}",
+            "go on with the version of prismfl and the data that it began with, by --data-dir where they moved",
         )
+    if folder.pending.is_file():
+        folder.pending.replace(folder.config)
 
 
 _MEMORY = ("adam_first", "adam_second", "adam_steps")
@@ -264,8 +275,8 @@ def read_rounds(folder: RunFolder) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise damaged(folder.rounds, f"line {number} is no JSON") from None
-        if not isinstance(record, dict):
-            raise damaged(folder.rounds, f"line {number} is no object")
+        if not isinstance(record, dict) or type(record.get("round")) is not int:
+            raise damaged(folder.rounds, f"line {number} is not of a round")
         found.append(record)
     return found
 

@@ -93,12 +93,9 @@ class Stream:
     client: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.seed < 2**64 and 0 <= self.round < 2**32 and 0 <= self.client < 2**32):
-            raise SettingError(
-                f"seed {self.seed}, round {self.round}, client {self.client}",
-                "0 ≤ seed < 2^64, 0 ≤ round, client < 2^32",
-                "choose numbers in these ranges",
-            )
+        for name, value, bits in (("seed", self.seed, 64), ("round", self.round, 32), ("client", self.client, 32)):
+            if not 0 <= value < 2**bits:
+                raise SettingError(f"{name} = {value}", f"a whole number ≥ 0 and < 2^{bits}", f"change {name}")
 
     @property
     def key(self) -> tuple[int, int]:

@@ -51,7 +51,7 @@ def checked(key: str, item: "Field[Any]", value: Any) -> Any:
     Raises SettingError with key, value and allowed range.
     """
     if item.type is float and type(value) is int:
-        value = float(value)
+        value = pointed(value)
     # A number is itself, and text has a UTF-8 form: NaN and half a surrogate pair are neither.
     whole = type(value) is item.type and value == value
     if isinstance(value, str):
@@ -59,6 +59,14 @@ def checked(key: str, item: "Field[Any]", value: Any) -> Any:
     if not whole or not _allowed(value, item.metadata):
         raise SettingError(f"{key} = {value!r}", _range_text(item.type, item.metadata), f"change {key}")
     return os.path.expanduser(value) if item.metadata["path"] else value  # noqa: PTH111 - it may be a pattern
+
+
+def pointed(value: int) -> float:
+    """A whole number as one with a point, ±∞ where it is beyond them."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _allowed(value: Any, limits: Mapping[str, Any]) -> bool:
@@ -222,6 +230,7 @@ def dealt_from(text: str) -> Dealt:
         amount = 0.0
     if not 0 < amount <= _DEALT_MOST:
         wanted = "iid, shards, shards:NUMBER a client, dirichlet, dirichlet:CONCENTRATION, attribute or given"
+        wanted += f"; numbers at most {_DEALT_MOST:.0f}"
         raise SettingError(f"data.partition = {text!r}", wanted, "change data.partition")
     return Dealt(how, amount)
 

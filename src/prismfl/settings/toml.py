@@ -10,6 +10,8 @@ from typing import Any
 from prismfl.errors import SettingError
 from prismfl.settings.schema import SECTIONS, Settings, all_fields
 
+# What the reader raises: of no UTF-8 and no TOML, of whole numbers of thousands of digits, and of deep nesting.
+_NO_TOML = (ValueError, RecursionError)
 # Settings that were, by the name that they had: where what they did is found now, or why it is no more.
 _OUTPUT = ("workers", "cache_dir", "device", "distance_every", "distance_samples")
 _MOVED = {
@@ -184,8 +186,8 @@ def load_settings(path: Path, changes: Mapping[str, Any] | None = None) -> Setti
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as nested mappings.  Raises SettingError when it is missing or damaged."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, *_NO_TOML) as error:
         raise SettingError(f"cannot read {path} ({error})", "a TOML file", "check the path and its text") from None
 
 
@@ -193,7 +195,7 @@ def toml_from(text: str) -> dict[str, Any]:
     """TOML as nested mappings.  Raises SettingError when it is damaged."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except _NO_TOML as error:
         raise SettingError(f"settings that do not read ({error})", "TOML", "mend their text") from None
 
 

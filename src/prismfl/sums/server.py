@@ -134,7 +134,7 @@ class SumServer:
             raise ClientError(
                 f"{len(found)} of {len(self.groups)} sites in a secure sum ({self._why()})",
                 f"at least {least}, by the sites' own policies",
-                "start those that are missing, and resume the run",
+                "start those that are missing, ask those that refused, and resume the run",
             )
         self.memory.steps[step] = found
         self.memory.keep(self.memory)

@@ -78,7 +78,7 @@ LEDGER = ("--ledger", "ledger", "--budget-epsilon", "1", "--budget-delta", "1e-5
         (["client", "--client", "0", "--data-dir", "a", "--ledger", "ledger"], "--budget-epsilon"),
         (["server", "--resume", "nowhere"], "no config.toml"),
         (["server", "--clients", "3", "--least-cohort", "4"], "--least-cohort 4"),
-        (["simulate", "--resume", "x", "--out", "y"], "--resume with --config or --out"),
+        (["simulate", "--resume", "x", "--out", "y"], "--resume with --config, --preset or --out"),
         (["certificates", "--out", "tls", "--host", "x", "--clients", "-1"], "'--clients': -1 is not in the range"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

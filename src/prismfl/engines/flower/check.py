@@ -196,6 +196,8 @@ def look(asked: Checked) -> Iterator[str]:
     if described.private:  # the line leaves them out, for it stands in files as well; this is the site's own screen
         counts = np.bincount(mine.labels, minlength=len(mine.classes))
         yield "classes: " + ", ".join(f"{name} {count}" for name, count in zip(mine.classes, counts, strict=True))
+    if mine.people is None:
+        yield "whose each image is, is not told: with ε each counts as a person (else say --people)"
     if asked.settings is not None:
         asked.site.rules().check(asked.settings, asked.site.source(), persons=bool(asked.site.people))
         yield "this site's policy answers such a run"

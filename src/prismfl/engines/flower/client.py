@@ -68,7 +68,7 @@ def answer(message: Message, context: Context) -> Message:
 
 
 def _in_full(error: Exception) -> str:
-    return str(error) if isinstance(error, PrismError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, PrismError | _Private) else f"{type(error).__name__}: {error}"
 
 
 def _told(error: Exception) -> PrismError:

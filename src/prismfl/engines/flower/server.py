@@ -53,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
 def open_folder(root: Path, settings: str) -> tuple[RunFolder, Settings]:
     """The run in a folder, or a new one there of settings as TOML.  Raises PrismError subclasses."""
     if (root / "config.toml").is_file():
-        return runfolder.reopen(root)
+        return runfolder.reopen(root, going_on=True)
     made = settings_from(toml_from(settings))
     return runfolder.create(root, made), made
 
