@@ -275,8 +275,10 @@ def read_rounds(folder: RunFolder) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise damaged(folder.rounds, f"line {number} is no JSON") from None
-        if not isinstance(record, dict) or type(record.get("round")) is not int:
-            raise damaged(folder.rounds, f"line {number} is not of a round")
+        if not isinstance(record, dict):
+            raise damaged(folder.rounds, f"line {number} is no object")
+        if type(record.get("round")) is not int:
+            raise damaged(folder.rounds, f"line {number} has round = {record.get('round')!r}")
         found.append(record)
     return found
 

@@ -14,15 +14,18 @@ from cryptography.hazmat.primitives import serialization
 from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import parse_config_args
 
+from prismfl.cli.federate import USUAL
+from prismfl.cli.options import asked
 from prismfl.data.images import ImageSet
 from prismfl.data.lock import alone
-from prismfl.data.site import conform, load_site, reported
+from prismfl.data.site import conform, load_site, only, reported
 from prismfl.engines.flower.certificates import make_certificates
 from prismfl.engines.flower.envelope import Hello
 from prismfl.engines.flower.events import EventWriter, read_events, replay
 from prismfl.engines.flower.processes import APP, Link, Node, child, environment, follow, quoted, run_client, simulated
 from prismfl.engines.flower.server import agree_of, open_folder
-from prismfl.errors import ClientError, PrismError, RunFolderError, SettingError
+from prismfl.errors import ClientError, DataError, PrismError, RunFolderError, SettingError
+from prismfl.run.folder import reopen
 from prismfl.run.loop import Silent
 from prismfl.run.prepare import prepare
 
@@ -87,6 +90,16 @@ def test_bad_input_is_refused_in_one_line(words, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, said = call(*words)
     assert code == 2 and says in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_sites_have_folders_of_their_own_where_no_data_set_is_named(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("[privacy]\nepsilon = 3.0\n")
+    own = asked(path, {"clients": 3}, "long", USUAL)
+    assert (own.data.dataset, own.data.partition, own.federation.mode) == ("folder", "given", "one-shot")
+    assert asked(None, {"dataset": "mnist"}, "", USUAL).data.partition == "shards"
+    path.write_text('[data]\ndataset = "mnist"\n')
+    assert asked(path, {}, "", USUAL).data.partition == "shards"
 
 
 # ---------------------------------------------------------------------------------- what is called
@@ -203,6 +216,8 @@ def test_a_sites_images_are_made_to_fit(sites, site_settings):
         conform(mine, settings, ("a",), 1)
     named = site_settings(data={"classes": "b, c"})
     assert reported(mine, named) == ("b",)
+    with pytest.raises(DataError, match="images of none of the classes that the run names"):
+        only(mine, reported(mine, site_settings(data={"classes": "cat"})))
     assert reported(mine, site_settings(data={"classes": "0-1"})) == ("a", "b")
     kept = conform(ImageSet(mine.images, mine.labels * 0, ("b",)), named, ("b", "c"), 1)
     assert kept.classes == ("b", "c")
@@ -223,6 +238,8 @@ def test_new_settings_and_old_folders(tmp_path):
     folder, settings = open_folder(tmp_path / "run", "seed = 3\n[federation]\nrounds = 4")
     assert (settings.seed, settings.federation.rounds) == (3, 4)
     assert open_folder(folder.root, "seed = 9")[1] == settings
+    reopen(folder.root, {"workers": 2})  # what a resume asks is its server's, and the run's once that took it
+    assert [found.running.workers for _, found in (open_folder(folder.root, ""), reopen(folder.root))] == [2, 0]
     with pytest.raises(SettingError):
         open_folder(tmp_path / "other", "seed = ")
     with pytest.raises(PrismError):
