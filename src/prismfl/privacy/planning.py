@@ -74,7 +74,7 @@ def at_clients(found: Sequence[Plan], clients: int, delta: float) -> float:
 
 
 def sum_text(found: Sequence[Plan], delta: float, colluders: int = AUTO, dropouts: int = AUTO) -> str:
-    """What one secure sum of all clients has in place of their own releases: a text of two lines.
+    """What one secure sum of all clients has in place of their own releases: a text of three lines.
 
     Unit: the images of one person at one client; adjacency: replace-one.
 
@@ -89,7 +89,8 @@ def sum_text(found: Sequence[Plan], delta: float, colluders: int = AUTO, dropout
 
     Examples:
         >>> print(sum_text(plans([6000] * 10, 1e-5, 1000, epsilon=1.0), 1e-5))
-        one secure sum of 10 clients: σ of the pooled mean 0.0001051, 2.65 times less than of their own releases
+        one secure sum of 10 clients: σ of the pooled mean 0.0001051, noise / signal 0.00332
+        that is 2.65 times less than of their own releases
         ε = 1 against the server and any 2 of them; 2.95 against all 9 others
     """
     sites = len(found)
@@ -101,10 +102,11 @@ def sum_text(found: Sequence[Plan], delta: float, colluders: int = AUTO, dropout
         )
     one, shared = found[0].noise_multiplier, math.sqrt(sites / noises)
     sigma = one * shared * max(plan.sensitivity * plan.images for plan in found) / images
+    norm = found[0].noise_to_signal / found[0].sigma  # of noise of σ = 1
     own = math.sqrt(sum((plan.sigma * plan.images / images) ** 2 for plan in found))
     alone = epsilon_of(one / math.sqrt(noises), delta)
     return (
-        f"one secure sum of {sites} clients: σ of the pooled mean {sigma:.4g}, "
-        f"{own / sigma:.2f} times less than of their own releases\n"
+        f"one secure sum of {sites} clients: σ of the pooled mean {sigma:.4g}, noise / signal {sigma * norm:.3g}\n"
+        f"that is {own / sigma:.2f} times less than of their own releases\n"
         f"ε = {found[0].epsilon:.3g} against the server and any {t} of them; {alone:.3g} against all {sites - 1} others"
     )
