@@ -21,7 +21,8 @@ def asked(
     usual: changes that go first where neither file nor options name a data set.
     """
     told = laid_over(preset(name), read_toml(config) if config else {})
-    if usual and "dataset" not in {**changes, **told.get("data", {})}:
+    data = told.get("data")
+    if usual and "dataset" not in changes and not (isinstance(data, Mapping) and "dataset" in data):
         told = laid_over(merged({}, usual), told)
     return settings_from(merged(told, changes))
 

@@ -15,7 +15,7 @@ from prismfl.settings.toml import settings_from
 
 def privacy(
     context: typer.Context,
-    sizes: Annotated[str, typer.Option(help="Images of each client, or persons where these are known, by commas.")] = "",
+    sizes: Annotated[str, typer.Option(help="Images of each client, or its persons where known, by commas.")] = "",
     epsilon: Annotated[float, typer.Option(help="ε of the whole run.")] = 0.0,
     sigma: Annotated[float, typer.Option(help="Instead of ε: σ of the noise on a client's mean vector.")] = 0.0,
     delta: Annotated[float, typer.Option(help="δ of the whole run.")] = 1e-5,

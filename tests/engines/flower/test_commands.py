@@ -100,6 +100,9 @@ def test_sites_have_folders_of_their_own_where_no_data_set_is_named(tmp_path):
     assert asked(None, {"dataset": "mnist"}, "", USUAL).data.partition == "shards"
     path.write_text('[data]\ndataset = "mnist"\n')
     assert asked(path, {}, "", USUAL).data.partition == "shards"
+    path.write_text("data = 3\n")
+    with pytest.raises(SettingError, match="key 'data'"):
+        asked(path, {}, "", USUAL)
 
 
 # ---------------------------------------------------------------------------------- what is called
