@@ -72,7 +72,7 @@ def test_epsilon_grows_with_the_colluders_down_to_a_site_alone(grid):
     assert told == sorted(told) and told[2] <= 1.0 < told[3]
     alone = own / (math.sqrt(2) * NORM)
     assert told[9] == pytest.approx(epsilon_of(alone, 1e-5, entry.slack * entry.noises), rel=1e-9)
-    assert "against the server and any 2 sites" in against_text(entry) and f"{told[9]:.4g} against 9" in against_text(
+    assert "against the server and any 2 of them" in against_text(entry) and f"{told[9]:.4g} against 9" in against_text(
         entry
     )
 
