@@ -184,7 +184,7 @@ def test_torch_generator_repeats_itself_and_differs_between_streams():
     ("seed", "turn", "client"), [(-1, 0, 0), (2**64, 0, 0), (0, -1, 0), (0, 2**32, 0), (0, 0, -1), (0, 0, 2**32)]
 )
 def test_numbers_that_do_not_fit_are_refused(seed, turn, client):
-    with pytest.raises(SettingError, match="expected 0 ≤ seed"):
+    with pytest.raises(SettingError, match="expected a whole number ≥ 0 and < 2"):
         Stream(seed, Purpose.MASK, turn, client)
 
 
