@@ -128,6 +128,11 @@ def test_damaged_toml_is_refused_by_name(tmp_path, raw):
     assert "expected a TOML file" in str(caught.value)
 
 
+def test_a_byte_order_mark_before_toml_is_no_damage(tmp_path):
+    (tmp_path / "a.toml").write_text("seed = 3\n", encoding="utf-8-sig")
+    assert load_settings(tmp_path / "a.toml").seed == 3
+
+
 def test_missing_toml_is_refused_by_name(tmp_path):
     with pytest.raises(SettingError, match=r"nowhere\.toml.*No such file"):
         read_toml(tmp_path / "nowhere.toml")
