@@ -10,9 +10,6 @@ import torch.nn.functional as F
 from prismfl.generator.layout import Layout, frozen_weights
 from prismfl.generator.network import (
     Statistics,
-    _by_product,
-    _by_sums,
-    _doubling,
     generate,
     label_turns,
     latent_batch,
@@ -81,26 +78,6 @@ def test_forward_with_given_statistics_equals_the_naive_one():
     torch.testing.assert_close(
         generate(layout, flat, latents, mean=mean, var=var), naive(layout, flat, latents, given), rtol=1e-9, atol=1e-9
     )
-
-
-@pytest.mark.parametrize(("inputs", "outputs", "size"), [(1, 1, 1), (3, 2, 4), (2, 5, 7)])
-def test_doubling_convolution_is_doubling_then_convolution(inputs, outputs, size):
-    rng = torch.Generator().manual_seed(size)
-    kernel = torch.randn(outputs, inputs, 3, 3, generator=rng, dtype=torch.float64)
-    x = torch.randn(2, inputs, size, size, generator=rng, dtype=torch.float64)
-    plain = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), kernel, padding=1)
-    torch.testing.assert_close(F.conv_transpose2d(x, _doubling(kernel), stride=2, padding=1), plain)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_the_doubling_kernel_by_sums_is_that_by_a_product(dtype):
-    kernel, weights = (torch.randn(5, 4, n, n, generator=torch.manual_seed(n)).to(dtype) for n in (3, 4))
-    leaves = [kernel.clone().requires_grad_() for _ in range(2)]
-    found = [way(leaf) for way, leaf in zip((_by_product, _by_sums), leaves, strict=True)]
-    close = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.05}
-    torch.testing.assert_close(*found, **close)
-    gradients = [torch.autograd.grad((one * weights).sum(), leaf)[0] for one, leaf in zip(found, leaves, strict=True)]
-    torch.testing.assert_close(*gradients, **close)
 
 
 def test_gradients_reach_every_layer():

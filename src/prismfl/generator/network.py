@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from prismfl.errors import SettingError
 from prismfl.generator.layout import Layout
+from prismfl.kernels.doubling import convolved_doubling, doubling_kernel
 from prismfl.kernels.fused import norm_relu, plus_doubled
-from prismfl.kernels.joined import convolved_doubling
 from prismfl.seeding.philox import Purpose, Stream
 
 EPSILON = 1e-5
@@ -94,7 +93,7 @@ def _block(x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm, shift:
     computed at the small size.
     """
     h, x = norm(x)
-    h = convolved_doubling(h, _laid_out(_doubling(weights[f"{name}.first"])))
+    h = convolved_doubling(h, _laid_out(doubling_kernel(weights[f"{name}.first"])))
     h = F.conv2d(norm(h)[0], _laid_out(weights[f"{name}.second"]), padding=1)
     return plus_doubled(h, F.conv2d(x, weights[f"{name}.short"]), shift)
 
@@ -102,34 +101,6 @@ def _block(x: Tensor, weights: dict[str, Tensor], name: str, norm: _Norm, shift:
 def _laid_out(kernel: Tensor) -> Tensor:
     """A kernel in the order in which a GPU's convolutions read it, which else each of them would put it into."""
     return kernel.contiguous(memory_format=torch.channels_last) if kernel.device.type == "cuda" else kernel
-
-
-def _doubling(kernel: Tensor) -> Tensor:
-    """The 4×4 transposed kernel equal to nearest-neighbour doubling, then this 3×3 convolution.
-
-    Doubling is a transposed convolution with a 2×2 box; convolved with the (flipped) kernel it
-    takes four products an output where doubling first would take nine.
-    """
-    return (_by_sums(kernel) if kernel.device.type == "cuda" else _by_product(kernel)).transpose(0, 1)
-
-
-def _by_product(kernel: Tensor) -> Tensor:
-    """A 3×3 kernel flipped and convolved with a 2×2 box: `[O, I, 4, 4]`."""
-    return (kernel.reshape(-1, 9) @ _spread(kernel.device, kernel.dtype)).view(*kernel.shape[:2], 4, 4)
-
-
-def _by_sums(kernel: Tensor) -> Tensor:
-    """The same in one pass: a GPU takes longer for a product of nine columns."""
-    return F.avg_pool2d(kernel.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
-
-
-@cache  # on its device, or every step would wait for the copy
-def _spread(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """What flips a 3×3 kernel and convolves it with a 2×2 box, as a matrix: `[9, 16]`."""
-    one = torch.zeros(3, 4)
-    for tap in range(3):
-        one[2 - tap, tap : tap + 2] = 1
-    return torch.kron(one, one).to(device=device, dtype=dtype)
 
 
 def check_device(device: str) -> None:

@@ -132,9 +132,12 @@ CALLED(match) {
 /* Adds up what was found stretch by stretch. */
 static void add_up(const Norm *n, Py_ssize_t stretches) {
     memset(n->sums, 0, 2 * n->channels * sizeof(double));
-    for (Py_ssize_t stretch = 0; stretch < stretches; stretch++)
-        for (Py_ssize_t c = 0; c < 2 * n->tile; c++)
-            n->sums[c / n->tile * n->channels + c % n->channels] += n->lanes[2 * stretch * n->tile + c];
+    const float *lanes = n->lanes;
+    for (Py_ssize_t row = 0; row < 2 * stretches; row++) {
+        double *const sums = n->sums + row % 2 * n->channels;
+        for (Py_ssize_t turn = 0; turn < n->tile; turn += n->channels, lanes += n->channels)
+            for (Py_ssize_t c = 0; c < n->channels; c++) sums[c] += lanes[c];
+    }
 }
 
 /* About the first row, so that squares of a large mean do not drown the variance. */

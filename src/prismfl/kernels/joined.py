@@ -28,39 +28,27 @@ def convolved(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
 
     kernel: `[O, I, 3, 3]`; bias: `[O]`.
     """
-    images = _together(x, most=4)
+    images = together(x, most=4)
     if images == 1:
         return F.conv2d(x, kernel, bias, padding=1)
-    return _parted(F.conv2d(_joined(x, images), kernel, bias, padding=1), x.shape[3], images, gap=1)
+    return parted(F.conv2d(joined(x, images), kernel, bias, padding=1), x.shape[3], images, gap=1)
 
 
-def convolved_doubling(x: Tensor, kernel: Tensor) -> Tensor:
-    """A transposed convolution of stride 2 by a 4×4 kernel: `[B, I, H, W]` → `[B, O, 2H, 2W]`.
-
-    kernel: `[I, O, 4, 4]`.
-    """
-    images = _together(x, most=8)
-    if images == 1:
-        return F.conv_transpose2d(x, kernel, stride=2, padding=1)
-    made = F.conv_transpose2d(_joined(x, images), kernel, stride=2, padding=1)
-    return _parted(made, 2 * x.shape[3], images, gap=2)
-
-
-def _together(x: Tensor, most: int) -> int:
+def together(x: Tensor, most: int) -> int:
     """How many images of `[B, C, H, W]` pay for being joined, none of more than `most` pixels a line: 1 for none."""
     side = x.shape[3]
     fits = x.device.type == "cpu" and x.dtype == torch.bfloat16 and side <= most and matrix_unit()
     return math.gcd(len(x), _LINE // side) if fits else 1
 
 
-def _joined(x: Tensor, images: int) -> Tensor:
+def joined(x: Tensor, images: int) -> Tensor:
     """So many images side by side, a column of zeros after each: `[B / images, C, H, images · (W + 1)]`."""
     count, channels, high, wide = x.shape
     lines = x.permute(0, 2, 3, 1).unflatten(0, (count // images, images)).transpose(1, 2)
     return F.pad(lines, (0, 0, 0, 1)).reshape(-1, high, images * (wide + 1), channels).permute(0, 3, 1, 2)
 
 
-def _parted(x: Tensor, wide: int, images: int, gap: int) -> Tensor:
+def parted(x: Tensor, wide: int, images: int, gap: int) -> Tensor:
     """Images of so many pixels a line out of a row of them, without the gap after each: `[B, C, H, wide]`."""
     lines = x.permute(0, 2, 3, 1).unflatten(2, (images, wide + gap))[:, :, :, :wide]
     found: Tensor = lines.transpose(1, 2).flatten(0, 1).permute(0, 3, 1, 2)
