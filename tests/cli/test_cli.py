@@ -326,6 +326,24 @@ def test_a_resumed_run_may_run_otherwise_and_find_its_files_elsewhere(run, tmp_p
     assert load_settings(tmp_path / "stopped" / "config.toml").running.workers == 2
 
 
+def test_a_table_of_persons_may_move_and_its_place_is_told_to_nobody(tmp_path, write_sites):
+    write_sites(tmp_path, {"images": 24})
+    files = sorted(path.relative_to(tmp_path / "images") for path in (tmp_path / "images").rglob("*.png"))
+    table = tmp_path / "bystanders.csv"
+    table.write_text("".join(f"{path},p{index % 8}\n" for index, path in enumerate(files)))
+    words = ["--data-dir", tmp_path / "images", "--dataset", "folder", "--partition", "iid", "--clients", 2, *SMALL]
+    root = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("prismfl.run.progress.PlainWatcher.round_done", lambda *_: sys.exit(1))
+        assert call("train", *words, "--people", table, "--out", root)[0] == 1
+    table.rename(tmp_path / "moved.csv")
+    assert call("train", "--resume", root)[0] == 2
+    code, _, err = call("train", "--resume", root, "--people", tmp_path / "moved.csv")
+    assert (code, err) == (0, "")
+    told = [root / name for name in ("model.safetensors", "report.html", "summary.json")]
+    assert all(b"bystanders" not in path.read_bytes() and b"moved.csv" not in path.read_bytes() for path in told)
+
+
 def test_more_rounds_of_a_runs_config_are_resolved_anew(run, tmp_path):
     """What was filled in for two rounds is no wish in two thousand."""
     asked = load_settings(run[0] / "config.toml", {"rounds": 2000, "local_steps": 2})
@@ -705,9 +723,13 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
     def interrupted(*_args, **_keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inprocess, "train", interrupted)
+    monkeypatch.setattr(inprocess, "_run", interrupted)
     code, _, err = call("train", *TINY, "--out", tmp_path / "run")
     assert code == 130 and f"`prismfl train --resume {tmp_path / 'run'}`" in err
+    monkeypatch.setattr(inprocess, "prepare", interrupted)
+    code, _, err = call("train", *TINY, "--out", tmp_path / "other")
+    assert code == 130 and "the run had not begun" in err and "--resume" not in err
+    assert "files in" in refused("train", *TINY, "--out", tmp_path / "run"), "before anything is read"
 
 
 def test_a_defect_is_not_hidden(monkeypatch, tmp_path):
@@ -839,7 +861,7 @@ def test_a_pattern_of_folders_is_one_client_each(tmp_path, monkeypatch, write_si
     assert call("train", "--resume", "run")[0] == 0
     assert "images a client    5 … 9" in call(*words, "--dry-run")[1]
     model = tmp_path / "run" / "model.safetensors"
-    assert "no folder for data set 'folder'" in refused("evaluate", model)
+    assert "trained on all of them" in refused("evaluate", model)
     shutil.copytree("sites/north", "sites/zone")
     assert "data.clients = 3; expected 4, the folders found" in refused("train", "--resume", "run")
 

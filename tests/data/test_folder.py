@@ -377,10 +377,19 @@ def test_clients_below_one_top_folder_are_found(tree):
     assert found.owners.tolist() == [0, 1] and found.classes == ("x",)
 
 
-def test_empty_class_folders_are_classes_where_no_image_may_decide_that(tmp_path):
-    path = Tree(tmp_path / "in", False).write(flat(["a/1.png", "b/1.png"]))
-    (path / "c").mkdir()
-    (path / "notes").mkdir()
-    (path / "notes" / "read.txt").write_text("")
-    found = [load_folder(path, "train", False, 8, private=private).classes for private in (False, True)]
-    assert found == [("a", "b"), ("a", "b", "c")]
+@pytest.mark.parametrize("without", [False, True])
+def test_with_epsilon_folders_are_classes_whatever_images_are_in_them(tmp_path, without):
+    path = Tree(tmp_path / "in", False).write(flat(["a/1.png", "b/1.png"][: 2 - without]))
+    for name in ("b", "c", "notes"):
+        (path / name).mkdir(exist_ok=True)
+    for name in ("b", "notes"):
+        (path / name / "read.txt").write_text("")
+    plain, private = (load_folder(path, "train", False, 8, private=private).classes for private in (False, True))
+    assert plain == (("a",) if without else ("a", "b")) and private == ("a", "b", "c", "notes")
+
+
+def test_with_epsilon_images_beside_folders_are_refused(tree):
+    path = tree.write(flat(["a/1.png", "b/1.png", "b/inner/2.png"]))
+    assert load_folder(path, "train", False, 8).classes == ("a", "b", "b/inner")
+    with pytest.raises(DataError, match="1 images beside folders, with epsilon"):
+        load_folder(path, "train", False, 8, private=True)

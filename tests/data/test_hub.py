@@ -196,10 +196,18 @@ def test_where_no_row_may_make_a_class_the_columns_type_names_them(library):
         load_dataset("hf", "set", 16, "train", private=True)
 
 
-@pytest.mark.parametrize(("value", "names"), [(None, None), (-1, ["a", "b"]), (2, ["a", "b"]), (0.5, None)])
+@pytest.mark.parametrize(
+    ("value", "names"), [(None, None), (-1, ["a", "b"]), (2, ["a", "b"]), (0.5, None), ([0, 1], None)]
+)
 def test_what_is_no_label_is_named_by_its_row(library, value, names):
     library(Table({"image": PICTURES[:5], "label": [0, 1, 0, value, 0]}, names))
     with pytest.raises(DataError, match="label of row 3 of set"):
+        load()
+
+
+def test_a_test_split_without_a_column_is_refused(library):
+    library({"train": Table({"image": PICTURES, "label": DIGITS}), "test": Table({"image": PICTURES})})
+    with pytest.raises(DataError, match="no column label in set's test split"):
         load()
 
 

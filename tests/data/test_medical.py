@@ -135,6 +135,74 @@ def test_of_a_series_and_of_frames_every_so_many_count(tmp_path):
     assert found.images[:2, 0].mean((1, 2)).tolist() == [153, 0], "grey of 0 … 5"
 
 
+@pytest.mark.parametrize("told", ["", "people.csv", "pattern"])
+def test_which_files_of_a_series_count_follows_from_its_persons_files_alone(tmp_path, told):
+    """However an anonymiser numbers series: one person's files must not decide what is taken of another's."""
+    tags = {"SeriesInstanceUID": "1.2", "RescaleIntercept": 0}
+
+    def taken(place, moved):
+        files = {
+            f"train/{name}{number}.dcm": changed(
+                pixel_array=np.full((64, 64), 10 * number, np.int16),
+                InstanceNumber=number + moved * (name == "a"),
+                PatientID="" if told else name,
+                **tags,
+            )
+            for name in "ab"
+            for number in range(4)
+        }
+        files["test/c0.dcm"] = dicom("CT_small.dcm")
+        people = "^([a-c])[0-9]" if told == "pattern" else ""
+        if told == "people.csv":
+            files[told] = "".join(f"{name},{name.split('/')[1][0]}\n" for name in files).encode()
+        found = read(tmp_path / place, files, slices="axial/2", window="20,40", people=people)
+        return found.people, found.images[found.people == 1]
+
+    (people, one), (_, other) = taken("1", 0), taken("2", 7)
+    assert people.tolist() == [0, 0, 1, 1] and np.array_equal(one, other)
+
+
+def test_values_and_windows_of_a_frame_are_those_of_its_own_groups(tmp_path):
+    def groups(**told):
+        item = pydicom.Dataset()
+        for name, tags in told.items():
+            inner = pydicom.Dataset()
+            for tag, value in tags.items():
+                setattr(inner, tag, value)
+            setattr(item, name, pydicom.Sequence([inner]))
+        return pydicom.Sequence([item])
+
+    ramp = np.arange(64 * 64, dtype=np.int16).reshape(64, 64)
+    plain = changed(pixel_array=ramp, RescaleIntercept=-1024, WindowCenter=0, WindowWidth=1000)
+    moved = groups(PixelValueTransformationSequence={"RescaleIntercept": -1024, "RescaleSlope": 1})
+    window = groups(FrameVOILUTSequence={"WindowCenter": 0, "WindowWidth": 1000})
+    grouped = changed(
+        pixel_array=ramp,
+        RescaleIntercept=0,
+        SharedFunctionalGroupsSequence=moved,
+        PerFrameFunctionalGroupsSequence=window,
+        VOILUTSequence=pydicom.Sequence([]),
+    )
+    one, other = read(tmp_path, {"a.dcm": plain, "b.dcm": grouped}).images
+    assert np.array_equal(one, other) and one.min() == 0 and one.max() == 255
+
+
+def test_colours_of_fewer_bits_than_their_words_are_as_bright(tmp_path):
+    whole = pydicom.dcmread(io.BytesIO(dicom("SC_rgb_rle_16bit.dcm")))
+    colours = pydicom.pixels.pixel_array(whole)
+    whole.decompress()
+    whole.PixelData, whole.BitsStored, whole.HighBit = (colours >> 4).tobytes(), 12, 11
+    buffer = io.BytesIO()
+    whole.save_as(buffer)
+    one, other = read(tmp_path, {"a.dcm": dicom("SC_rgb_rle_16bit.dcm"), "b.dcm": buffer.getvalue()}).images
+    assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_a_header_that_claims_more_than_there_can_be_is_refused_before_room_is_made(tmp_path):
+    with pytest.raises(DataError, match=r"a\.dcm, of 2000000000 frames; expected at most 99999"):
+        read(tmp_path, {"a.dcm": changed(NumberOfFrames=2_000_000_000)})
+
+
 @pytest.mark.parametrize("name", ["MR_truncated.dcm", "no_meta.dcm"])
 def test_a_damaged_file_is_named_and_nothing_of_its_header(tmp_path, name):
     with pytest.raises(DataError, match=rf"{name} does not decode \(ValueError\)"):
@@ -216,9 +284,16 @@ def test_voxels_that_are_no_cubes_make_square_pixels_and_names_tell_persons(tmp_
     assert alone.people.tolist() == [0] and alone.reading.held_back == 1
 
 
-@pytest.mark.parametrize("raw", [b"", b"\x1f\x8b\x08broken", (348).to_bytes(4, "little") + bytes(2000)])
+def flat_volume():
+    """A volume whose affine leaves no place for one axis."""
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.diag([1.0, 1.0, 1.0, 1.0]))
+    image.header["srow_z"], image.header["qform_code"] = 0, 0
+    return image.header.binaryblock + bytes(4 + 64)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x1f\x8b\x08broken", (348).to_bytes(4, "little") + bytes(2000), flat_volume()])
 def test_a_damaged_volume_is_named(tmp_path, raw):
-    with pytest.raises(DataError, match=r"a\.nii\.gz(, of a shape that is none| does not decode)"):
+    with pytest.raises(DataError, match=r"a\.nii\.gz(, of a shape or an affine that is none| does not decode)"):
         read(tmp_path, {"a.nii.gz": raw})
 
 

@@ -479,3 +479,29 @@ def test_the_runs_own_folder_of_images_is_found_beside_its_model(tiny, tmp_path)
     alone.write_bytes(made.model.read_bytes())
     with pytest.raises(DataError, match="no folder for data set 'folder'"):
         evaluate_model(alone, samples=20, metrics="fid")
+
+
+def test_a_run_is_judged_by_the_images_that_it_held_back_itself(tiny, tmp_path):
+    """Where persons are held back, every tenth image is one that was trained on."""
+    rng, root = np.random.default_rng(0), tmp_path / "images"
+    root.mkdir()
+    for index in range(60):
+        Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(root / f"{index:02}-p{index % 12}.png")
+    data = {"dataset": "folder", "data_dir": str(root), "partition": "iid", "people": "p([0-9]+)"}
+    made = prismfl.train(tiny(data=data), out=tmp_path / "run").folder
+    held = load_dataset("folder", root, 16, "test", settings=replace(Settings().data, people="p([0-9]+)"))
+    for data_dir in ("", str(root), str(root / ".." / "images")):
+        found = evaluate_model(made.root, data_dir=data_dir, samples=20, metrics="tone")
+        assert held.people is not None and found["black_of_real"] == tone(held.images).black
+    other = evaluate_model(made.root, data_dir=tree(tmp_path / "others", 1, [""]), samples=20, metrics="tone")
+    assert other["black_of_real"] != found["black_of_real"]
+
+
+def test_a_run_that_held_nothing_back_asks_for_other_images(tiny, tmp_path):
+    root = tree(tmp_path / "sites", 1, ["one", "two"])
+    data = {"dataset": "folder", "data_dir": root, "partition": "given", "clients": 2}
+    made = prismfl.train(tiny(data=data), out=tmp_path / "run").folder
+    with pytest.raises(DataError, match="trained on all of them"):
+        evaluate_model(made.root, samples=20, metrics="fid")
+    others = tree(tmp_path / "others", 1, [""])
+    assert evaluate_model(made.root, data_dir=others, samples=20, metrics="fid")["fid_judge"] > 0

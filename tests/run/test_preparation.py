@@ -286,6 +286,17 @@ def test_classes_are_kept_for_training_and_testing(tiny):
     assert ready.agreement.run != prepare(tiny(data={"classes": "4-9"})).agreement.run
 
 
+def test_classes_that_no_held_back_image_has_are_trained_on_all_the_same(tiny, tmp_path):
+    for split, name in (("train", "cat"), ("train", "dog"), ("test", "cat")):
+        path = tmp_path / split / name
+        path.mkdir(parents=True)
+        for index in range(6):
+            Image.fromarray(np.full((16, 16), 40 * index, np.uint8)).save(path / f"{index}.png")
+    data = {"dataset": "folder", "data_dir": str(tmp_path), "classes": "dog", "clients": 2, "partition": "iid"}
+    ready = prepare(tiny(data=data))
+    assert ready.test is None and sum(len(mine.images) for mine in ready.clients) == 6
+
+
 def test_classes_of_a_callers_arrays_go_by_their_labels(tiny, arrays):
     ready = prepare(tiny(data={"classes": "3,1"}), *arrays)
     assert ready.agreement.labels == ("1", "3")

@@ -56,7 +56,7 @@ def _run(how: str, folder: Any, link: Any, more: list[str]) -> None:
             summary = run_server(folder.root, link, page, display.note, more=more)
         return summary, reported(folder.root, display)
 
-    summary, page = watched(go, f"prismfl federate {how} --resume {folder.root}")
+    summary, page = watched(go, f"prismfl federate {how} --resume {folder.root}", folder.root)
     closing(folder, summary, page)
 
 

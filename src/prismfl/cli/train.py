@@ -11,6 +11,7 @@ from rich.console import Console
 from prismfl.cli.options import asked
 from prismfl.errors import SettingError
 from prismfl.metrics.text import in_words
+from prismfl.run.folder import RunFolder
 from prismfl.run.progress import LiveWatcher, PlainWatcher, on_terminal, sized
 from prismfl.settings.schema import Settings
 
@@ -63,19 +64,24 @@ def train(
             watcher.finished(finished.summary)
         return finished, "" if no_report else reported(root, display)
 
-    finished, page = watched(go, f"prismfl train --resume {root}")
+    finished, page = watched(go, f"prismfl train --resume {root}", root)
     closing(finished.folder, finished.summary, page)
 
 
-def watched(go: Callable[[Any], Any], again: str) -> Any:
-    """What a run gives, shown as it goes.  again: the command that goes on with it after an interrupt."""
+def watched(go: Callable[[Any], Any], again: str, root: Path) -> Any:
+    """What a run gives, shown as it goes.
+
+    again: the command that goes on with it after an interrupt; root: its folder.
+    """
     try:
         if not on_terminal():
             return go(PlainWatcher())
         with LiveWatcher(Console()) as live:
             return go(live)
     except KeyboardInterrupt:
-        print(f"interrupted; finished rounds are kept: go on with `{again}`", file=sys.stderr)
+        begun = RunFolder(root).config.exists()
+        kept = f"finished rounds are kept: go on with `{again}`" if begun else "the run had not begun"
+        print(f"interrupted; {kept}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
 
 

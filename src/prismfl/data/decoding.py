@@ -1,6 +1,7 @@
 """Image files: which there are, and how each becomes the square that a generator learns from."""
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -218,14 +219,12 @@ def gather(
     grey: whether they have one channel where all are grey; threads: 0 for one a core.  Raises what the first job does
     that fails.
     """
-    from joblib import cpu_count  # what this process may use of the machine's
-
     found, tally = room((len(jobs), 3, size, size), scratch), _Tally(grey=grey)
 
     def some(chunk: Sequence[Job]) -> list[Picture]:
         return [job(tally.grey) for job in chunk]
 
-    with ThreadPoolExecutor(threads or min(_MOST_THREADS, cpu_count())) as pool:
+    with ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(jobs), _AT_A_TIME):
             now = jobs[start : start + _AT_A_TIME]
             chunks = [now[at : at + _TO_A_THREAD] for at in range(0, len(now), _TO_A_THREAD)]

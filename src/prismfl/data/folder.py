@@ -11,8 +11,8 @@ import numpy as np
 
 from prismfl.data.decoding import Picture, gather, read_picture
 from prismfl.data.images import ImageSet, Labels
-from prismfl.data.medical import opened
-from prismfl.data.persons import numbered, told_by_tables
+from prismfl.data.medical import opened, thinned
+from prismfl.data.persons import numbered, person_in, told_by_tables
 from prismfl.data.tree import Entry, Folder, Tree, look_into, split_of
 from prismfl.errors import DataError
 from prismfl.settings.schema import Data
@@ -94,19 +94,28 @@ def _parts(root: Path, tree: Tree, data: Data) -> _Parts:
     whole = _without_top(tree)
     if data.attribute == NO_CLASSES:
         parts = _by_split(root, whole)
-        return parts._replace(train=_flat(parts.train), test=_flat(parts.test))
+        return _thinned(parts._replace(train=_flat(parts.train), test=_flat(parts.test)), data)
     _check_inner(root, whole)
-    parts = _by_split(root, whole)
+    parts = _thinned(_by_split(root, whole), data)
     _check_sorted(root, parts.train + parts.test)
     _check_no_clients(root, parts.train)
     _check_no_persons(root, parts.train)
     return parts
 
 
+def _thinned(parts: _Parts, data: Data) -> _Parts:
+    """Of series of medical images those that count, by each person's alone."""
+    train, test = (
+        replace(tree, entries=thinned(tree.entries, data.slices, lambda entry: person_in(entry, data.people)))
+        for tree in (parts.train, parts.test)
+    )
+    return parts._replace(train=train, test=test)
+
+
 def _flat(tree: Tree) -> Tree:
     """The same images in no folder; their order stays."""
     entries = tuple(entry._replace(path=("/".join(entry.path),)) for entry in tree.entries)
-    return replace(tree, entries=entries, folders=frozenset({()}))
+    return replace(tree, entries=entries, folders=frozenset({()}), leaves=frozenset({()}))
 
 
 def _tree(root: Path, data: Data) -> Tree:
@@ -187,9 +196,19 @@ def _class_of(entry: Entry) -> str:
 
 
 def _classes(tree: Tree, *, private: bool) -> set[str]:
-    """Names of classes: of those that have images, or where nobody may know that, of folders alone."""
-    named = {"/".join(folder) for folder in tree.folders} if private else set[str]()
-    return named | {_class_of(entry) for entry in tree.entries}
+    """Names of classes: of those that have images, or where nobody may know that, of folders alone.
+
+    Raises DataError for images that are in none of these.
+    """
+    if not private:
+        return {_class_of(entry) for entry in tree.entries}
+    if loose := sum(entry.path[:-1] not in tree.leaves for entry in tree.entries):
+        raise DataError(
+            f"{loose} images beside folders, with epsilon: they would say that there is a class",
+            "images in folders without folders, which say it themselves",
+            "move them, or pass --attribute none where folders are no classes",
+        )
+    return {"/".join(leaf) for leaf in tree.leaves}
 
 
 def _without_top(tree: Tree) -> Tree:
@@ -255,7 +274,8 @@ def _without_images(tree: Tree) -> Tree:
     if inner not in ({"images"}, {"image"}, {"img"}):
         return tree
     entries = tuple(entry._replace(path=entry.path[:-2] + entry.path[-1:]) for entry in tree.entries)
-    return replace(tree, entries=entries, folders=frozenset(folder[:-1] for folder in tree.folders))
+    folders, leaves = (frozenset(folder[:-1] for folder in some) for some in (tree.folders, tree.leaves))
+    return replace(tree, entries=entries, folders=folders, leaves=leaves)
 
 
 def _check_sorted(root: Path, tree: Tree) -> None:

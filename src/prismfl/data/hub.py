@@ -44,6 +44,7 @@ def load_hub(
     if not len(tables[split]):
         raise DataError(f"no {split} rows in {name}", "at least one (of ten, where a tenth is kept)", _REMEDY)
     image, label = _image_column(name, tables["train"]), _label_column(name, tables["train"].column_names, attribute)
+    _check_alike(name, tables["test"].column_names, (image, label))
     labels, classes = _labels(name, tables, split, label, private=private)
     images, reading = _pictures(name, tables[split].select_columns([image]), image, size, scratch, how)
     return ImageSet(images, labels, classes, reading=replace(reading, held_back=len(tables["test"])))
@@ -100,6 +101,13 @@ def _label_column(name: str, there: Sequence[str], asked: str) -> str | None:
     return asked or ("label" if "label" in there else None)
 
 
+def _check_alike(name: str, there: Sequence[str], needed: Sequence[str | None]) -> None:
+    if lost := [column for column in needed if column and column not in there]:
+        raise DataError(
+            f"no column {', '.join(lost)} in {name}'s test split", "the columns of the train split", "add it"
+        )
+
+
 def _labels(
     name: str, tables: Mapping[str, _Table], split: str, column: str | None, *, private: bool
 ) -> tuple[Labels, tuple[str, ...]]:
@@ -117,12 +125,16 @@ def _labels(
     every = {value for one in values.values() for value in one if isinstance(value, int | str)}
     known = list(range(len(named))) if named else sorted(every, key=lambda value: (isinstance(value, str), value))
     number = {value: index for index, value in enumerate(known)}
-    wrong = next((row for row, value in enumerate(values[split]) if number.get(value) is None), None)
+    wrong = next((row for row, value in enumerate(values[split]) if not _is_known(value, number)), None)
     if wrong is not None:
         raise DataError(
             f"{column} of row {wrong} of {name}'s {split} split", "a class's number or name", "mend the row"
         )
     return np.array([number[value] for value in values[split]], np.int64), tuple(map(str, named or known))
+
+
+def _is_known(value: Any, number: Mapping[Any, int]) -> bool:
+    return isinstance(value, int | str) and value in number
 
 
 def _pictures(

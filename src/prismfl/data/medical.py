@@ -3,6 +3,7 @@
 Of what a header says nothing stands in an error, and nothing leaves but which images are of one person.
 """
 
+import copy
 import gzip
 import io
 import logging
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prismfl.data.decoding import MOST_PIXELS, Picture, is_nifti, picture_of
-from prismfl.data.tree import Entry, Tree
+from prismfl.data.tree import Entry, Folder, Tree
 from prismfl.errors import DataError, DependencyError
 from prismfl.settings.check import Slices, slices_from, window_from
 
 _MOST_BYTES = 2**32  # of a volume's voxels
+_MOST_IMAGES = 99_999  # of a file, which their names number by five digits
 _TAGS = ("PatientID", "SeriesInstanceUID", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", "Modality")
 _NO_PHOTOGRAPHS = {"SEG", "RTDOSE"}  # masks and doses, which are drawn over images and are none
 _SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")  # whose a file is, by the Brain Imaging Data Structure
@@ -37,7 +39,8 @@ def opened(tree: Tree, slices: str, window: str) -> Tree:
     """The tree with an entry for each slice or frame of its medical files, and the person that each file is of.
 
     A DICOM file is of its PatientID; a NIfTI file of the `sub-…` in its path, and where there is none of itself alone.
-    Raises DataError for a file that does not read, DependencyError for a library that is missing.
+    Series of single DICOM files are whole still: see `thinned`.  Raises DataError for a file that does not read,
+    DependencyError for a library that is missing.
     """
     if not any(entry.medical for entry in tree.entries):
         return tree
@@ -47,7 +50,7 @@ def opened(tree: Tree, slices: str, window: str) -> Tree:
     heads = [(entry, _header(entry)) for entry in files if not is_nifti(entry.path[-1])]
     found = [entry for entry in tree.entries if not entry.medical]
     found += [image for entry in volumes for image in _of_nifti(entry, which, shown)]
-    found += _of_dicom([(entry, head) for entry, head in heads if head is not None], which, shown)
+    found += [image for entry, head in heads if head is not None for image in _of_dicom(entry, head, which, shown)]
     without = [("/".join(entry.path), "DICOM without an image") for entry, head in heads if head is None]
     skipped = tuple(sorted((*tree.skipped, *without)))
     return replace(tree, entries=tuple(sorted(found, key=lambda entry: entry.path)), skipped=skipped)
@@ -166,48 +169,78 @@ def _whole(value: Any, otherwise: int) -> int:
         return otherwise
 
 
-def _of_dicom(heads: Sequence[tuple[Entry, Any]], which: Slices, window: tuple[float, float] | None) -> Iterator[Entry]:
-    """The images of DICOM files: of a series of single ones every so many, as of the frames of one file."""
-    series: dict[tuple[Any, ...], list[tuple[int, Any, list[Entry]]]] = defaultdict(list)
-    for entry, head in heads:
-        known = (entry.path[:-1], str(head.get("SeriesInstanceUID") or entry.path))
-        number = _whole(head.get("InstanceNumber"), 0)
-        series[known].append((number, entry.path, _frames(entry, head, which, window)))
-    for files in series.values():
-        files.sort(key=lambda file: file[:2])
-        single = all(len(frames) == 1 for _, _, frames in files)
-        for _, _, frames in files[:: which.every] if single else files:
-            yield from frames
-
-
-def _frames(entry: Entry, head: Any, which: Slices, window: tuple[float, float] | None) -> list[Entry]:
-    chosen = range(0, max(1, _whole(head.get("NumberOfFrames"), 1)), which.every)
+def _of_dicom(entry: Entry, head: Any, which: Slices, window: tuple[float, float] | None) -> list[Entry]:
+    """The frames of a file, every so many.  Raises DataError for more than there can be."""
+    frames, pixels = max(1, _whole(head.get("NumberOfFrames"), 1)), int(head.Rows) * int(head.Columns)
+    if frames > _MOST_IMAGES or frames * pixels > _MOST_BYTES:
+        raise DataError(
+            f"{entry.name}, of {frames} frames", f"at most {_MOST_IMAGES}, of {_MOST_BYTES} pixels", "mend or remove it"
+        )
+    chosen = range(0, frames, which.every)
     person = str(head.get("PatientID") or "").strip()
-    return _entries(entry, len(chosen), person, partial(_dicom_planes, chosen, window))
+    found = _entries(entry, len(chosen), person, partial(_dicom_planes, chosen, window))
+    if frames > 1:
+        return found
+    series = str(head.get("SeriesInstanceUID") or "/".join(entry.path))
+    return [one._replace(series=(series, _whole(head.get("InstanceNumber"), 0))) for one in found]
+
+
+def thinned(entries: Sequence[Entry], slices: str, whose: Callable[[Entry], str]) -> tuple[Entry, ...]:
+    """Of each person's series of single DICOM files every so many, by their numbers, as of the frames of one file.
+
+    whose: gives an entry's person; what is taken of one must not follow from another's files.
+    """
+    every, series = slices_from(slices).every, defaultdict[tuple[Any, ...], list[Entry]](list)
+    for entry in entries:
+        if entry.series is not None:
+            series[entry.file[:-1], entry.series[0], whose(entry)].append(entry)
+    left = set[Folder]()
+    for files in series.values():
+        files.sort(key=lambda entry: (entry.series and entry.series[1], entry.file))
+        left |= {entry.path for at, entry in enumerate(files) if at % every}
+    return tuple(entry for entry in entries if entry.path not in left)
 
 
 def _dicom_planes(chosen: Sequence[int], window: tuple[float, float] | None, raw: bytes) -> Planes:
     library, whole = _pydicom(), _parsed(raw)
+    bits, meaning = int(whole.BitsStored), str(whole.PhotometricInterpretation)
     for frame in chosen:
         pixels = library.pixels.pixel_array(whole, index=frame)  # colour as RGB
-        if str(whole.PhotometricInterpretation) == "PALETTE COLOR":
+        if meaning == "PALETTE COLOR":
+            bits = int(whole.RedPaletteColorLookupTableDescriptor[2])
             pixels = library.pixels.apply_color_lut(pixels, whole)
         if pixels.ndim == 3:
-            yield Image.fromarray(_eight_bits(pixels[..., :3]))
+            yield Image.fromarray(_eight_bits(pixels[..., :3], bits))
             continue
-        grey = _windowed(library, np.asarray(library.pixels.apply_modality_lut(pixels, whole)), whole, window)
-        yield Image.fromarray(255 - grey if str(whole.PhotometricInterpretation) == "MONOCHROME1" else grey)
+        head = _of_frame(whole, frame)
+        grey = _windowed(library, np.asarray(library.pixels.apply_modality_lut(pixels, head)), head, window)
+        yield Image.fromarray(255 - grey if meaning == "MONOCHROME1" else grey)
 
 
-def _eight_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+def _of_frame(whole: Any, frame: int) -> Any:
+    """The header of one frame: what its own groups and the shared ones say goes over the file's."""
+    groups = [*(whole.get("SharedFunctionalGroupsSequence") or [])[:1]]
+    groups += [*(whole.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]]
+    found = copy.copy(whole) if groups else whole
+    for group in groups:
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            for said in (group.get(name) or [])[:1]:
+                found.update(said)
+    return found
+
+
+def _eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Colours of so many bits; some files hold fewer in the upper ones of a word."""
     if pixels.dtype == np.uint8:
         return pixels
-    return np.asarray(pixels / np.iinfo(pixels.dtype).max * 255 + 0.5, np.uint8)
+    most = 2**bits - 1
+    most = most if pixels.max() <= most else np.iinfo(pixels.dtype).max
+    return np.asarray((pixels / most).clip(0, 1) * 255 + 0.5, np.uint8)
 
 
 def _windowed(library: Any, values: NDArray[Any], whole: Any, window: tuple[float, float] | None) -> NDArray[np.uint8]:
     """Grey values as they are to be shown: by the window asked for, the file's table or its first window, or all."""
-    if window is None and "VOILUTSequence" in whole:
+    if window is None and whole.get("VOILUTSequence"):
         bits = int(whole.VOILUTSequence[0].LUTDescriptor[2])
         return _stretched(library.pixels.apply_voi(values.astype(np.int64), whole).astype(np.float64), 0, 2**bits - 1)
     values, shape = values.astype(np.float64), str(whole.get("VOILUTFunction") or "LINEAR")
@@ -281,9 +314,10 @@ def _of_nifti(entry: Entry, which: Slices, window: tuple[float, float] | None) -
         axes = library.orientations.io_orientation(head.get_best_affine())[:, 0]
     except Exception as error:
         raise _undecodable(entry, error) from None
-    if len(shape) < 2 or math.prod(shape) < 1 or math.prod(shape) * bytes_each > _MOST_BYTES:
+    lost = len(shape) > 2 and which.axis not in axes  # by an affine that leaves no place for it
+    if len(shape) < 2 or max(shape) > _MOST_IMAGES or not 1 <= math.prod(shape) * bytes_each <= _MOST_BYTES or lost:
         wanted = f"a volume of at most {_MOST_BYTES} bytes"
-        raise DataError(f"{entry.name}, of a shape that is none", wanted, "mend or remove it")
+        raise DataError(f"{entry.name}, of a shape or an affine that is none", wanted, "mend or remove it")
     sides = (*shape, 1, 1)[:3]
     along = sides[int(np.flatnonzero(axes == which.axis)[0])] if len(shape) > 2 else 1
     count = len(range(0, along, which.every))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ def told_by_tables(root: Path, tree: Tree, people: str = "") -> Tree:
     """
     tables = [(table.path[:-1], table.read()) for table in tree.tables]
     if is_table(people):
-        elsewhere = Path(people).expanduser()
+        elsewhere = Path(os.path.expanduser(people))  # noqa: PTH111 (which leaves a user that is none as it is)
         inside = root / people if root.is_dir() else elsewhere
         tables = [((), read_file(inside if inside.is_file() else elsewhere))]
     elif people:  # a pattern goes before tables that happen to lie there
@@ -110,6 +111,13 @@ def numbered(entries: Sequence[Entry], pattern: str, *, private: bool = False) -
             "name them in people.csv, or by --people PATTERN",
         )
     return None
+
+
+def person_in(entry: Entry, pattern: str) -> str:
+    """Whose an image is, as `numbered` takes it: nothing where nobody knows."""
+    if pattern and not is_table(pattern):
+        return _person(re.search(pattern, "/".join(entry.path)))
+    return entry.person
 
 
 def _by_name(names: Iterable[str]) -> Labels:

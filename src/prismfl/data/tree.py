@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     """An image file: its path from the root, what it is called, how it is read, and whether it lies elsewhere.
 
     medical: whether it is DICOM or NIfTI, and not opened yet; of one that was, an entry an image: picture gives it, and
-    file is the path; person: whose it is, where that is known.
+    file is the path; person: whose it is, where that is known; series: of a single DICOM image, its series and number.
     """
 
     path: Folder
@@ -49,6 +49,7 @@ class Entry(NamedTuple):
     picture: Callable[[int, str, bool], Picture] | None = None
     file: Folder = ()
     person: str = ""
+    series: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,14 @@ class Tree:
     """Images below a point, in name order, which is one order on every machine.
 
     folders: those that hold images, or nothing at all; skipped: files that are not read, and why; tables: files that
-    say whose images these are.
+    say whose images these are; leaves: folders without a folder in them, which no image decides.
     """
 
     entries: tuple[Entry, ...]
     folders: frozenset[Folder]
     skipped: tuple[tuple[str, str], ...] = ()
     tables: tuple[Entry, ...] = ()
+    leaves: frozenset[Folder] = frozenset()
 
     @property
     def tops(self) -> list[str]:
@@ -72,11 +74,15 @@ class Tree:
     def below(self, *names: str) -> "Tree":
         """What lies below some top folders, as if they were one and the root."""
         entries = sorted((e._replace(path=e.path[1:]) for e in self.entries if e.path[0] in names), key=_place)
-        inside = frozenset(folder[1:] for folder in self.folders if folder and folder[0] in names)
-        return Tree(tuple(e for e in entries if e.path), inside, self.skipped)
+        inside, leaves = (
+            frozenset(folder[1:] for folder in some if folder and folder[0] in names)
+            for some in (self.folders, self.leaves)
+        )
+        return Tree(tuple(e for e in entries if e.path), inside, self.skipped, leaves=leaves)
 
     def __add__(self, other: "Tree") -> "Tree":
-        return Tree(self.entries + other.entries, self.folders | other.folders, self.skipped + other.skipped)
+        entries, leaves = self.entries + other.entries, self.leaves | other.leaves
+        return Tree(entries, self.folders | other.folders, self.skipped + other.skipped, leaves=leaves)
 
 
 def _place(entry: Entry) -> Folder:
@@ -123,9 +129,9 @@ def look_into(root: Path) -> Tree:
             among = tables if one.path[-1].lower() == _TABLE else entries
             among.append(Entry(one.path, f"{root}/{'/'.join(one.path)}", one.read, one.elsewhere, one.medical))
     hold = {entry.path[:-1] for entry in entries}
-    return Tree(
-        tuple(sorted(entries, key=_place)), frozenset(hold | (folders - filled)), tuple(sorted(skipped)), tuple(tables)
-    )
+    leaves = frozenset(folders - {folder[:-1] for folder in folders}) or frozenset({()})
+    named = frozenset(hold | (folders - filled))
+    return Tree(tuple(sorted(entries, key=_place)), named, tuple(sorted(skipped)), tuple(tables), leaves)
 
 
 def _is_hidden(name: str) -> bool:

@@ -242,6 +242,7 @@ def train(
     if images is not None:
         images = as_array(images)
         settings = for_arrays(settings, images)
+    runfolder.check_new(Path(out))  # before all images are read
     ready = prepare(settings, images, labels)
     folder = runfolder.create(Path(out), settings)
     runfolder.record(folder, settings, ready.agreement)

@@ -194,11 +194,10 @@ def _tested(run: Run, reading: Reading, part: Part) -> Mapping[str, Any]:
     """Membership and nearest copies, measured on the training images."""
     from prismfl.run.evaluate import evaluate_model
 
-    data = run.settings.data
     return evaluate_model(
         run.folder.model,
-        reading.dataset or data.dataset,
-        reading.data_dir or data.place,
+        reading.dataset,
+        reading.data_dir,
         reading.samples,
         metrics="membership",
         pairs=run.folder.root / PAIRS,

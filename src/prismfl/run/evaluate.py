@@ -100,8 +100,8 @@ def evaluate_model(
     network = None if inception is None else load_inception(inception).to(device)
     sampler = load(path, device)
     trained, ledger = settings_of(path, sampler.model.settings), sampler.model.ledger
-    name, data_dir = dataset or trained.data.dataset, data_dir or own_data_dir(path, dataset)
-    judge = judge_of(sampler, trained.data, name, data_dir, network, part)
+    name, (data_dir, reading) = dataset or trained.data.dataset, own_images(path, dataset, data_dir, trained.data)
+    judge = judge_of(sampler, reading, name, data_dir, network, part)
     labels = labels_like(judge.test.labels, samples) if sampler.model.labels == judge.train.classes else None
     wanted = judge.applying(asked, samples, labels is not None)
     found = []
@@ -383,10 +383,24 @@ def _of_classes(train: ImageSet, test: ImageSet, labels: tuple[str, ...]) -> tup
     return real, held_back
 
 
-def own_data_dir(path: Path, dataset: str) -> str:
-    """The folder that a model's run read, where its run folder is at hand and no other data set is asked for."""
-    asked = RunFolder(model_file(path).resolve().parent).config
-    return "" if dataset or not asked.is_file() else load_settings(asked).data.place
+def own_images(path: Path, dataset: str, data_dir: str, trained: Data) -> tuple[str, Data]:
+    """Where real images lie and how they are read: as the model's run did it, where its folder is at hand.
+
+    trained: what the model file says.  Raises DataError for the images of a run that trained on all of them.
+    """
+    config = RunFolder(model_file(path).resolve().parent).config
+    if dataset not in ("", trained.dataset) or not config.is_file():
+        return data_dir, trained
+    asked = load_settings(config).data
+    if data_dir and Path(data_dir).resolve() != Path(asked.place).resolve():
+        return data_dir, trained
+    if asked.partition == "given":
+        raise DataError(
+            "the images of a run that trained on all of them (--partition given)",
+            "images that it has not seen",
+            "pass --data-dir with a folder of others",
+        )
+    return asked.place, replace(trained, people=asked.people)
 
 
 def settings_of(path: Path, text: str) -> Settings:

@@ -70,14 +70,19 @@ class RunFolder:
 
 def create(root: Path, settings: Settings) -> RunFolder:
     """A new run folder with its settings.  Raises RunFolderError when a run is there already."""
+    check_new(root)
     folder = RunFolder(root)
+    write_atomic(folder.config, to_toml(settings))
+    gather_ledger(folder)
+    return folder
+
+
+def check_new(root: Path) -> None:
+    """Raises RunFolderError where a folder has files already."""
     if root.is_dir() and any(root.iterdir()):
         raise RunFolderError(
             f"files in {root}", "a new or empty folder", f"choose another --out, or continue with --resume {root}"
         )
-    write_atomic(folder.config, to_toml(settings))
-    gather_ledger(folder)
-    return folder
 
 
 def lock_of(root: Path) -> Path:
@@ -90,7 +95,7 @@ def alone_in(folder: RunFolder, patience: float = 0.0) -> AbstractContextManager
     return alone(lock_of(folder.root), str(folder.root), patience)
 
 
-_MOVABLE = {"data_dir", "features"}  # files that may have moved since the run began
+_MOVABLE = {"data_dir", "features", "people"}  # files that may have moved since the run began
 
 
 def reopen(
@@ -132,7 +137,7 @@ def _stored(path: Path) -> Settings:
 
 def _here(found: Settings, asked: Settings) -> Settings:
     """Resolved settings with this machine's own options and places."""
-    data = replace(found.data, data_dir=asked.data.data_dir)
+    data = replace(found.data, data_dir=asked.data.data_dir, people=asked.data.people)
     features = asked.features if asked.features.weights else found.features
     return replace(found, data=data, features=features, running=asked.running)
 

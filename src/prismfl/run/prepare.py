@@ -255,8 +255,8 @@ def _chosen(
     train = train if private else present(train)
     train = replace(train, images=in_channels(train.images, settings.channels, scratch))
     if test is not None:
-        chosen = select_classes(test, settings.data.classes)
-        held_back, test = len(chosen), named_alike(chosen, train.classes)
+        chosen = named_alike(test, select_names(test.classes, settings.data.classes))
+        held_back, test = (0, None) if chosen is None else (len(chosen), named_alike(chosen, train.classes))
     if test is not None:
         test = replace(test, images=in_channels(test.images, train.images.shape[1], scratch))
     measured = 0 if test is None else len(test)

@@ -15,7 +15,7 @@ from prismfl.generator.sampling import labels_like, load
 from prismfl.metrics import distances, protocols
 from prismfl.metrics.distances import frechet
 from prismfl.privacy.ledger import from_json, summary_of
-from prismfl.run.evaluate import OUTSIDE, Judge, judge_of, own_data_dir, settings_of
+from prismfl.run.evaluate import OUTSIDE, Judge, judge_of, own_images, settings_of
 from prismfl.run.progress import Part, no_parts
 
 _SMALL = "the mean over its ResNet, wide ResNet and ResNeXt counts: here others were trained, or not all of them"
@@ -66,8 +66,8 @@ def evaluate_by_protocol(
     network = None if inception is None else load_inception(inception).to(device)
     sampler = load(path, device)
     trained, count = settings_of(path, sampler.model.settings), protocols.SAMPLES[protocol]
-    data_dir = data_dir or own_data_dir(path, dataset)
-    judge = judge_of(sampler, trained.data, dataset or trained.data.dataset, data_dir, network, part)
+    data_dir, reading = own_images(path, dataset, data_dir, trained.data)
+    judge = judge_of(sampler, reading, dataset or trained.data.dataset, data_dir, network, part)
     labelled = len(judge.train.classes) > 1 and sampler.model.labels == judge.train.classes
     made = part("making samples", 1)
     labels = labels_like(judge.test.labels, count) if labelled else None

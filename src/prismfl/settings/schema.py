@@ -8,7 +8,7 @@ import os
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
-from prismfl.settings.check import Dealt, Section, check_together, checked, dealt_from, setting
+from prismfl.settings.check import Dealt, Section, check_together, checked, dealt_from, is_table, setting
 
 AUTO = -1  # what a setting says that is to follow from others, where 0 says something
 
@@ -371,12 +371,13 @@ class Settings:
 
         Returns:
             Settings that all parties of a run have in common.  A feature network in a file is called `file`:
-            its SHA-256 says which one it is.
+            its SHA-256 says which one it is.  A table of persons is `people.csv`.
 
         Raises:
             SettingError: while the clients of a pattern are not counted.
         """
-        features, data = Features(self.features.network), replace(self.data, data_dir="")
+        people = "people.csv" if is_table(self.data.people) else self.data.people
+        features, data = Features(self.features.network), replace(self.data, data_dir="", people=people)
         return replace(self, data=data, features=features, running=Running())
 
 

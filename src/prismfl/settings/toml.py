@@ -117,7 +117,7 @@ def images_of(values: Mapping[str, Any]) -> Settings:
     data, features = (values.get(section, {}) for section in ("data", "features"))
     if not isinstance(data, Mapping) or not isinstance(features, Mapping):
         raise SettingError("settings without tables", "data and features", "fetch the file anew")
-    kept = {name: data[name] for name in ("dataset", "attribute", "classes", "fit") if name in data}
+    kept = {name: data[name] for name in ("dataset", "attribute", "classes", "fit", "slices", "window") if name in data}
     if data.get("label_column"):
         kept["attribute"] = data["label_column"]
     return settings_from({"data": kept, "features": {"features": features.get("features", "auto")}})
