@@ -9,6 +9,7 @@ from PIL import Image
 
 from prismfl.cli import main as cli
 from prismfl.cli.commands import in_options
+from prismfl.cli.federate import _placed
 from prismfl.generator.layout import Layout
 from prismfl.generator.modelfile import save_model
 from prismfl.generator.sampling import finish
@@ -140,3 +141,15 @@ def test_what_a_file_says_is_told_in_the_files_words(call, tmp_path):
 def test_settings_become_the_options_that_were_asked_for(text, told):
     assert in_options(text, {"clients", "data_dir", "features", "seed", "conditional"}) == told
     assert in_options(text, ()) == text
+
+
+def test_places_of_a_sites_files_are_told_from_the_root_and_networks_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = [_placed(text) for text in ("", "vgg19", "vgg19:net.pth", "net.safetensors", str(tmp_path / "net"))]
+    assert found == [
+        "",
+        "vgg19",
+        f"vgg19:{tmp_path / 'net.pth'}",
+        f"{tmp_path / 'net.safetensors'}",
+        f"{tmp_path / 'net'}",
+    ]

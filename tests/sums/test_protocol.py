@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import chisquare
 from sklearn.linear_model import LogisticRegression
 
+from prismfl.engines.sums import Member
 from prismfl.errors import ClientError, MessageError, PolicyError, PrismError, SettingError
 from prismfl.sums.frames import WIDTHS, Advert, Purpose, Step, Sum, open_step, seal_step
 from prismfl.sums.rules import Rules, usual
@@ -321,6 +322,41 @@ def test_of_masks_a_round_is_summed_once_and_of_images_another_sum_is_another_ve
     world.memory = Memory()
     opened = world.server().run()
     assert world.made == 10 and np.array_equal(world.total(opened), plain(world, range(5)))
+
+
+def test_a_sum_that_is_opened_again_takes_another_release(make_world):
+    world = make_world(sites=3, colluders=1, dropouts=0)
+    place = Place(bytes(16), 0, 0)
+    one, two = (Sum(place, Purpose.RELEASE, bytes([number]) * 16) for number in (1, 2))
+
+    def opened(of):
+        world.answer(0, seal_step(Step.OPEN, of, {}))
+        return world.sites[0].attempt(of)
+
+    first = opened(one)
+    world.restart(0)
+    assert opened(one) == first, "a site that starts again goes on with it"
+    assert len({first, opened(two), opened(one)}) == 3
+
+
+def test_a_vector_without_noise_is_summed_with_the_same_sites_alone_in_whichever_run(make_world, tmp_path):
+    world = make_world(sites=5, colluders=1, dropouts=1, hidden=False)
+
+    def another_run():
+        members = [Member(world.rules, one, tmp_path / str(client)) for client, one in enumerate(world.identities)]
+        world.sites = [SumSite(world.rules, m.identity, client, {}, once=m.once) for client, m in enumerate(members)]
+        world.memory = Memory()
+
+    for _ in range(2):
+        another_run()
+        opened = world.server().run()
+        assert np.array_equal(world.total(opened), plain(world, range(5)))
+    another_run()
+    world.dead = {4: Step.INBOX}
+    assert "others than of an earlier sum of the same vector" in errors_of(world)
+    another_run()
+    world.values = world.values + 1
+    assert np.array_equal(world.total(world.server().run()), plain(world, range(4)))
 
 
 def test_noise_is_shared_by_all_sites_of_the_policy_or_nothing_is_added(make_world, identities):

@@ -14,6 +14,7 @@ from prismfl.cli.train import Preset, closing, reported, watched
 from prismfl.data.files import make_folder, write_atomic
 from prismfl.errors import ClientError, PrismError, SettingError
 from prismfl.settings.check import check_people
+from prismfl.settings.schema import FEATURE_NETS
 from prismfl.settings.toml import read_toml, settings_from
 
 _Resume = Annotated[Optional[Path], typer.Option(help="Finish the run in this folder.")]  # noqa: UP045
@@ -248,8 +249,16 @@ def _node(
         "people": people,
         "key": str(key.resolve()) if key else "",
         "server": server,
-        **{name: str(Path(path).resolve()) if path else "" for name, path in files.items()},
+        **{name: _placed(path) for name, path in files.items()},
     }
+
+
+def _placed(text: str) -> str:
+    """A file's place from the root; of a feature network, as vgg19:FILE, its file's."""
+    name, colon, file = text.partition(":")
+    if name in FEATURE_NETS:
+        return f"{name}:{Path(file).expanduser().resolve()}" if colon else name
+    return str(Path(text).resolve()) if text else ""
 
 
 def _rules(

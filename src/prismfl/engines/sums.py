@@ -25,10 +25,24 @@ _KEYS = "sites.pem"  # private keys of simulated sites, in a run's folder
 
 @dataclass(frozen=True)
 class Member:
-    """What a site brings to every sum: the rules of its policy, and the key that proves who it is."""
+    """What a site brings to every sum: the rules of its policy, the key that proves who it is, and what it has summed.
+
+    summed: file of vectors without noise that were summed, and with whom, over all runs; None of a simulated site.
+    """
 
     rules: Rules
     identity: Identity
+    summed: Path | None = None
+
+    def once(self, vector: bytes, sites: bytes) -> bool:
+        """Whether a vector was never summed with other sites; this sum is remembered.  Raises RunFolderError."""
+        if self.summed is None:
+            return True
+        lines = self.summed.read_text(encoding="ascii").split() if self.summed.exists() else []
+        before = {line.partition(":")[2] for line in lines if line.startswith(vector.hex())}
+        if not before:
+            write_atomic(self.summed, "\n".join([*lines, f"{vector.hex()}:{sites.hex()}"]) + "\n", private=True)
+        return before <= {sites.hex()}
 
 
 def simulated_members(folder: RunFolder, clients: int) -> list[Member]:
@@ -88,7 +102,7 @@ def answer_sum(
 
     state = disk.sum_state(client, of.purpose)
     count = disk.counted(images()) if of.purpose == Purpose.RELEASE and state.get("name") != of.name else 0
-    site = SumSite(member.rules, member.identity, client, state, count)
+    site = SumSite(member.rules, member.identity, client, state, count, member.once)
     work = Work(lambda name, own, adverts: disk.sums(client, images(), name, own, adverts), target, recalled, held)
     before = dict(state)
     found = client_sum(agreement, disk.kit, site, frame, place, of, work)

@@ -120,8 +120,8 @@ class Work:
     """What a client adds to a sum, made when it is asked for.
 
     Attributes:
-        sums: of the images, with the client's share of noise of σ = its second argument, drawn and kept for the sum
-            of that name: int64 `[G · E]`.
+        sums: of the images, with the client's share of noise of σ = its second argument, drawn and kept for the
+            attempt at a sum of that name: int64 `[G · E]`.
         target: moments of the client's own images, where masks are summed.
         memory: Adam's, of the client's last round.
         held: θ of the client's last round.
@@ -201,7 +201,7 @@ def _check_groups(agreement: Agreement, site: SumSite, of: Sum) -> None:
 def _release_vector(agreement: Agreement, kit: ClientKit, site: SumSite, of: Sum, work: Work) -> Vector:
     adverts = site.adverts()
     own = _shared_noise(agreement, kit.features, adverts)
-    numbers = work.sums(of.name, own, adverts)
+    numbers = work.sums(site.attempt(of), own, adverts)
     ring = _release_ring(len(numbers), adverts, own)
     peers = frozenset(summed_clients(agreement, Purpose.RELEASE, 0))
     return Vector(ring, [numbers.view(np.uint64)], peers, hidden=own > 0)

@@ -357,7 +357,7 @@ def _entry(value: Any) -> Entry:
 
 def _fits(kind: Any, value: Any) -> bool:
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) < 1e308  # whole ones may be longer than a float can say
     if kind in (int, str):
         return type(value) is kind
     return isinstance(value, dict) and all(isinstance(one, str) for pair in value.items() for one in pair)

@@ -67,7 +67,15 @@ class SumSite:
         True
     """
 
-    def __init__(self, rules: Rules, identity: Identity, client: int, state: State, images: int = 0) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        identity: Identity,
+        client: int,
+        state: State,
+        images: int = 0,
+        once: Callable[[bytes, bytes], bool] = lambda *_: True,
+    ) -> None:
         if not (client < len(rules.keys) and rules.keys[client] == identity.public):
             raise ClientError(
                 f"a key of client {client} that is not the one of number {client} in the policy",
@@ -75,6 +83,7 @@ class SumSite:
                 "mend --key, --client or `sites` in the policy",
             )
         self.rules, self.identity, self.client, self.state, self.images = rules, identity, client, state, images
+        self.once = once
 
     def answer(self, frame: bytes, place: Place, members: tuple[int, ...], vector: MakeVector) -> bytes:
         """The reply to any message of a sum.
@@ -154,6 +163,14 @@ class SumSite:
         self.state |= {"sealing": sealing, "masking": masking, "own": own, "advert": row}
         self.state["keys"] = seal_step(Step.KEYS, of, {self.client: row})
 
+    def attempt(self, of: Sum) -> bytes:
+        """Names what began when the sum was opened, sixteen bytes.
+
+        Opened again it is another attempt, and takes another release: of two sums with one vector the difference would
+        tell of a site.
+        """
+        return tag(b"prismfl attempt", of.context, self.state["advert"])[:16]
+
     # ------------------------------------------------------------------------------- shares
 
     def adverts(self) -> dict[int, Advert]:
@@ -219,6 +236,7 @@ class SumSite:
         self.state["peers"] = site_bytes(*sorted(made.peers))
         self.state |= {"dealers": site_bytes(*sorted(shares)), "summed": _number(of.place.round)}
         self.state["hidden"] = b"noise" if made.hidden else b""
+        self.state["vector"] = b"" if made.hidden else hashlib.sha256(made.words[0].tobytes()).digest()
         return self._answered("masked", inbox, lambda: seal_step(Step.MASKED, of, {}, self._hidden(of, made, shares)))
 
     def _inbox(self, rows: dict[int, bytes], of: Sum, members: tuple[int, ...]) -> dict[int, bytes]:
@@ -274,9 +292,20 @@ class SumSite:
             )
         peers = set(sites_in(self.state["peers"]))
         self._check_left(left & peers, len(peers))
+        self._check_once(left & peers)
         self.state["left"] = site_bytes(*sorted(left))
         signature = self.identity.sign(survivors_text(of, tuple(sorted(left))))
         return seal_step(Step.SIGNED, of, {self.client: signature})
+
+    def _check_once(self, left: set[int]) -> None:
+        """Raises ClientError where the same vector, under no noise, was summed with other sites before, in any run."""
+        vector, sites = self.state.get("vector", b""), sorted(self.rules.keys[site] for site in left)
+        if vector and not self.once(vector, hashlib.sha256("\n".join(sites).encode()).digest()):
+            raise ClientError(
+                f"{len(left)} survivors, others than of an earlier sum of the same vector",
+                "the same sites: the difference of the two sums would tell of one",
+                "start those that are missing, and begin a new run",
+            )
 
     def _unmasked(self, frame: bytes, of: Sum, members: tuple[int, ...]) -> bytes:
         rows, _ = open_step(frame, Step.SIGNATURES, of)

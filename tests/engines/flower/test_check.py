@@ -124,6 +124,8 @@ def test_each_fault_on_the_way_is_named(tls, tmp_path):
     assert faults == ["connection"] and "nobody listens there" in found["connection"]
     found, faults = told(reach("nowhere.invalid:1", tls / "ca.crt"))
     assert faults == ["connection"] and "no such name" in found["connection"]
+    found, faults = told(reach("a..b:1", tls / "ca.crt"))
+    assert faults == ["connection"] and "cannot be one" in found["connection"] and not listens("a..b:1", tls=True)
     assert told(reach(address, tls / "ca.key"))[1] == ["TLS"]
 
 
@@ -150,6 +152,17 @@ def test_another_program_on_the_port_is_no_server():
     with listening(status=200) as (address, _):
         found, faults = told(reach(address, None))
     assert faults == ["server"] and "another program" in found["server"]
+
+
+def test_a_proxy_that_cannot_be_one_is_named(tls, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:80a")
+    with pytest.raises(SettingError, match="a proxy of the environment"):
+        proxy_of("server.example:1", tls=True)
+    with listening(status=200) as (port, _), socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: server.accept()[0].sendall(b"220 mail\r\n\r\n"), daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.getsockname()[1]}")
+        found, faults = told(reach(port.replace("localhost", "server.example"), tls / "ca.crt"))
+    assert faults == ["connection"] and "no HTTP" in found["connection"]
 
 
 def test_a_proxy_is_taken_as_flower_takes_it_and_its_password_is_not_shown(tls, monkeypatch):

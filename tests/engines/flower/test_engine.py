@@ -110,9 +110,14 @@ def test_nothing_but_releases_is_told_of_private_images(
     assert bool(seen) == planted and not any("left out" in line for line in notes.lines)
 
 
-def test_a_reply_without_a_ledger_does_not_count(fake, site_nodes, site_settings, serve, tmp_path, notes):
+@pytest.mark.parametrize("told", ["", "[" * 100_000, "huge"])
+def test_a_reply_without_a_ledger_does_not_count(fake, site_nodes, site_settings, serve, tmp_path, notes, told):
     def silent(reply):
-        reply.content["prismfl"]["ledger"] = ""
+        if told == "huge":  # a whole number that no float is
+            entries = json.loads(str(reply.content["prismfl"]["ledger"]))
+            reply.content["prismfl"]["ledger"] = json.dumps([entry | {"sigma": 10**400} for entry in entries])
+        else:
+            reply.content["prismfl"]["ledger"] = told
         return reply
 
     private = {"epsilon": 9.0, "delta": 1e-2, "noise": "fast"}

@@ -1,6 +1,8 @@
 """Secure sums over Flower's messages: the simulator's model, sites that pin keys, and who is refused."""
 
+import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -69,14 +71,15 @@ def test_the_model_is_the_simulators(mode, private, fake, nodes, site_settings, 
             assert (line.entry.mechanism, line.entry.colluders) == ("distributed-gaussian", 1)
 
 
-def asked(node, fake, settings):
-    """What a site says to a server's greeting."""
+def asked(node, fake, settings, ask=Ask.HELLO, run=bytes(16)):
+    """What a site says to a server's greeting, or to another request."""
     from flwr.app import Context, Message, RecordDict
 
     from prismfl.engines.flower import client
     from prismfl.engines.flower.envelope import to_records
 
-    request = Request(Ask.HELLO, terms=Terms(to_toml(settings.public())))
+    terms = Terms(to_toml(settings.public()), ("",) * (ask != Ask.HELLO))
+    request = Request(ask, run, 0, -1, 60.0, b"", terms)
     message = Message(to_records(request), dst_node_id=1, message_type="query")
     message.metadata.__dict__["_message_id"] = "m"
     return str(response_from(client.answer(message, Context(1, 1, node, RecordDict(), {})).content, 10**6).error)
@@ -107,3 +110,17 @@ def test_a_site_whose_policy_says_otherwise_is_left_out_and_named(nodes, fake, s
     nodes[102]["policy"] = str(other)
     with pytest.raises(ClientError, match="its policy has other keys, colluders or drop-outs"):
         serve(fake(nodes), tmp_path / "run", site_settings(federation={"secure_sum": True}), notes)
+
+
+@pytest.mark.parametrize(("mode", "private"), list(product(("masks", "one-shot"), (False, True))))
+def test_in_a_run_of_secure_sums_nothing_of_one_site_is_answered(nodes, fake, site_settings, mode, private):
+    privacy = {"privacy": {"epsilon": 5.0, "delta": 1e-3}} if private else {}
+    settings = site_settings(federation={"secure_sum": True, "mode": mode}, **privacy)
+    for ask in (Ask.TRAIN, Ask.COMPARE):
+        told = asked(nodes[100], fake, settings, ask)
+        run = bytes.fromhex(re.search(r"expected run ([0-9a-f]{32})", told)[1])  # which the server knows
+        handed = mode == "masks" and private and ask == Ask.TRAIN  # towards the opened sum, once it is handed out
+        assert (
+            "in a run with secure_sum; expected sums alone" in asked(nodes[100], fake, settings, ask, run)
+        ) != handed
+    assert not list(Path(nodes[100]["state-dir"]).rglob("target*"))

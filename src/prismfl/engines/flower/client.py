@@ -164,6 +164,7 @@ def respond(site: Site, request: Request) -> Response:
             f"run {world.agreement.run.hex()}, which follows from the settings that came with it",
             "use the same version of prismfl, and the same feature network, everywhere",
         )
+    _check_ask(world.agreement, request)
     torch.set_num_threads(world.agreement.settings.running.threads)
     client, disk = site.client, world.disk
     if request.terms and not site.simulated:
@@ -184,6 +185,14 @@ def respond(site: Site, request: Request) -> Response:
         site.note(**said, round=request.round, bytes=len(frame), epsilon=private.epsilon)
     ledger = read_json(disk.folder.client(client) / "ledger.json") if private.epsilon else None
     return Response(frame, ledger=json.dumps(ledger["releases"]) if ledger else "")
+
+
+def _check_ask(agreement: Agreement, request: Request) -> None:
+    """Raises PolicyError where a run of secure sums asks for what is of one site alone."""
+    federation = agreement.settings.federation
+    towards = agreement.pooled and federation.mode == "masks" and request.ask == Ask.TRAIN  # the opened sum
+    if federation.secure_sum and request.ask != Ask.SUM and not towards:
+        raise PolicyError(f"{request.ask} in a run with secure_sum", "sums alone", "ask whoever runs the server")
 
 
 @dataclass(frozen=True)

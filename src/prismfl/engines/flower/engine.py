@@ -117,7 +117,7 @@ class Flower:
     def _enter(self, client: int, ledger: str) -> None:
         try:
             entries = from_json(json.loads(ledger or "[]"))
-        except ValueError:
+        except (ValueError, RecursionError):
             entries = ()
         privacy = self.agreement.settings.privacy
         if not entries or any(entry.client != client or not as_asked(entry, privacy) for entry in entries):

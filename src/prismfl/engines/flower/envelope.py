@@ -172,8 +172,13 @@ def _checked(kind: type[_M], plain: dict[str, Any]) -> _M:
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         name = str(wrong["loc"][0])
-        raise MessageError(f"{name} = {printable(repr(plain.get(name)))}", wrong["msg"]) from None
+        raise MessageError(f"{name} = {printable(_shown(plain.get(name)))}", wrong["msg"]) from None
     return message
+
+
+def _shown(value: Any) -> str:
+    """A value's beginning: it may be of any length."""
+    return repr(value[: 2 * _SHOWN] if isinstance(value, str | bytes | list) else value)
 
 
 def printable(text: str) -> str:

@@ -44,15 +44,18 @@ def proxy_of(server: str, tls: bool) -> tuple[str, int] | None:
     found = named.get("https" if tls else "http") or named.get("all")
     if not found:
         return None
-    parts = urlsplit(found if "//" in found else f"//{found}")
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        parts = urlsplit(found if "//" in found else f"//{found}")
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise SettingError(f"a proxy of the environment ({error})", "one as http://host:port", "mend it") from None
 
 
 def listens(server: str, tls: bool) -> bool:
     """Whether somebody takes connections there, or where a proxy is in between, at the proxy."""
     try:
         socket.create_connection(proxy_of(server, tls) or host_and_port(server), timeout=_PATIENCE).close()
-    except OSError:
+    except (OSError, UnicodeError):  # the latter of a name that cannot be one
         return False
     return True
 
@@ -130,7 +133,7 @@ def reach(server: str, root_certificates: Path | None) -> Iterator[Finding]:
     except ssl.SSLError as error:
         yield Finding("TLS", f"{_reason(error)}: is this a port with TLS, and nothing in between?", fault=True)
         return
-    except OSError as error:
+    except (OSError, UnicodeError, http.client.HTTPException) as error:
         yield Finding("connection", f"{'the proxy' if proxy else server}: {_why(error)}", fault=True)
         return
     with contextlib.closing(connection):
@@ -163,15 +166,19 @@ def _credentials() -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
 
 
-def _why(error: OSError) -> str:
+def _why(error: Exception) -> str:
     """Words for why a connection was not made."""
+    if isinstance(error, UnicodeError):
+        return "a name that cannot be one: is it spelt right?"
+    if isinstance(error, http.client.HTTPException):
+        return "an answer that is no HTTP: what listens there?"
     if isinstance(error, socket.gaierror):
         return "no such name: is it spelt right, and does this machine's DNS know it?"
     if isinstance(error, ConnectionRefusedError):
         return "nobody listens there: does the server run, and on this port?"
     if isinstance(error, TimeoutError):
         return f"no answer within {_PATIENCE:g} s: a firewall may drop what goes there"
-    return error.strerror or str(error)
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _reason(error: ssl.SSLError) -> str:
@@ -194,7 +201,7 @@ def _certificate(server: str, host: str) -> Iterator[Finding]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     connection = _connection(server, True, context)
-    with contextlib.closing(connection), contextlib.suppress(OSError, ValueError):
+    with contextlib.closing(connection), contextlib.suppress(OSError, ValueError, x509.ExtensionNotFound):
         connection.connect()
         sock: Any = connection.sock
         found = x509.load_der_x509_certificate(sock.getpeercert(binary_form=True))

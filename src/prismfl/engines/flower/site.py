@@ -101,7 +101,7 @@ class Site:
         rules = self.rules().sums()
         if self.key is None:
             raise PolicyError("a secure sum", "this site's own key", "pass --key client-N.key at the site")
-        return Member(rules, Identity.read(self.key))
+        return Member(rules, Identity.read(self.key), self.state and self.state / "summed")
 
     def source(self) -> SourceLedger:
         """The ledger of this site's images, with the budget of its rules."""
