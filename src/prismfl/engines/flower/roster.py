@@ -16,7 +16,7 @@ from prismfl.engines.flower.envelope import Ask, Hello, Request, hello_from, pri
 from prismfl.errors import ClientError, PrismError
 
 _POLL = 1.0  # seconds between looks at who is connected
-_HELLO_LIFE = 600.0  # seconds that a greeting may take: a client reads all its images for it
+_HELLO_LIFE = 12 * 3600.0  # seconds that a greeting may take: a client reads all its images for it
 _REMIND = 30.0  # seconds between lines that say whom all wait for
 _MOST_NAMED = 20  # clients in such a line
 _NAMED = "client-"  # how the name begins that a node's key is registered by: it may be that client alone
