@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from prismfl.errors import ClientError, PrismError, SettingError
+from prismfl.federation import secure_sum
 from prismfl.federation.agreement import init
 from prismfl.federation.client import client_distances, client_update
 from prismfl.federation.finished_mask import _votes, candidates
 from prismfl.federation.record import Traffic
 from prismfl.federation.round import server_update
 from prismfl.federation.secure_sum import MaskSums, Sums, Work, choose_mask, client_sum, sum_round
-from prismfl.sums.frames import Purpose, Step, step_of, sum_of
+from prismfl.sums.frames import Purpose, Step, Sum, seal_step, step_of, sum_of
 from prismfl.sums.rules import Rules
 from prismfl.sums.secrets import Identity
 from prismfl.sums.server import Memory
@@ -171,11 +172,24 @@ def test_a_part_costs_nearly_the_logarithm_of_its_clients(make_party):
 
 def test_a_server_cannot_ask_for_sums_that_the_run_has_not(make_party, identities):
     party = make_party(federation={"finished_mask": "half"})
-    from prismfl.sums.frames import Sum, seal_step
-
     for purpose, turn in ((Purpose.RELEASE, 0), (Purpose.DISTANCES, 3), (Purpose.MASKS, 3)):
         of = Sum(party.agreement.place(turn, 0), purpose, bytes(16))
         assert "a secure sum of" in str(party.answer(0, seal_step(Step.OPEN, of, {}), turn))
+
+
+def test_a_release_is_taken_for_the_attempt_and_not_for_the_name_that_a_server_gives_again(make_party, monkeypatch):
+    party, named = make_party(privacy={"epsilon": 5.0, "delta": 1e-3}), []
+    of = Sum(party.agreement.place(0, 0), Purpose.RELEASE, bytes(16))
+    monkeypatch.setattr(secure_sum, "_shared_noise", lambda *_: 1)
+    monkeypatch.setattr(secure_sum, "_release_ring", lambda *_: None)
+    monkeypatch.setattr(SumSite, "adverts", lambda _: {})
+    work = Work(lambda name, *_: named.append(name) or np.zeros(1, np.int64), lambda: None)
+    site = SumSite(party.rules, party.identities[0], 0, {})
+    for name in (of, Sum(of.place, of.purpose, bytes(15) + b"1"), of):
+        site.answer(seal_step(Step.OPEN, name, {}), of.place, tuple(range(CLIENTS)), lambda *_: b"")
+        for _ in range(2):
+            secure_sum._release_vector(party.agreement, party.kit, site, name, work)
+    assert named[::2] == named[1::2] and len(set(named)) == 3
 
 
 @pytest.mark.parametrize(
